@@ -1,0 +1,20 @@
+"""From a checkpoint to a verified engine: `export`, `load`, `Engine`, `Session`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmcast.exporter.engine import Engine, load
+    from lmcast.exporter.pipeline import export
+    from lmcast.exporter.session import Session
+
+__all__ = ["Engine", "Session", "export", "load"]
+
+_HOMES = {"Engine": "engine", "load": "engine", "export": "pipeline", "Session": "session"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: torch alone takes over a second, and `lmcast --help` must not wait.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

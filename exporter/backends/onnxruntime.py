@@ -1,0 +1,95 @@
+"""ONNX Runtime: what its CPU provider can do, loading a graph, and running it in place."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from lmcast.exporter.manifest import EngineError
+from lmcast.plugins.errors import InputError
+
+ROOT = "/"  # linked weights are named by their absolute path without it
+
+
+class BackendError(InputError):
+    """A graph that this machine's ONNX Runtime cannot load."""
+
+
+class Runner:
+    """One loaded graph. States are numpy arrays that a call changes in place.
+
+    model: the bytes of the graph, None for the file that `graph` names in `directory`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        graph: Mapping[str, Any],
+        threads: int | None,
+        model: bytes | None = None,
+        prepack: bool = False,
+    ):
+        options = ort.SessionOptions()
+        # Errors reach the user as exceptions; the runtime's own log would print them again.
+        options.log_severity_level = 4
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Prepacking makes a private copy of every weight, in the layout the kernels like best.
+        options.add_session_config_entry("session.disable_prepacking", "01"[not prepack])
+        if graph["optimized"]:
+            # The passes of the target have rewritten the graph: nothing is left to be found.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        folder = ROOT if graph["weights"] == "link" else str(directory.absolute())
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", folder
+        )
+        path = directory / graph["file"]
+        try:
+            self._session = ort.InferenceSession(
+                model or str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except (ort.capi.onnxruntime_pybind11_state.Fail,
+                ort.capi.onnxruntime_pybind11_state.NotImplemented,
+                ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+                ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
+                ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+                ort.capi.onnxruntime_pybind11_state.NoSuchFile) as error:  # fmt: skip
+            reason = " ".join(str(error).split())
+            raise BackendError(
+                f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}"
+            ) from None
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        states: Sequence[tuple[str, np.ndarray]],
+        outputs: Sequence[str] = ("logits",),
+    ) -> list[np.ndarray]:
+        """Run once and return the named outputs. Every state is read and written where it lies."""
+        binding = self._session.io_binding()
+        held = []  # OrtValues must outlive the run
+        for name, array in inputs.items():
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            held.append(value)
+            binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        for name, array in states:
+            value = ort.OrtValue.ortvalue_from_numpy(array)
+            held.append(value)
+            binding.bind_ortvalue_input(f"{name}.past", value)
+            binding.bind_ortvalue_output(f"{name}.present", value)
+        self._session.run_with_iobinding(binding)
+        return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
+
+
+def require_kernels(dtype: str) -> None:
+    """Refuse a dtype that the CPU provider has no matrix multiplication for."""
+    if dtype == "bfloat16":
+        raise EngineError(
+            "dtype bfloat16: ONNX Runtime's CPU has no matrix multiplication for it; use --dtype"
+            " float32 (it loses nothing), or --target onnx --no-parity for another runtime"
+        )

@@ -1,0 +1,261 @@
+"""What an engine does on this machine: load, prefill and decode speed, memory, share of bandwidth.
+
+The engine runs alone in a fresh process, so that the peaks are its own. Peak private memory is
+anonymous memory (RssAnon): weights read from a mapped file are page cache, which processes share
+and the kernel takes back at will, so they count in the peak RSS only.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from lmcast.exporter.engine import Engine
+from lmcast.plugins.errors import InputError
+
+READ_BYTES = 512 << 20  # 512 MiB: well above the caches
+READS = 5  # the best of these is the bandwidth: whatever else runs only takes from it
+WATCH_SECONDS = 0.01
+MB, GB = 1e6, 1e9
+
+
+class BenchError(InputError):
+    """Numbers that nothing can be measured with, or an engine that did not live through it."""
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Medians over `runs`; seconds, bytes, tokens per second over all rows of the batch."""
+
+    engine: str
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+    threads: int
+    runs: int
+    load_seconds: float  # from the directory to a graph that can run, without Python's imports
+    load_cpu_seconds: float
+    first_token_seconds: float  # from the start of loading: load, cold prefill, one pick
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    peak_rss: int  # with the pages of mapped weights
+    peak_private: int  # anonymous memory, Python and the runtime included
+    weight_bytes_per_step: int  # read once a decoding step, whatever the batch
+    read_bandwidth: float  # bytes a second, by the same number of threads in the same process
+    bandwidth_share: float  # of it, what reading the weights in decode reaches
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return the report for a person."""
+        rows = {
+            "load": f"{self.load_seconds:.3f} s ({self.load_cpu_seconds:.3f} s of CPU)",
+            "first token": f"{self.first_token_seconds:.3f} s, loading included",
+            "prefill": f"{self.prefill_tokens_per_second:.1f} tokens/s",
+            "decode": f"{self.decode_tokens_per_second:.1f} tokens/s",
+            "peak memory": f"{self.peak_private / MB:.0f} MB private, {self.peak_rss / MB:.0f} MB"
+            " with the mapped weights",
+            "weights read": f"{self.weight_bytes_per_step / MB:.0f} MB a step,"
+            f" {self.bandwidth_share:.0%} of {self.read_bandwidth / GB:.1f} GB/s read bandwidth",
+        }
+        setting = (
+            f"{self.batch} x {self.prompt_tokens} + {self.new_tokens} tokens,"
+            f" {self.threads} threads, median of {self.runs}"
+        )
+        return "\n".join([setting, *(f"{name:<13} {value}" for name, value in rows.items())])
+
+
+def bench(
+    engine_dir: str | PathLike[str],
+    prompt_tokens: int = 128,
+    new_tokens: int = 32,
+    batch: int = 1,
+    threads: int | None = None,
+    runs: int = 3,
+    prepack: bool = False,
+) -> BenchReport:
+    """Measure an engine in a process of its own, on random token ids picked greedily.
+
+    threads: None for all processors of this process. prepack: as for Engine. Raises BenchError for
+    numbers below 1 or a process that dies, EngineError for a directory that is no whole engine.
+    """
+    engine = Engine(engine_dir)
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    setting = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch}
+    setting |= {"threads": threads, "runs": runs}
+    for name, value in setting.items():
+        if value < 1:
+            raise BenchError(f"{name} is {value}; accepted: an integer from 1")
+    if prompt_tokens + new_tokens > engine.context:
+        raise BenchError(
+            f"{prompt_tokens} prompt_tokens and {new_tokens} new_tokens are more than the context"
+            f" of this engine, {engine.context}"
+        )
+    directory = str(engine.directory)
+    request = json.dumps({"directory": directory, "prepack": prepack, **setting})
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, request], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise BenchError(
+            f"{directory}: the measured process ended with status {done.returncode}: {reason}"
+        )
+    measured = json.loads(done.stdout)
+    weight_bytes = weight_bytes_per_step(engine)
+    steps = [rate / batch for rate in measured["decode"]]
+    shares = [s * weight_bytes / b for s, b in zip(steps, measured["bandwidth"], strict=True)]
+    return BenchReport(
+        engine=directory,
+        **setting,
+        **measured["once"],
+        prefill_tokens_per_second=median(measured["prefill"]),
+        decode_tokens_per_second=median(measured["decode"]),
+        weight_bytes_per_step=weight_bytes,
+        read_bandwidth=median(measured["bandwidth"]),
+        bandwidth_share=median(shares),
+    )
+
+
+def weight_bytes_per_step(engine: Engine) -> int:
+    """Return the bytes of the weights that some node reads whole; Gather reads a few rows."""
+    import onnx_ir as ir
+
+    from lmcast.exporter.passes.inline_parts import inline_parts
+
+    model = ir.load(engine.directory / engine.manifest.fields["graph"]["file"])
+    inline_parts(model)
+    return sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+        and any(use.node.op_type != "Gather" or use.idx for use in value.uses())
+    )
+
+
+class Peaks:
+    """The largest memory seen of this process, in bytes; zeros where the system has no /proc."""
+
+    def __init__(self) -> None:
+        self.rss = self.private = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look every few milliseconds, from a thread, and once at the end."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(WATCH_SECONDS):
+                self.look()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self.look()
+
+    def look(self) -> None:
+        """Read the sizes once. The kernel keeps a peak of RSS, but none of RssAnon."""
+        try:
+            lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        except FileNotFoundError:
+            return
+        sizes = dict(line.split(":", 1) for line in lines if line.endswith(" kB"))
+        self.rss = _bytes(sizes["VmHWM"])
+        self.private = max(self.private, _bytes(sizes["RssAnon"]))
+
+
+def _bytes(size: str) -> int:
+    """Return what /proc calls '12 kB'."""
+    return int(size.split()[0]) << 10
+
+
+class Bandwidth:
+    """How fast threads of this process read memory: the largest number of a large array each."""
+
+    def __init__(self, threads: int):
+        # Written once, so that every page exists.
+        self.parts = np.array_split(np.ones(READ_BYTES // 4, np.int32), threads)
+
+    def measure(self) -> float:
+        """Return bytes a second. numpy lets go of the interpreter lock while it reduces."""
+        seconds = []
+        with ThreadPoolExecutor(len(self.parts)) as pool:
+            for _ in range(READS):
+                start = time.perf_counter()
+                list(pool.map(np.max, self.parts))
+                seconds.append(time.perf_counter() - start)
+        return READ_BYTES / min(seconds)
+
+
+def measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Do the runs in this process: what `bench` starts its process for."""
+    import_module("lmcast.exporter.backends.onnxruntime")  # imports are not part of loading
+    prompt, new, batch = (request[n] for n in ("prompt_tokens", "new_tokens", "batch"))
+    prefill: list[float] = []
+    decode: list[float] = []
+    bandwidth: list[float] = []
+
+    def run() -> float:
+        """Prefill and decode once; return the seconds to the first token."""
+        ids = np.random.default_rng(0).integers(0, engine.vocab_size, (batch, prompt))
+        start = time.perf_counter()
+        session = engine.session(batch)
+        picked = session.append(ids).argmax(-1)
+        first = time.perf_counter() - start
+        for _ in range(new):
+            picked = session.append(picked[:, None]).argmax(-1)
+        prefill.append(batch * prompt / first)
+        decode.append(batch * new / (time.perf_counter() - start - first))
+        return first
+
+    peaks = Peaks()
+    with peaks.watching():
+        wall, cpu = time.perf_counter(), time.process_time()
+        engine = Engine(request["directory"], request["threads"], request["prepack"])
+        assert engine.runner
+        load, load_cpu = time.perf_counter() - wall, time.process_time() - cpu
+        first = run()
+    memory = Bandwidth(request["threads"])  # after the peaks: it is not the engine's
+    bandwidth.append(memory.measure())
+    # Side by side, because what else runs on the machine changes from one second to the next.
+    for _ in range(request["runs"] - 1):
+        run()
+        bandwidth.append(memory.measure())
+    once = {
+        "load_seconds": load,
+        "load_cpu_seconds": load_cpu,
+        "first_token_seconds": load + first,
+        "peak_rss": peaks.rss,
+        "peak_private": peaks.private,
+    }
+    return {"once": once, "prefill": prefill, "decode": decode, "bandwidth": bandwidth}
+
+
+def main() -> None:
+    """Measure what the argument asks for and print JSON; a user's mistake is one line."""
+    try:
+        print(json.dumps(measure(json.loads(sys.argv[1]))))
+    except InputError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Trace each distinct kind of part of a model once, on meta tensors, with torch.export."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.step import State, Step, Table
+
+# Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.
+SIZES = {"B": 2, "T": 3, "C": 7, "R": 5}
+
+# What every graph takes besides the states: integers by these axes.
+INPUTS: dict[str, tuple[int | str, ...]] = {
+    "input_ids": ("B", "T"),
+    "cache_lengths": ("B",),
+    "token_counts": ("B",),
+    "logit_rows": ("B", "R"),
+}
+Input = tuple[str, tuple[int | str, ...], torch.dtype]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One traced part: its program, and the names of its inputs and outputs in order."""
+
+    name: str
+    program: ExportedProgram
+    inputs: tuple[str, ...]
+    axes: tuple[tuple[int | str, ...], ...]  # of the inputs: numbers or names from SIZES
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a part in the model: `prefix` is where its parameters lie."""
+
+    part: Part
+    prefix: str
+    module: nn.Module
+    tables: tuple[str, ...] = ()  # names of the shared tensors it takes
+    states: tuple[State, ...] = ()
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as calls of few parts."""
+
+    embed: Call
+    positions: Call | None
+    layers: tuple[Call, ...]
+    final: Call
+    parts: tuple[Part, ...]
+
+
+class _Layer(nn.Module):
+    """A layer whose shared tables come in as tensors."""
+
+    def __init__(self, layer: nn.Module, tables: Sequence[Table]):
+        super().__init__()
+        self.layer = layer
+        self._keys = [id(table) for table in tables]
+
+    def forward(
+        self,
+        x: Tensor,
+        cache_lengths: Tensor,
+        token_counts: Tensor,
+        tables: tuple[tuple[Tensor, ...], ...],
+        past: tuple[Tensor, ...],
+    ) -> Any:
+        shared = dict(zip(self._keys, tables, strict=True))
+        return self.layer(x, Step(cache_lengths, token_counts, x.shape[1], shared), past)
+
+
+class _Positions(nn.Module):
+    """All shared tables of a call."""
+
+    def __init__(self, tables: Sequence[Table]):
+        super().__init__()
+        self.tables = nn.ModuleList(tables)
+
+    def forward(self, input_ids: Tensor, cache_lengths: Tensor, token_counts: Tensor) -> Any:
+        step = Step(cache_lengths, token_counts, input_ids.shape[1])
+        return [step.table(cast(Table, table)) for table in self.tables]
+
+
+def capture(model: Decoder) -> Captured:
+    """Trace `model`, whose parameters are on meta, in the dtype of its parameters."""
+    dtype = next(model.parameters()).dtype
+    embed = _trace("Embed", model.embed, [_given("input_ids")], ["x"])
+    x: Input = ("x", ("B", "T", _width(embed)), dtype)
+    tables = model.tables()
+    positions, shared = _positions(tables) if tables else (None, {})
+
+    kinds: dict[str, Part] = {}
+    layers = []
+    for index, (layer, states) in enumerate(zip(model.layers, model.states(), strict=True)):
+        own = [shared[id(m)] for m in layer.modules() if isinstance(m, Table)]
+        kind = _fingerprint(layer)
+        if kind not in kinds:
+            kinds[kind] = _layer(f"Layer{len(kinds)}", layer, x, own, states)
+        taken = tuple(name for table in own for name, _, _ in table)
+        layers.append(Call(kinds[kind], f"layers.{index}", layer, taken, states))
+
+    final = _trace("Final", model.final, [x, _given("logit_rows")], ["logits"])
+    parts = [embed, *([positions.part] if positions else []), *kinds.values(), final]
+    return Captured(
+        Call(embed, "embed", model.embed),
+        positions,
+        tuple(layers),
+        Call(final, "final", model.final),
+        tuple(parts),
+    )
+
+
+def _given(name: str) -> Input:
+    return name, INPUTS[name], torch.int64
+
+
+def _positions(tables: Sequence[Table]) -> tuple[Call, dict[int, list[Input]]]:
+    """Trace what layers share; also return each table's tensors, by the identity of the table."""
+    module = _Positions(tables)
+    inputs = [_given("input_ids"), _given("cache_lengths"), _given("token_counts")]
+    names = _table_names(tables)
+    part = _trace("Positions", module, inputs, [name for group in names for name in group])
+    traced = iter(part.program.graph.output_node().args[0])
+    shared: dict[int, list[Input]] = {}
+    for table, group in zip(tables, names, strict=True):
+        values = [next(traced).meta["val"] for _ in group]
+        shared[id(table)] = [
+            (name, ("B", "T", *(int(n) for n in value.shape[2:])), value.dtype)
+            for name, value in zip(group, values, strict=True)
+        ]
+    return Call(part, "", module), shared
+
+
+def _layer(
+    name: str, layer: nn.Module, x: Input, tables: list[list[Input]], states: tuple[State, ...]
+) -> Part:
+    inputs = [x, _given("cache_lengths"), _given("token_counts")]
+    inputs += [tensor for table in tables for tensor in table]
+    inputs += [(f"{s.name}.past", s.shape, s.dtype or x[2]) for s in states]
+    outputs = ["x", *(f"{s.name}.present" for s in states)]
+    own = [m for m in layer.modules() if isinstance(m, Table)]
+    nesting = [[len(table) for table in tables], len(states)]
+    return _trace(name, _Layer(layer, own), inputs, outputs, nesting)
+
+
+def _trace(
+    name: str,
+    module: nn.Module,
+    inputs: Sequence[Input],
+    outputs: Sequence[str],
+    nesting: list[Any] | None = None,
+) -> Part:
+    """Export `module`; `nesting` says how a layer's trailing inputs group into tuples."""
+    args: list[Any] = [
+        torch.empty([_size(n) for n in axes], dtype=dtype, device="meta")
+        for _, axes, dtype in inputs
+    ]
+    shapes: list[Any] = [
+        {i: Dim.AUTO for i, n in enumerate(axes) if isinstance(n, str)} for _, axes, _ in inputs
+    ]
+    if nesting is not None:
+        args, shapes = (_nest(values, nesting) for values in (args, shapes))
+    program = torch.export.export(module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
+    return Part(
+        name, program, tuple(i[0] for i in inputs), tuple(i[1] for i in inputs), tuple(outputs)
+    )
+
+
+def _size(axis: int | str) -> int:
+    return axis if isinstance(axis, int) else SIZES[axis]
+
+
+def _nest(values: list[Any], nesting: list[Any]) -> list[Any]:
+    groups, states = nesting
+    rest = iter(values[3:])
+    tables = tuple(tuple(next(rest) for _ in range(n)) for n in groups)
+    return [*values[:3], tables, tuple(next(rest) for _ in range(states))]
+
+
+def _width(embed: Part) -> int:
+    (output,) = embed.program.graph.output_node().args[0]
+    return int(output.meta["val"].shape[-1])
+
+
+def _table_names(tables: Sequence[Table]) -> list[list[str]]:
+    """Return readable names of every table's tensors: 'rope.cos', 'rope2.cos' ..."""
+    seen: dict[str, int] = {}
+    names = []
+    for table in tables:
+        kind = type(table).__name__.lower()
+        seen[kind] = seen.get(kind, 0) + 1
+        number = "" if seen[kind] == 1 else str(seen[kind])
+        names.append([f"{kind}{number}.{output}" for output in table.outputs])
+    return names
+
+
+def _fingerprint(module: nn.Module) -> str:
+    """Return a digest equal for modules that trace alike: same classes, settings and shapes."""
+    digest = hashlib.sha256()
+
+    def feed(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            if not value.is_meta:
+                digest.update(value.numpy(force=True).tobytes())
+        elif isinstance(value, nn.Module):
+            digest.update(type(value).__qualname__.encode())
+            for key in sorted(value.__dict__):
+                if not key.startswith("_") and key != "training":
+                    digest.update(key.encode())
+                    feed(value.__dict__[key])
+            for name, part in (
+                *value._parameters.items(),
+                *value._buffers.items(),
+                *value._modules.items(),
+            ):
+                digest.update(name.encode())
+                feed(part)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                digest.update(repr(key).encode())
+                feed(item)
+        elif isinstance(value, list | tuple):
+            digest.update(str(len(value)).encode())
+            for item in value:
+                feed(item)
+        elif callable(value):
+            digest.update(f"{value.__module__}.{value.__qualname__}".encode())
+        else:
+            digest.update(repr(value).encode())
+
+    feed(module)
+    return digest.hexdigest()

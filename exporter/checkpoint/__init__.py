@@ -1,0 +1,61 @@
+"""Reading checkpoints: Hugging Face directories and GGUF files, validated and never executed."""
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.files import Folder
+
+if TYPE_CHECKING:
+    from lmcast.exporter.checkpoint.tensors import Checkpoint
+
+__all__ = ["CheckpointError", "open_checkpoint"]
+
+# What reads tensors is imported on use: a linked engine checks its sources without torch.
+
+
+def open_checkpoint(path: str | Path) -> "Checkpoint":
+    """Open a Hugging Face directory, a .gguf file, or a directory with one .gguf file.
+
+    Reads headers and texts, no weights. Raises CheckpointError for anything unusable.
+    """
+    from lmcast.exporter.checkpoint.huggingface import open_directory
+
+    path = Path(path)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from None
+    except ValueError as error:  # a zero byte in the name
+        raise CheckpointError(f"{str(path)!r}: is no path: {error}") from None
+    if stat.S_ISDIR(mode):
+        file = _only_gguf(path)
+        return open_directory(path) if file is None else _open_gguf(file)
+    if stat.S_ISREG(mode) and path.suffix.lower() == ".gguf":
+        return _open_gguf(path)
+    raise CheckpointError(
+        f"{path}: is neither a directory nor a .gguf file; give the directory with config.json"
+    )
+
+
+def _open_gguf(path: Path) -> "Checkpoint":
+    from lmcast.exporter.checkpoint.gguf import open_gguf  # gguf is an extra
+
+    return open_gguf(path)
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF file of a directory that holds no safetensors file."""
+    names = Folder.at(folder).names()
+    found = [name for name in names if name.lower().endswith(".gguf")]
+    if not found or any(
+        name.endswith((".safetensors", ".safetensors.index.json")) for name in names
+    ):
+        return None
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{folder}: has {len(found)} GGUF files ({found[0]}, {found[1]}, ...); give one of them"
+        )
+    return Folder.at(folder).find(found[0])

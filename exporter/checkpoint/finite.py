@@ -1,0 +1,151 @@
+"""Looking for NaN and Inf at the speed of memory: on the stored bits, converting nothing."""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.files import open_regular, read_into
+from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+
+FULL_BYTES = 8 << 30  # up to here everything is read unless the caller says otherwise
+CHUNK_BYTES = 4 << 20  # 4 MiB: the checks run in cache, right behind the read
+RUN = 4096  # elements in one run of a sample
+RUNS = 6  # runs per tensor in a sample: first, last, and four between
+MOST_THREADS = 8  # memory bandwidth is used up by then
+
+_local = threading.local()
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """Bits of non-finite values: signed integers from `positive`, unsigned from `negative`."""
+
+    integer: str  # numpy's name of the signed integer of this width
+    positive: int
+    negative: int
+
+
+PATTERNS = {
+    torch.float64: _Pattern("i8", 0x7FF << 52, 0xFFF << 52),
+    torch.float32: _Pattern("i4", 0x7F80_0000, 0xFF80_0000),
+    torch.float16: _Pattern("i2", 0x7C00, 0xFC00),
+    torch.bfloat16: _Pattern("i2", 0x7F80, 0xFF80),
+    torch.float8_e5m2: _Pattern("i1", 0x7C, 0xFC),
+    torch.float8_e4m3fn: _Pattern("i1", 0x7F, 0xFF),  # NaN only
+    torch.float8_e8m0fnu: _Pattern("i1", 0x80, 0xFF),  # no sign: 0xFF alone is NaN
+}
+
+
+@dataclass(frozen=True)
+class FiniteReport:
+    """What was looked at; every value of it was finite."""
+
+    mode: Literal["full", "sampled"]
+    tensors: int  # of a floating-point type; others cannot hold NaN or Inf
+    bytes_read: int
+    bytes_total: int
+
+
+def check_block(stored: StoredTensor, block: Tensor, first: int = 0) -> None:
+    """Refuse NaN and Inf in a contiguous run of a tensor's values, at flat index `first` of it.
+
+    Raises CheckpointError naming file, tensor and flat index. Integers and booleans pass.
+    """
+    pattern = PATTERNS.get(block.dtype)
+    if pattern is None or not block.numel():
+        return
+    raw = block.reshape(-1).view(torch.uint8).numpy()
+    signed, unsigned = raw.view(pattern.integer), raw.view(pattern.integer.replace("i", "u"))
+    if signed.max() < pattern.positive and unsigned.max() < pattern.negative:
+        return
+    index = int(((signed >= pattern.positive) | (unsigned >= pattern.negative)).argmax())
+    value = block.reshape(-1)[index].double().item()
+    raise CheckpointError(
+        f"{stored.file}: tensor {stored.name!r} holds {value} at flat index {first + index}; only "
+        "finite weights are accepted; download or save the checkpoint again"
+    )
+
+
+def check_finite(
+    checkpoint: Checkpoint,
+    names: Iterable[str],
+    full: bool | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> FiniteReport:
+    """Refuse NaN and Inf in the named tensors, in all of them or (full=False) in samples of each.
+
+    full=None reads everything up to FULL_BYTES, samples above. `progress` gets byte counts.
+    Raises CheckpointError naming the first such tensor (by file, then offset) and its flat index.
+    """
+    chosen = [checkpoint.tensors[name] for name in set(names)]
+    chosen = [s for s in chosen if s.dtype in PATTERNS and s.nbytes]
+    chosen.sort(key=lambda s: (s.file, s.offset, s.name))
+    total = sum(s.nbytes for s in chosen)
+    if full is None:
+        full = total <= FULL_BYTES
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    read = 0
+    for file, group in groupby(chosen, key=lambda s: s.file):
+        tasks = [task for stored in group for task in _tasks(stored, full)]
+        # The pool ends before the file is closed, whatever happens.
+        with open_regular(file) as descriptor, ThreadPoolExecutor(threads) as pool:
+            for count in pool.map(partial(_scan, descriptor), tasks):
+                read += count
+                if progress is not None:
+                    progress(count)
+    return FiniteReport("full" if full else "sampled", len(chosen), read, total)
+
+
+def _units(stored: StoredTensor) -> tuple[int, int, int]:
+    """How many pieces can be read on their own; stored bytes and elements of each."""
+    elements = math.prod(stored.shape)
+    count = elements if stored.decode is None else stored.shape[0] // stored.row_multiple
+    return count, stored.nbytes // count, elements // count
+
+
+def _tasks(stored: StoredTensor, full: bool) -> list[tuple[StoredTensor, list[tuple[int, int]]]]:
+    """What threads read at a time: of one tensor, runs of units from start to stop."""
+    count, unit_bytes, unit_elements = _units(stored)
+    if full:
+        step = max(1, CHUNK_BYTES // max(unit_bytes, unit_elements * stored.dtype.itemsize))
+        return [(stored, [(i, min(i + step, count))]) for i in range(0, count, step)]
+    run = max(1, RUN // unit_elements)
+    if count <= run * RUNS:
+        return [(stored, [(0, count)])]
+    starts = [i * (count - run) // (RUNS - 1) for i in range(RUNS)]
+    return [(stored, [(i, i + run) for i in starts])]
+
+
+def _scan(descriptor: int, task: tuple[StoredTensor, list[tuple[int, int]]]) -> int:
+    """Check the runs of one task; return the bytes read."""
+    stored, runs = task
+    _, unit_bytes, unit_elements = _units(stored)
+    read = 0
+    for start, stop in runs:
+        raw = _buffer((stop - start) * unit_bytes)
+        read_into(descriptor, raw.data, stored.offset + start * unit_bytes, stored.file)
+        if stored.decode is not None:
+            values = stored.decode(raw)
+        else:
+            values = torch.from_numpy(raw).view(stored.dtype)
+        check_block(stored, values, start * unit_elements)
+        read += len(raw)
+    return read
+
+
+def _buffer(size: int) -> np.ndarray:
+    """This thread's own memory, reused: fresh pages would cost as much as the read."""
+    if getattr(_local, "buffer", None) is None or len(_local.buffer) < size:
+        _local.buffer = np.empty(max(size, CHUNK_BYTES), np.uint8)
+    return _local.buffer[:size]

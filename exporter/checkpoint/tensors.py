@@ -1,0 +1,103 @@
+"""What every kind of checkpoint offers: a config, tensors by Hugging Face name, and texts."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmcast.exporter.checkpoint.files import open_regular, read_into
+
+# 4 MiB: large enough to stream at disk speed; a block and what it is converted to are small enough
+# for the allocator to reuse, where larger ones are fresh pages every time.
+BLOCK_BYTES = 4 << 20
+
+
+class Decoder(Protocol):
+    """Stored bytes (uint8, whole rows of axis 0) -> values."""
+
+    @property
+    def format(self) -> str:
+        """The name of the stored format: 'Q4_1'."""
+        ...
+
+    def __call__(self, raw: np.ndarray) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies and what reading it gives. No byte of it has been read."""
+
+    name: str
+    dtype: torch.dtype  # of the values that reading gives
+    shape: tuple[int, ...]
+    file: Path  # resolved; a regular file
+    offset: int  # of the first byte, from the start of the file
+    nbytes: int  # as stored
+    decode: Decoder | None = None  # None: the bytes are the values
+    row_multiple: int = 1  # decode takes rows of axis 0 in multiples of this (whole heads)
+
+    @property
+    def linkable(self) -> bool:
+        """Whether a graph may point at the stored bytes themselves."""
+        return self.decode is None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a checkpoint says about text; absent parts are None or empty."""
+
+    tokenizer: bytes | None = None  # contents of tokenizer.json
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, ...
+    generation: Mapping[str, Any] = field(default_factory=dict)  # generation_config.json
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A validated checkpoint: headers only, no tensor loaded."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    texts: Texts
+
+    def blocks(self, name: str, limit: int = BLOCK_BYTES) -> Iterator[Tensor]:
+        """Yield runs of rows (axis 0) that concatenate to the tensor; each about `limit` bytes.
+
+        Raises CheckpointError if the file is gone or ends early.
+        """
+        stored = self.tensors[name]
+        if not stored.nbytes:
+            yield torch.empty(stored.shape, dtype=stored.dtype)
+            return
+        rows = stored.shape[0] if stored.shape else 1
+        row_bytes = stored.nbytes // rows
+        value_bytes = stored.dtype.itemsize * math.prod(stored.shape[1:])
+        unit = stored.row_multiple
+        step = max(1, limit // max(row_bytes, value_bytes) // unit) * unit
+        with open_regular(stored.file) as descriptor:
+            for start in range(0, rows, step):
+                part = np.empty(min(step, rows - start) * row_bytes, np.uint8)
+                # Read, not mapped: a map crashes the process when the file is truncated meanwhile.
+                offset = stored.offset + start * row_bytes
+                read_into(descriptor, part.data, offset, stored.file)
+                if stored.decode is not None:
+                    yield stored.decode(part)
+                else:
+                    shape = (-1, *stored.shape[1:]) if stored.shape else ()
+                    yield torch.from_numpy(part).view(stored.dtype).reshape(shape)
+
+    def read(self, name: str) -> Tensor:
+        """Return the whole tensor, in its dtype and in private memory."""
+        stored = self.tensors[name]
+        whole = torch.empty(stored.shape, dtype=stored.dtype)
+        flat, done = whole.reshape(-1), 0
+        for block in self.blocks(name):
+            flat[done : done + block.numel()] = block.reshape(-1)
+            done += block.numel()
+        return whole

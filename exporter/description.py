@@ -1,0 +1,81 @@
+"""What engine.json says of an engine: the architecture, the graph contract, the sources."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import onnx_ir as ir
+
+from lmcast.calib.formats import BY_DTYPE, Format
+from lmcast.exporter.checkpoint import CheckpointError
+from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.engine import MODEL
+from lmcast.exporter.weights import Placement
+from lmcast.graphs import Definition
+
+
+def describe(
+    found: Definition,
+    source: Checkpoint,
+    target: str,
+    format: Format,
+    placement: Placement,
+    graph: ir.Model,
+    identities: Sequence[SourceFile],
+) -> dict[str, Any]:
+    """Return the fields of engine.json."""
+    linked = {p.file for p in placement.placed.values()} if placement.mode == "link" else set()
+    size = sum(placed.nbytes for placed in placement.placed.values())
+    return {
+        "architecture": found.arch.name,
+        "config": dict(source.config),
+        "vocab_size": found.config.vocab_size,
+        "parameters": sum(p.numel() for p in found.model.parameters()),
+        "layers": len(found.model.layers),
+        "weights": {format.name: {"tensors": len(placement.placed), "bytes": size}},
+        "dtype": format.name,
+        "target": target,
+        "graph": contract(found, target, format, placement, graph),
+        "eos_ids": eos_ids(source),
+        "special_tokens": dict(source.texts.special_tokens),
+        "source": [
+            {"name": s.path.name, "size": s.size, "header_sha256": s.header_sha256}
+            for s in identities
+        ],
+        "linked": [{**asdict(s), "path": str(s.path)} for s in identities if str(s.path) in linked],
+    }
+
+
+def contract(
+    found: Definition, target: str, format: Format, placement: Placement, graph: ir.Model
+) -> dict[str, Any]:
+    """Return what a runtime must know to run the graph."""
+    in_rows = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
+    return {
+        "file": MODEL,
+        "weights": placement.mode,
+        "optimized": target != "onnx",
+        # Whether rows of different lengths take several tokens together, or one row at a time.
+        "append": "row" if in_rows else "batch",
+        "inputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.inputs],
+        "outputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.outputs],
+        "states": [
+            {
+                "name": f"layers.{index}.{state.name}",
+                "shape": list(state.shape),
+                "dtype": BY_DTYPE[state.dtype].name if state.dtype else format.name,
+            }
+            for index, carried in enumerate(found.model.states())
+            for state in carried
+        ],
+    }
+
+
+def eos_ids(source: Checkpoint) -> list[int]:
+    """Return the ids that end a text: of generation_config.json, else of config.json."""
+    given = source.texts.generation.get("eos_token_id", source.config.get("eos_token_id"))
+    ids = given if isinstance(given, list) else [given]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids if i is not None):
+        raise CheckpointError(f"{source.path}: eos_token_id is {given!r:.80}; accepted: integers")
+    return sorted({i for i in ids if i is not None})

@@ -1,0 +1,345 @@
+"""engine.json: what an engine directory holds, as a closed list, and whether that is still so."""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from lmcast.plugins.errors import InputError
+
+ENGINE_JSON = "engine.json"
+FORMAT = 1
+# Kilobytes in practice; far above what a list of a million files needs of a reader's memory.
+MAX_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
+THREADS = 4  # hashing is bound by the disk beyond this
+RESERVED = {"format", "lmcast", "files", "self"}  # written here and by nobody else
+
+Advance = Callable[[int], None]
+
+
+class EngineError(InputError):
+    """An engine directory that cannot be read, written or replaced; one printable line."""
+
+    def __init__(self, message: str):
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__("".join(shown))
+
+
+class _DamagedError(ValueError):
+    """What is wrong with engine.json, without its path."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an engine; path is relative, with forward slashes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A validated engine.json; fields holds all that its writer passed to write_manifest."""
+
+    directory: Path
+    lmcast: str  # version that wrote the engine
+    fields: Mapping[str, Any]
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One way in which an engine differs from its manifest."""
+
+    path: str  # relative to the engine; of a linked source, as recorded
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def write_manifest(
+    directory: Path,
+    fields: Mapping[str, Any],
+    hashes: Mapping[str, str] | None = None,
+    *,
+    advance: Advance | None = None,
+) -> None:
+    """Write engine.json for all that lies in the directory; equal content gives equal bytes.
+
+    fields: JSON values (no NaN), none of them named as in RESERVED. hashes: sha256 already
+    known, by relative path; those files are not read again. advance: called with a number of
+    bytes as they are hashed, from several threads. Raises EngineError for anything in the
+    directory that is neither a directory nor a regular file.
+    """
+    assert not RESERVED & fields.keys(), f"reserved: {RESERVED & fields.keys()}"
+    found = {path: status for path, status in _walk(directory) if path != ENGINE_JSON}
+    for path, status in found.items():
+        if not stat.S_ISREG(status.st_mode):
+            raise EngineError(f"{directory / path} is {_kind(status)}; an engine holds files only.")
+    known = dict(hashes or {})
+    assert known.keys() <= found.keys(), f"hashes of absent files: {known.keys() - found.keys()}"
+    unknown = sorted(found.keys() - known.keys())
+    known.update(zip(unknown, _digests([directory / p for p in unknown], advance), strict=True))
+    files = [
+        {"path": path, "size": found[path].st_size, "sha256": known[path]} for path in sorted(found)
+    ]
+    body = {**fields, "format": FORMAT, "lmcast": version("lmcast"), "files": files}
+    body = json.loads(_render(body))  # as a reader will see it: keys are texts, tuples are lists
+    (directory / ENGINE_JSON).write_bytes(_render({**body, "self": _self_digest(body)}))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and validate engine.json, not the files it lists; raises EngineError."""
+    path = directory / ENGINE_JSON
+    try:
+        return _parse(directory, _read(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise EngineError(_no_engine(directory)) from None
+    except _DamagedError as error:
+        raise EngineError(f"{path}: {error}") from None
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def is_engine(directory: Path) -> bool:
+    """Whether lmcast wrote this directory, however damaged its contents are by now."""
+    try:
+        body = json.loads(_read(directory / ENGINE_JSON))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(body, dict) and {"format", "lmcast"} <= body.keys()
+
+
+def verify(
+    directory: Path, *, quick: bool = False, advance: Advance | None = None
+) -> list[Problem]:
+    """Return every difference between an engine and its manifest; empty when it is whole.
+
+    quick: existence, kind and size of the listed files and the identity of linked sources, as a
+    loader needs; otherwise also surplus files and every sha256. advance: as in write_manifest.
+    Raises EngineError where there is no engine at all.
+    """
+    try:
+        manifest = _parse(directory, _read(directory / ENGINE_JSON))
+        found = dict(_walk(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        raise EngineError(_no_engine(directory)) from None
+    except _DamagedError as error:
+        return [Problem(ENGINE_JSON, str(error))]
+    except OSError as error:
+        raise EngineError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    listed = {entry.path: entry for entry in manifest.files}
+    problems = [p for e in manifest.files for p in _differs(e, found.get(e.path))]
+    if not quick:
+        for path in found.keys() - listed.keys() - {ENGINE_JSON}:
+            regular = stat.S_ISREG(found[path].st_mode)
+            what = "not part of the engine" if regular else f"is {_kind(found[path])}"
+            problems.append(Problem(path, what))
+        broken = {problem.path for problem in problems}
+        intact = [entry for entry in manifest.files if entry.path not in broken]
+        problems += _wrong_contents(directory, intact, advance)
+    problems.sort(key=lambda problem: problem.path)
+    return problems + _changed_sources(directory, manifest.fields.get("linked", []))
+
+
+def _no_engine(directory: Path) -> str:
+    if not directory.exists():
+        found = "does not exist"
+    elif not directory.is_dir():
+        found = "is not a directory"
+    else:
+        found = f"has no {ENGINE_JSON}"
+    return (
+        f"{directory} {found}: it is no lmcast engine, which is a directory"
+        f" made by `lmcast export CHECKPOINT -o {directory}`."
+    )
+
+
+def _render(body: Mapping[str, Any]) -> bytes:
+    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+def _self_digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_render(body)).hexdigest()
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """An opener for files that anybody may have put there: a link is an error, a FIFO no wait."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb", opener=open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            data = file.read(MAX_BYTES + 1) if stat.S_ISREG(status.st_mode) else b""
+    except OSError:
+        status, data = os.lstat(path), b""
+        if stat.S_ISREG(status.st_mode):
+            raise
+    if not stat.S_ISREG(status.st_mode):
+        raise _DamagedError(f"is {_kind(status)}; it must be a regular file.")
+    if len(data) > MAX_BYTES:
+        raise _DamagedError(f"is larger than {MAX_BYTES >> 20} MiB, which no engine needs.")
+    return data
+
+
+def _parse(directory: Path, data: bytes) -> Manifest:
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _DamagedError("is not valid JSON: damaged, export again.") from None
+    if not isinstance(body, dict) or not RESERVED - {"self"} <= body.keys():
+        raise _DamagedError("is not the manifest of an lmcast engine: export again.")
+    if type(body["format"]) is not int or body["format"] < 1:
+        raise _DamagedError(f"format is {body['format']!r}; {FORMAT} is accepted: export again.")
+    if body["format"] > FORMAT:
+        raise _DamagedError(
+            f"format {body['format']} was made by a newer lmcast ({body['lmcast']!r}); this one"
+            f" reads up to {FORMAT}: upgrade lmcast."
+        )
+    _check_self(body, data)
+    if not isinstance(body["lmcast"], str) or not isinstance(body["files"], list):
+        raise _DamagedError("lmcast must be a text and files a list: export again.")
+    files = tuple(_file_entry(item) for item in body["files"])
+    paths = [entry.path for entry in files]
+    if paths != sorted(set(paths)):
+        raise _DamagedError("files is not sorted or names a file twice: export again.")
+    fields = {key: value for key, value in body.items() if key not in RESERVED}
+    _check_linked(fields.get("linked", []))
+    return Manifest(directory, body["lmcast"], fields, files)
+
+
+def _check_self(body: Mapping[str, Any], data: bytes) -> None:
+    """Compare values by digest and layout by writing again: no byte may differ."""
+    rest = {key: value for key, value in body.items() if key != "self"}
+    try:
+        intact = body.get("self") == _self_digest(rest) and _render(body) == data
+    except ValueError:  # NaN and Infinity, which json reads but _render refuses
+        intact = False
+    if not intact:
+        raise _DamagedError("does not match its own sha256: edited or damaged, export again.")
+
+
+def _file_entry(item: object) -> FileEntry:
+    match item:
+        case {"path": str(path), "size": int(size), "sha256": str(digest), **rest} if (
+            not rest
+            and size >= 0
+            and not isinstance(size, bool)
+            and re.fullmatch("[0-9a-f]{64}", digest)
+            and path != ENGINE_JSON
+            and "\0" not in path
+            and all(part not in ("", ".", "..") for part in path.split("/"))
+        ):
+            return FileEntry(path, size, digest)
+    raise _DamagedError(
+        f"files has {str(item)[:200]!r}; accepted: a relative path inside the engine, its size and"
+        " sha256: export again."
+    )
+
+
+def _check_linked(linked: object) -> None:
+    if not isinstance(linked, list):
+        raise _DamagedError(f"linked is {type(linked).__name__}; a list is accepted.")
+    for item in linked:
+        match item:
+            case {"path": str(), "size": int(), "mtime_ns": int(), "header_sha256": str(), **rest}:
+                if not rest:
+                    continue
+        raise _DamagedError(
+            f"linked has {str(item)[:200]!r}; accepted: path, size, mtime_ns and header_sha256."
+        )
+
+
+def _walk(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield (relative path, status) of all but real directories; links are not followed."""
+    folders = [""]
+    while folders:
+        prefix = folders.pop()
+        with os.scandir(directory / prefix) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{prefix}{entry.name}/")
+                else:
+                    yield f"{prefix}{entry.name}", entry.stat(follow_symlinks=False)
+
+
+def _kind(status: os.stat_result) -> str:
+    names = {stat.S_IFLNK: "a symbolic link", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO"}
+    return names.get(stat.S_IFMT(status.st_mode), "a device or socket")
+
+
+def _differs(entry: FileEntry, status: os.stat_result | None) -> Iterator[Problem]:
+    if status is None:
+        yield Problem(entry.path, "missing")
+    elif not stat.S_ISREG(status.st_mode):
+        yield Problem(entry.path, f"is {_kind(status)}; recorded as a regular file")
+    elif status.st_size != entry.size:
+        yield Problem(
+            entry.path, f"size differs: recorded {entry.size} bytes, found {status.st_size}"
+        )
+
+
+def _wrong_contents(
+    directory: Path, entries: Sequence[FileEntry], advance: Advance | None
+) -> Iterator[Problem]:
+    try:
+        digests = _digests([directory / entry.path for entry in entries], advance)
+    except OSError as error:
+        raise EngineError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    for entry, digest in zip(entries, digests, strict=True):
+        if digest != entry.sha256:
+            message = f"sha256 differs: recorded {entry.sha256}, found {digest}"
+            yield Problem(entry.path, message)
+
+
+def _digests(paths: Sequence[Path], advance: Advance | None) -> list[str]:
+    stop = Event()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            return list(pool.map(lambda path: _digest(path, advance, stop), paths))
+        finally:
+            stop.set()  # an interrupt does not wait for the rest of large files
+
+
+def _digest(path: Path, advance: Advance | None, stop: Event) -> str:
+    digest, chunk = hashlib.sha256(), bytearray(CHUNK_BYTES)
+    view = memoryview(chunk)
+    try:
+        with open(path, "rb", buffering=0, opener=open_without_waiting) as file:
+            while (count := file.readinto(chunk)) and not stop.is_set():
+                digest.update(view[:count])
+                if advance is not None:
+                    advance(count)
+    except OSError as error:  # a failed read does not say of which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return digest.hexdigest()
+
+
+def _changed_sources(directory: Path, linked: Sequence[Mapping[str, Any]]) -> list[Problem]:
+    if not linked:
+        return []
+    # Here, so that an engine with its own weights never imports the readers of checkpoints.
+    from lmcast.exporter.checkpoint.identity import SourceFile
+
+    problems = []
+    for item in linked:
+        path = directory / item["path"]  # that of a source is absolute as a rule, and then kept
+        try:
+            SourceFile(path, item["size"], item["mtime_ns"], item["header_sha256"]).check()
+        except InputError as error:
+            problems.append(Problem(item["path"], str(error).removeprefix(f"{path}: ")))
+    return problems

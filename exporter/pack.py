@@ -1,0 +1,80 @@
+"""Make a linked engine self-contained: its weights move from the checkpoint into the engine."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from lmcast.calib.formats import FORMATS, Format
+from lmcast.exporter.checkpoint.files import open_regular, read_into
+from lmcast.exporter.checkpoint.finite import check_block
+from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
+from lmcast.exporter.engine import MODEL, Engine
+from lmcast.exporter.manifest import EngineError, write_manifest
+from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.staging import staged
+from lmcast.exporter.weights import Entry, location, write
+
+
+def pack(engine: Path, output: Path | None = None, progress: Progress = silent) -> Engine:
+    """Write `engine` with its weights inside to `output`, by default in its own place.
+
+    Raises EngineError if it is not linked, or its checkpoint has moved or changed.
+    """
+    source = Engine(engine)
+    if not source.linked:
+        raise EngineError(f"{engine}: is not linked; its weights are inside already")
+    graph = ir.load(engine / MODEL)
+    format = FORMATS[source.manifest.fields["dtype"]]
+    entries = [_entry(value, format) for value in graph.graph.initializers.values()]
+    destination = output or engine
+    total = sum(entry.nbytes for entry in entries)
+    with staged(destination) as directory:
+        with progress.stage("copying weights", total) as step:
+            placed, hashes = write(entries, directory, step)
+        Engine(engine)  # refuses a checkpoint that has changed while it was copied
+        for name, value in graph.graph.initializers.items():
+            tensor = cast(ir.ExternalTensor, value.const_value)
+            value.const_value = ir.ExternalTensor(
+                location(placed[name]), placed[name].offset, placed[name].nbytes, tensor.dtype,
+                shape=tensor.shape, name=name, base_dir=str(directory),
+            )  # fmt: skip
+        data = ir.to_proto(graph).SerializeToString(deterministic=True)
+        (directory / MODEL).write_bytes(data)
+        for file in source.manifest.files:
+            if file.path != MODEL:
+                (directory / file.path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(engine / file.path, directory / file.path)
+        fields = dict(source.manifest.fields)
+        fields |= {"linked": [], "graph": {**fields["graph"], "weights": "copy"}}
+        write_manifest(directory, fields, hashes)
+    return Engine(destination)
+
+
+def _entry(value: ir.Value, format: Format) -> Entry:
+    tensor = cast(ir.ExternalTensor, value.const_value)
+    offset, length = tensor.offset, tensor.length
+    assert offset is not None
+    assert length is not None
+    shape = tuple(tensor.shape.numpy())
+    stored = StoredTensor(
+        str(value.name), format.dtype, shape, Path("/") / tensor.location, offset, length
+    )
+    return Entry(stored.name, format, shape, _blocks(stored))
+
+
+def _blocks(stored: StoredTensor) -> Callable[[], Iterator[memoryview]]:
+    def blocks() -> Iterator[memoryview]:
+        with open_regular(stored.file) as descriptor:
+            for start in range(0, stored.nbytes, BLOCK_BYTES):
+                part = np.empty(min(BLOCK_BYTES, stored.nbytes - start), np.uint8)
+                read_into(descriptor, part.data, stored.offset + start, stored.file)
+                values = torch.from_numpy(part).view(stored.dtype)
+                check_block(stored, values, start // stored.dtype.itemsize)
+                yield part.data
+
+    return blocks

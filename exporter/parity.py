@@ -1,0 +1,303 @@
+"""Is the engine what eager PyTorch computes? Errors against fp64, in units of eager's own error.
+
+Letters: B rows, T tokens, V vocabulary.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+
+from lmcast.calib.formats import FORMATS
+from lmcast.exporter.bisect import Bisection, find_divergence
+from lmcast.exporter.checkpoint import open_checkpoint
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.engine import Engine
+from lmcast.exporter.generate import read_prompts
+from lmcast.exporter.manifest import EngineError
+from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.reference import full_pass
+from lmcast.graphs import Definition, define
+
+# The engine may err from fp64 this many times as much as eager PyTorch does in the same format:
+# both round every operation, in another order.
+TIMES = 4.0
+# Added to that: where eager happens to be exact, the engine still rounds. In fp32 the bound of the
+# project; in the others two to three epsilons, 9.8e-4 and 7.8e-3, of a logit near 1.
+FLOOR = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 2e-2}
+SHORT, LONG = 24, 64  # tokens: at export, and for `lmcast parity`
+PAST_WINDOW = 16  # tokens beyond a window that is exceeded at all
+WIDEST_WINDOW = 512  # a wider one would take minutes to exceed; the report says so
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way of running the engine, compared at every position it gave logits for."""
+
+    scenario: str
+    positions: int
+    error: float  # largest |engine - fp64| of a logit
+    eager_error: float  # largest |eager - fp64| at the same positions
+    bound: float
+    top1: float  # share of positions with the same most likely token
+    kl: float  # mean Kullback-Leibler divergence from fp64, in nats
+
+    @property
+    def passed(self) -> bool:
+        # A NaN compares false, so it fails.
+        return self.error <= self.bound
+
+    @property
+    def times(self) -> float:
+        """The engine's error in units of eager's own."""
+        return self.error / self.eager_error if self.eager_error else math.inf
+
+
+@dataclass(frozen=True)
+class Report:
+    """All comparisons of one engine."""
+
+    dtype: str
+    tokens: int
+    beyond_window: bool | None  # None: no layer has a window
+    results: tuple[Result, ...]
+    bisection: Bisection | None = None
+
+    @property
+    def passed(self) -> bool:
+        return all(result.passed for result in self.results)
+
+    def worst(self) -> str:
+        """Return the comparison furthest over its bound, in words."""
+        result = max(
+            self.results, key=lambda r: r.error / r.bound if r.error == r.error else math.inf
+        )
+        return f"{result.scenario}: error {result.error:.3g}, bound {result.bound:.3g}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "dtype": self.dtype,
+            "tokens": self.tokens,
+            "beyond_window": self.beyond_window,
+            "passed": self.passed,
+            "times_allowed": TIMES,
+            "floor": FLOOR[self.dtype],
+            "bisection": None if self.bisection is None else self.bisection.as_json(),
+            "results": [
+                {
+                    **asdict(r),
+                    "passed": r.passed,
+                    "times_eager": None if math.isinf(r.times) else r.times,
+                }
+                for r in self.results
+            ],
+        }
+
+    def table(self) -> str:
+        """Return the report for a person."""
+        lines = [
+            f"{'':14}{'positions':>10}{'error':>10}{'eager':>10}{'x eager':>9}{'bound':>10}"
+            f"{'top-1':>8}{'KL':>10}"
+        ]
+        for r in self.results:
+            lines.append(
+                f"{r.scenario:14}{r.positions:>10}{r.error:>10.1e}{r.eager_error:>10.1e}{r.times:>9.2f}"
+                f"{r.bound:>10.1e}{r.top1:>8.1%}{r.kl:>10.1e}  {'ok' if r.passed else 'FAILED'}"
+            )
+        if self.beyond_window is False:
+            lines.append(
+                "the window of this model was not exceeded; give --tokens or longer --prompts"
+            )
+        if self.bisection is not None:
+            lines.append(self.bisection.text())
+        return "\n".join(lines)
+
+    def as_junit(self) -> bytes:
+        """Return the report as one JUnit test suite."""
+        failures = sum(not r.passed for r in self.results)
+        suite = ElementTree.Element(
+            "testsuite", name="lmcast parity", tests=str(len(self.results)), failures=str(failures)
+        )
+        for r in self.results:
+            case = ElementTree.SubElement(suite, "testcase", classname="parity", name=r.scenario)
+            if not r.passed:
+                text = f"error {r.error:.6g} is above {r.bound:.6g}"
+                ElementTree.SubElement(case, "failure", message=text)
+        return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+
+
+def check(
+    engine: Engine,
+    found: Definition,
+    source: Checkpoint,
+    prompts: Sequence[Sequence[int]] | None = None,
+    tokens: int = SHORT,
+    widest: int = SHORT,
+) -> Report:
+    """Run the engine in every way a session can and compare with the eager definition.
+
+    prompts: token ids; None for ids drawn with a fixed seed, `tokens` long, or longer to exceed the
+    windows of the model up to `widest`.
+    """
+    states = engine.manifest.fields["graph"]["states"]
+    windows = {s["shape"][2] for s in states if "C" not in s["shape"]}
+    lengths = [w + PAST_WINDOW for w in windows if w <= widest]
+    length = min(max([tokens, *lengths]), engine.context)
+    rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
+    format = FORMATS[engine.manifest.fields["dtype"]]
+    reference = _reference(found, source, rows, format.dtype)
+
+    results = []
+    for name, run in (("prefill", _prefill), ("step by step", _steps), ("ragged batch", _ragged)):
+        results.append(_compare(name, run(engine, rows), reference, format.name))
+    longest = max(map(len, rows))
+    beyond = longest > max(windows) if windows else None
+    return Report(format.name, longest, beyond, tuple(results))
+
+
+def drawn(vocab: int, length: int) -> list[list[int]]:
+    """Return three rows of different lengths; the same on every machine."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    lengths = (length, max(1, length // 2), max(1, min(length - 3, SHORT)))
+    return [rng.integers(0, vocab, n).tolist() for n in lengths]
+
+
+def watched(length: int) -> list[int]:
+    """Return the positions of a row to compare: all of a short one, else the end and a few."""
+    if length <= LONG:
+        return list(range(length))
+    spread = np.linspace(0, length - 1, PAST_WINDOW, dtype=int).tolist()
+    return sorted({*spread, *range(length - 2 * PAST_WINDOW, length)})
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """One row's logits at its watched positions: R,V float64."""
+
+    at: list[int]
+    exact: np.ndarray
+    eager: np.ndarray  # in the engine's format, as float64
+
+
+def _reference(
+    found: Definition, source: Checkpoint, rows: list[list[int]], dtype: torch.dtype
+) -> list[_Reference]:
+    """Return what eager computes for every row, in one pass over the weights."""
+    counts = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(counts.max()), dtype=torch.int64)
+    ats = [watched(len(row)) for row in rows]
+    wanted = torch.zeros(len(rows), max(map(len, ats)), dtype=torch.int64)
+    for r, (row, at) in enumerate(zip(rows, ats, strict=True)):
+        ids[r, : len(row)] = torch.tensor(row)
+        wanted[r, : len(at)] = torch.tensor(at)
+    logits = full_pass(found, source, ids, counts, (torch.float64, dtype), wanted)
+    exact, eager = logits[torch.float64].numpy(), logits[dtype].double().numpy()
+    return [_Reference(at, exact[r], eager[r]) for r, at in enumerate(ats)]
+
+
+Got = list[tuple[int, int, np.ndarray]]  # row, position, logits V
+
+
+def _prefill(engine: Engine, rows: list[list[int]]) -> Got:
+    """Each row alone, all at once."""
+    got: Got = []
+    for r, row in enumerate(rows):
+        at = np.array([watched(len(row))])
+        logits = engine.session(1).run(np.array([row]), np.array([len(row)]), at)[0]
+        got += [(r, t, logits[i]) for i, t in enumerate(at[0].tolist())]
+    return got
+
+
+def _steps(engine: Engine, rows: list[list[int]]) -> Got:
+    """The start of a row at once, three tokens at once, the rest one by one."""
+    got: Got = []
+    for r, row in enumerate(rows):
+        first = max(1, len(row) - PAST_WINDOW)
+        cuts = sorted({first, *range(min(first + 3, len(row)), len(row) + 1)})
+        session, start = engine.session(1), 0
+        for cut in cuts:
+            got.append((r, cut - 1, session.append([row[start:cut]])[0]))
+            start = cut
+    return got
+
+
+def _ragged(engine: Engine, rows: list[list[int]]) -> Got:
+    """All rows in one batch, padded; what is held back comes in single tokens."""
+    held = min(4, min(map(len, rows)) - 1)
+    heads = [row[: len(row) - held] for row in rows]
+    counts = np.array([len(head) for head in heads])
+    ids = np.zeros((len(rows), int(counts.max())), np.int64)
+    for r, head in enumerate(heads):
+        ids[r, : len(head)] = head
+    session = engine.session(len(rows))
+    logits = session.append(ids, counts)
+    got: Got = [(r, int(counts[r]) - 1, logits[r]) for r in range(len(rows))]
+    for step in range(held):
+        logits = session.append([[row[len(row) - held + step]] for row in rows])
+        got += [(r, int(counts[r]) + step, logits[r]) for r in range(len(rows))]
+    return got
+
+
+def _compare(scenario: str, got: Got, reference: list[_Reference], format: str) -> Result:
+    ours = np.stack([logits for _, _, logits in got]).astype(np.float64)
+    places = [(reference[r], reference[r].at.index(t)) for r, t, _ in got]
+    exact = np.stack([row.exact[i] for row, i in places])
+    eager = np.stack([row.eager[i] for row, i in places])
+    eager_error = float(np.abs(eager - exact).max())
+    return Result(
+        scenario=scenario,
+        positions=len(got),
+        error=float(np.abs(ours - exact).max()),
+        eager_error=eager_error,
+        bound=TIMES * eager_error + FLOOR[format],
+        top1=float((ours.argmax(-1) == exact.argmax(-1)).mean()),
+        kl=float(_kl(exact, ours).mean()),
+    )
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence of softmax(q) from softmax(p), N,V -> N, never below 0."""
+    log_p, log_q = _log_softmax(p), _log_softmax(q)
+    return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0)
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def parity(
+    engine: Path,
+    against: Path,
+    prompts: Path | None = None,
+    tokens: int | None = None,
+    bisect: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Compare an engine directory with the checkpoint it was made from.
+
+    prompts: a file as `lmcast generate --file` reads it; None for `tokens` drawn ids. Raises
+    InputError where the two do not belong together.
+    """
+    loaded = Engine(engine)
+    if tokens is not None and not 1 <= tokens <= loaded.context:
+        raise EngineError(f"tokens is {tokens}; accepted: 1 to {loaded.context}")
+    source = open_checkpoint(against)
+    fields = loaded.manifest.fields
+    if fields["config"] != json.loads(json.dumps(dict(source.config))):
+        raise EngineError(f"{engine}: was made from another config.json than that of {against}")
+    found = define(source.config, {n: t.shape for n, t in source.tensors.items()}, fields["inert"])
+    rows = loaded.encode(read_prompts(prompts)) if prompts else None
+    with progress.stage("comparing"):
+        report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)
+    if report.passed or not bisect:
+        return report
+    with progress.stage("bisecting"):
+        row = (rows or drawn(loaded.vocab_size, report.tokens))[0]
+        return replace(report, bisection=find_divergence(loaded, found, source, row, TIMES))

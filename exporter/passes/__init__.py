@@ -1,0 +1,35 @@
+"""Rewrites of the portable graph for a target: one pass a file, in the order of TARGETS."""
+
+from collections.abc import Callable, Mapping
+
+import onnx_ir as ir
+
+from lmcast.exporter.passes.fused_matmul import fused_matmul
+from lmcast.exporter.passes.group_query_attention import group_query_attention
+from lmcast.exporter.passes.inline_parts import inline_parts
+from lmcast.exporter.passes.merge_equal import merge_equal
+from lmcast.exporter.passes.quick_gelu import quick_gelu
+from lmcast.exporter.passes.remove_unused import remove_unused
+from lmcast.exporter.passes.skip_norm import skip_norm
+from lmcast.exporter.passes.undo_reshape import undo_reshape
+
+Pass = Callable[[ir.Model], int]
+
+TARGETS: Mapping[str, tuple[Pass, ...]] = {
+    "onnx": (),
+    "cpu": (
+        inline_parts,
+        group_query_attention,
+        undo_reshape,
+        fused_matmul,
+        skip_norm,
+        quick_gelu,
+        merge_equal,
+        remove_unused,
+    ),
+}
+
+
+def run(model: ir.Model, target: str) -> dict[str, int]:
+    """Apply the passes of `target` in place: pass -> number of changes."""
+    return {apply.__name__: apply(model) for apply in TARGETS[target]}

@@ -1,0 +1,34 @@
+"""Multiply by a weight as it is stored, [out, in], without a transposed copy of it.
+
+before: MatMul(x, Transpose(weight))
+after:  com.microsoft.FusedMatMul(x, weight, transB=1)
+
+ONNX Runtime folds the Transpose of a weight into a private copy; FusedMatMul reads the mapped file.
+"""
+
+import onnx_ir as ir
+
+from lmcast.exporter.passes.rewrite import MICROSOFT, insert, nodes_of, replace
+
+
+def fused_matmul(model: ir.Model) -> int:
+    changes = 0
+    for node in nodes_of(model, "MatMul"):
+        x, turned = node.inputs
+        producer = turned.producer() if turned is not None else None
+        if producer is None or producer.op_type != "Transpose":
+            continue
+        if tuple(producer.attributes["perm"].as_ints()) != (1, 0):
+            continue
+        values = insert(
+            model,
+            node,
+            "FusedMatMul",
+            [x, producer.inputs[0]],
+            {"transB": 1},
+            name=str(node.name),
+            domain=MICROSOFT,
+        )
+        replace(model, node, values)
+        changes += 1
+    return changes

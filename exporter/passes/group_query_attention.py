@@ -1,0 +1,91 @@
+"""Attend with ONNX Runtime's kernel, whose cost goes by the tokens held, not by the capacity.
+
+before: y, key, value = lmcast.cached_attention(q, k, v, past_key, past_value, lengths, counts)
+after:  y, key, value = com.microsoft.GroupQueryAttention(q, k, v, past_key, past_value,
+        lengths + counts - 1, max(lengths) + T)
+
+window_attention becomes the same with the window as its buffer (`sliding_window_cache`). What the
+kernel does not do, values of another width than the keys and a window of one token, keeps the
+operator and its body.
+"""
+
+import onnx_ir as ir
+
+from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace
+
+
+def group_query_attention(model: ir.Model) -> int:
+    changes = 0
+    for node in nodes_of(model, "cached_attention", "window_attention"):
+        query, key, value, past_key, past_value, lengths, counts = node.inputs
+        assert query is not None and query.shape is not None
+        assert past_key is not None and past_key.shape is not None
+        assert past_value is not None and past_value.shape is not None
+        if past_key.shape[-1] != past_value.shape[-1] or past_key.shape[2] == 1:
+            continue
+        attributes = {
+            "num_heads": query.shape[2],
+            "kv_num_heads": past_key.shape[1],
+            "scale": node.attributes["scale"].as_float(),
+            "softcap": node.attributes["softcap"].as_float(),
+        }
+        if node.op_type == "window_attention":
+            attributes |= {"local_window_size": past_key.shape[2], "sliding_window_cache": 1}
+        name = str(node.name)
+        flat = [
+            _flat(model, node, v, f"{name}.{n}")
+            for v, n in zip((query, key, value), "qkv", strict=True)
+        ]
+        lasts, total = _lengths(model, node, lengths, counts)
+        out, *present = insert(
+            model,
+            node,
+            "GroupQueryAttention",
+            [*flat, past_key, past_value, lasts, total],
+            attributes,
+            name=name,
+            outputs=3,
+            domain=MICROSOFT,
+        )
+        shape = constant(
+            model,
+            node,
+            [0, 0, query.shape[2], past_value.shape[-1]],
+            ir.DataType.INT64,
+            f"{name}.heads",
+        )
+        out.type = query.type
+        out.shape = ir.Shape([*query.shape[:2], query.shape[2] * past_value.shape[-1]])
+        split = insert(model, node, "Reshape", [out, shape], name=f"{name}.Reshape")[0]
+        replace(model, node, [split, *present])
+        changes += 1
+    return changes
+
+
+def _flat(model: ir.Model, at: ir.Node, value: ir.Value | None, name: str) -> ir.Value:
+    """Return a value B,T,heads,width as B,T,heads*width."""
+    assert value is not None and value.shape is not None
+    shape = constant(model, at, [0, 0, -1], ir.DataType.INT64, f"{name}.shape")
+    flat = insert(model, at, "Reshape", [value, shape], name=f"{name}.Reshape")[0]
+    batch, tokens, heads, width = value.shape
+    flat.type, flat.shape = value.type, ir.Shape([batch, tokens, heads * width])
+    return flat
+
+
+def _lengths(
+    model: ir.Model, at: ir.Node, lengths: ir.Value | None, counts: ir.Value | None
+) -> tuple[ir.Value, ir.Value]:
+    """Return the index of each row's last token, and the longest row with padding, as int32."""
+    name = str(at.name)
+    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
+    int32, int64 = ir.DataType.INT32, ir.DataType.INT64
+    one = constant(model, at, [1], int64, f"{name}.one")
+    ends = insert(model, at, "Add", [lengths, counts], name=f"{name}.ends")[0]
+    last = insert(model, at, "Sub", [ends, one], name=f"{name}.last")[0]
+    lasts = insert(model, at, "Cast", [last], {"to": int32}, name=f"{name}.lasts")[0]
+    longest = insert(model, at, "ReduceMax", [lengths], {"keepdims": 0}, name=f"{name}.longest")[0]
+    tokens = insert(model, at, "Shape", [ids], {"start": 1, "end": 2}, name=f"{name}.tokens")[0]
+    count = insert(model, at, "Squeeze", [tokens], name=f"{name}.count")[0]
+    both = insert(model, at, "Add", [longest, count], name=f"{name}.both")[0]
+    total = insert(model, at, "Cast", [both], {"to": int32}, name=f"{name}.total")[0]
+    return lasts, total

@@ -1,0 +1,15 @@
+"""Remove nodes and functions whose results nothing uses."""
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass
+
+
+def remove_unused(model: ir.Model) -> int:
+    wanted = set(model.graph.outputs)
+    unused = 0
+    for node in reversed(list(model.graph)):
+        if not any(value.uses() or value in wanted for value in node.outputs):
+            model.graph.remove(node, safe=True)
+            unused += 1
+    RemoveUnusedFunctionsPass()(model)
+    return unused

@@ -1,0 +1,51 @@
+"""What every rewrite does: put new nodes in the place of an old one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+
+
+def nodes_of(model: ir.Model, *op_types: str) -> Iterator[ir.Node]:
+    """Yield the nodes of these types, in order, while the graph may change."""
+    yield from [node for node in model.graph if node.op_type in op_types]
+
+
+def insert(
+    model: ir.Model,
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    name: str,
+    outputs: int = 1,
+    domain: str = "",
+) -> list[ir.Value]:
+    """Insert a node before another and return its outputs, named after it."""
+    node = ir.node(op_type, inputs, attributes or {}, domain=domain, num_outputs=outputs, name=name)
+    for i, value in enumerate(node.outputs):
+        value.name = name if not i else f"{name}.{i}"
+    model.graph.insert_before(before, node)
+    if domain:
+        model.graph.opset_imports[domain] = 1
+    return list(node.outputs)
+
+
+def replace(model: ir.Model, old: ir.Node, values: Sequence[ir.Value]) -> None:
+    """Let users of a node's outputs use `values`, under the old names, and remove the node."""
+    for before, after in zip(old.outputs, values, strict=True):
+        after.name, after.type = before.name, before.type or after.type
+        after.shape = before.shape if before.shape is not None else after.shape
+        before.replace_all_uses_with(after, replace_graph_outputs=True)
+    model.graph.remove(old, safe=True)
+
+
+def constant(
+    model: ir.Model, before: ir.Node, value: Any, dtype: ir.DataType, name: str
+) -> ir.Value:
+    """Insert a Constant node."""
+    tensor = ir.tensor(value, dtype=dtype)
+    return insert(model, before, "Constant", [], {"value": tensor}, name=name)[0]

@@ -1,0 +1,207 @@
+"""The way of a checkpoint to an engine, stage by stage."""
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
+from lmcast.exporter import passes
+from lmcast.exporter.backends.onnxruntime import require_kernels
+from lmcast.exporter.capture import capture
+from lmcast.exporter.checkpoint import CheckpointError, open_checkpoint
+from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.description import describe
+from lmcast.exporter.engine import MODEL, PARITY, TEMPLATE, TOKENIZER, Engine
+from lmcast.exporter.manifest import EngineError, write_manifest
+from lmcast.exporter.onnx_export import assemble
+from lmcast.exporter.parity import check
+from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.staging import staged
+from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, location, place
+from lmcast.graphs import Definition, define
+from lmcast.plugins.errors import CheckFailed
+
+MOST_TOKENS = 1 << 24  # positions are exact in fp32 up to here
+
+
+def export(
+    checkpoint: str | PathLike[str],
+    output: str | PathLike[str],
+    target: str = "cpu",
+    dtype: str | None = None,
+    weights: Mode | None = None,
+    parity: bool = True,
+    *,
+    inert: Collection[str] = (),
+    context: int | None = None,
+    full_check: bool | None = None,
+    tokenizer: bool = True,
+    progress: Progress = silent,
+) -> Engine:
+    """Write `checkpoint` as an engine at `output` and return it loaded.
+
+    target: 'onnx' (portable) or 'cpu'. dtype: 'float32', 'float16', 'bfloat16', or None for one
+    that loses nothing of the checkpoint's. weights: 'link', 'copy', or None to link where the bytes
+    allow it. inert: config keys to ignore. context: most tokens of a row, None for what config.json
+    says. full_check: look for NaN in all linked weights, None for up to 8 GiB. tokenizer: refuse a
+    checkpoint without one. Raises InputError for what cannot be exported and CheckFailed for an
+    engine that fails its parity; then nothing is written.
+    """
+    destination = Path(output)
+    with progress.stage("reading headers"):
+        source = open_checkpoint(Path(checkpoint))
+        # Taken now: a file that changes under the export must not pass for the one that was read.
+        identities = [SourceFile.of(f) for f in sorted({s.file for s in source.tensors.values()})]
+        found = understand(source, inert, tokenizer)
+    length = choose_context(found, context)
+    if found.binding.ignored:
+        progress.warn(f"left out {_left_out(found)}")
+    format = choose_format(found, source, target, dtype, parity)
+    mode = choose_mode(found.binding, source, format, weights)
+    with staged(destination) as directory:
+        # Weights before the graph: what is wrong with them is said without waiting for a trace.
+        placement = place_weights(found, source, format, mode, directory, full_check, progress)
+        graph = cast(found, target, format, progress)
+        save(graph, placement, directory)
+        write_texts(source, directory)
+        for file in identities:
+            file.check()
+        own = {"inert": sorted(inert), "context": length}
+        fields = own | describe(found, source, target, format, placement, graph, identities)
+        write_manifest(directory, fields, placement.hashes)
+        if parity:
+            with progress.stage("proving parity"), one_thread():
+                prove(directory, found, source)
+            write_manifest(directory, fields, placement.hashes)
+    return Engine(destination)
+
+
+def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> Definition:
+    """Return what a checkpoint means; raises InputError, also where it lacks a wanted tokenizer."""
+    if tokenizer and source.texts.tokenizer is None:
+        raise CheckpointError(
+            f"{source.path}: tokenizer.json is missing; add it (save_pretrained of the fast"
+            " tokenizer writes it), or pass --no-tokenizer for an engine that takes token ids"
+        )
+    shapes = {name: stored.shape for name, stored in source.tensors.items()}
+    return define(source.config, shapes, inert)
+
+
+def place_weights(
+    found: Definition,
+    source: Checkpoint,
+    format: Format,
+    mode: Mode,
+    directory: Path,
+    full_check: bool | None,
+    progress: Progress,
+) -> Placement:
+    """Link or write the weights, having looked at them; raises InputError for what is wrong."""
+    check_copies(found.binding, source)
+    total = sum(source.tensors[alias.tensor].nbytes for alias in found.binding.sources.values())
+    name = "checking weights" if mode == "link" else "writing weights"
+    with progress.stage(name, total) as step:
+        placement = place(
+            found.binding, source, format, mode, directory, full_check=full_check, advance=step
+        )
+    if placement.finite and placement.finite.mode == "sampled":
+        progress.warn("looked for NaN in a sample of every tensor; --check full reads all")
+    return placement
+
+
+def prove(directory: Path, found: Definition, source: Checkpoint) -> None:
+    """Write parity.json; raises CheckFailed where the engine is not equal to eager."""
+    report = check(Engine(directory, threads=1), found, source)
+    if not report.passed:
+        raise CheckFailed(f"the engine is not equal to eager PyTorch: {report.worst()}")
+    text = json.dumps(report.as_json(), indent=1, sort_keys=True) + "\n"
+    (directory / PARITY).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: sums in another order would make parity.json differ by machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_format(
+    found: Definition, source: Checkpoint, target: str, asked: str | None, runs: bool
+) -> Format:
+    """Return the format to compute in, which must run here if `runs`.
+
+    Raises InputError for an unknown target or dtype, and where weights are no plain floats.
+    """
+    if target not in passes.TARGETS:
+        raise EngineError(f"target {target!r} is unknown; accepted: {', '.join(passes.TARGETS)}")
+    if asked is not None and asked not in FORMATS:
+        raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(FORMATS)}")
+    if runs or target != "onnx":
+        require_kernels(asked or "float32")
+    for alias in found.binding.sources.values():
+        stored = source.tensors[alias.tensor]
+        if stored.dtype not in BY_DTYPE and not (asked and stored.dtype == torch.float64):
+            raise CheckpointError(
+                f"{stored.file}: tensor {stored.name} is {stored.dtype}; accepted:"
+                f" {', '.join(FORMATS)}{' (float64 with --dtype)' if asked is None else ''}"
+            )
+    return FORMATS[asked or "float32"]  # every accepted format fits into float32
+
+
+def choose_context(found: Definition, asked: int | None) -> int:
+    """Return the most tokens that a row may hold; raises EngineError for none or absurdly many."""
+    if asked is None:
+        return found.context
+    if not 1 <= asked <= MOST_TOKENS:
+        raise EngineError(f"context is {asked}; accepted: 1 to {MOST_TOKENS}")
+    return asked
+
+
+def cast(found: Definition, target: str, format: Format, progress: Progress = silent) -> ir.Model:
+    """Return the graph of a definition for a target; its weights have no data yet."""
+    with progress.stage("tracing"):
+        model = found.model.to(format.dtype)
+        graph = assemble(model, capture(model))
+        passes.run(graph, target)
+    return graph
+
+
+def save(graph: ir.Model, placement: Placement, directory: Path) -> None:
+    """Write model.onnx with every weight as a range of bytes of a file."""
+    for name, value in graph.graph.initializers.items():
+        placed = placement.placed[name]
+        assert value.dtype is not None and value.shape is not None
+        value.const_value = ir.ExternalTensor(
+            location(placed), placed.offset, placed.nbytes, value.dtype,
+            shape=value.shape, name=name, base_dir=str(directory),
+        )  # fmt: skip
+    data = ir.to_proto(graph).SerializeToString(deterministic=True)
+    (directory / MODEL).write_bytes(data)
+
+
+def write_texts(source: Checkpoint, directory: Path) -> None:
+    texts = source.texts
+    if texts.tokenizer is not None:
+        (directory / TOKENIZER).write_bytes(texts.tokenizer)
+    if texts.chat_template is not None:
+        (directory / TEMPLATE).write_text(texts.chat_template, encoding="utf-8")
+    if texts.generation:
+        text = json.dumps(dict(texts.generation), indent=1, sort_keys=True) + "\n"
+        (directory / "generation_config.json").write_text(text, encoding="utf-8")
+
+
+def _left_out(found: Definition) -> str:
+    names = found.binding.ignored
+    modules = sorted({".".join(name.split(".")[:2]) for name in names})
+    shown = ", ".join(modules[:6]) + (", ..." if len(modules) > 6 else "")
+    return f"{len(names)} tensors of other modules: {shown}"

@@ -1,0 +1,167 @@
+"""Picking the next token from logits, as Hugging Face's logits processors define it.
+
+Letters: B rows, V vocabulary.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmcast.plugins.errors import InputError
+
+FIRST_CANDIDATES = 256  # tokens looked at first for top_p: mostly enough, and fast to sort
+
+
+class SamplingError(InputError):
+    """A sampling option out of range, or logits that hold no distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are picked; temperature 0 takes the most likely one. None: not applied.
+
+    The order is repetition_penalty, temperature, top_k, top_p, min_p.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, 0.0, sys.float_info.max)
+        # Hugging Face takes any number above 0; far from 1 the logits would overflow.
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        if self.top_p is not None:
+            check_number("top_p", self.top_p, sys.float_info.min, 1.0)
+        if self.min_p is not None:
+            check_number("min_p", self.min_p, 0.0, 1.0)
+        check_integer("top_k", self.top_k, 1, "leave it out to keep every token")
+        check_integer("seed", self.seed, 0, "leave it out for a different one each time")
+        if self.temperature == 0:
+            for name in ("top_k", "top_p", "min_p"):
+                if getattr(self, name) is not None:
+                    raise SamplingError(
+                        f"{name}: does nothing at temperature 0, which takes the likeliest token; "
+                        "leave it out or give a temperature above 0"
+                    )
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Refuse what is not a number from low to high; NaN is none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not number:
+        raise SamplingError(f"{name}: must be a number from {low:g} to {high:g}, not {value!r}")
+
+
+def check_integer(name: str, value: object, low: int, remedy: str) -> None:
+    """Refuse what is neither None nor an integer from low on."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise SamplingError(f"{name}: must be an integer from {low} on, not {value!r}; {remedy}")
+
+
+class Sampler:
+    """Picks tokens for a batch. Each row has a random stream of its own.
+
+    The stream of row i follows from the seed and i alone, and each pick takes one number from it,
+    so a row's tokens do not depend on its neighbours.
+    """
+
+    def __init__(self, sampling: Sampling, rows: int):
+        self._sampling = sampling
+        entropy = np.random.SeedSequence(sampling.seed)
+        self._streams = [
+            np.random.Generator(np.random.PCG64(child)) for child in entropy.spawn(rows)
+        ]
+
+    def pick(
+        self,
+        logits: np.ndarray,
+        histories: Sequence[Sequence[int]],
+        rows: Sequence[int] | None = None,
+    ) -> list[int]:
+        """logits float32 B,V and each row's tokens so far, prompt included -> the next token ids.
+
+        rows: which rows of the batch these are, where they are not all of it. Raises SamplingError
+        for logits that are NaN or infinite.
+        """
+        rows = range(len(logits)) if rows is None else rows
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            row = rows[int(finite.argmin())]
+            raise SamplingError(
+                f"logits: those of row {row} hold NaN or Inf, so the computation overflowed; "
+                "export with --dtype float32"
+            )
+        return [
+            self._pick(scores, history, row)
+            for scores, history, row in zip(logits, histories, rows, strict=True)
+        ]
+
+    def _pick(self, logits: np.ndarray, history: Sequence[int], row: int) -> int:
+        s = self._sampling
+        scores = penalize(logits, history, s.repetition_penalty)
+        if s.temperature == 0:
+            return int(scores.argmax())
+        kept, weights = candidates(scores, s)
+        cumulative = weights.cumsum()
+        at = self._streams[row].random() * cumulative[-1]
+        # Rounding may give the very end: then the last token that has any weight.
+        at = min(at, np.nextafter(cumulative[-1], 0))
+        return int(kept[cumulative.searchsorted(at, side="right")])
+
+
+def penalize(logits: np.ndarray, history: Sequence[int], penalty: float) -> np.ndarray:
+    """Return V logits where tokens of the history are less likely, if penalty is above 1."""
+    if penalty == 1:
+        return logits
+    seen = np.asarray(history, dtype=np.int64)
+    seen = seen[seen < len(logits)]  # an embedding may have more rows than the head
+    scores = logits.astype(np.float64)
+    values = scores[seen]
+    scores[seen] = np.where(values < 0, values * penalty, values / penalty)
+    return scores
+
+
+def candidates(scores: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids that may be picked, in ascending order, and a float64 weight for each.
+
+    Weights are probabilities but for a common factor.
+    """
+    kept = np.arange(len(scores))
+    if s.top_k is not None and s.top_k < len(scores):
+        # As many more as tie with the last one.
+        kept = np.flatnonzero(scores >= np.partition(scores, -s.top_k)[-s.top_k])
+    wide = scores[kept].astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose weight is 0
+        weights = np.exp((wide - wide.max()) / s.temperature)
+    if s.top_p is not None and s.top_p < 1:
+        inside = nucleus(weights, s.top_p)
+        kept, weights = kept[inside], weights[inside]
+    if s.min_p is not None:
+        inside = np.flatnonzero(weights >= s.min_p * weights.max())
+        kept, weights = kept[inside], weights[inside]
+    return kept, weights
+
+
+def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Return in ascending order the positions of the largest weights: as few as make up top_p."""
+    wanted = top_p * weights.sum()
+    count = FIRST_CANDIDATES
+    while True:
+        count = min(count, len(weights))
+        least = np.partition(weights, -count)[-count]
+        largest = np.flatnonzero(weights >= least)
+        if count == len(weights) or weights[largest].sum() >= wanted:
+            break
+        count *= 8
+    # Of equal weights the one with the higher id goes first, so that all machines agree.
+    order = largest[np.lexsort((largest, weights[largest]))[::-1]]
+    above = weights[order].cumsum() - weights[order]
+    return np.sort(order[above < wanted])

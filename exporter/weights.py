@@ -1,0 +1,221 @@
+"""Where the bytes of every weight lie: linked to the checkpoint, or streamed into the engine."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.formats import BY_DTYPE, Format
+from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.finite import FiniteReport, check_block, check_finite
+from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.graphs.weights import Binding
+from lmcast.plugins.errors import InputError
+
+Mode = Literal["link", "copy"]
+Progress = Callable[[int], None]
+SHARD_BYTES = 4 << 30  # 4 GiB: most file systems and transports take files of this size
+ALIGNMENT = 64  # of the first byte of data: a cache line
+
+
+class WeightsError(InputError):
+    """Weights that cannot be placed as asked."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one weight of the graph lies. `file` is relative to the engine, absolute if linked."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+def location(placed: Placed) -> str:
+    """Return a weight's file as ONNX names it: below the engine, or below the root if linked."""
+    return placed.file.removeprefix("/")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor to write: its header line and its bytes as they come."""
+
+    name: str
+    format: Format
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterator[memoryview]]
+
+    @property
+    def nbytes(self) -> int:
+        return self.format.bytes * torch.Size(self.shape).numel()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """All weights of an engine, and the hashes of the files written for them."""
+
+    mode: Mode
+    placed: Mapping[str, Placed]
+    hashes: Mapping[str, str]  # relative path -> sha256
+    finite: FiniteReport | None  # how linked weights were looked at; copied ones are read in full
+
+
+def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
+    """Refuse a tensor that is stored again under a tie and differs; raises WeightsError."""
+    for copy, original in binding.copies:
+        pairs = zip(checkpoint.blocks(copy), checkpoint.blocks(original), strict=False)
+        same = checkpoint.tensors[copy].shape == checkpoint.tensors[original].shape
+        if not same or not all(torch.equal(a, b) for a, b in pairs):
+            raise WeightsError(
+                f"{checkpoint.tensors[copy].file}: tensor {copy} differs from {original}, but"
+                " config.json ties them (tie_word_embeddings); one of the two is wrong"
+            )
+
+
+def choose_mode(
+    binding: Binding, checkpoint: Checkpoint, format: Format, asked: Mode | None
+) -> Mode:
+    """Return how weights are placed: linked if every tensor's bytes allow it, unless asked."""
+    for source in binding.sources.values():
+        stored = checkpoint.tensors[source.tensor]
+        if stored.linkable and stored.dtype == format.dtype:
+            continue
+        if asked == "link":
+            why = "needs decoding" if not stored.linkable else f"is stored as {_name(stored)}"
+            raise WeightsError(
+                f"{stored.file}: tensor {stored.name} {why}, so weights in {format.name} cannot be"
+                " linked to it; use --weights copy"
+            )
+        return "copy"
+    return asked or "link"
+
+
+def place(
+    binding: Binding,
+    checkpoint: Checkpoint,
+    format: Format,
+    mode: Mode,
+    directory: Path,
+    *,
+    full_check: bool | None = None,
+    advance: Progress | None = None,
+) -> Placement:
+    """Link or stream every parameter; raises CheckpointError on NaN, Inf or a lossy overflow."""
+    if mode == "link":
+        names = [source.tensor for source in binding.sources.values()]
+        report = check_finite(checkpoint, names, full_check, advance)
+        placed = {}
+        for name, source in binding.sources.items():
+            stored = checkpoint.tensors[source.tensor]
+            placed[name] = Placed(str(stored.file), stored.offset, stored.nbytes)
+        return Placement(mode, placed, {}, report)
+    entries = [
+        Entry(
+            name,
+            format,
+            checkpoint.tensors[source.tensor].shape,
+            _converted(checkpoint, checkpoint.tensors[source.tensor], format),
+        )
+        for name, source in binding.sources.items()
+    ]
+    placed, hashes = write(entries, directory, advance)
+    return Placement(mode, placed, hashes, None)
+
+
+def write(
+    entries: Iterable[Entry], directory: Path, advance: Progress | None = None
+) -> tuple[dict[str, Placed], dict[str, str]]:
+    """Stream tensors into safetensors files under `directory`/weights; memory holds one block.
+
+    Returns where each lies and the sha256 of each file.
+    """
+    placed: dict[str, Placed] = {}
+    hashes: dict[str, str] = {}
+    (directory / "weights").mkdir()
+    for number, shard in enumerate(_shards(entries), 1):
+        file = f"weights/model-{number:05}.safetensors"
+        header, begins = _header(shard)
+        digest = hashlib.sha256(header)
+        with open(directory / file, "wb", buffering=0) as out:
+            _write_all(out.fileno(), memoryview(header))
+            for entry, begin in zip(shard, begins, strict=True):
+                written = 0
+                for block in entry.blocks():
+                    digest.update(block)
+                    _write_all(out.fileno(), block)
+                    written += len(block)
+                    if advance is not None:
+                        advance(len(block))
+                assert written == entry.nbytes, f"{entry.name}: {written} of {entry.nbytes} bytes"
+                placed[entry.name] = Placed(file, len(header) + begin, entry.nbytes)
+        hashes[file] = digest.hexdigest()
+    return placed, hashes
+
+
+def _converted(
+    checkpoint: Checkpoint, stored: StoredTensor, format: Format
+) -> Callable[[], Iterator[memoryview]]:
+    def blocks() -> Iterator[memoryview]:
+        done = 0
+        for block in checkpoint.blocks(stored.name):
+            check_block(stored, block, done)
+            done += block.numel()
+            out = block.to(format.dtype).contiguous()
+            if out.dtype.itemsize < block.dtype.itemsize and not out.isfinite().all():
+                raise CheckpointError(
+                    f"{stored.file}: tensor {stored.name} has values above what {format.name} can"
+                    " hold; use --dtype float32 or bfloat16"
+                )
+            yield as_bytes(out)
+
+    return blocks
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _shards(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    shard: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if shard and size + entry.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+        shard.append(entry)
+        size += entry.nbytes
+    yield shard
+
+
+def _header(entries: list[Entry]) -> tuple[bytes, list[int]]:
+    """Return a safetensors header with its length, and where each tensor begins after it."""
+    lines: dict[str, object] = {}
+    begins, begin = [], 0
+    for entry in entries:
+        end = begin + entry.nbytes
+        lines[entry.name] = {
+            "dtype": entry.format.safetensors,
+            "shape": list(entry.shape),
+            "data_offsets": [begin, end],
+        }
+        begins.append(begin)
+        begin = end
+    text = json.dumps(lines, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, begins
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _name(stored: StoredTensor) -> str:
+    return BY_DTYPE[stored.dtype].name if stored.dtype in BY_DTYPE else str(stored.dtype)

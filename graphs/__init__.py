@@ -1,0 +1,113 @@
+"""Reference architectures in pure PyTorch."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmcast.graphs import archs
+from lmcast.graphs.arch import Arch, ConfigError, read_config
+from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.weights import Binding, WeightError, bind
+
+__all__ = ["ConfigError", "Definition", "WeightError", "define", "fill", "load"]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a checkpoint means: architecture, config, model on meta and source of every weight."""
+
+    arch: Arch
+    config: Any
+    model: Decoder
+    binding: Binding
+
+    @property
+    def context(self) -> int:
+        """The most tokens that the model was made for."""
+        longest: int = self.config.max_position_embeddings
+        for table in self.model.tables():
+            # Dynamic scaling acts on what lies beyond the maximum; the others include it.
+            if isinstance(table, Rope) and table.dynamic is not None:
+                longest = max(longest, int(longest * table.dynamic[1]))
+        return longest
+
+
+def define(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], inert: Collection[str] = ()
+) -> Definition:
+    """Read a config.json and bind tensors of these names and shapes to its model on meta.
+
+    Raises ConfigError or WeightError naming what does not fit.
+    """
+    name = config.get("model_type")
+    if name not in archs.NAMES:
+        raise ConfigError(
+            f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(archs.NAMES)}"
+        )
+    arch = archs.get(name)
+    typed = read_config(arch, config, inert)
+    layers = typed.num_hidden_layers
+    if layers > len(shapes):
+        raise ConfigError(
+            f"config.json: num_hidden_layers is {layers},"
+            f" but the checkpoint has {len(shapes)} tensors"
+        )
+    try:
+        with torch.device("meta"):
+            model = arch.build(typed)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{name}: config.json: {error}") from None
+    model.eval()
+    return Definition(arch, typed, model, bind(model, arch.table(typed), shapes))
+
+
+def fill(
+    found: Definition, part: nn.Module, read: Callable[[str], Tensor], dtype: torch.dtype
+) -> None:
+    """Give the meta parameters of `part`, a module of found.model or the model itself, values.
+
+    read(tensor name) returns the stored values; the parameters become `dtype`, in place. A part
+    can be emptied again with `.to("meta")`.
+    """
+    names = {id(parameter): name for name, parameter in found.model.named_parameters()}
+    for parameter in list(part.parameters()):
+        source = found.binding.sources[names[id(parameter)]]
+        value = nn.Parameter(read(source.tensor).to(dtype), requires_grad=False)
+        for owner, leaf in _owners(part, parameter):
+            setattr(owner, leaf, value)
+
+
+def _owners(module: nn.Module, parameter: nn.Parameter) -> Iterable[tuple[nn.Module, str]]:
+    """Return every place that holds `parameter`: more than one where weights are tied."""
+    return [
+        (owner, leaf)
+        for owner in module.modules()
+        for leaf, held in owner.named_parameters(recurse=False)
+        if held is parameter
+    ]
+
+
+def load(checkpoint: str | PathLike[str], dtype: torch.dtype = torch.float32) -> Decoder:
+    """Return the eager model of a checkpoint: `model(input_ids B,T int64) -> logits B,T,V`.
+
+    Weights are converted to `dtype`. Raises InputError where the checkpoint is not understood.
+    """
+    (reader,) = entry_points(group="lmcast.checkpoints", name="open")
+    source = reader.load()(checkpoint)
+    shapes = {name: stored.shape for name, stored in source.tensors.items()}
+    found = define(source.config, shapes)
+    for copy, original in found.binding.copies:
+        if not torch.equal(source.read(copy), source.read(original)):
+            raise WeightError(
+                f"tensor {copy} differs from {original}, which config.json ties it to"
+            )
+    fill(found, found.model, source.read, dtype)
+    return found.model

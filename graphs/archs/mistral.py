@@ -1,0 +1,69 @@
+"""Mistral 7B, Nemo and Small 3: Llama's layers, all with one window where there is one."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lmcast.graphs.arch import Arch, Layers, Positive, Size
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
+from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.blocks.rope_parameters import FullRope
+from lmcast.graphs.layers import head_width
+from lmcast.graphs.legacy import rope
+from lmcast.graphs.weights import COMMON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    rope_parameters: FullRope
+    num_key_value_heads: Size | None = 8
+    head_dim: Size | None = None
+    max_position_embeddings: Size = 131072
+    rms_norm_eps: Positive = 1e-6
+    hidden_act: ActivationName = "silu"
+    sliding_window: Size | None = 4096
+    tie_word_embeddings: bool = False
+
+
+def build(c: Config) -> Decoder:
+    heads, kv_heads = c.num_attention_heads, c.num_key_value_heads or c.num_attention_heads
+    head_dim = head_width(c.hidden_size, heads, kv_heads, c.head_dim)
+    positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+
+    def norm() -> RMSNorm:
+        return RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def layer() -> Layer:
+        return Layer(
+            pre_mixer=norm(),
+            mixer=Attention(
+                dim=c.hidden_size,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                rope=positions,
+                window=c.sliding_window,
+            ),
+            pre_ffn=norm(),
+            ffn=GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act),
+        )
+
+    embed = nn.Embedding(c.vocab_size, c.hidden_size)
+    head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+    return Decoder(
+        embed=embed,
+        layers=[layer() for _ in range(c.num_hidden_layers)],
+        norm=norm(),
+        head=TiedHead(embed) if c.tie_word_embeddings else head,
+    )
+
+
+ARCH = Arch(name="mistral", config=Config, build=build, weights=COMMON, tidy=rope)

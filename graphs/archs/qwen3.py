@@ -1,0 +1,90 @@
+"""Qwen3, dense: GQA with a norm on each head of queries and keys."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lmcast.graphs.arch import Arch, Count, Layers, Positive, Size
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
+from lmcast.graphs.blocks.norm import PerHead, RMSNorm
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.blocks.rope_parameters import FullRope
+from lmcast.graphs.layers import LayerType, head_width, windows
+from lmcast.graphs.legacy import rope
+from lmcast.graphs.weights import COMMON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    rope_parameters: FullRope
+    num_key_value_heads: Size | None = 32
+    head_dim: Size = 128
+    max_position_embeddings: Size = 32768
+    rms_norm_eps: Positive = 1e-6
+    hidden_act: ActivationName = "silu"
+    attention_bias: bool = False
+    use_sliding_window: bool = False
+    sliding_window: Size | None = 4096  # unread where use_sliding_window is false
+    max_window_layers: Count = 28  # how many full layers come first, without layer_types
+    layer_types: tuple[LayerType, ...] | None = None
+    tie_word_embeddings: bool = False
+
+    def windows(self) -> tuple[int | None, ...]:
+        layers = self.num_hidden_layers
+        window = self.sliding_window if self.use_sliding_window else None
+        full = layers if window is None else min(self.max_window_layers, layers)
+        derived = ("full_attention",) * full + ("sliding_attention",) * (layers - full)
+        return windows(derived if self.layer_types is None else self.layer_types, layers, window)
+
+
+def build(c: Config) -> Decoder:
+    heads, kv_heads = c.num_attention_heads, c.num_key_value_heads or c.num_attention_heads
+    head_dim = head_width(c.hidden_size, heads, kv_heads, c.head_dim)
+    positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+
+    def norm(dim: int = c.hidden_size) -> RMSNorm:
+        return RMSNorm(dim, c.rms_norm_eps)
+
+    def layer(window: int | None) -> Layer:
+        return Layer(
+            pre_mixer=norm(),
+            mixer=Attention(
+                dim=c.hidden_size,
+                heads=heads,
+                kv_heads=kv_heads,
+                head_dim=head_dim,
+                rope=positions,
+                window=window,
+                qkv_bias=c.attention_bias,
+                out_bias=c.attention_bias,
+                q_norm=PerHead(norm(head_dim)),
+                k_norm=PerHead(norm(head_dim)),
+            ),
+            pre_ffn=norm(),
+            ffn=GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act),
+        )
+
+    embed = nn.Embedding(c.vocab_size, c.hidden_size)
+    head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+    return Decoder(
+        embed=embed,
+        layers=[layer(window) for window in c.windows()],
+        norm=norm(),
+        head=TiedHead(embed) if c.tie_word_embeddings else head,
+    )
+
+
+WEIGHTS = {
+    **COMMON,
+    "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
+    "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
+}
+
+ARCH = Arch(name="qwen3", config=Config, build=build, weights=WEIGHTS, tidy=rope)

@@ -1,0 +1,140 @@
+"""The decoder: embedding, layers of a mixer and a feed-forward, norm, head.
+
+Letters: B batch, T tokens in this call, D width, V vocabulary, R rows of logits asked for.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmcast.graphs.blocks.step import Mixer, State, Step, Table, empty
+
+Past = tuple[Tensor, ...]
+
+
+class Layer(nn.Module):
+    """Two residual branches, a token mixer and a feed-forward; norms before, after, or both."""
+
+    def __init__(
+        self,
+        *,
+        mixer: Mixer,
+        ffn: nn.Module,
+        pre_mixer: nn.Module | None = None,
+        post_mixer: nn.Module | None = None,
+        pre_ffn: nn.Module | None = None,
+        post_ffn: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.pre_mixer, self.post_mixer = pre_mixer or nn.Identity(), post_mixer or nn.Identity()
+        self.pre_ffn, self.post_ffn = pre_ffn or nn.Identity(), post_ffn or nn.Identity()
+        self.mixer, self.ffn = mixer, ffn
+
+    def forward(self, x: Tensor, step: Step, past: Past) -> tuple[Tensor, Past]:
+        y, present = self.mixer(self.pre_mixer(x), step, past)
+        x = x + self.post_mixer(y)
+        return x + self.post_ffn(self.ffn(self.pre_ffn(x))), present
+
+
+class ScaledEmbedding(nn.Embedding):
+    """Embedding times a factor that is rounded to the dtype of the weights (Gemma)."""
+
+    def __init__(self, vocab: int, dim: int, scale: float):
+        super().__init__(vocab, dim)
+        floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        # Hugging Face keeps the factor in fp32 before it rounds, also for fp64 weights.
+        wide = torch.tensor(scale, dtype=torch.float32, device="cpu")
+        self.scales = {dtype: wide.to(dtype).item() for dtype in floats}
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.scales[self.weight.dtype]
+
+
+class TiedHead(nn.Module):
+    """The embedding's own matrix as the head."""
+
+    def __init__(self, embed: nn.Embedding):
+        super().__init__()
+        self.embed = embed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.embed.weight)
+
+
+class Softcap(nn.Module):
+    """`cap * tanh(x / cap)`."""
+
+    def __init__(self, cap: float):
+        super().__init__()
+        self.cap = cap
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / self.cap) * self.cap
+
+
+class Final(nn.Module):
+    """The norm, the head and what follows it, on the rows that are asked for."""
+
+    def __init__(self, norm: nn.Module, head: nn.Module, softcap: float | None = None):
+        super().__init__()
+        self.norm, self.head = norm, head
+        self.cap = Softcap(softcap) if softcap else nn.Identity()
+
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """x B,T,D; rows B,R int64: positions in T, None for all -> logits B,R,V in x's dtype."""
+        if rows is not None:
+            x = x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
+        return self.cap(self.head(self.norm(x)))
+
+
+class Decoder(nn.Module):
+    """A whole language model. Called on ids it does one full pass with an empty cache."""
+
+    def __init__(
+        self,
+        *,
+        embed: nn.Module,
+        layers: Sequence[nn.Module],
+        norm: nn.Module,
+        head: nn.Module,
+        softcap: float | None = None,
+    ):
+        super().__init__()
+        self.embed = embed
+        self.layers = nn.ModuleList(layers)
+        self.final = Final(norm, head, softcap)
+
+    def tables(self) -> list[Table]:
+        """Return the distinct tables that the layers share, in order of first use."""
+        found = {id(m): m for m in self.layers.modules() if isinstance(m, Table)}
+        return list(found.values())
+
+    def states(self) -> list[tuple[State, ...]]:
+        """Return what every layer carries from call to call."""
+        return [cast(Layer, layer).mixer.states for layer in self.layers]
+
+    def empty_states(self, batch: int, capacity: int) -> list[Past]:
+        """Return zeroed states of every layer, in the dtype and on the device of the embedding."""
+        like = next(self.parameters())
+        return [empty(s, batch, capacity, like.dtype, like.device) for s in self.states()]
+
+    def step(
+        self, input_ids: Tensor, cache_lengths: Tensor, token_counts: Tensor, past: list[Past]
+    ) -> tuple[Tensor, list[Past]]:
+        """Process T more tokens per row: logits B,T,V and the new states."""
+        step = Step(cache_lengths, token_counts, input_ids.shape[1])
+        x, present = self.embed(input_ids), []
+        for layer, state in zip(self.layers, past, strict=True):
+            x, new = layer(x, step, state)
+            present.append(new)
+        return self.final(x), present
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """input_ids B,T int64 -> logits B,T,V of every position."""
+        batch, tokens = input_ids.shape
+        lengths = torch.zeros(batch, dtype=torch.int64, device=input_ids.device)
+        counts = torch.full_like(lengths, tokens)
+        return self.step(input_ids, lengths, counts, self.empty_states(batch, tokens))[0]

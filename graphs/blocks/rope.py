@@ -1,0 +1,180 @@
+"""Rotary position embedding: frequencies of every scaling, and the rotation (ARCHITECTURES 1.3).
+
+Letters: B batch, T tokens, R rotated dims of a head.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lmcast.graphs.blocks.norm import widen
+from lmcast.graphs.blocks.rope_parameters import RopeParameters
+from lmcast.graphs.blocks.step import Step, Table
+
+
+def _exponents(dim: int) -> Tensor:
+    return torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim
+
+
+def _llama3(p: RopeParameters, frequency: Tensor, original: int) -> Tensor:
+    """Llama 3.1: long waves are stretched by `factor`, short ones kept, those between blended."""
+    assert p.factor
+    assert p.low_freq_factor
+    assert p.high_freq_factor
+    low, high = p.low_freq_factor, p.high_freq_factor
+    wave = 2 * math.pi / frequency
+    stretched = torch.where(wave > original / low, frequency / p.factor, frequency)
+    # low == high (Llama 4 Scout) divides by zero in a branch that the selection never takes.
+    blend = (original / wave - low) / (high - low) if high != low else torch.ones_like(wave)
+    blended = (1 - blend) * stretched / p.factor + blend * stretched
+    between = ~(wave < original / high) & ~(wave > original / low)
+    return torch.where(between, blended, stretched)
+
+
+def _yarn(p: RopeParameters, dim: int, original: int, stretch: float) -> tuple[Tensor, float]:
+    """YaRN (arXiv 2309.00071): interpolate slow dims, keep fast ones, ramp between."""
+
+    def magnitude(scale: float, by: float = 1.0) -> float:
+        return 1.0 if scale <= 1 else 0.1 * by * math.log(scale) + 1.0
+
+    def dim_at(rotations: float) -> float:
+        turns = original / (rotations * 2 * math.pi)
+        return dim * math.log(turns) / (2 * math.log(p.rope_theta))
+
+    factor = p.attention_factor
+    if factor is None and p.mscale and p.mscale_all_dim:
+        factor = magnitude(stretch, p.mscale) / magnitude(stretch, p.mscale_all_dim)
+    elif factor is None:
+        factor = magnitude(stretch)
+    low, high = dim_at(p.beta_fast or 32), dim_at(p.beta_slow or 1)
+    if p.truncate is None or p.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # as Hugging Face does, against a division by zero
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(
+        0, 1
+    )
+    wave = p.rope_theta ** _exponents(dim)
+    keep = 1 - ramp
+    return (1.0 / (stretch * wave)) * (1 - keep) + (1.0 / wave) * keep, factor
+
+
+class Rope(Table):
+    """cos and sin of the angle of every position: two tensors B,T,R/2 in fp32.
+
+    Frequencies are computed in fp32 in Hugging Face's order of operations, because that is what
+    the checkpoints were trained and evaluated with.
+    """
+
+    outputs = ("cos", "sin")
+
+    def __init__(self, head_dim: int, p: RopeParameters, max_position_embeddings: int):
+        super().__init__()
+        proportional = p.rope_type == "proportional"
+        self.dim = head_dim if proportional else int(head_dim * p.partial_rotary_factor)
+        if self.dim < 2 or self.dim % 2:
+            raise ValueError(f"rotary width is {self.dim} (head_dim {head_dim}); it must be even")
+        original = p.original_max_position_embeddings or max_position_embeddings
+        self.exponents = _exponents(self.dim)
+        frequency = 1.0 / (p.rope_theta**self.exponents)
+        self.magnitude = 1.0
+        self.switch: int | None = None  # total length above which `long` frequencies hold
+        self.long = frequency
+        self.dynamic: tuple[float, float, int] | None = None  # theta, factor, maximum
+        if proportional:  # the first pairs turn as always, the rest stand still
+            turning = int(head_dim * p.partial_rotary_factor // 2)
+            frequency = torch.cat(
+                [frequency[:turning], torch.zeros(self.dim // 2 - turning, device="cpu")]
+            )
+            frequency = frequency / (p.factor or 1.0)
+        elif p.rope_type == "linear":
+            assert p.factor
+            frequency = frequency / p.factor
+        elif p.rope_type == "dynamic":
+            if self.dim == 2:
+                raise ValueError("rope_type 'dynamic' needs a rotary width above 2")
+            self.dynamic = (p.rope_theta, p.factor or 1.0, max_position_embeddings)
+        elif p.rope_type == "llama3":
+            frequency = _llama3(p, frequency, original)
+        elif p.rope_type == "yarn":
+            frequency, self.magnitude = _yarn(
+                p, self.dim, original, p.factor or max_position_embeddings / original
+            )
+        elif p.rope_type == "longrope":
+            self.magnitude = _longrope_magnitude(p, original, max_position_embeddings)
+            self.switch = original
+            frequency, self.long = (
+                1.0 / (self._factors(name, f) * p.rope_theta ** _exponents(self.dim))
+                for name, f in (("short_factor", p.short_factor), ("long_factor", p.long_factor))
+            )
+        self.frequency = frequency
+
+    def _factors(self, name: str, factors: tuple[float, ...] | None) -> Tensor:
+        if factors is None or len(factors) != self.dim // 2:
+            raise ValueError(f"{name} must have {self.dim // 2} numbers, one per rotated pair")
+        return torch.tensor(factors, dtype=torch.float32, device="cpu")
+
+    def _frequency(self, step: Step) -> Tensor:
+        device = step.positions.device
+        if self.switch is None and self.dynamic is None:
+            return self.frequency.to(device)
+        # Per row, so that a row does not depend on its neighbours: in Hugging Face the longest
+        # row of a batch decides for all of them.
+        length = (step.cache_lengths + step.token_counts)[:, None, None]  # B,1,1
+        if self.switch is not None:
+            long, short = self.long.to(device), self.frequency.to(device)
+            return torch.where(length > self.switch, long, short)
+        assert self.dynamic is not None
+        theta, factor, maximum = self.dynamic
+        stretch = factor * length.clamp(min=maximum).float() / maximum - (factor - 1)
+        base = theta * stretch ** (self.dim / (self.dim - 2))
+        return 1.0 / base ** self.exponents.to(device)
+
+    def forward(self, step: Step) -> tuple[Tensor, Tensor]:
+        angle = step.positions[..., None].float() * self._frequency(step)  # B,T,R/2
+        cos, sin = angle.cos(), angle.sin()
+        return (cos * self.magnitude, sin * self.magnitude) if self.magnitude != 1 else (cos, sin)
+
+
+def _longrope_magnitude(p: RopeParameters, original: int, maximum: int) -> float:
+    if p.attention_factor is not None:
+        return p.attention_factor
+    factor = p.factor or maximum / original
+    if original == 1 and factor > 1:
+        raise ValueError("rope_type 'longrope' needs original_max_position_embeddings above 1")
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotate the first R dims of every head of x B,T,heads*K in the half layout."""
+    width = x.shape[-1] // heads
+    part = 0 if 2 * cos.shape[-1] == width else 2 * cos.shape[-1]
+    return torch.onnx.ops.rotary_embedding(
+        x, cos.to(x.dtype), sin.to(x.dtype), num_heads=heads, rotary_embedding_dim=part
+    )
+
+
+def rotate_wide(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotate in fp32 and cast afterwards (OLMo 2 and 3)."""
+    return rotate(widen(x), cos, sin, heads).to(x.dtype)
+
+
+Rotation = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+class Temperature(Table):
+    """`1 + beta * ln(1 + floor(position / length))`, B,T,1: Ministral 3 and Mistral 4 scale rotated
+    queries by it."""
+
+    outputs = ("factor",)
+
+    def __init__(self, beta: float, length: int):
+        super().__init__()
+        self.beta, self.length = beta, length
+
+    def forward(self, step: Step) -> tuple[Tensor]:
+        turns = torch.div(step.positions, self.length, rounding_mode="floor").float()
+        return ((1 + self.beta * torch.log(1 + turns))[..., None],)

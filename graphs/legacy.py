@@ -1,0 +1,87 @@
+"""Older spellings of a config.json, folded into today's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lmcast.graphs.arch import ConfigError
+
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+
+
+def rope(raw: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
+    """Return `raw` with rope_scaling, rope_theta and the like folded into rope_parameters.
+
+    `theta` is the family's own default. Raises ConfigError where two spellings differ.
+    """
+    out = dict(raw)
+    scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
+    if scaling and parameters and scaling != parameters:
+        raise ConfigError(
+            "config.json: rope_scaling and rope_parameters are both set and differ; keep one"
+        )
+    outer = {key: out.pop(key, None) for key in ROPE_KEYS}
+    out["rope_parameters"] = _merge(scaling or parameters, outer, theta, "rope_parameters")
+    return out
+
+
+def rope_by_layer_type(
+    raw: Mapping[str, Any], theta: Mapping[str, float], older: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return `raw` with its rope settings folded into one rope_parameters per layer type.
+
+    `theta` has the default of each type, `older` the key that once held it. An older rope_scaling
+    is for full attention only. Raises ConfigError where two spellings differ.
+    """
+    out = dict(raw)
+    scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
+    loose = sorted(parameters.keys() - theta.keys())
+    if loose:
+        raise ConfigError(
+            f"config.json: rope_parameters sets {', '.join(loose)};"
+            f" accepted: one object each for {', '.join(theta)}"
+        )
+    found = {kind: _object(parameters, kind) for kind in theta}
+    if scaling and found["full_attention"] not in ({}, scaling):
+        raise ConfigError(
+            "config.json: rope_scaling and rope_parameters.full_attention are both set and differ"
+        )
+    found["full_attention"] = scaling or found["full_attention"]
+    outer = {key: out.pop(key, None) for key in set(older.values())}
+    for kind, default in theta.items():
+        at = f"rope_parameters.{kind}"
+        given = {"rope_theta": outer[older[kind]]}
+        found[kind] = _merge(found[kind], given, default, at)
+        if found[kind].get("truncate") is False:
+            raise ConfigError(
+                f"config.json: {at}.truncate is false; Hugging Face reads it for one rope of all"
+                " layers only, so nothing tells what it means here"
+            )
+    out["rope_parameters"] = found
+    return out
+
+
+def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """Take an object out of `raw`; absent and null are empty."""
+    value = raw.pop(key, None)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"config.json: {key} is {value!r:.80}; accepted: an object or null")
+    return dict(value)
+
+
+def _merge(
+    found: dict[str, Any], outer: Mapping[str, Any], theta: float, at: str
+) -> dict[str, Any]:
+    """Return one set of rope parameters with what lies beside it in older files."""
+    out = {key: value for key, value in found.items() if value is not None}
+    old = out.pop("type", None)
+    if old is not None and out.setdefault("rope_type", old) != old:
+        raise ConfigError(f"config.json: {at} has type {old!r} and rope_type {out['rope_type']!r}")
+    for key, value in outer.items():
+        if value is not None and out.setdefault(key, value) != value:
+            raise ConfigError(
+                f"config.json: {at}.{key} is {out[key]!r}, but {key} is {value!r} beside it"
+            )
+    out.setdefault("rope_theta", theta)
+    return out

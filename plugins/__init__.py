@@ -1,0 +1,1 @@
+"""Custom operators: eager definition, ONNX body and kernels of each; they know no model."""

@@ -1,0 +1,142 @@
+"""Causal attention over a cache that it extends. Letters: B batch, T new tokens, C capacity of the
+cache, H query heads, G key heads, K width of queries and keys, V width of values."""
+
+import torch
+from torch import Tensor
+
+from lmcast.plugins.plugin import Close, Plugin
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """B,T,H,K over B,G,S,K and B,G,S,V where mask B,T,S is true -> B,T,H,V; softmax in fp32.
+
+    The softcap, `cap * tanh(score / cap)` where not zero, comes before the mask (Gemma 2).
+    """
+    batch, tokens, heads, width = query.shape
+    groups = key.shape[1]
+    query = query.transpose(1, 2).reshape(batch, groups, -1, width)  # B,G,(H/G)T,K
+    score = (query @ key.mT) * scale
+    if softcap:
+        score = torch.tanh(score / softcap) * softcap
+    score = score.reshape(batch, heads, tokens, -1).masked_fill(~mask[:, None], float("-inf"))
+    wide = torch.promote_types(score.dtype, torch.float32)
+    weight = score.softmax(-1, dtype=wide).to(value.dtype)
+    out = weight.reshape(batch, groups, -1, key.shape[2]) @ value
+    return out.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous()
+
+
+def eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    cache_lengths: Tensor,
+    token_counts: Tensor,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the new keys and values behind the held ones, attend to all, return both caches.
+
+    query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,C,K; past_value B,G,C,V;
+    cache_lengths B int64: tokens already held per row; token_counts B int64: how many of the T
+    tokens are valid (rows are padded on the right). Row b writes at cache_lengths[b] .. + T - 1,
+    so C must leave room for T. -> B,T,H,V and the caches after the call. Output beyond
+    token_counts is unspecified but finite, and so is the cache there.
+    """
+    tokens = query.shape[1]
+    position = cache_lengths[:, None] + torch.arange(tokens, device=query.device)  # B,T
+
+    def write(past: Tensor, new: Tensor) -> Tensor:
+        index = position[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
+        return past.scatter(2, index, new.transpose(1, 2))
+
+    present_key, present_value = write(past_key, key), write(past_value, value)
+    held = torch.arange(past_key.shape[2], device=query.device)
+    mask = held <= position[:, :, None]  # B,T,C
+    return (
+        attend(query, present_key, present_value, mask, scale, softcap),
+        present_key,
+        present_value,
+    )
+
+
+def shapes(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = query.new_empty((*query.shape[:3], value.shape[3]))
+    return out, torch.empty_like(past_key), torch.empty_like(past_value)
+
+
+BODY = """
+cached_attention <scale, softcap> (
+    query, key, value, past_key, past_value, cache_lengths, token_counts
+) => (out, present_key, present_value) {
+    new_key = Transpose <perm = [0, 2, 1, 3]> (key)
+    present_key = TensorScatter <axis = 2> (past_key, new_key, cache_lengths)
+    new_value = Transpose <perm = [0, 2, 1, 3]> (value)
+    present_value = TensorScatter <axis = 2> (past_value, new_value, cache_lengths)
+
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    first = Constant <value_ints = [1]> ()
+    second = Constant <value_ints = [2]> ()
+    tokens = Shape <start = 1, end = 2> (query)
+    token_count = Squeeze (tokens)
+    new = Range (zero, token_count, one)
+    start = Unsqueeze (cache_lengths, first)
+    position = Add (start, new)
+    capacity = Shape <start = 2, end = 3> (past_key)
+    slots = Squeeze (capacity)
+    held = Range (zero, slots, one)
+    until = Unsqueeze (position, second)
+    mask = LessOrEqual (held, until)
+    head_mask = Unsqueeze (mask, first)
+
+    heads = Transpose <perm = [0, 2, 1, 3]> (query)
+    attended = Attention <
+        scale: float = @scale, softcap: float = @softcap, softmax_precision = 1
+    > (heads, present_key, present_value, head_mask)
+    out = Transpose <perm = [0, 2, 1, 3]> (attended)
+}
+"""
+
+
+def case(
+    lengths: list[int], counts: list[int], room: int, sizes: tuple[int, ...], cap: float = 0.0
+) -> tuple:
+    """Return arguments for rows of these lengths and counts; sizes: heads, groups, widths."""
+    heads, groups, width, value_width = sizes
+    batch, tokens = len(lengths), max(counts)
+    return (
+        torch.randn(batch, tokens, heads, width),
+        torch.randn(batch, tokens, groups, width),
+        torch.randn(batch, tokens, groups, value_width),
+        torch.randn(batch, groups, room, width),
+        torch.randn(batch, groups, room, value_width),
+        torch.tensor(lengths),
+        torch.tensor(counts),
+        width**-0.5,
+        cap,
+    )
+
+
+def cases() -> list[tuple]:
+    torch.manual_seed(0)
+    return [
+        case([0, 0], [5, 3], 5, (4, 2, 16, 16)),  # ragged prefill
+        case([7], [1], 11, (6, 2, 8, 8), cap=3.0),  # decode with a softcap
+        case([2, 6], [4, 4], 12, (3, 1, 24, 16)),  # append; narrow values
+    ]
+
+
+cached_attention = Plugin(
+    name="cached_attention",
+    eager=eager,
+    shapes=shapes,
+    body=BODY,
+    cases=cases,
+    close={torch.float32: Close(2.4e-6)},  # 20 fp32 epsilons: outputs are means of values near 1
+)

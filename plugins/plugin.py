@@ -1,0 +1,51 @@
+"""The record of a custom operator, and the registry of all of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx.parser
+import torch
+
+DOMAIN = "lmcast"
+ONNX_OPSET = 24  # of the standard operators that bodies and graphs are written in
+HEADER = f'<opset_import: ["" : {ONNX_OPSET}], domain: "{DOMAIN}">'
+
+
+@dataclass(frozen=True)
+class Close:
+    """Largest accepted difference from eager, per element: atol + rtol * |eager|."""
+
+    atol: float
+    rtol: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """One operator: everything but `eager` is a claim about `eager`, held to `close`."""
+
+    name: str
+    eager: Callable  # the definition
+    # The outputs as empty tensors. Eager on fake tensors gives the same, but takes most of a trace.
+    shapes: Callable
+    body: str  # the same in standard operators, as ONNX text: travels in the file
+    kernels: Mapping[str, Callable[[], Callable]] = field(default_factory=dict)
+    cases: Callable[[], list[tuple]]  # arguments that the tests run through every backend
+    close: Mapping[torch.dtype, Close]  # keyed by the dtype of the first argument
+
+    def __post_init__(self) -> None:
+        op = torch.library.custom_op(f"{DOMAIN}::{self.name}", self.eager, mutates_args=())
+        op.register_fake(self.shapes)
+        REGISTRY[self.name] = self
+
+    @property
+    def function(self) -> onnx.FunctionProto:
+        """The body as a function of the operator's name."""
+        return onnx.parser.parse_function(HEADER + self.body)
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the operator as one node that torch.export keeps whole."""
+        return getattr(getattr(torch.ops, DOMAIN), self.name)(*args)
+
+
+REGISTRY: dict[str, Plugin] = {}

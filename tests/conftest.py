@@ -1,0 +1,51 @@
+"""What tests share: tables of measured numbers, printed at the end of a run."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def pytest_sessionstart() -> None:
+    """Undo what a runner may have ignored for us: tests of signals and their children need it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+Report = Callable[[str, dict[str, Any]], None]
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """`report(table, row)` adds a row to a table; properties of a test also cross pytest-xdist."""
+
+    def add(table: str, row: dict[str, Any]) -> None:
+        request.node.user_properties.append((f"table:{table}", row))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for reports in terminalreporter.stats.values():
+        for outcome in reports:
+            if getattr(outcome, "when", None) != "call":
+                continue
+            for name, row in outcome.user_properties:
+                if name.startswith("table:"):
+                    tables.setdefault(name.removeprefix("table:"), []).append(row)
+    for name, rows in tables.items():
+        terminalreporter.section(name)
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        text = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+        for line in text:
+            terminalreporter.write_line(
+                "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+            )
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else str(value)

@@ -1,0 +1,122 @@
+"""Small GGUF files for the tests, written with the gguf package's writer as llama.cpp does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, quants
+
+HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, LAYERS, VOCAB = 4, 2, 64, 256, 512, 2, 40
+BASE: dict[str, Any] = {
+    "block_count": LAYERS,
+    "context_length": 128,
+    "embedding_length": HIDDEN,
+    "feed_forward_length": INNER,
+    "attention.head_count": HEADS,
+    "attention.head_count_kv": KV_HEADS,
+    "attention.key_length": HEAD_DIM,
+    "attention.value_length": HEAD_DIM,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.freq_base": 10000.0,
+}
+EXTRA: dict[str, dict[str, Any]] = {
+    "llama": {"rope.dimension_count": HEAD_DIM, "vocab_size": VOCAB},
+    "qwen3": {},
+    "gemma3": {"attention.sliding_window": 16},
+}
+NORMS = {
+    "llama": ("attn_norm", "ffn_norm"),
+    "qwen3": ("attn_norm", "ffn_norm", "attn_q_norm", "attn_k_norm"),
+    "gemma3": (
+        "attn_norm",
+        "ffn_norm",
+        "attn_q_norm",
+        "attn_k_norm",
+        "post_attention_norm",
+        "post_ffw_norm",
+    ),
+}
+MATRICES = {
+    "attn_q": (HEADS * HEAD_DIM, HIDDEN),
+    "attn_k": (KV_HEADS * HEAD_DIM, HIDDEN),
+    "attn_v": (KV_HEADS * HEAD_DIM, HIDDEN),
+    "attn_output": (HIDDEN, HEADS * HEAD_DIM),
+    "ffn_gate": (INNER, HIDDEN),
+    "ffn_up": (INNER, HIDDEN),
+    "ffn_down": (HIDDEN, INNER),
+}
+
+
+def values(arch: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return float32 tensors of a tiny model, by their names in the file."""
+    random = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (VOCAB, HIDDEN),
+        "output_norm.weight": (HIDDEN,),
+    }
+    for layer in range(LAYERS):
+        for name in NORMS[arch]:
+            width = HEAD_DIM if name in ("attn_q_norm", "attn_k_norm") else HIDDEN
+            shapes[f"blk.{layer}.{name}.weight"] = (width,)
+        for name, shape in MATRICES.items():
+            shapes[f"blk.{layer}.{name}.weight"] = shape
+    return {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def stored(array: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
+    """Return one tensor as the file holds it: norms in F32, the rest quantized to `kind`."""
+    if array.ndim == 1:
+        return array, "F32"
+    return quants.quantize(array, GGMLQuantizationType[kind]), kind
+
+
+def write_gguf(
+    path: Path,
+    arch: str,
+    tensors: dict[str, tuple[np.ndarray, str]],
+    metadata: dict[str, Any] | None = None,
+    general: dict[str, Any] | None = None,
+    alignment: int = 32,
+) -> Path:
+    """Write a file; `metadata` overrides the model's own keys, and None removes one.
+
+    `general` holds full keys. A Python int is written as uint32, a float as float32.
+    """
+    writer = GGUFWriter(path, arch)
+    writer.add_name("tiny")
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
+    own = BASE | EXTRA.get(arch, {}) | (metadata or {})
+    keys = {f"{arch}.{name}": value for name, value in own.items()} | (general or {})
+    for key, value in keys.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif value is not None:
+            writer.add_array(key, value)
+    for name, (array, kind) in tensors.items():
+        writer.add_tensor(name, array, raw_dtype=GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def tiny_gguf(
+    path: Path,
+    arch: str = "llama",
+    kind: str = "F16",
+    metadata: dict[str, Any] | None = None,
+    general: dict[str, Any] | None = None,
+    **replaced: tuple[np.ndarray, str],
+) -> Path:
+    """Write a whole tiny model; `replaced` adds or replaces tensors, '__' standing for '.'."""
+    tensors = {name: stored(array, kind) for name, array in values(arch).items()}
+    tensors |= {name.replace("__", "."): tensor for name, tensor in replaced.items()}
+    return write_gguf(path, arch, tensors, metadata, general)

@@ -1,0 +1,155 @@
+"""Every engine against its eager definition: prefill, steps past the window, ragged, greedy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import CASES, Case, make, prompt
+
+from lmcast.exporter import Engine, export, load
+from lmcast.graphs import load as load_eager
+
+BY_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+TOKENS = 37  # longer than the windows of the cases
+WORST = 1e-3  # the bound of the main job, whatever the oracle's own gap
+GREEDY = 5
+
+
+def bound(rough: torch.Tensor, exact: torch.Tensor) -> float:
+    """Four times what eager fp32 itself is off, and 2e-5: the bound of the main job."""
+    return min(WORST, 4 * (rough.double() - exact).abs().max().item() + 2e-5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Threads that wait for each other are slow where tests run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory):
+    """Return a function from case and target to (engine, eager fp32, eager fp64)."""
+    made: dict[tuple[str, str], tuple] = {}
+
+    def get(case: Case, target: str = "cpu"):
+        key = (case.name, target)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("case")
+            checkpoint = make(case, folder / "checkpoint")
+            options = {"parity": False, "tokenizer": False, "context": 64}
+            export(checkpoint, folder / "engine", target, **options)
+            made[key] = (
+                load(folder / "engine", threads=1),
+                load_eager(checkpoint).eval(),
+                load_eager(checkpoint, torch.float64).eval(),
+            )
+        return made[key]
+
+    return get
+
+
+@BY_CASE
+@torch.no_grad()
+def test_engine_matches_eager(case: Case, built, report):
+    engine, rough, exact = built(case)
+    ids = prompt(2, TOKENS)
+    limit = bound(rough(ids), exact(ids))
+    row = {"case": case.name, "prefill": prefill_error(engine, rough, ids)}
+    row["step by step"] = steps_error(engine, rough, ids)
+    row["ragged of 3"] = ragged_error(engine, rough, prompt(3, TOKENS))
+    row["bound"] = limit
+    report("Engine logits against eager, fp32", row)
+    assert max(row["prefill"], row["step by step"], row["ragged of 3"]) <= limit
+    assert greedy(engine, ids[:1]) == greedy_eager(rough, ids[:1], engine.eos_ids)
+
+
+def prefill_error(engine: Engine, eager: torch.nn.Module, ids: torch.Tensor) -> float:
+    return float(np.abs(engine.logits(ids) - eager(ids).numpy()).max())
+
+
+def steps_error(engine: Engine, eager: torch.nn.Module, ids: torch.Tensor) -> float:
+    """Several tokens, then several more behind them, then one by one past the window."""
+    return session_error(engine, eager, ids, [(11,) * 2, (5,) * 2, *[(1,) * 2] * (TOKENS - 16)])
+
+
+def ragged_error(engine: Engine, eager: torch.nn.Module, ids: torch.Tensor) -> float:
+    """Rows of different lengths from the first call on, each with what it would have alone."""
+    return session_error(engine, eager, ids, [(20, 7, 1), (1, 1, 1), (3, 9, 14), *[(1, 1, 1)] * 5])
+
+
+def session_error(
+    engine: Engine, eager: torch.nn.Module, ids: torch.Tensor, calls: list[tuple[int, ...]]
+) -> float:
+    rows = len(ids)
+    session = engine.session(rows)
+    lengths, past = torch.zeros(rows, dtype=torch.int64), eager.empty_states(rows, 2 * TOKENS)
+    worst = 0.0
+    for call in calls:
+        counts = torch.tensor(call)
+        part = torch.full((rows, max(call)), 3)  # padding that would show if it were read
+        for r, n in enumerate(call):
+            part[r, :n] = ids[r, lengths[r] : lengths[r] + n]
+        want, past = eager.step(part, lengths, counts, past)
+        got = session.append(part, None if len(set(call)) == 1 else counts)
+        want = want[torch.arange(rows), counts - 1]
+        worst = max(worst, float(np.abs(got - want.numpy()).max()))
+        lengths = lengths + counts
+    assert session.lengths.tolist() == lengths.tolist()
+    return worst
+
+
+def greedy(engine: Engine, ids: torch.Tensor) -> list[int]:
+    (result,) = engine.generate([ids[0].tolist()], max_new_tokens=GREEDY)
+    return list(result.ids)
+
+
+def greedy_eager(eager: torch.nn.Module, ids: torch.Tensor, ends: frozenset[int]) -> list[int]:
+    length, past = torch.zeros(1, dtype=torch.int64), eager.empty_states(1, 2 * TOKENS)
+    picked: list[int] = []
+    while len(picked) < GREEDY and not ends.intersection(picked):
+        count = torch.tensor([ids.shape[1]])
+        logits, past = eager.step(ids, length, count, past)
+        length, ids = length + count, logits[:, -1:].argmax(-1)
+        picked.append(int(ids))
+    return picked
+
+
+# One case with a window and one without: the portable graph differs by its operators alone.
+PORTABLE = [case for case in CASES if case.name in ("llama/plain", "gemma2/plain")]
+
+
+@pytest.mark.parametrize("case", PORTABLE, ids=lambda case: case.name)
+@torch.no_grad()
+def test_portable_graph(case: Case, built):
+    engine, rough, exact = built(case, "onnx")
+    ids = prompt(2, TOKENS)
+    limit = bound(rough(ids), exact(ids))
+    assert prefill_error(engine, rough, ids) <= limit
+    assert steps_error(engine, rough, ids) <= limit
+    assert ragged_error(engine, rough, prompt(3, TOKENS)) <= limit
+
+
+def test_window_states_do_not_grow(built):
+    case = next(c for c in CASES if c.name == "gemma2/plain")
+    engine, *_ = built(case)
+    states = engine.manifest.fields["graph"]["states"]
+    assert {s["shape"][2] for s in states} == {"C", 8}
+
+
+@torch.no_grad()
+def test_prepacked_weights_give_the_same(built):
+    engine, rough, exact = built(PORTABLE[0])
+    ids = prompt(2, TOKENS)
+    prepacked = load(engine.directory, threads=1, prepack=True)
+    assert steps_error(prepacked, rough, ids) <= bound(rough(ids), exact(ids))
+
+
+def test_reload_runs_the_same(built, tmp_path: Path):
+    engine, *_ = built(PORTABLE[0])
+    ids = prompt(1, 9)
+    again = load(engine.directory, threads=1)
+    np.testing.assert_array_equal(again.logits(ids), load(engine.directory, 1).logits(ids))

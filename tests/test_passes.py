@@ -1,0 +1,291 @@
+"""Every pass alone, before and after as its docstring says; then all of them on captured models."""
+
+import json
+import re
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import parser
+from safetensors.torch import load_file
+from tiny import case, make
+
+from lmcast.exporter import passes
+from lmcast.exporter.capture import capture
+from lmcast.exporter.lowering import PARTS
+from lmcast.exporter.onnx_export import assemble, attach_bodies
+from lmcast.exporter.passes import TARGETS
+from lmcast.graphs import define
+from lmcast.plugins.cached_attention import cached_attention
+from lmcast.plugins.plugin import DOMAIN
+from lmcast.plugins.window_attention import window_attention
+
+ATTENTION = (
+    "(int64[B,T] input_ids, float[B,T,4,16] q, float[B,T,2,16] k, float[B,T,2,{v}] v,"
+    " float[B,2,{c},16] key, float[B,2,{c},{v}] value, int64[B] lengths, int64[B] counts)"
+    " => (float[B,T,4,{v}] y, float[B,2,{c},16] key1, float[B,2,{c},{v}] value1) {{"
+    " y, key1, value1 = lmcast.{op} <scale = 0.3, softcap = {cap}>"
+    " (q, k, v, key, value, lengths, counts) }}"
+)
+PART = (
+    '\n<domain: "lmcast.parts", opset_import: ["" : 24]>\n'
+    "Layer0 (x, weight) => (y, z) { q = MatMul (x, weight) y = Relu (q) z = Identity (x) }"
+)
+GQA = ["Reshape"] * 4 + ["GroupQueryAttention"]
+
+# (pass, graph, changes, operators that it leaves behind besides Constant and arithmetic on lengths)
+CASES: dict[str, tuple[str, str, int, list[str]]] = {
+    "inline_parts": (
+        "inline_parts",
+        "(float[2,3] x, float[3,3] weight) => (float[2,3] b, float[2,3] z) {"
+        " a, y = lmcast.parts.Layer0 (x, weight) b, z = lmcast.parts.Layer0 (a, weight) }" + PART,
+        2, ["Identity", "Identity", "MatMul", "MatMul", "Relu", "Relu"],
+    ),
+    "fused_matmul": (
+        "fused_matmul",
+        "(float[B,3] x, float[5,3] weight) => (float[B,5] y) {"
+        " turned = Transpose <perm = [1, 0]> (weight) y = MatMul (x, turned) }",
+        1, ["FusedMatMul", "Transpose"],
+    ),
+    "fused_matmul, no weight": (
+        "fused_matmul",
+        "(float[2,3] x, float[3,5] weight) => (float[2,5] y) { y = MatMul (x, weight) }",
+        0, ["MatMul"],
+    ),
+    "fused_matmul, another perm": (
+        "fused_matmul",
+        "(float[2,4,3] x, float[2,5,3] w) => (float[2,4,5] y) {"
+        " turned = Transpose <perm = [0, 2, 1]> (w) y = MatMul (x, turned) }",
+        0, ["MatMul", "Transpose"],
+    ),
+    "skip_norm": (
+        "skip_norm",
+        "(float[B,T,8] x, float[B,T,8] y, float[8] weight) => (float[B,T,8] n, float[B,T,8] r) {"
+        " s = Add (x, y) n = RMSNormalization <axis = -1, epsilon = 0.01> (s, weight)"
+        " r = Relu (s) }",
+        1, ["Relu", "SkipSimplifiedLayerNormalization"],
+    ),
+    "skip_norm, the sum is an output": (
+        "skip_norm",
+        "(float[B,T,8] x, float[B,T,8] y, float[8] weight) => (float[B,T,8] s, float[B,T,8] n) {"
+        " s = Add (x, y) n = RMSNormalization <axis = -1, epsilon = 0.01> (s, weight) }",
+        1, ["SkipSimplifiedLayerNormalization"],
+    ),
+    "skip_norm, a bias": (
+        "skip_norm",
+        "(float[B,T,8] x, float[8] y, float[8] weight) => (float[B,T,8] n) {"
+        " s = Add (x, y) n = RMSNormalization <axis = -1, epsilon = 0.01> (s, weight) }",
+        0, ["Add", "RMSNormalization"],
+    ),
+    "skip_norm, the sum is used before": (
+        "skip_norm",
+        "(float[B,T,8] x, float[B,T,8] y, float[8] weight) => (float[B,T,8] n, float[B,T,8] r) {"
+        " s = Add (x, y) r = Relu (s)"
+        " n = RMSNormalization <axis = -1, epsilon = 0.01> (s, weight) }",
+        0, ["Add", "RMSNormalization", "Relu"],
+    ),
+    "quick_gelu": (
+        "quick_gelu",
+        "(float[2,3] x) => (float[2,3] y) { g = Sigmoid (x) y = Mul (x, g) }",
+        1, ["QuickGelu", "Sigmoid"],
+    ),
+    "quick_gelu, of another value": (
+        "quick_gelu",
+        "(float[2,3] x, float[2,3] z) => (float[2,3] y) { g = Sigmoid (z) y = Mul (x, g) }",
+        0, ["Mul", "Sigmoid"],
+    ),
+    "undo_reshape": (
+        "undo_reshape",
+        "(float[B,6] x) => (float[B,6] y) {"
+        " split = Constant <value = int64[3] {0, 3, 2}> () joined = Constant <value = int64[2]"
+        " {0, -1}> () a = Reshape (x, split) b = Reshape (a, joined) y = Relu (b) }",
+        1, ["Relu", "Reshape"],
+    ),
+    "undo_reshape, into another shape": (
+        "undo_reshape",
+        "(float[4,6] x) => (float[6,4] y) {"
+        " split = Constant <value = int64[3] {4, 3, 2}> () joined = Constant <value = int64[2]"
+        " {6, 4}> () a = Reshape (x, split) b = Reshape (a, joined) y = Relu (b) }",
+        0, ["Relu", "Reshape", "Reshape"],
+    ),
+    "undo_reshape, sizes unknown": (
+        "undo_reshape",
+        "(float[?,?] x) => (float[?,?] y) {"
+        " split = Constant <value = int64[3] {0, 3, -1}> () joined = Constant <value = int64[2]"
+        " {3, -1}> () a = Reshape (x, split) b = Reshape (a, joined) y = Relu (b) }",
+        0, ["Relu", "Reshape", "Reshape"],
+    ),
+    "merge_equal": (
+        "merge_equal",
+        "(float[2,3] x) => (float[2,3] y) { a = Relu (x) b = Relu (x) y = Add (a, b) }",
+        1, ["Add", "Relu"],
+    ),
+    "remove_unused": (
+        "remove_unused",
+        "(float[2,3] x) => (float[2,3] y) { a = Exp (x) b = Sin (a) y = Relu (x) }",
+        2, ["Relu"],
+    ),
+    "group_query_attention": (
+        "group_query_attention",
+        ATTENTION.format(op=cached_attention.name, c="C", v=16, cap=0.0),
+        1, GQA,
+    ),
+    "group_query_attention, softcap": (
+        "group_query_attention",
+        ATTENTION.format(op=cached_attention.name, c="C", v=16, cap=2.0),
+        1, GQA,
+    ),
+    "group_query_attention, ring": (
+        "group_query_attention",
+        ATTENTION.format(op=window_attention.name, c=5, v=16, cap=0.0),
+        1, GQA,
+    ),
+    "group_query_attention, narrow values": (
+        "group_query_attention",
+        ATTENTION.format(op=cached_attention.name, c="C", v=8, cap=0.0),
+        0, ["cached_attention"],
+    ),
+}  # fmt: skip
+PLUMBING = {"Constant", "Cast", "Shape", "Squeeze", "ReduceMax", "Sub"}
+# One row: GroupQueryAttention takes several tokens behind held ones in one row alone.
+SIZES = {"B": 1, "T": 3, "C": 12, None: 6}
+
+
+def parse(text: str) -> ir.Model:
+    head = '<ir_version: 11, opset_import: ["" : 24, "lmcast" : 1, "lmcast.parts" : 1]>\ng '
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(parser.parse_model(head + text)))
+    for number, node in enumerate(chain(model.graph, *model.functions.values())):
+        node.name = f"node{number}"
+    attach_bodies(model)
+    return model
+
+
+def feed(model: ir.Model) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    given = {
+        "lengths": np.array([4]), "counts": np.array([3]),
+        "input_ids": np.zeros((1, 3), np.int64),
+    }  # fmt: skip
+    for value in model.graph.inputs:
+        if value.name not in given:
+            assert value.shape is not None
+            shape = [n if isinstance(n, int) else SIZES[n.value] for n in value.shape]
+            given[str(value.name)] = random.standard_normal(shape).astype(np.float32)
+    return {str(v.name): given[str(v.name)] for v in model.graph.inputs}
+
+
+def run(model: ir.Model) -> list[np.ndarray]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return session.run(None, feed(model))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pass_alone(name: str):
+    function, text, changes, left = CASES[name]
+    model = parse(text)
+    before, outputs = run(model), [value.name for value in model.graph.outputs]
+    assert getattr(passes, function)(model) == changes
+    operators = [node.op_type for node in model.graph if node.op_type not in PLUMBING]
+    lengths = ["Add", "Add"] if "GroupQueryAttention" in operators else []
+    assert sorted(operators) == sorted(left + lengths)
+    assert [value.name for value in model.graph.outputs] == outputs
+    after = run(model)
+    if lengths:  # the kernel lays its caches out in its own way, so only what it attends to counts
+        before, after = before[:1], after[:1]
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6, rtol=0)  # 20 fp32 roundings of values near 1
+    assert getattr(passes, function)(model) == 0, "a second time there is nothing left to do"
+
+
+def test_every_pass_has_a_case():
+    tried = {function for function, *_ in CASES.values()}
+    assert tried == {apply.__name__ for target in TARGETS.values() for apply in target}
+
+
+# case: (distinct kinds of layer, nodes of layer 1 on the cpu target, where weights are tied)
+MODELS = {
+    "llama/plain": (1, 14, False),  # norm, q, k, v, two rotations, attention, o, norm, 5 of the FFN
+    "gemma2/plain": (2, 20, True),  # two norms more, and an Add for each: their weights are 1 + w
+    "qwen3/bias, tied": (1, 24, True),  # four biases, two norms of heads in two reshapes each
+}
+
+
+@pytest.fixture(scope="module")
+def definitions(tmp_path_factory: pytest.TempPathFactory):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def read(directory: Path):
+        config = json.loads((directory / "config.json").read_text())
+        tensors = load_file(directory / "model.safetensors")
+        return define(config, {n: tuple(t.shape) for n, t in tensors.items()}).model.float()
+
+    folders = tmp_path_factory.mktemp("models")
+    models = {n: read(make(case(n), folders / str(i))) for i, n in enumerate(MODELS)}
+    yield {name: (model, capture(model)) for name, model in models.items()}
+    torch.set_num_threads(before)
+
+
+def proto_of(model: ir.Model) -> onnx.ModelProto:
+    """Return the model with zeros for its weights."""
+    for name, value in model.graph.initializers.items():
+        assert value.shape is not None
+        value.const_value = ir.tensor(np.zeros(value.shape.numpy(), np.float32), name=name)
+    return ir.to_proto(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_portable_graph(name: str, definitions):
+    model, captured = definitions[name]
+    graph = assemble(model, captured)
+    proto = proto_of(graph)
+    onnx.checker.check_model(proto, full_check=True)
+    opsets = {o.domain: o.version for o in proto.opset_import}
+    assert opsets == {"": 24, DOMAIN: 1, PARTS: 1}
+    functions = {(f.domain, f.name) for f in proto.functions}
+    nodes = [*proto.graph.node, *(n for f in proto.functions for n in f.node)]
+    assert {(n.domain, n.op_type) for n in nodes if n.domain} == functions
+    assert sum(n.startswith("Layer") for _, n in functions) == MODELS[name][0]
+    assert {p for p, _ in model.named_parameters()} == set(graph.graph.initializers)
+    # The graph grows with the layers by one call each.
+    assert len(proto.graph.node) == len(model.layers) + 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cpu_graph(name: str, definitions):
+    model, captured = definitions[name]
+    graph = assemble(model, captured)
+    passes.run(graph, "cpu")
+    onnx.checker.check_model(proto_of(graph), full_check=True)
+    _, length, tied = MODELS[name]
+    operators = Counter((node.domain, node.op_type) for node in graph.graph)
+    assert {domain for domain, _ in operators} == {"", "com.microsoft"}
+    assert not graph.functions
+    assert not operators["", "MatMul"] + operators["", "Transpose"]
+    assert operators["com.microsoft", "GroupQueryAttention"] == len(model.layers)
+
+    multiplied = {
+        str(node.name).removesuffix(".MatMul"): node.inputs[1].name
+        for node in graph.graph
+        if node.op_type == "FusedMatMul" and node.inputs[1] is not None
+    }
+    matrices = [n for n, p in model.named_parameters() if p.dim() == 2 and n != "embed.weight"]
+    expected = {matrix.removesuffix(".weight"): matrix for matrix in matrices}
+    assert multiplied == expected | ({"final.head": "embed.weight"} if tied else {})
+
+    names = [str(node.name) for node in graph.graph]
+    assert len(set(names)) == len(names)
+    assert all(re.match(r"(embed|positions|final|layers\.\d+)\.", n + ".") for n in names)
+    assert sum(n.startswith("layers.1.") for n in names) == length
+    for path in ("mixer.q", "mixer.cached_attention", "mixer.o", "ffn.gate", "ffn.down"):
+        window = path.replace("cached", "window")
+        assert {f"layers.1.{path}", f"layers.1.{window}"} & set(names)

@@ -1,0 +1,126 @@
+"""Every operator through every backend, against its eager definition."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor
+
+from lmcast import plugins
+from lmcast.exporter.lowering import DTYPES, OPSETS
+from lmcast.exporter.onnx_export import IR_VERSION, attach_bodies
+from lmcast.plugins.plugin import DOMAIN, REGISTRY, Plugin
+
+# A new operator needs no line here: its file is found.
+for path in sorted(Path(str(plugins.__file__)).parent.glob("*.py")):
+    import_module(f"lmcast.plugins.{path.stem}" if path.stem != "__init__" else "lmcast.plugins")
+
+EACH = [(plugin, i) for plugin in REGISTRY.values() for i in range(len(plugin.cases()))]
+RUNS = [(p, backend, i) for p, i in EACH for backend in ("onnx", "reference", *p.kernels)]
+
+
+def label(value: Any) -> str:
+    return value.name if isinstance(value, Plugin) else str(value)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def one_node(plugin: Plugin, args: tuple) -> onnx.ModelProto:
+    """Return a model that is one node of the operator, with its body."""
+    schema = getattr(getattr(torch.ops, DOMAIN), plugin.name).default._schema
+    values, plain = [], {}
+    for argument, value in zip(schema.arguments, args, strict=True):
+        if isinstance(value, Tensor):
+            kind = ir.TensorType(DTYPES[value.dtype])
+            shape = ir.Shape([f"{argument.name}_{i}" for i in range(value.dim())])
+            values.append(ir.Value(name=argument.name, type=kind, shape=shape))
+        else:
+            plain[argument.name] = value
+    node = ir.node(
+        plugin.name, values, plain, domain=DOMAIN, num_outputs=len(schema.returns), name="node"
+    )
+    for i, (out, example) in enumerate(zip(node.outputs, plugin.eager(*args), strict=True)):
+        out.name, out.type = f"out{i}", ir.TensorType(DTYPES[example.dtype])
+        out.shape = ir.Shape([f"out{i}_{axis}" for axis in range(example.dim())])
+    graph = ir.Graph(values, node.outputs, nodes=[node], name="one", opset_imports=OPSETS)
+    model = ir.Model(graph, ir_version=IR_VERSION)
+    attach_bodies(model)
+    return ir.to_proto(model)
+
+
+def run(plugin: Plugin, backend: str, args: tuple) -> list[Tensor]:
+    """Return what a backend computes.
+
+    "onnx" is the body in ONNX Runtime, "reference" in the evaluator of ONNX itself.
+    """
+    if backend in plugin.kernels:
+        return list(plugin.kernels[backend]()(*args))
+    model = one_node(plugin, args)
+    onnx.checker.check_model(model, full_check=True)
+    data = model.SerializeToString()
+    session: Any = (
+        ReferenceEvaluator(model)
+        if backend == "reference"
+        else ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    )
+    tensors = [arg.numpy() for arg in args if isinstance(arg, Tensor)]
+    names = [value.name for value in model.graph.input]
+    return list(map(torch.from_numpy, session.run(None, dict(zip(names, tensors, strict=True)))))
+
+
+@pytest.mark.parametrize(("plugin", "backend", "i"), RUNS, ids=label)
+def test_backend_agrees_with_eager(plugin: Plugin, backend: str, i: int):
+    args = plugin.cases()[i]
+    close = plugin.close[args[0].dtype]
+    for got, want in zip(run(plugin, backend, args), plugin.eager(*args), strict=True):
+        torch.testing.assert_close(got, want, atol=close.atol, rtol=close.rtol)
+
+
+@pytest.mark.parametrize(("plugin", "i"), EACH, ids=label)
+def test_eager_is_a_sound_operator(plugin: Plugin, i: int):
+    """Schema and shapes on fake tensors, by torch's own check."""
+    args = plugin.cases()[i]
+    op = getattr(getattr(torch.ops, DOMAIN), plugin.name).default
+    checks = ("test_schema", "test_faketensor")
+    assert set(torch.library.opcheck(op, args, test_utils=checks).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(("plugin", "i"), EACH, ids=label)
+def test_eager_follows_the_dtype(plugin: Plugin, i: int):
+    args = plugin.cases()[i]
+    wide = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+    for rough, exact in zip(plugin.eager(*args), plugin.eager(*wide), strict=True):
+        assert exact.dtype == (torch.float64 if rough.is_floating_point() else rough.dtype)
+        close = plugin.close[args[0].dtype]
+        # Eager itself stays within the tolerance that it sets for others.
+        torch.testing.assert_close(rough.double(), exact, atol=close.atol, rtol=close.rtol)
+
+
+@pytest.mark.parametrize("plugin", REGISTRY.values(), ids=label)
+def test_cases_are_the_same_every_time(plugin: Plugin):
+    for one, other in zip(plugin.cases(), plugin.cases(), strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_body_is_the_operator():
+    for plugin in REGISTRY.values():
+        schema = getattr(getattr(torch.ops, DOMAIN), plugin.name).default._schema
+        proto = plugin.function
+        attributes = [*proto.attribute, *(a.name for a in proto.attribute_proto)]
+        assert [*proto.input, *attributes] == [a.name for a in schema.arguments]
+        assert len(proto.output) == len(schema.returns)
+        assert {node.domain for node in proto.node} == {""}

@@ -1,0 +1,119 @@
+"""Tiny random checkpoints written by Hugging Face, and what Hugging Face computes with them."""
+
+import json
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_configs import COMMON_KEYS, RELEASED, SIZES, VARIANTS, VOCABULARY
+from torch import Tensor
+
+# Architecture -> the classes of Hugging Face that define it.
+FAMILIES = {
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "ministral3": ("Ministral3Config", "Ministral3ForCausalLM"),
+    "mistral": ("MistralConfig", "MistralForCausalLM"),
+    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"),
+    "olmo3": ("Olmo3Config", "Olmo3ForCausalLM"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
+}
+
+
+@dataclass(frozen=True, eq=False)  # by identity: settings cannot be hashed
+class Case:
+    """One variant of one architecture.
+
+    `settings` go to Hugging Face's config class, which writes config.json; `as_written` makes them
+    config.json itself, to be read by both sides in the spelling they have here.
+    """
+
+    name: str
+    architecture: str
+    config_class: str
+    model_class: str
+    settings: dict[str, Any]
+    as_written: bool = False
+
+
+def _cases(architecture: str, variants: dict[str, dict[str, Any]], written: bool) -> list[Case]:
+    return [
+        Case(f"{architecture}/{name}", architecture, *FAMILIES[architecture], settings, written)
+        for name, settings in variants.items()
+    ]
+
+
+CASES: tuple[Case, ...] = tuple(
+    case
+    for table, written in ((VARIANTS, False), (RELEASED, True))
+    for architecture, variants in table.items()
+    for case in _cases(architecture, variants, written)
+)
+
+
+def case(name: str) -> Case:
+    """Return the case of that name, as 'llama/plain'."""
+    (found,) = (case for case in CASES if case.name == name)
+    return found
+
+
+def make(case: Case, directory: Path) -> Path:
+    """Write config.json and model.safetensors into `directory`; the same bytes every time."""
+    import transformers
+
+    config_class = getattr(transformers, case.config_class)
+    settings = {**SIZES, **case.settings}
+    if case.as_written:
+        model_class = case.model_class
+        written = {"architectures": [model_class], "model_type": case.architecture, **COMMON_KEYS}
+        settings = {**written, **settings}
+        config = config_class.from_dict(settings)
+    else:
+        config = config_class(**settings)
+    model = getattr(transformers, case.model_class)(config)
+    randomise(model, zlib.crc32(case.name.encode()))
+    model.save_pretrained(directory)
+    if case.as_written:
+        (directory / "config.json").write_text(json.dumps(settings, indent=2))
+    return directory
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Give every parameter values that show in the logits, norms and biases included."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1:  # norms keep their centre, 0 or 1; biases have 0
+                parameter += 0.3 * noise
+            elif "embed" in name:
+                parameter.copy_(0.5 * noise)
+            else:
+                parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
+
+
+@cache
+def oracle_model(case: Case, directory: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Return Hugging Face's model with eager attention, converted from fp32 to `dtype`."""
+    import transformers
+
+    cls = getattr(transformers, case.model_class)
+    model = cls.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return model.to(dtype).eval()
+
+
+def oracle(case: Case, directory: Path, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the logits B,T,V of Hugging Face's eager code in one fresh pass; ids B,T int64."""
+    with torch.no_grad():
+        return oracle_model(case, directory, dtype)(ids, use_cache=False).logits
+
+
+def prompt(batch: int = 2, tokens: int = 37, seed: int = 0) -> Tensor:
+    """Return ids batch,tokens int64, longer than the windows of the cases."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (batch, tokens), generator=generator)

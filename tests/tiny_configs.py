@@ -1,0 +1,399 @@
+"""The variants of every architecture that tests run: what config.json says of each."""
+
+from typing import Any
+
+VOCABULARY = 97
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+def _rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 100.0, **parameters}}
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 0.5}
+FULL, SLIDING = "full_attention", "sliding_attention"
+PLAIN: dict[str, Any] = {"rope_type": "default", "rope_theta": 50.0}
+FAR: dict[str, Any] = {"rope_type": "default", "rope_theta": 5000.0}
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "llama": {
+        "plain": {},
+        "biases, tied": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        "head_dim, MHA, gelu": {"head_dim": 16, "num_key_value_heads": None, "hidden_act": "gelu"},
+        "MQA, eps": {"num_key_value_heads": 1, "rms_norm_eps": 0.05},
+        "linear": _rope("linear", factor=3.0),
+        "llama3": _rope("llama3", original_max_position_embeddings=32, **LLAMA3),
+        "dynamic": {"max_position_embeddings": 16, **_rope("dynamic", factor=2.0)},
+        "yarn": _rope("yarn", **YARN),
+        "yarn mscale": _rope("yarn", **YARN, mscale=0.7, mscale_all_dim=1.3, truncate=False),
+        "yarn attention_factor": _rope("yarn", **YARN, attention_factor=1.5),
+        "yarn null factor": _rope("yarn", factor=None, original_max_position_embeddings=16),
+        "longrope, long": _rope(
+            "longrope",
+            short_factor=[1.0, 1.1, 1.2, 1.3],
+            long_factor=[1.0, 2.0, 3.0, 4.0],
+            original_max_position_embeddings=16,
+        ),
+        "longrope, short": _rope(
+            "longrope",
+            short_factor=[1.0, 1.1, 1.2, 1.3],
+            long_factor=[1.0, 2.0, 3.0, 4.0],
+            original_max_position_embeddings=48,
+            factor=2.0,
+        ),
+        "proportional": _rope("proportional", partial_rotary_factor=0.5, factor=2.0),
+    },
+    "mistral": {
+        "window": {"sliding_window": 8},
+        "no window, tied": {"sliding_window": None, "tie_word_embeddings": True},
+        "head_dim, yarn": {"head_dim": 16, "sliding_window": 8, **_rope("yarn", **YARN)},
+        "window of one, relu2": {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "hidden_act": "relu2",
+            "sliding_window": 1,
+        },
+    },
+    "ministral3": {
+        "yarn": {"head_dim": 16, **_rope("yarn", **YARN, llama_4_scaling_beta=0.5)},
+        "window, tied": {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "tie_word_embeddings": True,
+            **_rope("yarn", **YARN, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1),
+        },
+        "default rope": {
+            "head_dim": 8,
+            "hidden_act": "gelu_new",
+            **_rope("default", original_max_position_embeddings=8, llama_4_scaling_beta=0.3),
+        },
+        "no rope settings": {"head_dim": 8},
+    },
+    "qwen3": {
+        "plain": {"head_dim": 16},
+        "bias, tied": {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
+        "window from layer 1": {
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        },
+        "layer types": {
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": [SLIDING, FULL, SLIDING],
+        },
+        "unused window": {"head_dim": 8, "use_sliding_window": False, "sliding_window": 8},
+        "yarn": {"head_dim": 16, "hidden_act": "quick_gelu", **_rope("yarn", **YARN)},
+    },
+    "smollm3": {
+        "plain": {"num_hidden_layers": 4},
+        "interval 2, untied": {"no_rope_layer_interval": 2, "tie_word_embeddings": False},
+        "listed, biases": {
+            "no_rope_layers": [0, 1, 0, 1],
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        "window": {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 8},
+        "layer types": {
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "sliding_window": 8,
+            "use_sliding_window": True,
+        },
+        "llama3": {
+            "no_rope_layer_interval": 3,
+            **_rope("llama3", original_max_position_embeddings=32, **LLAMA3),
+        },
+    },
+    "olmo2": {
+        "plain": {},
+        "bias, tied": {"attention_bias": True, "tie_word_embeddings": True},
+        "MHA, eps, tanh": {"num_key_value_heads": None, "rms_norm_eps": 0.05, "hidden_act": "tanh"},
+        "head_dim, linear": {"head_dim": 16, **_rope("linear", factor=3.0)},
+    },
+    "olmo3": {
+        "derived types": {"num_hidden_layers": 4, "sliding_window": 8},
+        "yarn on full": {
+            "sliding_window": 8,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": {FULL: {**PLAIN, "rope_type": "yarn", **YARN}, SLIDING: PLAIN},
+        },
+        "two thetas, bias, tied": {
+            "sliding_window": 8,
+            "layer_types": [FULL, SLIDING, FULL],
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": {FULL: FAR, SLIDING: PLAIN},
+        },
+        "all full": {
+            "layer_types": [FULL] * 3,
+            "sliding_window": 8,
+            "hidden_act": "mish",
+        },
+    },
+    "gemma2": {
+        "plain": {"head_dim": 16, "sliding_window": 8},
+        "other caps, bias": {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "attention_bias": True,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 2.0,
+        },
+        "no caps, untied": {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+        },
+        "scalar, layer types, gelu": {
+            "head_dim": 8,
+            "query_pre_attn_scalar": 3,
+            "sliding_window": 8,
+            "layer_types": [FULL, FULL, SLIDING],
+            "hidden_activation": "gelu",
+        },
+        "linear": {"head_dim": 8, "sliding_window": 8, **_rope("linear", factor=3.0)},
+    },
+    "gemma3_text": {
+        "derived types": {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 7},
+        "layer types, linear": {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": {
+                FULL: {**FAR, "rope_type": "linear", "factor": 8.0},
+                SLIDING: PLAIN,
+            },
+        },
+        "final cap, bias, scalar": {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "layer_types": [FULL, SLIDING, FULL],
+            "attention_bias": True,
+            "final_logit_softcapping": 2.0,
+            "attn_logit_softcapping": 0.5,
+            "query_pre_attn_scalar": 3,
+        },
+        "untied, dynamic": {
+            "head_dim": 8,
+            "sliding_window": 8,
+            "layer_types": [FULL, SLIDING, FULL],
+            "tie_word_embeddings": False,
+            "max_position_embeddings": 16,
+            "rope_parameters": {
+                FULL: {**FAR, "rope_type": "dynamic", "factor": 4.0},
+                SLIDING: PLAIN,
+            },
+        },
+    },
+}
+
+# The keys of released checkpoints, with small sizes and thetas: else no pair would turn here.
+COMMON_KEYS: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.02,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0",
+    "use_cache": True,
+}
+LLAMA3_KEYS = {**LLAMA3, "original_max_position_embeddings": 32, "rope_type": "llama3"}
+LLAMA_KEYS = {
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500.0,
+}
+RELEASED: dict[str, dict[str, dict[str, Any]]] = {
+    "llama": {
+        "Llama-3.1-8B": {
+            **LLAMA_KEYS,
+            "eos_token_id": [1, 2],
+            "rope_scaling": LLAMA3_KEYS,
+            "tie_word_embeddings": False,
+        },
+        "Llama-3.2-1B": {
+            **LLAMA_KEYS,
+            "head_dim": 8,
+            "rope_scaling": {**LLAMA3_KEYS, "factor": 32.0},
+            "tie_word_embeddings": True,
+        },
+        "vicuna-16k": {"hidden_act": "silu", "rope_scaling": {"factor": 4.0, "type": "linear"}},
+    },
+    "mistral": {
+        "Mistral-7B-v0.1": {
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 100.0,
+            "sliding_window": 8,
+            "tie_word_embeddings": False,
+        },
+        "Mistral-7B-v0.3": {
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000.0,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+        },
+        "Mistral-Nemo-2407": {
+            "head_dim": 16,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000.0,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+        },
+    },
+    "ministral3": {
+        "Ministral-3-8B (text)": {
+            "head_dim": 16,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-05,
+            "rope_parameters": {
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 16.0,
+                "llama_4_scaling_beta": 0.1,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 16,
+                "rope_theta": 100.0,
+                "rope_type": "yarn",
+                "type": "yarn",
+            },
+            "sliding_window": None,
+        }
+    },
+    "qwen3": {
+        "Qwen3-0.6B": {
+            "attention_bias": False,
+            "head_dim": 16,
+            "hidden_act": "silu",
+            "max_window_layers": 28,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 1000,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+        }
+    },
+    "smollm3": {
+        "SmolLM3-3B": {
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "layer_types": [FULL] * 4,
+            "max_window_layers": 28,
+            "mlp_bias": False,
+            "no_rope_layer_interval": 4,
+            "no_rope_layers": [1, 1, 1, 0],
+            "num_hidden_layers": 4,
+            "pretraining_tp": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 5000.0,
+            "sliding_window": None,
+            "use_cache": False,
+            "use_sliding_window": False,
+        }
+    },
+    "olmo2": {
+        "OLMo-2-1124-7B": {
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 500,
+            "tie_word_embeddings": False,
+        }
+    },
+    "olmo3": {
+        "Olmo-3-7B": {
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 4,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "attention_factor": 1.2079441541679836,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 16,
+                "rope_type": "yarn",
+            },
+            "rope_theta": 500000,
+            "sliding_window": 8,
+            "tie_word_embeddings": False,
+        }
+    },
+    "gemma2": {
+        "gemma-2-2b": {
+            "attention_bias": False,
+            "attn_logit_softcapping": 50.0,
+            "cache_implementation": "hybrid",
+            "final_logit_softcapping": 30.0,
+            "head_dim": 16,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 100.0,
+            "sliding_window": 8,
+        }
+    },
+    "gemma3_text": {
+        "gemma-3-270m": {
+            "_sliding_window_pattern": 6,
+            "attention_bias": False,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "head_dim": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "num_key_value_heads": 1,
+            "query_pre_attn_scalar": 16,
+            "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 100.0,
+            "rope_scaling": None,
+            "rope_theta": 5000.0,
+            "sliding_window": 8,
+            "use_bidirectional_attention": False,
+        },
+        "gemma-3-1b-it": {
+            "attention_bias": False,
+            "attn_logit_softcapping": None,
+            "cache_implementation": "hybrid",
+            "eos_token_id": [1, 2],
+            "final_logit_softcapping": None,
+            "head_dim": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "num_key_value_heads": 1,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 100,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},  # as in the 4B
+            "rope_theta": 5000,
+            "sliding_window": 8,
+            "sliding_window_pattern": 2,
+        },
+    },
+}
