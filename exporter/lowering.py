@@ -180,11 +180,16 @@ class Lowering:
         raise self.refused("add it to exporter/aten.py")
 
     def _plugin(self, node: fx.Node, name: str) -> Any:
-        plugin, target = REGISTRY[name], cast(torch._ops.OpOverload, node.target)
-        schema = [a.name for a in target._schema.arguments]
-        values = dict(zip(schema, node.args, strict=True))
-        tensors = [self.value(v) for v in values.values() if isinstance(v, fx.Node)]
-        plain = {k: v for k, v in values.items() if not isinstance(v, fx.Node)}
+        plugin = REGISTRY[name]
+        tensors: list[ir.Value | None] = []
+        plain = {}
+        for argument, value in zip(plugin.schema.arguments, node.args, strict=True):
+            if value is None or isinstance(value, fx.Node):
+                tensors.append(self.value(value))
+            else:
+                plain[argument.name] = int(value) if isinstance(value, bool) else value
+        while tensors and tensors[-1] is None:  # trailing inputs that are absent are not written
+            tensors.pop()
         outputs = len(node.meta["val"]) if isinstance(node.meta["val"], tuple | list) else 1
         return self.op(plugin.name, tensors, plain, domain=DOMAIN, outputs=outputs)
 

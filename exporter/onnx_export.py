@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
+import onnx
 import onnx_ir as ir
 
 from lmcast.exporter.capture import INPUTS, Call, Captured
@@ -95,11 +97,26 @@ class _Assembly:
 
 def attach_bodies(model: ir.Model) -> None:
     """Give the file the body of every operator it uses, for runtimes without a kernel for it."""
-    nodes = chain(model.graph, *model.functions.values())
-    used = {node.op_type for node in nodes if node.domain == DOMAIN}
-    for name in sorted(used):
-        body = ir.serde.deserialize_function(REGISTRY[name].function)
-        model.functions[body.identifier()] = body
+    bodies: dict[str, onnx.FunctionProto] = {}
+    for node in chain(model.graph, *model.functions.values()):
+        if node.domain != DOMAIN:
+            continue
+        body = REGISTRY[node.op_type].function(arguments(node))
+        # Two bodies of one operator in one file would need two names; no model has that.
+        assert bodies.setdefault(node.op_type, body) == body, node.op_type
+    for _, body in sorted(bodies.items()):
+        function = ir.serde.deserialize_function(body)
+        model.functions[function.identifier()] = function
+
+
+def arguments(node: ir.Node) -> dict[str, Any]:
+    """Return the arguments of an operator of ours as Plugin.body takes them."""
+    tensors = (value is not None or None for value in node.inputs)
+    plain = {name: attribute.value for name, attribute in node.attributes.items()}
+    return {
+        a.name: plain[a.name] if a.name in plain else next(tensors, None)
+        for a in REGISTRY[node.op_type].schema.arguments
+    }
 
 
 def _value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:

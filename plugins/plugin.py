@@ -28,7 +28,10 @@ class Plugin:
     eager: Callable  # the definition
     # The outputs as empty tensors. Eager on fake tensors gives the same, but takes most of a trace.
     shapes: Callable
-    body: str  # the same in standard operators, as ONNX text: travels in the file
+    # The same in standard operators, as ONNX text: it travels in the file. Where it depends on the
+    # attributes, or on which optional tensors are given, a function of all arguments by name; a
+    # tensor is there as None where it is absent, as True where it is given.
+    body: str | Callable[[Mapping[str, Any]], str]
     kernels: Mapping[str, Callable[[], Callable]] = field(default_factory=dict)
     cases: Callable[[], list[tuple]]  # arguments that the tests run through every backend
     close: Mapping[torch.dtype, Close]  # keyed by the dtype of the first argument
@@ -38,10 +41,15 @@ class Plugin:
         op.register_fake(self.shapes)
         REGISTRY[self.name] = self
 
+    def function(self, arguments: Mapping[str, Any]) -> onnx.FunctionProto:
+        """Return the body for these arguments (see `body`) as a function of the operator's name."""
+        text = self.body if isinstance(self.body, str) else self.body(arguments)
+        return onnx.parser.parse_function(HEADER + text)
+
     @property
-    def function(self) -> onnx.FunctionProto:
-        """The body as a function of the operator's name."""
-        return onnx.parser.parse_function(HEADER + self.body)
+    def schema(self) -> torch.FunctionSchema:
+        """The names and kinds of the arguments, as torch read them from `eager`."""
+        return getattr(getattr(torch.ops, DOMAIN), self.name).default._schema
 
     def __call__(self, *args: Any) -> Any:
         """Run the operator as one node that torch.export keeps whole."""
