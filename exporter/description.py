@@ -6,11 +6,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lmcast.calib.formats import BY_DTYPE, Format
+from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
 from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine import MODEL
+from lmcast.exporter.lowering import DTYPES
 from lmcast.exporter.weights import Placement
 from lmcast.graphs import Definition
 
@@ -26,14 +27,13 @@ def describe(
 ) -> dict[str, Any]:
     """Return the fields of engine.json."""
     linked = {p.file for p in placement.placed.values()} if placement.mode == "link" else set()
-    size = sum(placed.nbytes for placed in placement.placed.values())
     return {
         "architecture": found.arch.name,
         "config": dict(source.config),
         "vocab_size": found.config.vocab_size,
         "parameters": sum(p.numel() for p in found.model.parameters()),
         "layers": len(found.model.layers),
-        "weights": {format.name: {"tensors": len(placement.placed), "bytes": size}},
+        "weights": count_weights(graph),
         "dtype": format.name,
         "target": target,
         "graph": contract(found, target, format, placement, graph),
@@ -47,6 +47,19 @@ def describe(
     }
 
 
+def count_weights(graph: ir.Model) -> dict[str, dict[str, int]]:
+    """Return tensors and bytes by format, as the graph has them."""
+    counted: dict[str, dict[str, int]] = {}
+    for value in graph.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        format = next((f.name for f in FORMATS.values() if DTYPES[f.dtype] == tensor.dtype), None)
+        entry = counted.setdefault(format or tensor.dtype.name.lower(), {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor.nbytes
+    return counted
+
+
 def contract(
     found: Definition, target: str, format: Format, placement: Placement, graph: ir.Model
 ) -> dict[str, Any]:
@@ -56,6 +69,7 @@ def contract(
         "file": MODEL,
         "weights": placement.mode,
         "optimized": target != "onnx",
+        "nodes": len(graph.graph),
         # Whether rows of different lengths take several tokens together, or one row at a time.
         "append": "row" if in_rows else "batch",
         "inputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.inputs],
@@ -73,8 +87,14 @@ def contract(
 
 
 def eos_ids(source: Checkpoint) -> list[int]:
-    """Return the ids that end a text: of generation_config.json, else of config.json."""
-    given = source.texts.generation.get("eos_token_id", source.config.get("eos_token_id"))
+    """Return the ids that end a text: of generation_config.json, else of config.json.
+
+    Of a multimodal config.json: its own, else those of its text_config.
+    """
+    given = source.config.get("eos_token_id")
+    if given is None and isinstance(text := source.config.get("text_config"), dict):
+        given = text.get("eos_token_id")
+    given = source.texts.generation.get("eos_token_id", given)
     ids = given if isinstance(given, list) else [given]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids if i is not None):
         raise CheckpointError(f"{source.path}: eos_token_id is {given!r:.80}; accepted: integers")

@@ -50,6 +50,7 @@ class Inspection:
     tokenizer: bool = False
     chat_template: bool = False
     ignored: tuple[str, ...] = ()
+    left_out: str = ""  # the same in short
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,8 +78,8 @@ class Inspection:
             lines.append(
                 f"target        {self.target}, {'linked' if self.linked else 'self-contained'}"
             )
-        if self.ignored:
-            lines.append(f"left out      {len(self.ignored)} tensors of other modules")
+        if self.left_out:
+            lines.append(f"left out      {self.left_out}")
         lines += [f"{f['what']:<14}{f['path']} ({f['bytes']:,} bytes)" for f in self.files]
         return "\n".join(lines)
 
@@ -146,7 +147,7 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
 
     source = open_checkpoint(path)
     found = define(source.config, {name: t.shape for name, t in source.tensors.items()})
-    weights = count_weights([source.tensors[s.tensor] for s in found.binding.sources.values()])
+    weights = count_weights([source.tensors[tensor] for tensor in found.binding.tensors()])
     computed = max(weights, key=lambda name: weights[name]["bytes"])
     format = computed if computed in FORMATS else "float32"
     states: list[State] = [
@@ -172,6 +173,7 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
         tokenizer=source.texts.tokenizer is not None,
         chat_template=source.texts.chat_template is not None,
         ignored=found.binding.ignored,
+        left_out=found.left_out,
     )
 
 

@@ -31,7 +31,7 @@ class _Assembly:
         self.inputs, self.outputs = list(self.given.values()), list[ir.Value]()
         self.nodes: list[ir.Node] = []
         self.weights = {
-            id(parameter): _value(name, self.dtype, tuple(parameter.shape))
+            id(parameter): _value(name, DTYPES[parameter.dtype], tuple(parameter.shape))
             for name, parameter in model.named_parameters()
         }
 

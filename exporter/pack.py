@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from lmcast.calib.formats import FORMATS, Format
+from lmcast.calib.formats import FORMATS
 from lmcast.exporter.checkpoint.files import open_regular, read_into
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
 from lmcast.exporter.engine import MODEL, Engine
+from lmcast.exporter.lowering import DTYPES
 from lmcast.exporter.manifest import EngineError, write_manifest
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.staging import staged
@@ -29,8 +30,7 @@ def pack(engine: Path, output: Path | None = None, progress: Progress = silent) 
     if not source.linked:
         raise EngineError(f"{engine}: is not linked; its weights are inside already")
     graph = ir.load(engine / MODEL)
-    format = FORMATS[source.manifest.fields["dtype"]]
-    entries = [_entry(value, format) for value in graph.graph.initializers.values()]
+    entries = [_entry(value) for value in graph.graph.initializers.values()]
     destination = output or engine
     total = sum(entry.nbytes for entry in entries)
     with staged(destination) as directory:
@@ -55,16 +55,19 @@ def pack(engine: Path, output: Path | None = None, progress: Progress = silent) 
     return Engine(destination)
 
 
-def _entry(value: ir.Value, format: Format) -> Entry:
+def _entry(value: ir.Value) -> Entry:
     tensor = cast(ir.ExternalTensor, value.const_value)
     offset, length = tensor.offset, tensor.length
     assert offset is not None
     assert length is not None
+    file = Path("/") / tensor.location
     shape = tuple(tensor.shape.numpy())
-    stored = StoredTensor(
-        str(value.name), format.dtype, shape, Path("/") / tensor.location, offset, length
-    )
-    return Entry(stored.name, format, shape, _blocks(stored))
+    format = next((f for f in FORMATS.values() if DTYPES[f.dtype] == tensor.dtype), None)
+    dtype, name = (format.dtype, format.safetensors) if format else (torch.uint8, "U8")
+    if format is None:  # packed numbers, which safetensors has no name for: their bytes
+        shape = (length,)
+    stored = StoredTensor(str(value.name), dtype, shape, file, offset, length)
+    return Entry(stored.name, name, shape, length, _blocks(stored))
 
 
 def _blocks(stored: StoredTensor) -> Callable[[], Iterator[memoryview]]:

@@ -11,6 +11,7 @@ import torch
 
 from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
 from lmcast.exporter import passes
+from lmcast.exporter.attach import attach
 from lmcast.exporter.backends.onnxruntime import require_kernels
 from lmcast.exporter.capture import capture
 from lmcast.exporter.checkpoint import CheckpointError, open_checkpoint
@@ -23,8 +24,9 @@ from lmcast.exporter.onnx_export import assemble
 from lmcast.exporter.parity import check
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.staging import staged
-from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, location, place
+from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, place
 from lmcast.graphs import Definition, define
+from lmcast.graphs.sources import Mxfp4, tensors_of
 from lmcast.plugins.errors import CheckFailed
 
 MOST_TOKENS = 1 << 24  # positions are exact in fp32 up to here
@@ -60,15 +62,16 @@ def export(
         identities = [SourceFile.of(f) for f in sorted({s.file for s in source.tensors.values()})]
         found = understand(source, inert, tokenizer)
     length = choose_context(found, context)
-    if found.binding.ignored:
-        progress.warn(f"left out {_left_out(found)}")
+    if found.left_out:
+        progress.warn(f"left out {found.left_out}")
     format = choose_format(found, source, target, dtype, parity)
-    mode = choose_mode(found.binding, source, format, weights)
+    mode = choose_mode(found.binding, source, format, weights, parity or target != "onnx")
     with staged(destination) as directory:
         # Weights before the graph: what is wrong with them is said without waiting for a trace.
         placement = place_weights(found, source, format, mode, directory, full_check, progress)
-        graph = cast(found, target, format, progress)
-        save(graph, placement, directory)
+        graph = cast(found, source, target, format, placement, directory, progress)
+        data = ir.to_proto(graph).SerializeToString(deterministic=True)
+        (directory / MODEL).write_bytes(data)
         write_texts(source, directory)
         for file in identities:
             file.check()
@@ -104,12 +107,14 @@ def place_weights(
 ) -> Placement:
     """Link or write the weights, having looked at them; raises InputError for what is wrong."""
     check_copies(found.binding, source)
-    total = sum(source.tensors[alias.tensor].nbytes for alias in found.binding.sources.values())
+    total = sum(source.tensors[tensor].nbytes for tensor in found.binding.tensors())
+    shapes = {n: tuple(p.shape) for n, p in found.model.named_parameters()}
     name = "checking weights" if mode == "link" else "writing weights"
     with progress.stage(name, total) as step:
         placement = place(
-            found.binding, source, format, mode, directory, full_check=full_check, advance=step
-        )
+            found.binding, shapes, source, format, mode, directory,
+            full_check=full_check, advance=step,
+        )  # fmt: skip
     if placement.finite and placement.finite.mode == "sampled":
         progress.warn("looked for NaN in a sample of every tensor; --check full reads all")
     return placement
@@ -148,12 +153,18 @@ def choose_format(
         raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(FORMATS)}")
     if runs or target != "onnx":
         require_kernels(asked or "float32")
-    for alias in found.binding.sources.values():
-        stored = source.tensors[alias.tensor]
+    packed = {
+        t for s in found.binding.sources.values() if isinstance(s, Mxfp4) for t in tensors_of(s)
+    }
+    for tensor in found.binding.tensors():
+        stored = source.tensors[tensor]
+        if tensor in packed and stored.dtype == torch.uint8:
+            continue
         if stored.dtype not in BY_DTYPE and not (asked and stored.dtype == torch.float64):
+            accepted = "uint8" if tensor in packed else ", ".join(FORMATS)
             raise CheckpointError(
-                f"{stored.file}: tensor {stored.name} is {stored.dtype}; accepted:"
-                f" {', '.join(FORMATS)}{' (float64 with --dtype)' if asked is None else ''}"
+                f"{stored.file}: tensor {stored.name} is {stored.dtype}; accepted: {accepted}"
+                f"{' (float64 with --dtype)' if asked is None else ''}"
             )
     return FORMATS[asked or "float32"]  # every accepted format fits into float32
 
@@ -167,26 +178,23 @@ def choose_context(found: Definition, asked: int | None) -> int:
     return asked
 
 
-def cast(found: Definition, target: str, format: Format, progress: Progress = silent) -> ir.Model:
-    """Return the graph of a definition for a target; its weights have no data yet."""
+def cast(
+    found: Definition,
+    source: Checkpoint,
+    target: str,
+    format: Format,
+    placement: Placement,
+    directory: Path,
+    progress: Progress = silent,
+) -> ir.Model:
+    """Return the graph of a definition for a target, with its weights where they were placed."""
     with progress.stage("tracing"):
-        model = found.model.to(format.dtype)
+        dtypes = {name: stored.dtype for name, stored in source.tensors.items()}
+        model = found.shape_for(format.dtype, dtypes)
         graph = assemble(model, capture(model))
+        attach(graph, found.binding, placement, source, directory)
         passes.run(graph, target)
     return graph
-
-
-def save(graph: ir.Model, placement: Placement, directory: Path) -> None:
-    """Write model.onnx with every weight as a range of bytes of a file."""
-    for name, value in graph.graph.initializers.items():
-        placed = placement.placed[name]
-        assert value.dtype is not None and value.shape is not None
-        value.const_value = ir.ExternalTensor(
-            location(placed), placed.offset, placed.nbytes, value.dtype,
-            shape=value.shape, name=name, base_dir=str(directory),
-        )  # fmt: skip
-    data = ir.to_proto(graph).SerializeToString(deterministic=True)
-    (directory / MODEL).write_bytes(data)
 
 
 def write_texts(source: Checkpoint, directory: Path) -> None:
@@ -198,10 +206,3 @@ def write_texts(source: Checkpoint, directory: Path) -> None:
     if texts.generation:
         text = json.dumps(dict(texts.generation), indent=1, sort_keys=True) + "\n"
         (directory / "generation_config.json").write_text(text, encoding="utf-8")
-
-
-def _left_out(found: Definition) -> str:
-    names = found.binding.ignored
-    modules = sorted({".".join(name.split(".")[:2]) for name in names})
-    shown = ", ".join(modules[:6]) + (", ..." if len(modules) > 6 else "")
-    return f"{len(names)} tensors of other modules: {shown}"

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from lmcast.calib.formats import BY_DTYPE, Format
 from lmcast.exporter.checkpoint.errors import CheckpointError
-from lmcast.exporter.checkpoint.finite import FiniteReport, check_block, check_finite
+from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.exporter.streams import values
+from lmcast.graphs.sources import Mxfp4, Source, View, tensors_of
 from lmcast.graphs.weights import Binding
 from lmcast.plugins.errors import InputError
 
@@ -47,18 +50,19 @@ class Entry:
     """One tensor to write: its header line and its bytes as they come."""
 
     name: str
-    format: Format
+    dtype: str  # as safetensors names it
     shape: tuple[int, ...]
+    nbytes: int
     blocks: Callable[[], Iterator[memoryview]]
-
-    @property
-    def nbytes(self) -> int:
-        return self.format.bytes * torch.Size(self.shape).numel()
 
 
 @dataclass(frozen=True)
 class Placement:
-    """All weights of an engine, and the hashes of the files written for them."""
+    """All weights of an engine, and the hashes of the files written for them.
+
+    `placed` has parameters that lie as they are, by name, and of those that are linked in parts or
+    otherwise laid out the tensors they are made of, by the checkpoint's name.
+    """
 
     mode: Mode
     placed: Mapping[str, Placed]
@@ -79,25 +83,50 @@ def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
 
 
 def choose_mode(
-    binding: Binding, checkpoint: Checkpoint, format: Format, asked: Mode | None
+    binding: Binding, checkpoint: Checkpoint, format: Format, asked: Mode | None, runs: bool
 ) -> Mode:
-    """Return how weights are placed: linked if every tensor's bytes allow it, unless asked."""
-    for source in binding.sources.values():
-        stored = checkpoint.tensors[source.tensor]
-        if stored.linkable and stored.dtype == format.dtype:
+    """Return how weights are placed: linked if every tensor's bytes allow it, unless asked.
+
+    runs: the engine is to be run by ONNX Runtime, which has no MXFP4.
+    """
+    for name, source in binding.sources.items():
+        why = _not_linkable(name, source, binding, checkpoint, format, runs)
+        if why is None:
             continue
         if asked == "link":
-            why = "needs decoding" if not stored.linkable else f"is stored as {_name(stored)}"
+            stored = checkpoint.tensors[tensors_of(source)[0]]
             raise WeightsError(
                 f"{stored.file}: tensor {stored.name} {why}, so weights in {format.name} cannot be"
                 " linked to it; use --weights copy"
             )
         return "copy"
-    return asked or "link"
+    four_bits = any(isinstance(s, Mxfp4) for s in binding.sources.values())
+    return asked or ("copy" if four_bits else "link")
+
+
+def _not_linkable(
+    name: str,
+    source: Source,
+    binding: Binding,
+    checkpoint: Checkpoint,
+    format: Format,
+    runs: bool,
+) -> str | None:
+    """Return why no graph can point at the bytes of a source, None if one can."""
+    if isinstance(source, Mxfp4):
+        return "is MXFP4, which ONNX Runtime's CPU has no kernel for" if runs else None
+    for tensor in tensors_of(source):
+        stored = checkpoint.tensors[tensor]
+        if not stored.linkable:
+            return "needs decoding"
+        if stored.dtype != binding.dtype(name, stored.dtype, format.dtype):
+            return f"is stored as {_name(stored)}"
+    return None
 
 
 def place(
     binding: Binding,
+    shapes: Mapping[str, tuple[int, ...]],
     checkpoint: Checkpoint,
     format: Format,
     mode: Mode,
@@ -106,26 +135,37 @@ def place(
     full_check: bool | None = None,
     advance: Progress | None = None,
 ) -> Placement:
-    """Link or stream every parameter; raises CheckpointError on NaN, Inf or a lossy overflow."""
+    """Link or stream every parameter of these shapes.
+
+    Raises CheckpointError on NaN, Inf or a lossy overflow.
+    """
     if mode == "link":
-        names = [source.tensor for source in binding.sources.values()]
-        report = check_finite(checkpoint, names, full_check, advance)
+        report = check_finite(_typed(binding, checkpoint), binding.tensors(), full_check, advance)
         placed = {}
         for name, source in binding.sources.items():
-            stored = checkpoint.tensors[source.tensor]
-            placed[name] = Placed(str(stored.file), stored.offset, stored.nbytes)
+            whole = isinstance(source, View) and source.whole
+            for tensor in tensors_of(source):
+                stored = checkpoint.tensors[tensor]
+                at = Placed(str(stored.file), stored.offset, stored.nbytes)
+                placed[name if whole else tensor] = at
         return Placement(mode, placed, {}, report)
-    entries = [
-        Entry(
-            name,
-            format,
-            checkpoint.tensors[source.tensor].shape,
-            _converted(checkpoint, checkpoint.tensors[source.tensor], format),
-        )
-        for name, source in binding.sources.items()
-    ]
+    entries = []
+    for name, source in binding.sources.items():
+        stored = checkpoint.tensors[tensors_of(source)[0]]
+        kept = BY_DTYPE[binding.dtype(name, stored.dtype, format.dtype)]
+        shape = shapes[name]
+        size = kept.bytes * math.prod(shape)
+        blocks = _converted(checkpoint, source, kept)
+        entries.append(Entry(name, kept.safetensors, shape, size, blocks))
     placed, hashes = write(entries, directory, advance)
     return Placement(mode, placed, hashes, None)
+
+
+def _typed(binding: Binding, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with the scales of MXFP4 as the numbers they are, which have a NaN."""
+    scales = [s.scales for s in binding.sources.values() if isinstance(s, Mxfp4)]
+    typed = {n: replace(checkpoint.tensors[n], dtype=torch.float8_e8m0fnu) for n in scales}
+    return replace(checkpoint, tensors={**checkpoint.tensors, **typed})
 
 
 def write(
@@ -159,15 +199,13 @@ def write(
 
 
 def _converted(
-    checkpoint: Checkpoint, stored: StoredTensor, format: Format
+    checkpoint: Checkpoint, source: Source, format: Format
 ) -> Callable[[], Iterator[memoryview]]:
     def blocks() -> Iterator[memoryview]:
-        done = 0
-        for block in checkpoint.blocks(stored.name):
-            check_block(stored, block, done)
-            done += block.numel()
+        for block in values(checkpoint, source):
             out = block.to(format.dtype).contiguous()
             if out.dtype.itemsize < block.dtype.itemsize and not out.isfinite().all():
+                stored = checkpoint.tensors[tensors_of(source)[0]]
                 raise CheckpointError(
                     f"{stored.file}: tensor {stored.name} has values above what {format.name} can"
                     " hold; use --dtype float32 or bfloat16"
@@ -201,7 +239,7 @@ def _header(entries: list[Entry]) -> tuple[bytes, list[int]]:
     for entry in entries:
         end = begin + entry.nbytes
         lines[entry.name] = {
-            "dtype": entry.format.safetensors,
+            "dtype": entry.dtype,
             "shape": list(entry.shape),
             "data_offsets": [begin, end],
         }

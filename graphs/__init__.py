@@ -13,6 +13,8 @@ from lmcast.graphs import archs
 from lmcast.graphs.arch import Arch, ConfigError, read_config
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.multimodal import Multimodal
+from lmcast.graphs.sources import View, load_into, tensors_of
 from lmcast.graphs.weights import Binding, WeightError, bind
 
 __all__ = ["ConfigError", "Definition", "WeightError", "define", "fill", "load"]
@@ -26,6 +28,31 @@ class Definition:
     config: Any
     model: Decoder
     binding: Binding
+
+    def shape_for(self, dtype: torch.dtype, stored: Mapping[str, torch.dtype]) -> Decoder:
+        """Return the model on meta, computing in `dtype`; `stored`: the dtypes of the tensors."""
+        model = self.model.to("meta", dtype)
+        for name in self.binding.wide:
+            source = self.binding.sources[name]
+            module, _, leaf = name.rpartition(".")
+            kept = self.binding.dtype(name, stored[tensors_of(source)[0]], dtype)
+            like = model.get_parameter(name)
+            value = nn.Parameter(torch.empty_like(like, dtype=kept), requires_grad=False)
+            setattr(model.get_submodule(module), leaf, value)
+        return model
+
+    @property
+    def left_out(self) -> str:
+        """What the checkpoint holds and this model does not: '' or '3 tensors: 3 of visual'."""
+        counted: dict[str, int] = {}
+        for name in self.binding.ignored:
+            known = (module for module in self.arch.beside if name.startswith(f"{module}."))
+            module = next(known, ".".join(name.split(".")[:2]))
+            counted[module] = counted.get(module, 0) + 1
+        shown = [f"{count} of {module}" for module, count in sorted(counted.items())]
+        more = ", ..." if len(shown) > 6 else ""
+        total = len(self.binding.ignored)
+        return f"{total} tensors: {', '.join(shown[:6])}{more}" if counted else ""
 
     @property
     def context(self) -> int:
@@ -50,12 +77,14 @@ def define(
         raise ConfigError(
             f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(archs.NAMES)}"
         )
-    arch = archs.get(name)
-    typed = read_config(arch, config, inert)
+    arch, raw, within = archs.get(name), config, ""
+    if isinstance(arch, Multimodal):
+        arch, raw, within = *arch.text(config, shapes, inert), "text_config."
+    typed = read_config(arch, raw, inert, within)
     layers = typed.num_hidden_layers
     if layers > len(shapes):
         raise ConfigError(
-            f"config.json: num_hidden_layers is {layers},"
+            f"config.json: {within}num_hidden_layers is {layers},"
             f" but the checkpoint has {len(shapes)} tensors"
         )
     try:
@@ -64,7 +93,7 @@ def define(
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{name}: config.json: {error}") from None
+        raise ConfigError(f"{name}: config.json: {within}{error}") from None
     model.eval()
     return Definition(arch, typed, model, bind(model, arch.table(typed), shapes))
 
@@ -79,10 +108,17 @@ def fill(
     """
     names = {id(parameter): name for name, parameter in found.model.named_parameters()}
     for parameter in list(part.parameters()):
-        source = found.binding.sources[names[id(parameter)]]
-        value = nn.Parameter(read(source.tensor).to(dtype), requires_grad=False)
+        name = names[id(parameter)]
+        source = found.binding.sources[name]
+        if isinstance(source, View) and source.whole:
+            stored = read(source.tensor)
+            value = stored.to(found.binding.dtype(name, stored.dtype, dtype))
+        else:
+            value = torch.empty(parameter.shape, dtype=dtype)
+            load_into(value, source, read)
+        filled = nn.Parameter(value, requires_grad=False)
         for owner, leaf in _owners(part, parameter):
-            setattr(owner, leaf, value)
+            setattr(owner, leaf, filled)
 
 
 def _owners(module: nn.Module, parameter: nn.Parameter) -> Iterable[tuple[nn.Module, str]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.inert import INERT, USUAL
+from lmcast.graphs.weights import Table
 from lmcast.plugins.errors import InputError
 
 
@@ -28,6 +29,7 @@ class Range:
 Size = Annotated[int, Range(1, 1 << 24)]
 Layers = Annotated[int, Range(1, 4096)]
 Count = Annotated[int, Range(0, 1 << 24)]
+Experts = Annotated[int, Range(1, 4096)]  # of one layer, or chosen by one token
 Positive = Annotated[float, Range(1e-30, 1e30)]
 
 
@@ -35,35 +37,39 @@ Positive = Annotated[float, Range(1e-30, 1e30)]
 class Arch:
     """One architecture: how its config is read, its model built, its weights found.
 
-    `tidy` turns legacy spellings of a raw config into the Config's own; `weights` maps our module
-    paths to the checkpoint's.
+    `tidy` turns legacy spellings of a raw config into the Config's own; `weights` says where our
+    modules and parameters come from. `beside` are modules that checkpoints hold beside the text
+    model: known, and left out.
     """
 
     name: str  # the model_type
     config: type
     build: Callable[[Any], Decoder]
-    weights: Mapping[str, str] | Callable[[Any], Mapping[str, str]]
+    weights: Table | Callable[[Any], Table]
     tidy: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    beside: tuple[str, ...] = ()
 
-    def table(self, config: Any) -> Mapping[str, str]:
-        """Return our module paths -> theirs for one config."""
+    def table(self, config: Any) -> Table:
+        """Return where our modules and parameters come from, for one config."""
         return self.weights(config) if callable(self.weights) else self.weights
 
 
 def read_config(
-    arch: Arch, raw: Mapping[str, Any], inert: Collection[str] = (), where: str = "config.json"
+    arch: Arch, raw: Mapping[str, Any], inert: Collection[str] = (), within: str = ""
 ) -> Any:
     """Return arch.config from a raw config.json, or raise ConfigError naming the key.
 
     A key that the Config does not have must be in INERT or `inert`, or be null, false or empty.
+    `within` is the path of `raw` in config.json: '' for all of it, else as 'text_config.'.
     """
-    keys = dict(raw)
-    for name in inert:
-        keys.pop(name, None)
+    keys = {key: value for key, value in raw.items() if f"{within}{key}" not in inert}
+    at = f"config.json: {within}"
     try:
-        return parse(arch.config, arch.tidy(keys), f"{where}: ", inert)
+        return parse(arch.config, arch.tidy(keys), at, inert)
     except ConfigError as error:
-        raise ConfigError(f"{arch.name}: {error}") from None
+        message = str(error)  # of tidy, which does not know where its keys lie
+        message = message if at in message else message.replace("config.json: ", at, 1)
+        raise ConfigError(f"{arch.name}: {message}") from None
 
 
 T = TypeVar("T")
@@ -73,20 +79,7 @@ def parse(cls: type[T], raw: Mapping[str, Any], at: str, inert: Collection[str] 
     """Return the dataclass `cls` from a mapping; `at` begins every message, as 'config.json: '."""
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
-    unread = sorted(
-        key
-        for key, value in raw.items()
-        if key not in fields
-        and key not in INERT
-        and f"{at.split(': ')[-1]}{key}" not in inert
-        and not (key in USUAL and value is USUAL[key])
-        and not (key not in USUAL and (value is None or value is False or value in ("", [], {})))
-    )
-    if unread:
-        raise ConfigError(
-            f"{at}sets {', '.join(f'{k} = {raw[k]!r:.80}' for k in unread)}, which nothing reads;"
-            f" pass {' '.join(f'--inert {k}' for k in unread)} only if that changes no result"
-        )
+    refuse_unread(raw, fields.keys(), at, inert)
     values = {}
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
@@ -101,6 +94,28 @@ def parse(cls: type[T], raw: Mapping[str, Any], at: str, inert: Collection[str] 
         raise
     except ValueError as error:
         raise ConfigError(f"{at}{error}") from None
+
+
+def refuse_unread(
+    raw: Mapping[str, Any], known: Collection[str], at: str, inert: Collection[str]
+) -> None:
+    """Raise ConfigError where `raw` sets a key that is neither known nor without effect."""
+    path = at.rpartition(": ")[2]
+    unread = sorted(
+        key
+        for key, value in raw.items()
+        if key not in known
+        and key not in INERT
+        and f"{path}{key}" not in inert
+        and not (key in USUAL and value is USUAL[key])
+        and not (key not in USUAL and (value is None or value is False or value in ("", [], {})))
+    )
+    if unread:
+        raise ConfigError(
+            f"{at.removesuffix(path)}sets"
+            f" {', '.join(f'{path}{k} = {raw[k]!r:.80}' for k in unread)}, which nothing reads;"
+            f" pass {' '.join(f'--inert {path}{k}' for k in unread)} only if that changes no result"
+        )
 
 
 def _allows_none(hint: Any) -> bool:

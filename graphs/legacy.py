@@ -8,6 +8,22 @@ from lmcast.graphs.arch import ConfigError
 ROPE_KEYS = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 
 
+def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return `raw` with other spellings of keys (old -> new) under the new one.
+
+    Raises ConfigError where both are set and differ.
+    """
+    out = dict(raw)
+    for old, new in names.items():
+        value = out.pop(old, None)
+        if value is not None and out.setdefault(new, value) != value:
+            raise ConfigError(
+                f"config.json: {new} is {out[new]!r:.80}, but {old}, which means the same, is"
+                f" {value!r:.80}"
+            )
+    return out
+
+
 def rope(raw: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
     """Return `raw` with rope_scaling, rope_theta and the like folded into rope_parameters.
 

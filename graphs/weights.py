@@ -1,24 +1,40 @@
 """From a checkpoint's tensors to our parameters, by table, strict on both sides."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
+import torch
 from torch import nn
 
 from lmcast.graphs.inert import LEFTOVERS
-from lmcast.plugins.errors import InputError
+from lmcast.graphs.sources import (
+    Joined,
+    Mxfp4,
+    Shapes,
+    Source,
+    Stack,
+    View,
+    WeightError,
+    shape_of,
+    tensors_of,
+)  # fmt: skip
 
-
-class WeightError(InputError):
-    """Tensors that do not fit the definition."""
+__all__ = ["COMMON", "PER_EXPERT", "Binding", "EachExpert", "Entry", "Table", "WeightError", "bind"]
 
 
 @dataclass(frozen=True)
-class Alias:
-    """A parameter that is one tensor of the checkpoint as it stands."""
+class EachExpert:
+    """An entry of a weight table: a Stack of one part for every expert, which '{e}' counts."""
 
-    tensor: str
+    part: Source
+
+
+# What a table says of one of our modules (a path) or of one parameter (where it comes from; of
+# several forms the first that the checkpoint has). '{i}' is the number of the layer.
+Entry = str | Source | EachExpert | tuple[Source | EachExpert, ...]
+Table = Mapping[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -26,16 +42,27 @@ class Binding:
     """Where every parameter comes from.
 
     `copies` are tensors stored again under a tie: each must equal the other, value by value.
-    `ignored` are tensors of modules that this definition does not build.
+    `ignored` are tensors of modules that this definition does not build. `wide` are parameters that
+    stay in fp32 where they are stored so, whatever the others are computed in.
     """
 
-    sources: Mapping[str, Alias]
+    sources: Mapping[str, Source]
     copies: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...]
+    wide: frozenset[str] = frozenset()
+
+    def tensors(self) -> list[str]:
+        """Return the names of all tensors that parameters are made of, once each."""
+        return list(dict.fromkeys(t for s in self.sources.values() for t in tensors_of(s)))
+
+    def dtype(self, name: str, stored: torch.dtype, asked: torch.dtype) -> torch.dtype:
+        """Return what a parameter is computed in where the model is computed in `asked`."""
+        kept = name in self.wide and stored == torch.float32 and asked.itemsize < stored.itemsize
+        return stored if kept else asked
 
 
 # The names that most decoder checkpoints share; an architecture adds to or overrides these.
-COMMON = {
+COMMON: dict[str, Entry] = {
     "embed": "model.embed_tokens",
     "final.norm": "model.norm",
     "final.head": "lm_head",
@@ -46,59 +73,118 @@ COMMON = {
 }
 
 
-def bind(
-    model: nn.Module, table: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
-) -> Binding:
+# Three matrices for every expert, as most checkpoints with experts have them.
+PER_EXPERT: dict[str, Entry] = {
+    f"layers.{{i}}.ffn.experts.{x}": EachExpert(
+        View(f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight")
+    )
+    for x in ("gate", "up", "down")
+}
+
+
+def bind(model: nn.Module, table: Table, shapes: Shapes) -> Binding:
     """Give every parameter of `model` a source among tensors of these names and shapes.
 
     Raises WeightError on a missing or misshaped tensor, and on a surplus one under a module that
     the model has: the definition would be wrong.
     """
-    sources: dict[str, Alias] = {}
-    for name, parameter in model.named_parameters():
-        ours, _, leaf = name.rpartition(".")
-        tensor = f"{their_path(ours, table)}.{leaf}"
+    sources = {
+        name: _source(name, parameter, table, shapes)
+        for name, parameter in model.named_parameters()
+    }
+    used = {tensor for source in sources.values() for tensor in tensors_of(source)}
+    copies = tuple(sorted(_copies(model, table, sources, shapes)))
+    rest = sorted(shapes.keys() - used - {copy for copy, _ in copies})
+    rest = [name for name in rest if not LEFTOVERS.search(name)]
+    root = _root(table)
+    built = {path for name in used for path in _ancestors(name, root)}
+    for name in rest:
+        if any(path in built for path in _ancestors(name, root)):
+            raise WeightError(
+                f"tensor {name} {list(shapes[name])} belongs to a module of this architecture, but"
+                " nothing reads it: config.json does not describe this checkpoint"
+            )
+    return Binding(sources, copies, tuple(rest), frozenset(_wide(model)))
+
+
+def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) -> Source:
+    """Return where one parameter comes from; its shape is right."""
+    entry, layer = _lookup(name, table)
+    if isinstance(entry, str):
+        forms: tuple[Source | EachExpert, ...] = (View(entry),)
+    else:
+        forms = entry if isinstance(entry, tuple) else (entry,)
+    found = [_numbered(form, layer, parameter.shape[0]) for form in forms]
+    source = next((s for s in found if tensors_of(s)[0] in shapes), found[0])
+    for tensor in tensors_of(source):
         if tensor not in shapes:
             near = [n for n in shapes if n.rpartition(".")[0] == tensor.rpartition(".")[0]]
             raise WeightError(
                 f"tensor {tensor} is missing (for {name} {list(parameter.shape)});"
                 f" the checkpoint has {near or 'nothing under that name'}"
             )
-        if tuple(shapes[tensor]) != tuple(parameter.shape):
-            raise WeightError(
-                f"tensor {tensor} has shape {list(shapes[tensor])};"
-                f" config.json asks for {list(parameter.shape)}"
-            )
-        sources[name] = Alias(tensor)
-
-    used = {source.tensor for source in sources.values()}
-    copies = tuple(sorted(_copies(model, table, sources, shapes)))
-    rest = sorted(shapes.keys() - used - {copy for copy, _ in copies})
-    rest = [name for name in rest if not LEFTOVERS.search(name)]
-    built = _built(used)
-    for name in rest:
-        if any(path in built for path in _ancestors(name)):
-            raise WeightError(
-                f"tensor {name} {list(shapes[name])} belongs to a module of this architecture, but"
-                " nothing reads it: config.json does not describe this checkpoint"
-            )
-    return Binding(sources, copies, tuple(rest))
+    shape = shape_of(source, shapes)
+    if shape != tuple(parameter.shape):
+        tensor = tensors_of(source)[0]
+        part = "" if isinstance(source, View) and source.whole else f" (as {name}: {list(shape)})"
+        raise WeightError(
+            f"tensor {tensor} has shape {list(shapes[tensor])}{part};"
+            f" config.json asks for {list(parameter.shape)}"
+        )
+    return source
 
 
-def their_path(ours: str, table: Mapping[str, str]) -> str:
-    """Return the checkpoint's path of one of our modules, as the table has it."""
-    index = re.search(r"\.(\d+)(?=\.|$)", ours)
-    plain = ours if index is None else ours[: index.start()] + ".{i}" + ours[index.end() :]
-    if plain not in table:
+def _lookup(name: str, table: Table) -> tuple[Entry, str]:
+    """Return what the table says of a parameter, and the number of its layer ('' outside)."""
+    index = re.search(r"\.(\d+)(?=\.|$)", name)
+    plain = name if index is None else name[: index.start()] + ".{i}" + name[index.end() :]
+    layer = "" if index is None else index[1]
+    if plain in table:
+        return table[plain], layer
+    module, _, leaf = plain.rpartition(".")
+    path = table.get(module)
+    if not isinstance(path, str):
         raise AssertionError(f"the weight table has no entry for {plain}")
-    return table[plain] if index is None else table[plain].replace("{i}", index[1])
+    return f"{path.replace('{i}', layer)}.{leaf}", layer
+
+
+def _numbered(entry: Source | EachExpert, layer: str, experts: int) -> Source:
+    """Return an entry with the numbers of the layer and of the experts in its names."""
+    if isinstance(entry, EachExpert):
+        one = _numbered(entry.part, layer, experts)
+        return Stack(tuple(_numbered_by(one, "{e}", e) for e in range(experts)))
+    return _numbered_by(entry, "{i}", layer)
+
+
+def _numbered_by(source: Source, letter: str, number: int | str) -> Source:
+    return renamed(source, lambda tensor: tensor.replace(letter, str(number)))
+
+
+def renamed(source: Source, change: Callable[[str], str]) -> Source:
+    """Return a source that reads tensors of other names."""
+    if isinstance(source, View):
+        return replace(source, tensor=change(source.tensor))
+    if isinstance(source, Mxfp4):
+        return replace(source, blocks=change(source.blocks), scales=change(source.scales))
+    assert isinstance(source, Stack | Joined)
+    return replace(source, parts=tuple(renamed(part, change) for part in source.parts))
+
+
+def _wide(model: nn.Module) -> Iterable[str]:
+    """Return the parameters that their modules ask to keep in fp32."""
+    for path, module in model.named_modules():
+        if isinstance(module, Wide):
+            yield from (f"{path}.{leaf}" for leaf in module.wide if leaf in module._parameters)
+
+
+class Wide(nn.Module):
+    """A module with parameters that stay in fp32 where the checkpoint stores them so."""
+
+    wide: ClassVar[tuple[str, ...]]
 
 
 def _copies(
-    model: nn.Module,
-    table: Mapping[str, str],
-    sources: Mapping[str, Alias],
-    shapes: Mapping[str, tuple[int, ...]],
+    model: nn.Module, table: Table, sources: Mapping[str, Source], shapes: Shapes
 ) -> list[tuple[str, str]]:
     """Return (stored copy, original) of parameters that modules share."""
     first = {id(p): name for name, p in model.named_parameters()}
@@ -109,17 +195,20 @@ def _copies(
         module = name.rpartition(".")[0].rpartition(".")[0]
         if name == original or module not in table:
             continue
-        copy = f"{their_path(module, table)}.{name.rpartition('.')[2]}"
-        if copy in shapes:
-            found.append((copy, sources[original].tensor))
+        copy, source = _lookup(f"{module}.{name.rpartition('.')[2]}", table)[0], sources[original]
+        if isinstance(copy, str) and isinstance(source, View) and copy in shapes:
+            found.append((copy, source.tensor))
     return found
 
 
-def _ancestors(name: str) -> list[str]:
-    """Return the module paths above a tensor, without the outermost ('model')."""
+def _root(table: Table) -> str:
+    """Return the module of the checkpoint that holds the layers: 'model'."""
+    paths = (entry for name, entry in table.items() if name.startswith("layers.{i}"))
+    return next(p.partition(".{i}")[0].rpartition(".")[0] for p in paths if isinstance(p, str))
+
+
+def _ancestors(name: str, root: str) -> list[str]:
+    """Return the module paths above a tensor, without those that lead to `root`."""
     parts = name.split(".")[:-1]
-    return [".".join(parts[:n]) for n in range(len(parts), 0, -1) if n > 1 or len(parts) == 1]
-
-
-def _built(used: set[str]) -> set[str]:
-    return {path for name in used for path in _ancestors(name)}
+    paths = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return [path for path in paths if not f"{root}.".startswith(f"{path}.")]

@@ -1,5 +1,5 @@
-"""Run each token through its experts, which are gated feed-forwards. Letters: E experts, R routes of a
-token, D width of tokens, I inner width; `...` stands for any leading axes, N for all places in them."""
+"""Run each token through its experts, which are gated feed-forwards. Letters: E experts, R routes
+of a token, D width, I inner width; `...` stands for any leading axes, N for all places in them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmcast.plugins.errors import InputError
 from lmcast.plugins.plugin import Close, Plugin
 
 
@@ -18,7 +19,8 @@ def clipped_swish(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tenso
 
 
 Gated = Callable[[Tensor, Tensor, float, float], Tensor]
-# Name -> what it does with gate and up, and the same as ONNX text from `gates`, `ups` to `inner`.
+# Name -> what it does with gate and up, and the same as ONNX text from `gates`, `ups` to `inner`,
+# into which {alpha} and {limit} go as numbers.
 ACTIVATIONS: dict[str, tuple[Gated, str]] = {
     "silu": (
         lambda gate, up, *_: F.silu(gate) * up,
@@ -43,9 +45,9 @@ ACTIVATIONS: dict[str, tuple[Gated, str]] = {
     ),
     "clipped_swish": (
         clipped_swish,
-        """wide_limit = Constant <value_float: float = @limit> ()
+        """wide_limit = Constant <value_float = {limit}> ()
         limit_like = CastLike (wide_limit, gates)
-        wide_alpha = Constant <value_float: float = @alpha> ()
+        wide_alpha = Constant <value_float = {alpha}> ()
         alpha_like = CastLike (wide_alpha, gates)
         wide_one = Constant <value_float = 1.0> ()
         one_like = CastLike (wide_one, gates)
@@ -79,10 +81,11 @@ def eager(
 ) -> Tensor:
     """Return for each place the weighted sum over its experts of `down(act(gate(x), up(x)))`.
 
-    x ...,D; weights ...,R fp32; chosen ...,R int64, an expert at most once per place; gate, up E,I,D;
-    down E,D,I; biases E,I, E,I, E,D, all or none. activation: a name in ACTIVATIONS; alpha and
-    limit are for 'clipped_swish'. scale_input: weights multiply x before the expert instead of the
-    result (Llama 4). Experts compute in x's dtype, the sum is taken in fp32. -> ...,D in x's dtype.
+    x ...,D; weights ...,R fp32; chosen ...,R int64, an expert at most once per place; gate and up
+    E,I,D; down E,D,I; biases E,I, E,I and E,D, all or none. activation: a name in ACTIVATIONS;
+    alpha and limit are for 'clipped_swish'. scale_input: weights multiply x before the expert
+    instead of the result (Llama 4). Experts compute in x's dtype, the sum is taken in fp32. ->
+    ...,D in x's dtype.
     """
     flat, picks = x.flatten(0, -2), chosen.flatten(0, -2)  # N,D and N,R
     shares = weights.flatten(0, -2)
@@ -101,6 +104,12 @@ def eager(
 
 def shapes(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
+
+
+def activation_text(given: Mapping[str, Any]) -> str:
+    """Return the ONNX text of the activation that these arguments name."""
+    text = ACTIVATIONS[given["activation"]][1]
+    return text.format(alpha=float(given["alpha"]), limit=float(given["limit"]))
 
 
 def body(given: Mapping[str, Any]) -> str:
@@ -154,7 +163,7 @@ moe_experts <activation, alpha, limit, scale_input> ({inputs}) => (out) {{
         {scaled if scale_input else "own = Identity (taken)"}
         {linear("own", "gate", "gates")}
         {linear("own", "up", "ups")}
-        {ACTIVATIONS[given["activation"]][1]}
+        {activation_text(given)}
         {linear("inner", "down", "result")}
         wide = Cast <to = 1> (result)
         {"part = Identity (wide)" if scale_input else "part = Mul (wide, column)"}
@@ -208,11 +217,25 @@ def cases() -> list[tuple]:
     ]
 
 
+def triton_kernel() -> Callable:
+    """Return eager's arguments -> eager's results, on a GPU; InputError without Triton."""
+    try:
+        import triton  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError(
+            "moe_experts: its kernel needs the triton package; pip install 'lmcast[triton]'"
+        ) from None
+    from lmcast.plugins.kernels.moe_experts_triton import launch  # imports triton
+
+    return launch
+
+
 moe_experts = Plugin(
     name="moe_experts",
     eager=eager,
     shapes=shapes,
     body=body,
+    kernels={"triton": triton_kernel},
     cases=cases,
     # 40 fp32 epsilons: two sums of up to 40 products of values near 1, and a sum over the routes.
     close={torch.float32: Close(5e-6)},

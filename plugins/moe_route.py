@@ -1,12 +1,13 @@
-"""Pick the experts of each token, and what each pick weighs. Letters: E experts, R routes of a token,
-M groups of experts; `...` stands for any leading axes, one set of routes for each place."""
+"""Pick the experts of each token, and what each pick weighs. Letters: E experts, R routes of a
+token, M groups of experts; `...` stands for any leading axes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmcast.plugins.errors import InputError
 from lmcast.plugins.plugin import Close, Plugin
 
 
@@ -137,11 +138,25 @@ def cases() -> list[tuple]:
     ]
 
 
+def triton_kernel() -> Callable:
+    """Return eager's arguments -> eager's results, on a GPU; InputError without Triton."""
+    try:
+        import triton  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError(
+            "moe_route: its kernel needs the triton package; pip install 'lmcast[triton]'"
+        ) from None
+    from lmcast.plugins.kernels.moe_route_triton import launch  # imports triton
+
+    return launch
+
+
 moe_route = Plugin(
     name="moe_route",
     eager=eager,
     shapes=shapes,
     body=body,
+    kernels={"triton": triton_kernel},
     cases=cases,
     # 10 fp32 epsilons of weights up to 2.5: an exponential, a sum and a division, each rounded.
     close={torch.float32: Close(3e-6)},

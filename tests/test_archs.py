@@ -333,13 +333,17 @@ def test_a_config_that_does_not_fit_is_refused_by_name(name, change, named, chec
 @pytest.mark.parametrize("name", [c.name for c in CASES if c.as_written])
 def test_weights_that_do_not_fit_are_refused_by_name(name, checkpoint):
     config, tensors = read(checkpoint(case(name)))
-    key = "model.layers.1.mlp.down_proj.weight"
+    key = next(
+        k
+        for k, t in sorted(tensors.items())
+        if "layers.1." in k and t.dim() > 1 and t.shape[-1] != t.shape[-2]
+    )
     without = {k: v for k, v in tensors.items() if k != key}
     with pytest.raises(WeightError, match=key):
         ours(config, without)
     with pytest.raises(WeightError, match=key):
         ours(config, {**tensors, key: tensors[key].mT.contiguous()})
-    for surplus in ("model.layers.1.mlp.down_proj.bias", "model.layers.9.mlp.down_proj.weight"):
+    for surplus in (f"{key.rpartition('.')[0]}.surplus", key.replace("layers.1", "layers.9")):
         with pytest.raises(WeightError, match=surplus):
             ours(config, {**tensors, surplus: torch.zeros(32)})
 

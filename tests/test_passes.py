@@ -23,23 +23,69 @@ from lmcast.exporter.onnx_export import assemble, attach_bodies
 from lmcast.exporter.passes import TARGETS
 from lmcast.graphs import define
 from lmcast.plugins.cached_attention import cached_attention
-from lmcast.plugins.plugin import DOMAIN
+from lmcast.plugins.plugin import DOMAIN, Plugin
 from lmcast.plugins.window_attention import window_attention
 
 ATTENTION = (
     "(int64[B,T] input_ids, float[B,T,4,16] q, float[B,T,2,16] k, float[B,T,2,{v}] v,"
-    " float[B,2,{c},16] key, float[B,2,{c},{v}] value, int64[B] lengths, int64[B] counts)"
+    " float[B,2,{c},16] key, float[B,2,{c},{v}] value, int64[B] lengths, int64[B] counts{sink})"
     " => (float[B,T,4,{v}] y, float[B,2,{c},16] key1, float[B,2,{c},{v}] value1) {{"
-    " y, key1, value1 = lmcast.{op} <scale = 0.3, softcap = {cap}>"
-    " (q, k, v, key, value, lengths, counts) }}"
+    " y, key1, value1 = lmcast.{op} <scale = 0.3, softcap = {cap}{more}>"
+    " (q, k, v, key, value, lengths, counts{sink_name}) }}"
 )
+
+
+def attention(
+    op: Plugin,
+    room: int | str,
+    width: int = 16,
+    cap: float = 0.0,
+    sink: bool = False,
+    chunked: bool = False,
+) -> str:
+    """Return the graph of one attention; width: of the values."""
+    more = f", chunked = {int(chunked)}" if op is window_attention else ""
+    given, name = (", float[4] sink", ", sink") if sink else ("", "")
+    return ATTENTION.format(
+        op=op.name, c=room, v=width, cap=cap, more=more, sink=given, sink_name=name
+    )
+
+
 PART = (
     '\n<domain: "lmcast.parts", opset_import: ["" : 24]>\n'
     "Layer0 (x, weight) => (y, z) { q = MatMul (x, weight) y = Relu (q) z = Identity (x) }"
 )
 GQA = ["Reshape"] * 4 + ["GroupQueryAttention"]
 
+
 # (pass, graph, changes, operators that it leaves behind besides Constant and arithmetic on lengths)
+def experts(activation: str, biased: bool = False, scale_input: int = 0) -> str:
+    """Return a graph of two routes through four experts, as inputs: weights would need files."""
+    biases = ", float[4,6] gb, float[4,6] ub, float[4,8] db" if biased else ""
+    names = ", gb, ub, db" if biased else ""
+    return f"""(float[B,T,8] x, float[B,T,2] share, float[4,6,8] g, float[4,6,8] u, float[4,8,6] d
+        {biases}) => (float[B,T,8] y) {{
+        two = Constant <value_ints = [2]> ()
+        value, chosen = TopK (logits, two)
+        y = lmcast.moe_experts <activation = "{activation}", alpha = 1.7, limit = 1.5,
+            scale_input = {scale_input}> (x, share, chosen, g, u, d{names})
+    }}""".replace("float[4,6,8] g", "float[B,T,4] logits, float[4,6,8] g")
+
+
+ROUTED = sorted([
+    *["TopK", "Reshape", "Reshape", "TopK", "Div", "Gather", "Expand", "ScatterElements"],
+    *["Split", "Split", "Split", "Concat", "Concat", "Concat", *["Gather", "Transpose"] * 12],
+    *["MatMul"] * 12, "Range", "ScatterElements", "Gather", "Reshape", "Reshape",
+])  # fmt: skip
+SPLIT = [*ROUTED, "Sigmoid", "Mul", "Mul", "Reshape", "MatMul", "CastLike"]
+BIASED = [
+    *SPLIT, *["Gather", "Add"] * 3, *["CastLike"] * 3, "Neg", "Min", "Min", "Max", "Mul", "Add",
+]  # fmt: skip
+SCALED = [
+    *ROUTED, "Sigmoid", "Mul", "Mul", "Reshape", "Gather", "Unsqueeze", "CastLike", "Mul",
+    "ReduceSum",
+]  # fmt: skip
+
 CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "inline_parts": (
         "inline_parts",
@@ -131,24 +177,38 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         "(float[2,3] x) => (float[2,3] y) { a = Exp (x) b = Sin (a) y = Relu (x) }",
         2, ["Relu"],
     ),
+    "split_experts": ("split_experts", experts("silu"), 1, SPLIT),
+    "split_experts, biases": ("split_experts", experts("clipped_swish", True), 1, BIASED),
+    "split_experts, scaled input": ("split_experts", experts("silu", scale_input=1), 1, SCALED),
     "group_query_attention": (
         "group_query_attention",
-        ATTENTION.format(op=cached_attention.name, c="C", v=16, cap=0.0),
+        attention(cached_attention, "C"),
         1, GQA,
     ),
     "group_query_attention, softcap": (
         "group_query_attention",
-        ATTENTION.format(op=cached_attention.name, c="C", v=16, cap=2.0),
+        attention(cached_attention, "C", cap=2.0),
         1, GQA,
     ),
     "group_query_attention, ring": (
         "group_query_attention",
-        ATTENTION.format(op=window_attention.name, c=5, v=16, cap=0.0),
+        attention(window_attention, 5),
         1, GQA,
+    ),
+    "group_query_attention, sinks": (
+        "group_query_attention", attention(cached_attention, "C", cap=2.0, sink=True), 1, GQA,
+    ),
+    "group_query_attention, ring with sinks": (
+        "group_query_attention", attention(window_attention, 5, sink=True), 1, GQA,
+    ),
+    "group_query_attention, chunks": (
+        "group_query_attention",
+        attention(window_attention, 5, chunked=True),
+        0, ["window_attention"],
     ),
     "group_query_attention, narrow values": (
         "group_query_attention",
-        ATTENTION.format(op=cached_attention.name, c="C", v=8, cap=0.0),
+        attention(cached_attention, "C", width=8),
         0, ["cached_attention"],
     ),
 }  # fmt: skip

@@ -7,12 +7,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tiny_configs
+import tiny_moe
+import tiny_multimodal
 import torch
-from tiny_configs import COMMON_KEYS, RELEASED, SIZES, VARIANTS, VOCABULARY
+from tiny_configs import COMMON_KEYS, SIZES, VOCABULARY
 from torch import Tensor
+
+# Each has VARIANTS, settings for Hugging Face's config class, and RELEASED, config.json as written.
+TABLES = (tiny_configs, tiny_moe, tiny_multimodal)
 
 # Architecture -> the classes of Hugging Face that define it.
 FAMILIES = {
+    **tiny_moe.FAMILIES,
+    **tiny_multimodal.FAMILIES,
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
@@ -50,7 +58,8 @@ def _cases(architecture: str, variants: dict[str, dict[str, Any]], written: bool
 
 CASES: tuple[Case, ...] = tuple(
     case
-    for table, written in ((VARIANTS, False), (RELEASED, True))
+    for tables in TABLES
+    for table, written in ((tables.VARIANTS, False), (tables.RELEASED, True))
     for architecture, variants in table.items()
     for case in _cases(architecture, variants, written)
 )
@@ -67,7 +76,7 @@ def make(case: Case, directory: Path) -> Path:
     import transformers
 
     config_class = getattr(transformers, case.config_class)
-    settings = {**SIZES, **case.settings}
+    settings = case.settings if "text_config" in case.settings else {**SIZES, **case.settings}
     if case.as_written:
         model_class = case.model_class
         written = {"architectures": [model_class], "model_type": case.architecture, **COMMON_KEYS}
@@ -93,8 +102,13 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 parameter += 0.3 * noise
             elif "embed" in name:
                 parameter.copy_(0.5 * noise)
+            elif parameter.dim() == 3:  # a stack of matrices, of which either axis may be the inner
+                parameter.copy_(1.5 * noise / (parameter.shape[1] * parameter.shape[2]) ** 0.25)
             else:
                 parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("bias"):  # of routers: selects experts, and is trained
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
 
 
 @cache
@@ -103,7 +117,8 @@ def oracle_model(case: Case, directory: Path, dtype: torch.dtype = torch.float32
     import transformers
 
     cls = getattr(transformers, case.model_class)
-    model = cls.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    model = cls.from_pretrained(directory, dtype=torch.float32, **eager)
     return model.to(dtype).eval()
 
 

@@ -92,6 +92,16 @@ class Checkpoint:
                     shape = (-1, *stored.shape[1:]) if stored.shape else ()
                     yield torch.from_numpy(part).view(stored.dtype).reshape(shape)
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return rows start..stop-1 (axis 0) of a tensor whose bytes are its values."""
+        stored = self.tensors[name]
+        assert stored.decode is None
+        row_bytes = stored.nbytes // stored.shape[0]
+        part = np.empty((stop - start) * row_bytes, np.uint8)
+        with open_regular(stored.file) as descriptor:
+            read_into(descriptor, part.data, stored.offset + start * row_bytes, stored.file)
+        return torch.from_numpy(part).view(stored.dtype).reshape(stop - start, *stored.shape[1:])
+
     def read(self, name: str) -> Tensor:
         """Return the whole tensor, in its dtype and in private memory."""
         stored = self.tensors[name]

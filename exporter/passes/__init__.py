@@ -11,6 +11,7 @@ from lmcast.exporter.passes.merge_equal import merge_equal
 from lmcast.exporter.passes.quick_gelu import quick_gelu
 from lmcast.exporter.passes.remove_unused import remove_unused
 from lmcast.exporter.passes.skip_norm import skip_norm
+from lmcast.exporter.passes.split_experts import split_experts
 from lmcast.exporter.passes.undo_reshape import undo_reshape
 
 Pass = Callable[[ir.Model], int]
@@ -20,6 +21,7 @@ TARGETS: Mapping[str, tuple[Pass, ...]] = {
     "cpu": (
         inline_parts,
         group_query_attention,
+        split_experts,
         undo_reshape,
         fused_matmul,
         skip_norm,

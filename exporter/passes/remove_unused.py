@@ -1,4 +1,4 @@
-"""Remove nodes and functions whose results nothing uses."""
+"""Remove nodes, weights and functions that nothing uses."""
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass
@@ -10,6 +10,10 @@ def remove_unused(model: ir.Model) -> int:
     for node in reversed(list(model.graph)):
         if not any(value.uses() or value in wanted for value in node.outputs):
             model.graph.remove(node, safe=True)
+            unused += 1
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and value not in wanted:
+            del model.graph.initializers[name]
             unused += 1
     RemoveUnusedFunctionsPass()(model)
     return unused

@@ -1,0 +1,152 @@
+"""Give every weight of a graph its bytes: a range of a file, or nodes over several of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.lowering import DTYPES
+from lmcast.exporter.weights import Placed, Placement, location
+from lmcast.graphs.mxfp4 import BLOCK_BYTES
+from lmcast.graphs.sources import Joined, Mxfp4, Source, Stack, View
+from lmcast.graphs.weights import Binding
+
+
+def attach(
+    graph: ir.Model, binding: Binding, placement: Placement, checkpoint: Checkpoint, directory: Path
+) -> None:
+    """Point the weights of `graph` at where they lie.
+
+    A weight that lies otherwise than the graph wants it (a stack of experts, a transposed or
+    interleaved matrix, MXFP4) is computed by nodes from the tensors as they are stored.
+    """
+    _Attaching(graph.graph, binding, placement, checkpoint, directory).run()
+
+
+class _Attaching:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        binding: Binding,
+        placement: Placement,
+        checkpoint: Checkpoint,
+        directory: Path,
+    ):
+        self.graph, self.sources, self.checkpoint = graph, binding.sources, checkpoint
+        self.placed, self.directory = placement.placed, str(directory)
+        self.first = graph[0] if len(graph) else None
+        self.param, self.dtype, self.count = "", ir.DataType.FLOAT, 0
+
+    def run(self) -> None:
+        for name, value in list(self.graph.initializers.items()):
+            if name in self.placed:
+                value.const_value = self._external(value, self.placed[name])
+                continue
+            assert value.dtype is not None
+            self.param, self.dtype, self.count = name, value.dtype, 0
+            derived = self.emit(self.sources[name])
+            del self.graph.initializers[name]
+            value.replace_all_uses_with(derived)
+            derived.name = name
+
+    def emit(self, source: Source) -> ir.Value:
+        """Return the values of a source, computed by new nodes at the start of the graph."""
+        if isinstance(source, View):
+            found = self.initializer(source.tensor, self.checkpoint.tensors[source.tensor].shape)
+            found = self.select(found, source.index)
+            if source.turned:
+                axes = list(range(len(_shape(found))))
+                axes[-2:] = axes[:-3:-1]
+                shape = [_shape(found)[axis] for axis in axes]
+                found = self.node("Transpose", [found], {"perm": axes}, shape)
+            return found
+        if isinstance(source, Mxfp4):
+            return self.select(self.dequantize(source), source.index)
+        parts = [self.emit_row(part) for part in source.parts] if isinstance(source, Stack) else [
+            self.emit(part) for part in source.parts
+        ]  # fmt: skip
+        axis = source.axis if isinstance(source, Joined) else 0
+        shape = list(_shape(parts[0]))
+        shape[axis] *= len(parts)
+        return self.node("Concat", parts, {"axis": axis}, shape)
+
+    def emit_row(self, part: Source) -> ir.Value:
+        """Return a part of a stack with the axis of the stack in front."""
+        if isinstance(part, View) and part.whole:
+            shape = self.checkpoint.tensors[part.tensor].shape
+            return self.initializer(part.tensor, (1, *shape))
+        found = self.emit(part)
+        return self.node("Unsqueeze", [found, self.numbers([0])], {}, [1, *_shape(found)])
+
+    def dequantize(self, source: Mxfp4) -> ir.Value:
+        """Return all of an MXFP4 tensor as ONNX defines it: E2M1 numbers with E8M0 scales."""
+        scales = self.checkpoint.tensors[source.scales].shape
+        shape = (*scales[:-1], scales[-1] * 2 * BLOCK_BYTES)
+        packed = self.initializer(source.blocks, shape, ir.DataType.FLOAT4E2M1)
+        scale = self.initializer(source.scales, scales, ir.DataType.FLOAT8E8M0)
+        attributes = {"axis": -1, "block_size": 2 * BLOCK_BYTES, "output_dtype": self.dtype}
+        return self.node("DequantizeLinear", [packed, scale], attributes, list(shape))
+
+    def select(self, value: ir.Value, index: tuple[slice, ...]) -> ir.Value:
+        """Return the part of a value that slices of its leading axes select."""
+        before = _shape(value)
+        ranges = [range(*part.indices(n)) for part, n in zip(index, before, strict=False)]
+        axes = [i for i, r in enumerate(ranges) if r != range(before[i])]
+        if not axes:
+            return value
+        bounds = [
+            self.numbers([ranges[i].start for i in axes]),
+            self.numbers([ranges[i].stop for i in axes]),
+            self.numbers(axes),
+            self.numbers([ranges[i].step for i in axes]),
+        ]
+        shape = [len(r) for r in ranges] + list(before[len(ranges) :])
+        return self.node("Slice", [value, *bounds], {}, shape)
+
+    def initializer(
+        self, tensor: str, shape: tuple[int, ...], dtype: ir.DataType | None = None
+    ) -> ir.Value:
+        """Return a tensor of the checkpoint as a weight of the graph."""
+        if tensor not in self.graph.initializers:
+            kind = dtype or DTYPES[self.checkpoint.tensors[tensor].dtype]
+            value = ir.Value(name=tensor, type=ir.TensorType(kind), shape=ir.Shape(shape))
+            value.const_value = self._external(value, self.placed[tensor])
+            self.graph.initializers[tensor] = value
+        return self.graph.initializers[tensor]
+
+    def numbers(self, values: list[int]) -> ir.Value:
+        tensor = ir.tensor(values, dtype=ir.DataType.INT64)
+        return self.node("Constant", [], {"value": tensor}, [len(values)], ir.DataType.INT64)
+
+    def node(
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        attributes: Mapping[str, object],
+        shape: list[int],
+        dtype: ir.DataType | None = None,
+    ) -> ir.Value:
+        self.count += 1
+        name = f"{self.param}.{op_type}.{self.count}"
+        node = ir.node(op_type, inputs, attributes, name=name)
+        (out,) = node.outputs
+        out.name = name
+        out.type, out.shape = ir.TensorType(dtype or self.dtype), ir.Shape(shape)
+        if self.first is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self.first, node)
+        return out
+
+    def _external(self, value: ir.Value, placed: Placed) -> ir.ExternalTensor:
+        assert value.dtype is not None and value.shape is not None
+        return ir.ExternalTensor(
+            location(placed), placed.offset, placed.nbytes, value.dtype,
+            shape=value.shape, name=str(value.name), base_dir=self.directory,
+        )  # fmt: skip
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(value.shape.numpy())

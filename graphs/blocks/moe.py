@@ -1,0 +1,135 @@
+"""Mixture of experts: a router picks experts for every token, which are gated feed-forwards.
+
+Letters: B batch, T tokens in this call, E experts, R routes of a token, D width, I inner width.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmcast.graphs.blocks.norm import widen
+from lmcast.graphs.weights import Wide
+from lmcast.plugins.moe_experts import moe_experts
+from lmcast.plugins.moe_route import moe_route
+
+# Hugging Face's names -> those of moe_experts. Its other activations appear in no released model.
+EXPERT_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+ExpertActivation = Literal[
+    "silu", "swish", "gelu", "gelu_python", "gelu_accurate", "gelu_fast", "gelu_new",
+    "gelu_python_tanh", "gelu_pytorch_tanh", "relu",
+]  # fmt: skip
+
+
+class Router(Wide):
+    """x B,T,D -> weights B,T,R fp32 and experts B,T,R int64, by the rules of moe_route.
+
+    epsilon: None leaves the weights as they are; else they are divided by their sum plus it.
+    correction: a bias on the scores that selects and never weighs. softcap: what the logits go
+    through first. in_fp32: the product with the matrix is taken in fp32.
+    """
+
+    wide = ("correction",)
+
+    def __init__(
+        self,
+        dim: int,
+        experts: int,
+        top_k: int,
+        *,
+        score: Literal["softmax", "sigmoid"] = "softmax",
+        bias: bool = False,
+        correction: bool = False,
+        groups: int = 1,
+        kept_groups: int = 1,
+        epsilon: float | None = None,
+        scale: float = 1.0,
+        softcap: nn.Module | None = None,
+        in_fp32: bool = False,
+    ):
+        super().__init__()
+        if experts % groups:
+            raise ValueError(f"{experts} experts do not divide into {groups} groups")
+        if kept_groups > groups:
+            raise ValueError(f"{kept_groups} groups are selected, of {groups}")
+        if top_k > experts // groups * kept_groups:
+            among = experts // groups * kept_groups
+            raise ValueError(f"num_experts_per_tok is {top_k}, but a token selects from {among}")
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.bias = nn.Parameter(torch.empty(experts)) if bias else None
+        self.correction = nn.Parameter(torch.empty(experts)) if correction else None
+        self.top_k, self.score, self.groups, self.kept_groups = top_k, score, groups, kept_groups
+        self.epsilon = -1.0 if epsilon is None else epsilon
+        self.scale, self.in_fp32 = scale, in_fp32
+        self.softcap = softcap or nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.in_fp32:
+            logits = F.linear(widen(x), widen(self.weight), self.bias)
+        else:
+            logits = F.linear(x, self.weight, self.bias)
+        return moe_route(
+            self.softcap(logits), self.correction, self.top_k, self.score, self.groups,
+            self.kept_groups, self.epsilon, self.scale,
+        )  # fmt: skip
+
+
+class Experts(nn.Module):
+    """The feed-forwards of a layer in three stacks, gate and up E,I,D and down E,D,I.
+
+    activation: a name of moe_experts; alpha and limit are those of 'clipped_swish'. scale_input:
+    weights multiply what goes into an expert instead of what comes out.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        inner: int,
+        experts: int,
+        *,
+        activation: str = "silu",
+        alpha: float = 1.0,
+        limit: float = 1.0,
+        bias: bool = False,
+        scale_input: bool = False,
+    ):
+        super().__init__()
+        self.gate = nn.Parameter(torch.empty(experts, inner, dim))
+        self.up = nn.Parameter(torch.empty(experts, inner, dim))
+        self.down = nn.Parameter(torch.empty(experts, dim, inner))
+        self.gate_bias = nn.Parameter(torch.empty(experts, inner)) if bias else None
+        self.up_bias = nn.Parameter(torch.empty(experts, inner)) if bias else None
+        self.down_bias = nn.Parameter(torch.empty(experts, dim)) if bias else None
+        self.activation, self.alpha, self.limit = activation, alpha, limit
+        self.scale_input = scale_input
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        return moe_experts(
+            x, weights, chosen, self.gate, self.up, self.down,
+            self.gate_bias, self.up_bias, self.down_bias,
+            self.activation, self.alpha, self.limit, self.scale_input,
+        )  # fmt: skip
+
+
+class MoE(nn.Module):
+    """The routed experts of each token, plus what `shared` makes of all tokens."""
+
+    def __init__(self, router: Router, experts: Experts, shared: nn.Module | None = None):
+        super().__init__()
+        self.router, self.experts, self.shared = router, experts, shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        routed = self.experts(x, *self.router(x))
+        return routed if self.shared is None else routed + self.shared(x)
