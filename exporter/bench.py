@@ -53,7 +53,7 @@ class BenchReport:
     decode_tokens_per_second: float
     peak_rss: int  # with the pages of mapped weights
     peak_private: int  # anonymous memory, Python and the runtime included
-    weight_bytes_per_step: int  # read once a decoding step, whatever the batch
+    weight_bytes_per_step: int  # read in a decoding step of one row; rows share all but experts
     read_bandwidth: float  # bytes a second, by the same number of threads in the same process
     bandwidth_share: float  # of it, what reading the weights in decode reaches
 
@@ -132,19 +132,10 @@ def bench(
 
 
 def weight_bytes_per_step(engine: Engine) -> int:
-    """Return the bytes of the weights that some node reads whole; Gather reads a few rows."""
-    import onnx_ir as ir
-
-    from lmcast.exporter.passes.inline_parts import inline_parts
-
-    model = ir.load(engine.directory / engine.manifest.fields["graph"]["file"])
-    inline_parts(model)
-    return sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-        and any(use.node.op_type != "Gather" or use.idx for use in value.uses())
-    )
+    """Return the bytes of the weights that one token is multiplied with."""
+    fields = engine.manifest.fields
+    total = sum(format["bytes"] for format in fields["weights"].values())
+    return int(total * fields["active_parameters"] / fields["parameters"])
 
 
 class Peaks:

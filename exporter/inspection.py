@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class Inspection:
     kind: str  # 'checkpoint' or 'engine'
     architecture: str
     parameters: int
+    active_parameters: int  # those a token is multiplied with
     layers: int
     context: int
     vocab_size: int
@@ -61,7 +63,7 @@ class Inspection:
         lines = [
             f"{self.path}: {self.kind}",
             f"architecture  {self.architecture}, {self.layers} layers, {self.vocab_size:,} ids",
-            f"parameters    {self.parameters:,}",
+            f"parameters    {self.parameters:,}, of which a token uses {self.active_parameters:,}",
             *(
                 f"weights       {name}: {w['tensors']} tensors, {w['bytes']:,} bytes"
                 for name, w in sorted(self.weights.items())
@@ -126,6 +128,7 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         kind="engine",
         architecture=fields["architecture"],
         parameters=fields["parameters"],
+        active_parameters=fields["active_parameters"],
         layers=fields["layers"],
         context=fields["context"],
         vocab_size=fields["vocab_size"],
@@ -147,9 +150,10 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
 
     source = open_checkpoint(path)
     found = define(source.config, {name: t.shape for name, t in source.tensors.items()})
-    weights = count_weights([source.tensors[tensor] for tensor in found.binding.tensors()])
-    computed = max(weights, key=lambda name: weights[name]["bytes"])
-    format = computed if computed in FORMATS else "float32"
+    stored = [source.tensors[name] for name in found.binding.tensors()]
+    weights = count_weights(stored, found.binding.packed)
+    plain = [name for name in weights if name in FORMATS] or ["float32"]
+    format = max(plain, key=lambda name: weights.get(name, {"bytes": 0})["bytes"])
     states: list[State] = [
         (list(s.shape), BY_DTYPE[s.dtype].name if s.dtype else format)
         for carried in found.model.states()
@@ -161,7 +165,8 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
         path=str(path),
         kind="checkpoint",
         architecture=found.arch.name,
-        parameters=sum(p.numel() for p in found.model.parameters()),
+        parameters=found.parameters,
+        active_parameters=found.active,
         layers=len(found.model.layers),
         context=found.context,
         vocab_size=found.config.vocab_size,
@@ -183,12 +188,16 @@ def _tokens(asked: int | None, longest: int) -> int:
     return asked or longest
 
 
-def count_weights(stored: "list[StoredTensor]") -> dict[str, dict[str, int]]:
-    """Return tensors and bytes by format, of tensors as they are stored."""
+def count_weights(
+    stored: "list[StoredTensor]", packed: Collection[str]
+) -> dict[str, dict[str, int]]:
+    """Return tensors and bytes by format, of tensors as they are stored; `packed` are MXFP4."""
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:
         if tensor.decode is not None:
             name = tensor.decode.format
+        elif tensor.name in packed:
+            name = "mxfp4"
         else:
             name = BY_DTYPE[tensor.dtype].name if tensor.dtype in BY_DTYPE else str(tensor.dtype)
         entry = counted.setdefault(name, {"tensors": 0, "bytes": 0})

@@ -26,7 +26,6 @@ from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.staging import staged
 from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, place
 from lmcast.graphs import Definition, define
-from lmcast.graphs.sources import Mxfp4, tensors_of
 from lmcast.plugins.errors import CheckFailed
 
 MOST_TOKENS = 1 << 24  # positions are exact in fp32 up to here
@@ -153,9 +152,7 @@ def choose_format(
         raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(FORMATS)}")
     if runs or target != "onnx":
         require_kernels(asked or "float32")
-    packed = {
-        t for s in found.binding.sources.values() if isinstance(s, Mxfp4) for t in tensors_of(s)
-    }
+    packed = found.binding.packed
     for tensor in found.binding.tensors():
         stored = source.tensors[tensor]
         if tensor in packed and stored.dtype == torch.uint8:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from lmcast.graphs import archs
 from lmcast.graphs.arch import Arch, ConfigError, read_config
-from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.decoder import Decoder, TiedHead
+from lmcast.graphs.blocks.moe import MoE
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.multimodal import Multimodal
 from lmcast.graphs.sources import View, load_into, tensors_of
-from lmcast.graphs.weights import Binding, WeightError, bind
+from lmcast.graphs.weights import Binding, WeightError, bind, spared
 
 __all__ = ["ConfigError", "Definition", "WeightError", "define", "fill", "load"]
 
@@ -45,14 +46,38 @@ class Definition:
     def left_out(self) -> str:
         """What the checkpoint holds and this model does not: '' or '3 tensors: 3 of visual'."""
         counted: dict[str, int] = {}
+        beside = self.arch.modules_beside(self.config, self.binding.ignored)
         for name in self.binding.ignored:
-            known = (module for module in self.arch.beside if name.startswith(f"{module}."))
+            known = (module for module in beside if name.startswith(f"{module}."))
             module = next(known, ".".join(name.split(".")[:2]))
             counted[module] = counted.get(module, 0) + 1
         shown = [f"{count} of {module}" for module, count in sorted(counted.items())]
         more = ", ..." if len(shown) > 6 else ""
         total = len(self.binding.ignored)
         return f"{total} tensors: {', '.join(shown[:6])}{more}" if counted else ""
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def active(self) -> int:
+        """How many of the parameters a token is multiplied with.
+
+        Of experts those it is routed to; not the embedding, of which it takes one row, unless the
+        head multiplies by it too.
+        """
+        heads = {id(m.embed) for m in self.model.modules() if isinstance(m, TiedHead)}
+        count = self.parameters
+        for module in self.model.modules():
+            if isinstance(module, MoE):
+                total = sum(p.numel() for p in module.experts.parameters())
+                experts = module.router.weight.shape[0]
+                count -= total // experts * (experts - module.router.top_k)
+            elif isinstance(module, nn.Embedding) and id(module) not in heads:
+                count -= module.weight.numel()
+        return count
 
     @property
     def context(self) -> int:
@@ -72,7 +97,7 @@ def define(
 
     Raises ConfigError or WeightError naming what does not fit.
     """
-    name = config.get("model_type")
+    name = archs.name_of(config)
     if name not in archs.NAMES:
         raise ConfigError(
             f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(archs.NAMES)}"
@@ -94,8 +119,16 @@ def define(
         raise
     except ValueError as error:
         raise ConfigError(f"{name}: config.json: {within}{error}") from None
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ConfigError(
+            f"{name}: config.json: {within or 'it'} asks for a weight beyond any memory: {error}"
+        ) from None
     model.eval()
-    return Definition(arch, typed, model, bind(model, arch.table(typed), shapes))
+    table = arch.table(typed)
+    beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
+    return Definition(arch, typed, model, bind(model, table, shapes, beside))
 
 
 def fill(

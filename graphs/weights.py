@@ -1,7 +1,7 @@
 """From a checkpoint's tensors to our parameters, by table, strict on both sides."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,7 +21,10 @@ from lmcast.graphs.sources import (
     tensors_of,
 )  # fmt: skip
 
-__all__ = ["COMMON", "PER_EXPERT", "Binding", "EachExpert", "Entry", "Table", "WeightError", "bind"]
+__all__ = [
+    "COMMON", "PER_EXPERT", "SHARED_EXPERTS", "Binding", "EachExpert", "Entry", "Table",
+    "WeightError", "bind", "per_expert",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,12 @@ class Binding:
         """Return the names of all tensors that parameters are made of, once each."""
         return list(dict.fromkeys(t for s in self.sources.values() for t in tensors_of(s)))
 
+    @property
+    def packed(self) -> frozenset[str]:
+        """The tensors that hold MXFP4, not plain numbers."""
+        packed = [s for s in self.sources.values() if isinstance(s, Mxfp4)]
+        return frozenset(tensor for source in packed for tensor in tensors_of(source))
+
     def dtype(self, name: str, stored: torch.dtype, asked: torch.dtype) -> torch.dtype:
         """Return what a parameter is computed in where the model is computed in `asked`."""
         kept = name in self.wide and stored == torch.float32 and asked.itemsize < stored.itemsize
@@ -73,20 +82,27 @@ COMMON: dict[str, Entry] = {
 }
 
 
-# Three matrices for every expert, as most checkpoints with experts have them.
-PER_EXPERT: dict[str, Entry] = {
-    f"layers.{{i}}.ffn.experts.{x}": EachExpert(
-        View(f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight")
-    )
+def per_expert(theirs: str, gate: str, up: str, down: str) -> dict[str, EachExpert]:
+    """Three matrices for every expert, by the names of their modules in `theirs`."""
+    return {
+        f"layers.{{i}}.ffn.experts.{ours}": EachExpert(View(f"{theirs}.{{e}}.{name}.weight"))
+        for ours, name in (("gate", gate), ("up", up), ("down", down))
+    }
+
+
+# As most checkpoints with experts have them.
+PER_EXPERT = per_expert("model.layers.{i}.mlp.experts", "gate_proj", "up_proj", "down_proj")
+SHARED_EXPERTS: dict[str, Entry] = {
+    f"layers.{{i}}.ffn.shared.{x}": f"model.layers.{{i}}.mlp.shared_experts.{x}_proj"
     for x in ("gate", "up", "down")
 }
 
 
-def bind(model: nn.Module, table: Table, shapes: Shapes) -> Binding:
+def bind(model: nn.Module, table: Table, shapes: Shapes, beside: tuple[str, ...] = ()) -> Binding:
     """Give every parameter of `model` a source among tensors of these names and shapes.
 
     Raises WeightError on a missing or misshaped tensor, and on a surplus one under a module that
-    the model has: the definition would be wrong.
+    the model has: the definition would be wrong. `beside` are modules that it does not have.
     """
     sources = {
         name: _source(name, parameter, table, shapes)
@@ -99,12 +115,21 @@ def bind(model: nn.Module, table: Table, shapes: Shapes) -> Binding:
     root = _root(table)
     built = {path for name in used for path in _ancestors(name, root)}
     for name in rest:
-        if any(path in built for path in _ancestors(name, root)):
+        paths = [name, *_ancestors(name, root)]
+        if any(path in built for path in paths) and not any(path in beside for path in paths):
             raise WeightError(
                 f"tensor {name} {list(shapes[name])} belongs to a module of this architecture, but"
                 " nothing reads it: config.json does not describe this checkpoint"
             )
     return Binding(sources, copies, tuple(rest), frozenset(_wide(model)))
+
+
+def spared(model: nn.Module, table: Table, spare: Sequence[str], layers: int) -> tuple[str, ...]:
+    """Return the names in the checkpoint of what is `spare` and layers of the model do not have."""
+    have = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
+    ours = [f"layers.{i}.{name}" for i in range(layers) for name in spare]
+    found = [_lookup(name, table) for name in ours if name not in have]
+    return tuple(str(entry).replace("{i}", layer) for entry, layer in found)
 
 
 def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) -> Source:
@@ -115,6 +140,9 @@ def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) ->
     else:
         forms = entry if isinstance(entry, tuple) else (entry,)
     found = [_numbered(form, layer, parameter.shape[0]) for form in forms]
+    stored = dict.fromkeys(first for s in found if (first := tensors_of(s)[0]) in shapes)
+    if len(stored) > 1:
+        raise WeightError(f"tensors {' and '.join(stored)} are forms of the same; accepted is one")
     source = next((s for s in found if tensors_of(s)[0] in shapes), found[0])
     for tensor in tensors_of(source):
         if tensor not in shapes:

@@ -18,6 +18,7 @@ from lmcast.exporter.cli import cli, main
 BYTES = 4  # of a float32
 # Embedding, head and last norm; per layer q and o, k and v, three of the FFN, two norms.
 PARAMETERS = 2 * 97 * 32 + 32 + 2 * (32 * 32 * 2 + 16 * 32 * 2 + 3 * 48 * 32 + 2 * 32)
+ACTIVE = PARAMETERS - 97 * 32  # a token takes one row of the embedding
 TENSORS = 3 + 2 * 9
 PER_TOKEN = 2 * 2 * 2 * 8  # layers, key and value, key heads, width
 
@@ -101,6 +102,7 @@ def test_inspect(what: str, made: Path, lmcast):
     assert found["architecture"] == "llama"
     assert (found["layers"], found["context"], found["vocab_size"]) == (2, 128, 97)
     assert found["parameters"] == PARAMETERS
+    assert found["active_parameters"] == ACTIVE
     assert found["weights"] == {"float32": {"tensors": TENSORS, "bytes": PARAMETERS * BYTES}}
     assert (found["batch"], found["tokens"]) == (3, 50)
     assert found["state"] == {
@@ -121,7 +123,7 @@ def test_inspect(what: str, made: Path, lmcast):
     status, out, _ = lmcast("inspect", made / what, "--batch", 3, "--context", 50)
     assert status == 0
     for text in (
-        f"parameters    {PARAMETERS:,}\n",
+        f"parameters    {PARAMETERS:,}, of which a token uses {ACTIVE:,}\n",
         f"{PER_TOKEN} elements = {PER_TOKEN * BYTES} bytes in float32",
         f"{3 * 50 * PER_TOKEN * BYTES:,} bytes for 3 x 50 tokens",
         "a tokenizer, no chat template",

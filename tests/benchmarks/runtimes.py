@@ -102,15 +102,17 @@ def genai(directory: str, threads: int, prompt: list[int], new: int) -> dict[str
     return timed(load, np.array(prompt), new)
 
 
-def eager(directory: str, threads: int, prompt: list[int], new: int) -> dict[str, Any]:
-    """Hugging Face transformers with its default attention."""
+def eager(
+    directory: str, threads: int, prompt: list[int], new: int, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Hugging Face transformers with its default attention and experts."""
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
 
     torch.set_num_threads(threads)
 
     def load() -> Start:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
 
         def start(ids: np.ndarray) -> Iterable[int]:
             cache = DynamicCache(config=model.config)

@@ -1,0 +1,64 @@
+"""Published models of full size, whose files are holes: what is printed of them, and linked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import giants
+import onnx
+import pytest
+
+from lmcast.exporter import export
+from lmcast.exporter.inspection import inspect
+
+BY_NAME = pytest.mark.parametrize("name", giants.GIANTS)
+LAYERS = 2  # of an export: the kinds of layer that there are
+
+
+def billions(count: int, published: str) -> str:
+    """Return a count as its makers round it: with as many digits behind the point."""
+    digits = len(published.partition(".")[2].rstrip("B"))
+    return f"{count / 1e9:.{digits}f}B"
+
+
+@BY_NAME
+def test_parameters_are_the_published_ones(name: str, tmp_path: Path):
+    giants.make(name, tmp_path / name)
+    _, _, total, active = giants.GIANTS[name]
+    found = inspect(tmp_path / name)
+    assert billions(found.parameters, total) == total
+    assert billions(found.active_parameters, active) == active
+
+
+@BY_NAME
+def test_linked_export_points_at_every_byte(name: str, tmp_path: Path):
+    giants.make(name, tmp_path / name, layers=LAYERS)
+    options = {"dtype": "bfloat16", "weights": "link", "parity": False, "tokenizer": False}
+    engine = export(tmp_path / name, tmp_path / "engine", "onnx", **options)
+    config, tensors, *_ = giants.GIANTS[name]
+    expected = sum(map(giants.size, tensors(giants.cut(config, LAYERS))))
+    model = onnx.load(engine.directory / "model.onnx", load_external_data=False)
+    linked = {
+        (fields["location"], fields["offset"]): int(fields["length"])
+        for weight in model.graph.initializer
+        for fields in [{entry.key: entry.value for entry in weight.external_data}]
+    }
+    assert sum(linked.values()) == expected
+    assert {Path("/", location).parent for location, _ in linked} == {tmp_path / name}
+    assert engine.manifest.fields["parameters"] > 10**9
+    assert json.loads((tmp_path / name / "config.json").read_text())["num_hidden_layers"] == LAYERS
+
+
+def test_the_command_says_both_counts(tmp_path: Path):
+    giants.make("gpt-oss-120b", tmp_path / "checkpoint", layers=LAYERS)
+    command = [
+        str(Path(sys.executable).with_name("lmcast")),
+        "inspect",
+        str(tmp_path / "checkpoint"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = inspect(tmp_path / "checkpoint")
+    line = f"{found.parameters:,}, of which a token uses {found.active_parameters:,}"
+    assert line in done.stdout
+    assert "mxfp4: 8 tensors" in done.stdout
