@@ -93,6 +93,18 @@ def greater(g: Lowering, node: fx.Node, a: fx.Node, b: float) -> ir.Value:
     return g.op("Greater", [_operand(g, a, dtype), g.constant(b, dtype)])
 
 
+@entry(aten.lt.Scalar)
+def less(g: Lowering, node: fx.Node, a: fx.Node, b: float) -> ir.Value:
+    dtype = torch.result_type(_tensor(a), b)
+    return g.op("Less", [_operand(g, a, dtype), g.constant(b, dtype)])
+
+
+@entry(aten.le.Tensor)
+def not_above(g: Lowering, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
+    dtype = torch.result_type(_tensor(a), _tensor(b))
+    return g.op("LessOrEqual", [_operand(g, a, dtype), _operand(g, b, dtype)])
+
+
 @entry(aten.square.default)
 def square(g: Lowering, node: fx.Node, x: fx.Node) -> ir.Value:
     return g.op("Mul", [g.value(x), g.value(x)])
@@ -166,6 +178,46 @@ def rms_norm(
     return g.op("RMSNormalization", [g.value(x), scale], attributes, main=True)
 
 
+@entry(aten.matmul.default)
+def matmul(g: Lowering, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
+    return g.op("MatMul", [g.value(a), g.value(b)])
+
+
+@entry(aten.mean.dim)
+def mean(
+    g: Lowering, node: fx.Node, x: fx.Node, axes: Sequence[int], keepdim: bool = False
+) -> ir.Value:
+    value, back = _widened(g, x)
+    return back(_mean(g, value, axes, keepdim))
+
+
+@entry(aten.std.dim)
+def std(
+    g: Lowering,
+    node: fx.Node,
+    x: fx.Node,
+    axes: Sequence[int],
+    unbiased: bool = True,
+    keepdim: bool = False,
+) -> ir.Value:
+    if unbiased:
+        raise g.refused("it is the unbiased estimate")
+    value, back = _widened(g, x)
+    away = g.op("Sub", [value, _mean(g, value, axes, True)])
+    return back(g.op("Sqrt", [_mean(g, g.op("Mul", [away, away]), axes, keepdim)]))
+
+
+def _widened(g: Lowering, x: fx.Node) -> tuple[ir.Value, Callable[[ir.Value], ir.Value]]:
+    """Return a value as torch sums it up, in fp32 or wider, and the way back to its dtype."""
+    have = _tensor(x).dtype
+    wide = torch.promote_types(have, torch.float32)
+    return g.cast(g.value(x), have, wide), lambda value: g.cast(value, wide, have)
+
+
+def _mean(g: Lowering, value: ir.Value, axes: Sequence[int], keepdim: bool) -> ir.Value:
+    return g.op("ReduceMean", [value, g.constant(list(axes))], {"keepdims": int(keepdim)})
+
+
 @entry(aten.embedding.default)
 def embedding(
     g: Lowering, node: fx.Node, weight: fx.Node, ids: fx.Node, *training: Any
@@ -214,12 +266,37 @@ def slice_(
     return g.op("Slice", [g.value(x), *bounds, g.constant([axis]), g.constant([step])])
 
 
+@entry(aten.alias.default)
+def alias(g: Lowering, node: fx.Node, x: fx.Node) -> Any:
+    return g.value(x)
+
+
+@entry(aten.select.int)
+def select(g: Lowering, node: fx.Node, x: fx.Node, axis: int, index: int) -> ir.Value:
+    return g.op("Gather", [g.value(x), g.constant(index)], {"axis": axis})
+
+
+@entry(aten.cat.default)
+def cat(g: Lowering, node: fx.Node, parts: Sequence[fx.Node], axis: int = 0) -> ir.Value:
+    dtype = _tensor(node).dtype
+    return g.op("Concat", [_operand(g, part, dtype) for part in parts], {"axis": axis})
+
+
+@entry(aten.split.Tensor)
+def split(g: Lowering, node: fx.Node, x: fx.Node, size: int, axis: int = 0) -> tuple[ir.Value, ...]:
+    sizes = [part.shape[axis] for part in node.meta["val"]]
+    if not all(isinstance(n, int) for n in sizes):
+        raise g.refused("it splits an axis whose size only a tensor knows")
+    parts = g.op("Split", [g.value(x), g.constant(sizes)], {"axis": axis}, outputs=len(sizes))
+    return parts if isinstance(parts, tuple) else (parts,)
+
+
 @entry(aten.gather.default)
 def gather(g: Lowering, node: fx.Node, x: fx.Node, axis: int, index: fx.Node) -> ir.Value:
     return g.op("GatherElements", [g.value(x), g.value(index)], {"axis": axis})
 
 
-@entry(aten.where.self)
+@entry(aten.where.self, aten.where.ScalarOther)
 def where(g: Lowering, node: fx.Node, condition: fx.Node, a: Any, b: Any) -> ir.Value:
     dtype = _tensor(node).dtype
     return g.op("Where", [g.value(condition), _operand(g, a, dtype), _operand(g, b, dtype)])

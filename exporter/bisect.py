@@ -88,7 +88,8 @@ def find_divergence(
 
 def _record(into: dict[str, Tensor], name: str) -> Callable[[Any, Any, Any], None]:
     def hook(module: Any, inputs: Any, output: Any) -> None:
-        into[name] = output[0] if isinstance(output, tuple) else output
+        # Of a module that runs twice the first value: the graph calls the other by another name.
+        into.setdefault(name, output[0] if isinstance(output, tuple) else output)
 
     return hook
 

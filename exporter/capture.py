@@ -1,7 +1,7 @@
 """Trace each distinct kind of part of a model once, on meta tensors, with torch.export."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.blocks.step import State, Step, Table
+from lmcast.graphs.blocks.step import Handoff, State, Step, Table
 
 # Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.
-SIZES = {"B": 2, "T": 3, "C": 7, "R": 5}
+SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11}
 
 # What every graph takes besides the states: integers by these axes.
 INPUTS: dict[str, tuple[int | str, ...]] = {
@@ -43,8 +43,9 @@ class Call:
     part: Part
     prefix: str
     module: nn.Module
-    tables: tuple[str, ...] = ()  # names of the shared tensors it takes
+    takes: tuple[str, ...] = ()  # names of the shared tensors that go in
     states: tuple[State, ...] = ()
+    gives: tuple[str, ...] = ()  # names of the tensors that it hands over
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,48 @@ class Captured:
 
     embed: Call
     positions: Call | None
+    side: Call | None
     layers: tuple[Call, ...]
     final: Call
     parts: tuple[Part, ...]
 
 
 class _Layer(nn.Module):
-    """A layer whose shared tables come in as tensors."""
+    """A layer whose tables and handoffs come in and go out as tensors."""
 
-    def __init__(self, layer: nn.Module, tables: Sequence[Table]):
+    def __init__(self, layer: nn.Module, taken: Sequence[nn.Module], given: Sequence[Handoff]):
         super().__init__()
-        self.layer = layer
-        self._keys = [id(table) for table in tables]
+        self.part = layer
+        self._keys = [id(module) for module in taken]
+        self._given = list(given)
 
     def forward(
         self,
         x: Tensor,
         cache_lengths: Tensor,
         token_counts: Tensor,
-        tables: tuple[tuple[Tensor, ...], ...],
+        taken: tuple[tuple[Tensor, ...], ...],
         past: tuple[Tensor, ...],
     ) -> Any:
-        shared = dict(zip(self._keys, tables, strict=True))
-        return self.layer(x, Step(cache_lengths, token_counts, x.shape[1], shared), past)
+        shared = dict(zip(self._keys, taken, strict=True))
+        step = Step(cache_lengths, token_counts, x.shape[1], shared)
+        return *self.part(x, step, past), [step.take(handoff) for handoff in self._given]
+
+
+class _Side(nn.Module):
+    """What is computed beside the layers; its handoffs go out as tensors."""
+
+    def __init__(self, side: nn.Module, given: Sequence[Handoff]):
+        super().__init__()
+        self.part = side
+        self._given = list(given)
+
+    def forward(
+        self, input_ids: Tensor, cache_lengths: Tensor, token_counts: Tensor, x: Tensor
+    ) -> Any:
+        step = Step(cache_lengths, token_counts, x.shape[1])
+        self.part(input_ids, x, step)
+        return [step.take(handoff) for handoff in self._given]
 
 
 class _Positions(nn.Module):
@@ -97,26 +117,58 @@ def capture(model: Decoder) -> Captured:
     x: Input = ("x", ("B", "T", _width(embed)), dtype)
     tables = model.tables()
     positions, shared = _positions(tables) if tables else (None, {})
+    side = _side(model.side, x, shared) if model.side is not None else None
 
     kinds: dict[str, Part] = {}
     layers = []
     for index, (layer, states) in enumerate(zip(model.layers, model.states(), strict=True)):
-        own = [shared[id(m)] for m in layer.modules() if isinstance(m, Table)]
+        prefix = f"layers.{index}"
+        taken = [m for m in layer.modules() if id(m) in shared]
+        inputs = [shared[id(m)] for m in taken]
+        given = _handoffs(layer, shared)
+        gives = _hand(given, prefix, dtype, shared)
         kind = _fingerprint(layer)
         if kind not in kinds:
-            kinds[kind] = _layer(f"Layer{len(kinds)}", layer, x, own, states)
-        taken = tuple(name for table in own for name, _, _ in table)
-        layers.append(Call(kinds[kind], f"layers.{index}", layer, taken, states))
+            wrapped = _Layer(layer, taken, given)
+            kinds[kind] = _layer(f"Layer{len(kinds)}", wrapped, x, inputs, states, gives)
+        takes = tuple(name for group in inputs for name, _, _ in group)
+        layers.append(Call(kinds[kind], prefix, layer, takes, states, gives))
 
     final = _trace("Final", model.final, [x, _given("logit_rows")], ["logits"])
-    parts = [embed, *([positions.part] if positions else []), *kinds.values(), final]
+    calls = [Call(embed, "embed", model.embed), positions, side]
+    parts = [*(call.part for call in calls if call), *kinds.values(), final]
     return Captured(
         Call(embed, "embed", model.embed),
         positions,
+        side,
         tuple(layers),
         Call(final, "final", model.final),
         tuple(parts),
     )
+
+
+def _handoffs(part: nn.Module, shared: Mapping[int, list[Input]]) -> list[Handoff]:
+    """Return the handoffs that a part gives: those it holds and none before it gave."""
+    return [m for m in part.modules() if isinstance(m, Handoff) and id(m) not in shared]
+
+
+def _hand(
+    given: Sequence[Handoff], prefix: str, dtype: torch.dtype, shared: dict[int, list[Input]]
+) -> tuple[str, ...]:
+    """Put handoffs among what is shared, named below `prefix`; return the names of the tensors."""
+    for number, handoff in enumerate(given):
+        at = f"{prefix}.{number}" if len(given) > 1 else prefix
+        tensors = handoff.tensors
+        shared[id(handoff)] = [(f"{at}.{t.name}", t.shape, t.dtype or dtype) for t in tensors]
+    return tuple(name for handoff in given for name, _, _ in shared[id(handoff)])
+
+
+def _side(side: nn.Module, x: Input, shared: dict[int, list[Input]]) -> Call:
+    """Trace what is computed beside the layers; also put what it gives among what is shared."""
+    given = _handoffs(side, shared)
+    gives = _hand(given, "side", x[2], shared)
+    inputs = [_given("input_ids"), _given("cache_lengths"), _given("token_counts"), x]
+    return Call(_trace("Side", _Side(side, given), inputs, gives), "side", side, gives=gives)
 
 
 def _given(name: str) -> Input:
@@ -141,15 +193,18 @@ def _positions(tables: Sequence[Table]) -> tuple[Call, dict[int, list[Input]]]:
 
 
 def _layer(
-    name: str, layer: nn.Module, x: Input, tables: list[list[Input]], states: tuple[State, ...]
+    name: str,
+    layer: _Layer,
+    x: Input,
+    taken: list[list[Input]],
+    states: tuple[State, ...],
+    gives: tuple[str, ...],
 ) -> Part:
     inputs = [x, _given("cache_lengths"), _given("token_counts")]
-    inputs += [tensor for table in tables for tensor in table]
+    inputs += [tensor for group in taken for tensor in group]
     inputs += [(f"{s.name}.past", s.shape, s.dtype or x[2]) for s in states]
-    outputs = ["x", *(f"{s.name}.present" for s in states)]
-    own = [m for m in layer.modules() if isinstance(m, Table)]
-    nesting = [[len(table) for table in tables], len(states)]
-    return _trace(name, _Layer(layer, own), inputs, outputs, nesting)
+    outputs = ["x", *(f"{s.name}.present" for s in states), *gives]
+    return _trace(name, layer, inputs, outputs, [[len(group) for group in taken], len(states)])
 
 
 def _trace(

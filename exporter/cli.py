@@ -53,6 +53,8 @@ def cli() -> None:
 @click.option("--check", default="auto", show_default=True, type=click.Choice(["auto", "full"]),
               help="Search linked weights for NaN; auto: samples above 8 GiB.")  # fmt: skip
 @click.option("--no-tokenizer", is_flag=True, help="Accept a checkpoint without a tokenizer.")
+@click.option("--matformer-config", type=DIRECTORY, metavar="FILE",
+              help="Export a slice: JSON with intermediate_size, and layers or skip.")  # fmt: skip
 @as_json
 def export(
     checkpoint: Path,
@@ -65,6 +67,7 @@ def export(
     inert: tuple[str, ...],
     check: str,
     no_tokenizer: bool,
+    matformer_config: Path | None,
     as_json: bool,
 ) -> None:
     """Write CHECKPOINT (a Hugging Face directory or GGUF file) as an engine.
@@ -87,6 +90,7 @@ def export(
         context=context,
         full_check=True if check == "full" else None,
         tokenizer=not no_tokenizer,
+        matformer=matformer_config,
         progress=Terminal(),
     )
     report(engine.summary(), as_json)

@@ -70,7 +70,7 @@ def contract(
         "file": MODEL,
         "weights": placement.mode,
         "optimized": target != "onnx",
-        "nodes": len(graph.graph),
+        "split_experts": any(node.op_type == "Split" for node in graph.graph),
         # Whether rows of different lengths take several tokens together, or one row at a time.
         "append": "row" if in_rows else "batch",
         "inputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.inputs],

@@ -3,7 +3,7 @@
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -157,11 +157,16 @@ class Lowering:
                 outputs = self.value(node.args[0])
         order = [*users, *(n for n in inputs if n not in users)]
         ordered = [inputs[n] for n in order]
-        outputs = [o if o.producer() else self.op("Identity", [o]) for o in outputs]
+        outputs = [self._output(o, outputs[:i]) for i, o in enumerate(outputs)]
         graph = ir.Graph(
             ordered, outputs, nodes=self.nodes, name=self.part.name, opset_imports=OPSETS
         )
         return ir.Function(PARTS, self.part.name, graph=graph, attributes=[])
+
+    def _output(self, value: ir.Value, before: Sequence[ir.Value]) -> ir.Value:
+        """Return a value as an output of its own: no input, and given out once."""
+        repeated = any(value is other for other in before)
+        return self.op("Identity", [value]) if repeated or not value.producer() else value
 
     def _call(self, node: fx.Node) -> Any:
         target: Any = node.target
@@ -228,7 +233,7 @@ def module_path(node: fx.Node) -> str:
     path = list(stack.values())[-1][0] if stack else ""
     if path.startswith("_"):  # torch's own wrapper
         return ""
-    return re.sub(r"^(layer|tables\.\d+)(\.|$)", "", path)
+    return re.sub(r"^(part|tables\.\d+)(\.|$)", "", path)
 
 
 def _needed(graph: fx.Graph) -> set[fx.Node]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from lmcast.exporter.capture import INPUTS, Call, Captured
@@ -41,6 +40,9 @@ class _Assembly:
         if captured.positions:
             tables = self.call(captured.positions, "positions", self.given)
             self.given.update(zip(captured.positions.part.outputs, tables, strict=True))
+        if captured.side:
+            given = self.call(captured.side, "side", {**self.given, "x": x})
+            self.give(captured.side, given)
         for layer in captured.layers:
             x = self.layer(layer, x)
         (logits,) = self.call(captured.final, "final", {**self.given, "x": x})
@@ -67,7 +69,7 @@ class _Assembly:
             if own in given:
                 taken.append(given[own])
             else:
-                parameter = call.module.get_parameter(own.removeprefix("layer."))
+                parameter = call.module.get_parameter(own.removeprefix("part."))
                 taken.append(self.weights[id(parameter)])
         count = len(function.outputs)
         node = ir.node(function.name, taken, domain=PARTS, num_outputs=count, name=name)
@@ -77,6 +79,12 @@ class _Assembly:
         self.nodes.append(node)
         return list(node.outputs)
 
+    def give(self, call: Call, values: list[ir.Value]) -> None:
+        """Keep what a part hands over, under the names that later parts ask for."""
+        for value, name in zip(values, call.gives, strict=True):
+            value.name = name
+            self.given[name] = value
+
     def layer(self, layer: Call, x: ir.Value) -> ir.Value:
         """Call a layer with states of its own; return its output."""
         past = {}
@@ -84,12 +92,14 @@ class _Assembly:
             kind = DTYPES[state.dtype] if state.dtype else self.dtype
             name = f"{layer.prefix}.{state.name}.past"
             past[f"{state.name}.past"] = _value(name, kind, state.shape)
-        # The tables of this layer, under the names that its kind was traced with.
-        traced = layer.part.inputs[3 : 3 + len(layer.tables)]
-        shared = {own: self.given[n] for own, n in zip(traced, layer.tables, strict=True)}
-        y, *present = self.call(layer, layer.prefix, {**self.given, **shared, **past, "x": x})
+        # What this layer takes, under the names that its kind was traced with.
+        traced = layer.part.inputs[3 : 3 + len(layer.takes)]
+        taken = {own: self.given[n] for own, n in zip(traced, layer.takes, strict=True)}
+        y, *rest = self.call(layer, layer.prefix, {**self.given, **taken, **past, "x": x})
+        present = rest[: len(past)]
         for value, old in zip(present, past.values(), strict=True):
             value.name, value.shape = str(old.name).removesuffix("past") + "present", old.shape
+        self.give(layer, rest[len(past) :])
         self.inputs.extend(past.values())
         self.outputs.extend(present)
         return y
@@ -97,7 +107,7 @@ class _Assembly:
 
 def attach_bodies(model: ir.Model) -> None:
     """Give the file the body of every operator it uses, for runtimes without a kernel for it."""
-    bodies: dict[str, onnx.FunctionProto] = {}
+    bodies: dict[str, Any] = {}
     for node in chain(model.graph, *model.functions.values()):
         if node.domain != DOMAIN:
             continue

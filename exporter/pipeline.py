@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -15,7 +16,9 @@ from lmcast.exporter.attach import attach
 from lmcast.exporter.backends.onnxruntime import require_kernels
 from lmcast.exporter.capture import capture
 from lmcast.exporter.checkpoint import CheckpointError, open_checkpoint
+from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.description import describe
 from lmcast.exporter.engine import MODEL, PARITY, TEMPLATE, TOKENIZER, Engine
@@ -26,8 +29,10 @@ from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.staging import staged
 from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, place
 from lmcast.graphs import Definition, define
+from lmcast.graphs.matformer import sliced
 from lmcast.plugins.errors import CheckFailed
 
+SLICE_BYTES = 1 << 20  # of the description of a slice: a few numbers for each layer
 MOST_TOKENS = 1 << 24  # positions are exact in fp32 up to here
 
 
@@ -43,6 +48,7 @@ def export(
     context: int | None = None,
     full_check: bool | None = None,
     tokenizer: bool = True,
+    matformer: str | PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Engine:
     """Write `checkpoint` as an engine at `output` and return it loaded.
@@ -51,37 +57,35 @@ def export(
     that loses nothing of the checkpoint's. weights: 'link', 'copy', or None to link where the bytes
     allow it. inert: config keys to ignore. context: most tokens of a row, None for what config.json
     says. full_check: look for NaN in all linked weights, None for up to 8 GiB. tokenizer: refuse a
-    checkpoint without one. Raises InputError for what cannot be exported and CheckFailed for an
-    engine that fails its parity; then nothing is written.
+    checkpoint without one. matformer: a JSON file that says which slice of the model to export (see
+    graphs/matformer.py), which is copied unless asked otherwise. Raises InputError for what cannot
+    be exported and CheckFailed for an engine that fails its parity; then nothing is written.
     """
-    destination = Path(output)
     with progress.stage("reading headers"):
         source = open_checkpoint(Path(checkpoint))
         # Taken now: a file that changes under the export must not pass for the one that was read.
         identities = [SourceFile.of(f) for f in sorted({s.file for s in source.tensors.values()})]
-        found = understand(source, inert, tokenizer)
-    length = choose_context(found, context)
+        found, part = take_slice(understand(source, inert, tokenizer), matformer)
+    own = {"inert": sorted(inert), "context": choose_context(found, context), **part}
     if found.left_out:
         progress.warn(f"left out {found.left_out}")
     format = choose_format(found, source, target, dtype, parity)
-    mode = choose_mode(found.binding, source, format, weights, parity or target != "onnx")
-    with staged(destination) as directory:
+    asked = weights or ("copy" if part else None)  # linked, every call would cut it out anew
+    mode = choose_mode(found.binding, source, format, asked, parity or target != "onnx")
+    with staged(Path(output)) as directory:
         # Weights before the graph: what is wrong with them is said without waiting for a trace.
         placement = place_weights(found, source, format, mode, directory, full_check, progress)
         graph = cast(found, source, target, format, placement, directory, progress)
-        data = ir.to_proto(graph).SerializeToString(deterministic=True)
-        (directory / MODEL).write_bytes(data)
         write_texts(source, directory)
         for file in identities:
             file.check()
-        own = {"inert": sorted(inert), "context": length}
         fields = own | describe(found, source, target, format, placement, graph, identities)
         write_manifest(directory, fields, placement.hashes)
         if parity:
             with progress.stage("proving parity"), one_thread():
                 prove(directory, found, source)
             write_manifest(directory, fields, placement.hashes)
-    return Engine(destination)
+    return Engine(Path(output))
 
 
 def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> Definition:
@@ -93,6 +97,16 @@ def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> D
         )
     shapes = {name: stored.shape for name, stored in source.tensors.items()}
     return define(source.config, shapes, inert)
+
+
+def take_slice(
+    found: Definition, file: str | PathLike[str] | None
+) -> tuple[Definition, dict[str, Any]]:
+    """Return the slice of a model that a file describes, and the field of engine.json with that."""
+    if file is None:
+        return found, {}
+    given = parse_object(read_capped(Path(file), SLICE_BYTES), Path(file))
+    return sliced(found, given, str(file)), {"matformer": given}
 
 
 def place_weights(
@@ -184,13 +198,14 @@ def cast(
     directory: Path,
     progress: Progress = silent,
 ) -> ir.Model:
-    """Return the graph of a definition for a target, with its weights where they were placed."""
+    """Write and return the graph of a definition for a target, its weights where they lie."""
     with progress.stage("tracing"):
         dtypes = {name: stored.dtype for name, stored in source.tensors.items()}
         model = found.shape_for(format.dtype, dtypes)
         graph = assemble(model, capture(model))
         attach(graph, found.binding, placement, source, directory)
         passes.run(graph, target)
+    (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     return graph
 
 

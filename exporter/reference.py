@@ -29,20 +29,25 @@ def full_pass(
     layer runs, with its weights in place, so that hooks can be set.
     """
     batch, tokens = input_ids.shape
-    step = Step(torch.zeros(batch, dtype=torch.int64), counts, tokens)
+    lengths = torch.zeros(batch, dtype=torch.int64)
+    steps = {dtype: Step(lengths, counts, tokens) for dtype in dtypes}
     model = found.model.to("meta")
     hidden: dict[torch.dtype, Tensor] = {}
     with torch.no_grad():
         for dtype in dtypes:
             with _filled(found, model.embed, source, dtype) as embed:
                 hidden[dtype] = embed(input_ids)
+        if model.side is not None:
+            for dtype in dtypes:
+                with _filled(found, model.side, source, dtype) as side:
+                    side(input_ids, hidden[dtype], steps[dtype])
         for index, (layer, states) in enumerate(zip(model.layers, model.states(), strict=True)):
             for dtype in dtypes:
                 with _filled(found, layer, source, dtype):
                     if watch is not None:
                         watch(index, layer, dtype)
                     past = empty(states, batch, tokens, dtype)
-                    hidden[dtype] = layer(hidden[dtype], step, past)[0]
+                    hidden[dtype] = layer(hidden[dtype], steps[dtype], past)[0]
         logits = {}
         for dtype in dtypes:
             with _filled(found, model.final, source, dtype) as final:

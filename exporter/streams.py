@@ -24,7 +24,7 @@ def values(checkpoint: Checkpoint, source: Source) -> Iterator[Tensor]:
         for part in source.parts:
             yield from values(checkpoint, part)
     else:
-        yield _side_by_side(checkpoint, source)
+        yield from _side_by_side(checkpoint, source)
 
 
 def _whole(checkpoint: Checkpoint, source: View) -> Iterator[Tensor]:
@@ -67,11 +67,19 @@ def _mxfp4(checkpoint: Checkpoint, source: Mxfp4) -> Iterator[Tensor]:
         yield block
 
 
-def _side_by_side(checkpoint: Checkpoint, source: Joined) -> Tensor:
-    """Return parts joined along an inner axis: as large as the whole they make."""
+def _side_by_side(checkpoint: Checkpoint, source: Joined) -> Iterator[Tensor]:
+    """Yield parts joined along an inner axis, in runs of rows of all of them."""
     parts = []
     for part in source.parts:
-        assert isinstance(part, View)
-        found = torch.cat([block.flatten() for block in values(checkpoint, part)])
-        parts.append(found.reshape(checkpoint.tensors[part.tensor].shape))
-    return torch.cat(parts, source.axis)
+        assert isinstance(part, View) and not part.turned
+        assert not part.index or part.index[0] == slice(None)
+        parts.append((part.tensor, part.index))
+    stored = {name: checkpoint.tensors[name] for name, _ in parts}
+    rows = stored[parts[0][0]].shape[0]
+    step = max(1, BLOCK_BYTES // (sum(s.nbytes for s in stored.values()) // rows))
+    for begin in range(0, rows, step):
+        blocks = {}
+        for name, tensor in stored.items():
+            blocks[name] = checkpoint.rows(name, begin, min(begin + step, rows))
+            check_block(tensor, blocks[name], begin * blocks[name][0].numel())
+        yield torch.cat([blocks[name][index] for name, index in parts], source.axis)

@@ -90,11 +90,11 @@ def choose_mode(
     runs: the engine is to be run by ONNX Runtime, which has no MXFP4.
     """
     for name, source in binding.sources.items():
-        why = _not_linkable(name, source, binding, checkpoint, format, runs)
-        if why is None:
+        found = _not_linkable(name, source, binding, checkpoint, format, runs)
+        if found is None:
             continue
         if asked == "link":
-            stored = checkpoint.tensors[tensors_of(source)[0]]
+            stored, why = found
             raise WeightsError(
                 f"{stored.file}: tensor {stored.name} {why}, so weights in {format.name} cannot be"
                 " linked to it; use --weights copy"
@@ -111,16 +111,17 @@ def _not_linkable(
     checkpoint: Checkpoint,
     format: Format,
     runs: bool,
-) -> str | None:
-    """Return why no graph can point at the bytes of a source, None if one can."""
+) -> tuple[StoredTensor, str] | None:
+    """Return a tensor of a source whose bytes no graph can point at, and why; None for none."""
     if isinstance(source, Mxfp4):
-        return "is MXFP4, which ONNX Runtime's CPU has no kernel for" if runs else None
+        why = "is MXFP4, which ONNX Runtime's CPU has no kernel for"
+        return (checkpoint.tensors[source.blocks], why) if runs else None
     for tensor in tensors_of(source):
         stored = checkpoint.tensors[tensor]
         if not stored.linkable:
-            return "needs decoding"
+            return stored, "needs decoding"
         if stored.dtype != binding.dtype(name, stored.dtype, format.dtype):
-            return f"is stored as {_name(stored)}"
+            return stored, f"is stored as {_name(stored)}"
     return None
 
 

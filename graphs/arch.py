@@ -39,7 +39,9 @@ class Arch:
 
     `tidy` turns legacy spellings of a raw config into the Config's own; `weights` says where our
     modules and parameters come from. `beside` are modules that checkpoints hold beside the text
-    model: known, and left out.
+    model, or finds them by a config and the names of tensors: known, and left out.
+    `spare` are modules and parameters of a layer that checkpoints also store where a layer of ours
+    has none: left out too.
     """
 
     name: str  # the model_type
@@ -47,11 +49,16 @@ class Arch:
     build: Callable[[Any], Decoder]
     weights: Table | Callable[[Any], Table]
     tidy: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    beside: tuple[str, ...] = ()
+    beside: tuple[str, ...] | Callable[[Any, Collection[str]], tuple[str, ...]] = ()
+    spare: tuple[str, ...] = ()
 
     def table(self, config: Any) -> Table:
         """Return where our modules and parameters come from, for one config."""
         return self.weights(config) if callable(self.weights) else self.weights
+
+    def modules_beside(self, config: Any, tensors: Collection[str]) -> tuple[str, ...]:
+        """Return the modules among these tensors that are known and left out."""
+        return self.beside(config, tensors) if callable(self.beside) else self.beside
 
 
 def read_config(

@@ -1,16 +1,23 @@
 """What families with a list of layer types, and grouped heads, agree on."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Sequence
+from typing import Literal, TypeVar
 
 # "attention" is an older name of full_attention.
 LayerType = Literal["sliding_attention", "full_attention", "attention"]
+CHUNKED = "chunked_attention"
+ChunkedType = Literal["chunked_attention", "full_attention"]
+FFNType = Literal["dense", "sparse"]
+
+
+# The kinds of layer that see some positions only, and the key that says how many.
+SIZES = {"sliding_attention": "sliding_window", CHUNKED: "attention_chunk_size"}
 
 
 def windows(
-    layer_types: Sequence[str], layers: int, sliding_window: int | None
+    layer_types: Sequence[str], layers: int, size: int | None, kind: str = "sliding_attention"
 ) -> tuple[int | None, ...]:
-    """Return the window of each layer, None where it sees everything.
+    """Return `size` for each layer of that kind, None for those that see everything.
 
     Raises ValueError where the list and the other two do not fit together.
     """
@@ -18,12 +25,61 @@ def windows(
         raise ValueError(
             f"layer_types has {len(layer_types)} entries; num_hidden_layers is {layers}"
         )
-    if sliding_window is None and "sliding_attention" in layer_types:
+    if size is None and kind in layer_types:
         raise ValueError(
-            f"layer_types[{layer_types.index('sliding_attention')}] is 'sliding_attention',"
-            " but there is no sliding_window"
+            f"layer_types[{layer_types.index(kind)}] is {kind!r}, but there is no {SIZES[kind]}"
         )
-    return tuple(sliding_window if kind == "sliding_attention" else None for kind in layer_types)
+    return tuple(size if own == kind else None for own in layer_types)
+
+
+def full_every(number: int, layers: int) -> tuple[LayerType, ...]:
+    """Return layer types of which each `number`-th is full attention and all others windowed."""
+    return tuple(
+        "sliding_attention" if i % number else "full_attention" for i in range(1, layers + 1)
+    )
+
+
+T = TypeVar("T")
+
+
+def one_each(name: str, given: T | tuple[T, ...], layers: int) -> tuple[T, ...]:
+    """Return the value of the config key `name` for every layer: one for all, or one for each.
+
+    Raises ValueError where the list is not as long as there are layers.
+    """
+    values = given if isinstance(given, tuple) else (given,) * layers
+    if len(values) != layers:
+        raise ValueError(f"{name} has {len(values)} entries; num_hidden_layers is {layers}")
+    return values
+
+
+def with_experts(
+    mlp_layer_types: tuple[FFNType, ...] | None, layers: int, dense: int
+) -> tuple[bool, ...]:
+    """Return whether each layer has experts: as listed, or all but the first `dense`.
+
+    Raises ValueError where the list is not as long as there are layers.
+    """
+    if mlp_layer_types is None:
+        return tuple(i >= dense for i in range(layers))
+    kinds: tuple[str, ...] = one_each("mlp_layer_types", mlp_layer_types, layers)
+    return tuple(kind == "sparse" for kind in kinds)
+
+
+def owners(kinds: Sequence[object], shared: int) -> tuple[int, ...]:
+    """Return for each layer the one whose keys and values it attends to.
+
+    The last `shared` layers attend to those of the last layer of their kind before them, all others
+    to their own. Raises ValueError unless the layers before are of every kind.
+    """
+    own = len(kinds) - shared
+    last = {kind: i for i, kind in enumerate(kinds[: max(own, 0)])}
+    if last.keys() != set(kinds):
+        raise ValueError(
+            f"num_kv_shared_layers is {shared} of {len(kinds)} layers; accepted: as many as leave"
+            " every layer type among the layers before"
+        )
+    return tuple(i if i < own else last[kind] for i, kind in enumerate(kinds))
 
 
 def head_width(hidden_size: int, heads: int, kv_heads: int, head_dim: int | None) -> int:
@@ -41,3 +97,12 @@ def head_width(hidden_size: int, heads: int, kv_heads: int, head_dim: int | None
             " and head_dim is not given"
         )
     return head_dim or hidden_size // heads
+
+
+def further_predictors(layers: int, count: int, tensors: Collection[str]) -> tuple[str, ...]:
+    """Return the modules, `count` at most, that predict further tokens (ARCHITECTURES 6).
+
+    They are stored as layers behind the last; that they are none, one of their parts tells.
+    """
+    behind = (f"model.layers.{layers + n}" for n in range(min(count, len(tensors))))
+    return tuple(module for module in behind if f"{module}.eh_proj.weight" in tensors)

@@ -1,6 +1,6 @@
 """Older spellings of a config.json, folded into today's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmcast.graphs.arch import ConfigError
@@ -16,7 +16,11 @@ def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     out = dict(raw)
     for old, new in names.items():
         value = out.pop(old, None)
-        if value is not None and out.setdefault(new, value) != value:
+        if value is None:
+            continue
+        if out.get(new) is None:
+            out[new] = value
+        elif out[new] != value:
             raise ConfigError(
                 f"config.json: {new} is {out[new]!r:.80}, but {old}, which means the same, is"
                 f" {value!r:.80}"
@@ -24,10 +28,28 @@ def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return out
 
 
-def rope(raw: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
+def worded(raw: Mapping[str, Any], old: str, new: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return `raw` with a list of numbers, `old`, as the list of what they mean, `new`.
+
+    Raises ConfigError where `old` is no such list, or differs from a `new` beside it.
+    """
+    numbers = raw.get(old)
+    if numbers is None:
+        return dict(raw)
+    accepted = range(len(words))
+    if not isinstance(numbers, list) or not all(type(n) is int and n in accepted for n in numbers):
+        raise ConfigError(
+            f"config.json: {old} is {numbers!r:.80}; accepted: a list of"
+            f" {', '.join(f'{n} ({word})' for n, word in enumerate(words))}"
+        )
+    return renamed({**raw, old: [words[n] for n in numbers]}, {old: new})
+
+
+def rope(raw: Mapping[str, Any], theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
     """Return `raw` with rope_scaling, rope_theta and the like folded into rope_parameters.
 
-    `theta` is the family's own default. Raises ConfigError where two spellings differ.
+    `theta` and `partial` (of a head, where no key says how much rotates) are the family's own
+    defaults. Raises ConfigError where two spellings differ.
     """
     out = dict(raw)
     scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
@@ -37,6 +59,8 @@ def rope(raw: Mapping[str, Any], theta: float = 10000.0) -> dict[str, Any]:
         )
     outer = {key: out.pop(key, None) for key in ROPE_KEYS}
     out["rope_parameters"] = _merge(scaling or parameters, outer, theta, "rope_parameters")
+    if "partial_rotary_factor" not in raw:  # null is not silence: to Hugging Face it means 1
+        out["rope_parameters"].setdefault("partial_rotary_factor", partial)
     return out
 
 
@@ -46,7 +70,8 @@ def rope_by_layer_type(
     """Return `raw` with its rope settings folded into one rope_parameters per layer type.
 
     `theta` has the default of each type, `older` the key that once held it. An older rope_scaling
-    is for full attention only. Raises ConfigError where two spellings differ.
+    is for full attention only, a partial_rotary_factor beside them for all. Raises ConfigError
+    where two spellings differ.
     """
     out = dict(raw)
     scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
@@ -63,9 +88,10 @@ def rope_by_layer_type(
         )
     found["full_attention"] = scaling or found["full_attention"]
     outer = {key: out.pop(key, None) for key in set(older.values())}
+    partial = out.pop("partial_rotary_factor", None)
     for kind, default in theta.items():
         at = f"rope_parameters.{kind}"
-        given = {"rope_theta": outer[older[kind]]}
+        given = {older[kind]: outer[older[kind]], "partial_rotary_factor": partial}
         found[kind] = _merge(found[kind], given, default, at)
         if found[kind].get("truncate") is False:
             raise ConfigError(
@@ -94,10 +120,11 @@ def _merge(
     old = out.pop("type", None)
     if old is not None and out.setdefault("rope_type", old) != old:
         raise ConfigError(f"config.json: {at} has type {old!r} and rope_type {out['rope_type']!r}")
-    for key, value in outer.items():
+    for beside, value in outer.items():
+        key = beside if beside in ROPE_KEYS else "rope_theta"
         if value is not None and out.setdefault(key, value) != value:
             raise ConfigError(
-                f"config.json: {at}.{key} is {out[key]!r}, but {key} is {value!r} beside it"
+                f"config.json: {at}.{key} is {out[key]!r}, but {beside} is {value!r} beside it"
             )
     out.setdefault("rope_theta", theta)
     return out

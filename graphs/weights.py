@@ -22,7 +22,7 @@ from lmcast.graphs.sources import (
 )  # fmt: skip
 
 __all__ = [
-    "COMMON", "PER_EXPERT", "SHARED_EXPERTS", "Binding", "EachExpert", "Entry", "Table",
+    "COMMON", "PER_EXPERT", "SANDWICH", "SHARED_EXPERTS", "Binding", "EachExpert", "Entry", "Table",
     "WeightError", "bind", "per_expert",
 ]  # fmt: skip
 
@@ -79,6 +79,13 @@ COMMON: dict[str, Entry] = {
     "layers.{i}.pre_ffn": "model.layers.{i}.post_attention_layernorm",
     **{f"layers.{{i}}.mixer.{x}": f"model.layers.{{i}}.self_attn.{x}_proj" for x in "qkvo"},
     **{f"layers.{{i}}.ffn.{x}": f"model.layers.{{i}}.mlp.{x}_proj" for x in ("gate", "up", "down")},
+}
+
+# Norms on both sides of either branch (Gemma).
+SANDWICH: dict[str, Entry] = {
+    "layers.{i}.post_mixer": "model.layers.{i}.post_attention_layernorm",
+    "layers.{i}.pre_ffn": "model.layers.{i}.pre_feedforward_layernorm",
+    "layers.{i}.post_ffn": "model.layers.{i}.post_feedforward_layernorm",
 }
 
 

@@ -1,6 +1,9 @@
 """Causal attention over a cache that it extends. Letters: B batch, T new tokens, C capacity of the
 cache, H query heads, G key heads, K width of queries and keys, V width of values."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -8,11 +11,19 @@ from lmcast.plugins.plugin import Close, Plugin
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    sink: Tensor | None,
+    scale: float,
+    softcap: float,
 ) -> Tensor:
     """B,T,H,K over B,G,S,K and B,G,S,V where mask B,T,S is true -> B,T,H,V; softmax in fp32.
 
-    The softcap, `cap * tanh(score / cap)` where not zero, comes before the mask (Gemma 2).
+    The softcap, `cap * tanh(score / cap)` where not zero, comes before the mask (Gemma 2). `sink`
+    H is one more score of each head, neither scaled nor capped, that takes its share of the softmax
+    and gives no value (gpt-oss).
     """
     batch, tokens, heads, width = query.shape
     groups = key.shape[1]
@@ -22,7 +33,10 @@ def attend(
         score = torch.tanh(score / softcap) * softcap
     score = score.reshape(batch, heads, tokens, -1).masked_fill(~mask[:, None], float("-inf"))
     wide = torch.promote_types(score.dtype, torch.float32)
-    weight = score.softmax(-1, dtype=wide).to(value.dtype)
+    if sink is not None:
+        share = sink.to(score.dtype)[:, None, None].expand(batch, -1, tokens, 1)  # B,H,T,1
+        score = torch.cat([score, share], -1)
+    weight = score.softmax(-1, dtype=wide)[..., : key.shape[2]].to(value.dtype)
     out = weight.reshape(batch, groups, -1, key.shape[2]) @ value
     return out.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous()
 
@@ -35,6 +49,7 @@ def eager(
     past_value: Tensor,
     cache_lengths: Tensor,
     token_counts: Tensor,
+    sink: Tensor | None,
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,8 +58,8 @@ def eager(
     query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,C,K; past_value B,G,C,V;
     cache_lengths B int64: tokens already held per row; token_counts B int64: how many of the T
     tokens are valid (rows are padded on the right). Row b writes at cache_lengths[b] .. + T - 1,
-    so C must leave room for T. -> B,T,H,V and the caches after the call. Output beyond
-    token_counts is unspecified but finite, and so is the cache there.
+    so C must leave room for T. sink, scale and softcap as in `attend`. -> B,T,H,V and the caches
+    after the call. Output beyond token_counts is unspecified but finite, and so is the cache there.
     """
     tokens = query.shape[1]
     position = cache_lengths[:, None] + torch.arange(tokens, device=query.device)  # B,T
@@ -57,7 +72,7 @@ def eager(
     held = torch.arange(past_key.shape[2], device=query.device)
     mask = held <= position[:, :, None]  # B,T,C
     return (
-        attend(query, present_key, present_value, mask, scale, softcap),
+        attend(query, present_key, present_value, mask, sink, scale, softcap),
         present_key,
         present_value,
     )
@@ -70,10 +85,50 @@ def shapes(
     return out, torch.empty_like(past_key), torch.empty_like(past_value)
 
 
-BODY = """
+# There is no operator for attention with sinks, because the standard one with its fused kernels can
+# say it: a sink is the score of one more key, all zeros, whose value is all zeros. As scores are
+# masked by addition, the mask of that key is the sink itself.
+SINK = """nothing = Constant <value_float = 0.0> ()
+    never = Constant <value_float = -inf> ()
+    bias = Where (head_mask, nothing, never)
+    bias_like = CastLike (bias, query)
+    column_shape = Constant <value_ints = [1, -1, 1, 1]> ()
+    sinks = Reshape (sink, column_shape)
+    batch = Shape <start = 0, end = 1> (query)
+    head_count = Shape <start = 2, end = 3> (query)
+    sink_shape = Concat <axis = 0> (batch, head_count, tokens, first)
+    sink_column = Expand (sinks, sink_shape)
+    each_head = Shape (sinks)
+    head_bias = Expand (bias_like, each_head)
+    scores_mask = Concat <axis = 3> (head_bias, sink_column)
+    pads = Constant <value_ints = [0, 0, 0, 0, 0, 0, 1, 0]> ()
+    sink_keys = Pad ({keys}, pads)
+    sink_values = Pad ({values}, pads)
+    """
+
+
+ATTEND = """{sink}heads = Transpose <perm = [0, 2, 1, 3]> (query)
+    attended = Attention <
+        scale: float = @scale, softcap: float = @softcap, softmax_precision = 1
+    > (heads, {inputs})
+    out = Transpose <perm = [0, 2, 1, 3]> (attended)"""
+
+
+def attend_body(sink: bool, keys: str, values: str) -> str:
+    """Return `attend` as ONNX text: from query, keys B,G,S,K, values B,G,S,V and head_mask B,1,T,S,
+    besides `tokens` [T] and `first` [1], to `out`."""
+    if not sink:
+        return ATTEND.format(sink="", inputs=f"{keys}, {values}, head_mask")
+    padded = SINK.format(keys=keys, values=values)
+    return ATTEND.format(sink=padded, inputs="sink_keys, sink_values, scores_mask")
+
+
+def body(given: Mapping[str, Any]) -> str:
+    sink = given["sink"] is not None
+    return f"""
 cached_attention <scale, softcap> (
-    query, key, value, past_key, past_value, cache_lengths, token_counts
-) => (out, present_key, present_value) {
+    query, key, value, past_key, past_value, cache_lengths, token_counts{", sink" if sink else ""}
+) => (out, present_key, present_value) {{
     new_key = Transpose <perm = [0, 2, 1, 3]> (key)
     present_key = TensorScatter <axis = 2> (past_key, new_key, cache_lengths)
     new_value = Transpose <perm = [0, 2, 1, 3]> (value)
@@ -95,17 +150,17 @@ cached_attention <scale, softcap> (
     mask = LessOrEqual (held, until)
     head_mask = Unsqueeze (mask, first)
 
-    heads = Transpose <perm = [0, 2, 1, 3]> (query)
-    attended = Attention <
-        scale: float = @scale, softcap: float = @softcap, softmax_precision = 1
-    > (heads, present_key, present_value, head_mask)
-    out = Transpose <perm = [0, 2, 1, 3]> (attended)
-}
-"""
+    {attend_body(sink, "present_key", "present_value")}
+}}"""
 
 
 def case(
-    lengths: list[int], counts: list[int], room: int, sizes: tuple[int, ...], cap: float = 0.0
+    lengths: list[int],
+    counts: list[int],
+    room: int,
+    sizes: tuple[int, ...],
+    cap: float = 0.0,
+    sinks: bool = False,
 ) -> tuple:
     """Return arguments for rows of these lengths and counts; sizes: heads, groups, widths."""
     heads, groups, width, value_width = sizes
@@ -118,6 +173,7 @@ def case(
         torch.randn(batch, groups, room, value_width),
         torch.tensor(lengths),
         torch.tensor(counts),
+        2 * torch.randn(heads) if sinks else None,
         width**-0.5,
         cap,
     )
@@ -129,6 +185,8 @@ def cases() -> list[tuple]:
         case([0, 0], [5, 3], 5, (4, 2, 16, 16)),  # ragged prefill
         case([7], [1], 11, (6, 2, 8, 8), cap=3.0),  # decode with a softcap
         case([2, 6], [4, 4], 12, (3, 1, 24, 16)),  # append; narrow values
+        case([0, 3], [5, 2], 9, (4, 2, 16, 16), sinks=True),
+        case([7, 2], [1, 1], 11, (6, 2, 24, 8), cap=3.0, sinks=True),
     ]
 
 
@@ -136,7 +194,7 @@ cached_attention = Plugin(
     name="cached_attention",
     eager=eager,
     shapes=shapes,
-    body=BODY,
+    body=body,
     cases=cases,
     close={torch.float32: Close(2.4e-6)},  # 20 fp32 epsilons: outputs are means of values near 1
 )

@@ -1,14 +1,13 @@
 """Pick the experts of each token, and what each pick weighs. Letters: E experts, R routes of a
 token, M groups of experts; `...` stands for any leading axes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmcast.plugins.errors import InputError
-from lmcast.plugins.plugin import Close, Plugin
+from lmcast.plugins.plugin import Close, Plugin, triton
 
 
 def eager(
@@ -138,26 +137,14 @@ def cases() -> list[tuple]:
     ]
 
 
-def triton_kernel() -> Callable:
-    """Return eager's arguments -> eager's results, on a GPU; InputError without Triton."""
-    try:
-        import triton  # noqa: F401
-    except ModuleNotFoundError:
-        raise InputError(
-            "moe_route: its kernel needs the triton package; pip install 'lmcast[triton]'"
-        ) from None
-    from lmcast.plugins.kernels.moe_route_triton import launch  # imports triton
-
-    return launch
-
-
 moe_route = Plugin(
     name="moe_route",
     eager=eager,
     shapes=shapes,
     body=body,
-    kernels={"triton": triton_kernel},
+    kernels={"triton": triton("moe_route")},
     cases=cases,
     # 10 fp32 epsilons of weights up to 2.5: an exponential, a sum and a division, each rounded.
-    close={torch.float32: Close(3e-6)},
+    # A shorter dtype of the logits is widened first.
+    close=dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), Close(3e-6)),
 )

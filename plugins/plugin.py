@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import onnx.parser
 import torch
+
+from lmcast.plugins.errors import InputError
 
 DOMAIN = "lmcast"
 ONNX_OPSET = 24  # of the standard operators that bodies and graphs are written in
@@ -44,7 +47,7 @@ class Plugin:
     def function(self, arguments: Mapping[str, Any]) -> onnx.FunctionProto:
         """Return the body for these arguments (see `body`) as a function of the operator's name."""
         text = self.body if isinstance(self.body, str) else self.body(arguments)
-        return onnx.parser.parse_function(HEADER + text)
+        return parse(text)
 
     @property
     def schema(self) -> torch.FunctionSchema:
@@ -54,6 +57,29 @@ class Plugin:
     def __call__(self, *args: Any) -> Any:
         """Run the operator as one node that torch.export keeps whole."""
         return getattr(getattr(torch.ops, DOMAIN), self.name)(*args)
+
+
+def triton(operator: str) -> Callable[[], Callable]:
+    """Return the loader of an operator's Triton kernel, which takes eager's arguments on a GPU.
+
+    The loader raises InputError where the triton package is missing.
+    """
+
+    def load() -> Callable:
+        try:
+            import_module("triton")
+        except ModuleNotFoundError:
+            raise InputError(
+                f"{operator}: its kernel needs the triton package; pip install 'lmcast[triton]'"
+            ) from None
+        return import_module(f"lmcast.plugins.kernels.{operator}_triton").launch
+
+    return load
+
+
+def parse(text: str) -> onnx.FunctionProto:
+    """Return ONNX text as a function over the standard operators."""
+    return onnx.parser.parse_function(HEADER + text)
 
 
 REGISTRY: dict[str, Plugin] = {}

@@ -1,10 +1,15 @@
 """What tests share: tables of measured numbers, printed at the end of a run."""
 
+import os
 import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+# Triton kernels run in its interpreter, on CPU tensors; it reads this once, when imported.
+# test_kernels compiles them in processes without it.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_sessionstart() -> None:

@@ -204,7 +204,9 @@ ROUNDINGS = [
     ("olmo3/derived types", "layers.0.mixer.k_norm", "model.layers.0.self_attn.k_norm"),
     ("gemma2/plain", "layers.0.post_ffn", "model.layers.0.post_feedforward_layernorm"),
     ("gemma3_text/derived types", "layers.0.mixer.k_norm", "model.layers.0.self_attn.k_norm"),
-]
+    ("gemma3n_text/one of each shared", "layers.0.pre_ffn",
+     "model.layers.0.pre_feedforward_layernorm"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -73,17 +73,17 @@ def experts(activation: str, biased: bool = False, scale_input: int = 0) -> str:
 
 
 ROUTED = sorted([
-    *["TopK", "Reshape", "Reshape", "TopK", "Div", "Gather", "Expand", "ScatterElements"],
-    *["Split", "Split", "Split", "Concat", "Concat", "Concat", *["Gather", "Transpose"] * 12],
-    *["MatMul"] * 12, "Range", "ScatterElements", "Gather", "Reshape", "Reshape",
+    *["TopK", "Reshape", "Transpose", "Reshape", "TopK", "Div", "Gather", "Expand"],
+    *["ScatterElements", *["Split", "Concat"] * 3, *["Gather", "MatMul"] * 12],
+    *["Transpose", "Range", "ScatterElements", "Gather", "Reshape", "Reshape"],
 ])  # fmt: skip
 SPLIT = [*ROUTED, "Sigmoid", "Mul", "Mul", "Reshape", "MatMul", "CastLike"]
 BIASED = [
-    *SPLIT, *["Gather", "Add"] * 3, *["CastLike"] * 3, "Neg", "Min", "Min", "Max", "Mul", "Add",
+    *SPLIT, *["Gather", "Transpose", "Add"] * 3, *["CastLike"] * 3,
+    *["Neg", "Min", "Min", "Max", "Mul", "Add"],
 ]  # fmt: skip
 SCALED = [
-    *ROUTED, "Sigmoid", "Mul", "Mul", "Reshape", "Gather", "Unsqueeze", "CastLike", "Mul",
-    "ReduceSum",
+    *ROUTED, "Sigmoid", "Mul", "Mul", "Reshape", "Gather", "CastLike", "Mul", "ReduceSum",
 ]  # fmt: skip
 
 CASES: dict[str, tuple[str, str, int, list[str]]] = {

@@ -24,6 +24,13 @@ for path in sorted(Path(str(plugins.__file__)).parent.glob("*.py")):
 
 EACH = [(plugin, i) for plugin in REGISTRY.values() for i in range(len(plugin.cases()))]
 RUNS = [(p, backend, i) for p, i in EACH for backend in ("onnx", "reference", *p.kernels)]
+SHORT = [
+    (p, backend, i, dtype)
+    for p, i in EACH
+    for backend in p.kernels
+    for dtype in p.close
+    if dtype.itemsize == 2
+]
 
 
 def label(value: Any) -> str:
@@ -36,6 +43,13 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def cast(args: tuple, dtype: torch.dtype) -> tuple:
+    """Return arguments with all floating-point tensors in a dtype."""
+    return tuple(
+        a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
+    )
 
 
 def eager(plugin: Plugin, args: tuple) -> tuple[Tensor, ...]:
@@ -102,6 +116,36 @@ def test_backend_agrees_with_eager(plugin: Plugin, backend: str, i: int):
         torch.testing.assert_close(got, want, atol=close.atol, rtol=close.rtol)
 
 
+@pytest.fixture
+def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch):
+    """Triton's interpreter multiplies the bits of bfloat16 as integers (its issue 11584)."""
+    from triton import language
+    from triton.runtime.interpreter import InterpreterBuilder as Builder
+
+    as_it_is = Builder.create_dot
+
+    def dot(self: Any, *operands: Any) -> Any:
+        wide = (self.create_fp_to_fp(x, language.float32, None) for x in operands[:2])
+        return as_it_is(self, *wide, *operands[2:])
+
+    monkeypatch.setattr(Builder, "create_dot", dot)
+
+
+@pytest.mark.usefixtures("_products_of_bfloat16")
+@pytest.mark.parametrize(("plugin", "backend", "i", "dtype"), SHORT, ids=label)
+def test_kernel_in_a_short_dtype_agrees_with_exact_eager(
+    plugin: Plugin, backend: str, i: int, dtype: torch.dtype
+):
+    args = cast(plugin.cases()[i], dtype)
+    exact = eager(plugin, cast(args, torch.float64))
+    close = plugin.close[dtype]
+    places = plugin.shapes(*args)
+    places = places if isinstance(places, tuple) else (places,)
+    for got, place, want in zip(run(plugin, backend, args), places, exact, strict=True):
+        assert got.dtype == place.dtype
+        torch.testing.assert_close(got.to(want.dtype), want, atol=close.atol, rtol=close.rtol)
+
+
 @pytest.mark.parametrize(("plugin", "i"), EACH, ids=label)
 def test_eager_is_a_sound_operator(plugin: Plugin, i: int):
     """Schema and shapes on fake tensors, by torch's own check."""
@@ -114,7 +158,7 @@ def test_eager_is_a_sound_operator(plugin: Plugin, i: int):
 @pytest.mark.parametrize(("plugin", "i"), EACH, ids=label)
 def test_eager_follows_the_dtype(plugin: Plugin, i: int):
     args = plugin.cases()[i]
-    wide = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+    wide = cast(args, torch.float64)
     for rough, exact in zip(eager(plugin, args), eager(plugin, wide), strict=True):
         assert exact.dtype == (torch.float64 if rough.is_floating_point() else rough.dtype)
         close = plugin.close[args[0].dtype]
@@ -141,3 +185,13 @@ def test_body_is_the_operator(plugin: Plugin, i: int):
     assert [*proto.input, *attributes] == [name for name, v in args.items() if v is not None]
     assert len(proto.output) == len(plugin.schema.returns)
     assert {node.domain for node in proto.node} == {""}
+
+
+@pytest.mark.parametrize(("plugin", "i"), EACH, ids=label)
+def test_body_reads_each_old_state_once(plugin: Plugin, i: int):
+    """A runtime may write a state where it lies: whoever read the old one later would read both."""
+    args = dict(zip((a.name for a in plugin.schema.arguments), plugin.cases()[i], strict=True))
+    proto = plugin.function({n: v if not isinstance(v, Tensor) else True for n, v in args.items()})
+    for state in (name for name in proto.input if name.startswith("past_")):
+        readers = [n.op_type for n in proto.node if state in n.input and n.op_type != "Shape"]
+        assert len(readers) == 1, (state, readers)

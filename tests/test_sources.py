@@ -49,6 +49,14 @@ FORMS: dict[str, tuple[dict[str, Tensor], Source]] = {
         Stack(tuple(View(f"e{i}", turned=True) for i in range(EXPERTS))),
     ),
     "some of more experts": ({"a": torch.cat([OTHER, WANTED])}, View("a", (slice(EXPERTS, None),))),
+    "columns of a wider one": (
+        {"a": torch.cat([WANTED[..., :24], OTHER, WANTED[..., 24:]], -1)},
+        Joined(
+            tuple(View("a", (ALL, ALL, slice(n, n + 8))) for n in (0, 8, 16, *range(88, 128, 8))),
+            2,
+        ),
+    ),
+    "some rows of more": ({"a": torch.cat([WANTED, OTHER], 1)}, View("a", (ALL, slice(INNER)))),
     "parts of rows": (
         {"a": WANTED[:, :3], "b": WANTED[:, 3:]},
         Joined((View("a"), View("b")), 1),

@@ -2,24 +2,36 @@
 
 import json
 import zlib
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gemma3n_files
+import grok2_oracle
 import tiny_configs
+import tiny_gemma3n
+import tiny_grok2
 import tiny_moe
+import tiny_moe_attention
 import tiny_multimodal
 import torch
 from tiny_configs import COMMON_KEYS, SIZES, VOCABULARY
 from torch import Tensor
 
 # Each has VARIANTS, settings for Hugging Face's config class, and RELEASED, config.json as written.
-TABLES = (tiny_configs, tiny_moe, tiny_multimodal)
+TABLES = (tiny_configs, tiny_gemma3n, tiny_grok2, tiny_moe, tiny_moe_attention, tiny_multimodal)
 
+# Families that no Hugging Face class defines, or none that can be built here, and what does: with
+# write(config, directory, seed) and logits(directory, ids, dtype).
+OWN = {"gemma3n": gemma3n_files, "grok2": grok2_oracle}
 # Architecture -> the classes of Hugging Face that define it.
 FAMILIES = {
+    **tiny_gemma3n.FAMILIES,
+    **tiny_grok2.FAMILIES,
     **tiny_moe.FAMILIES,
+    **tiny_moe_attention.FAMILIES,
     **tiny_multimodal.FAMILIES,
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
@@ -73,18 +85,24 @@ def case(name: str) -> Case:
 
 def make(case: Case, directory: Path) -> Path:
     """Write config.json and model.safetensors into `directory`; the same bytes every time."""
+    if case.architecture in OWN:
+        seed = zlib.crc32(case.name.encode())
+        return OWN[case.architecture].write(case.settings, directory, seed)
     import transformers
 
     config_class = getattr(transformers, case.config_class)
-    settings = case.settings if "text_config" in case.settings else {**SIZES, **case.settings}
+    given = deepcopy(case.settings)  # Hugging Face writes into what is nested
+    settings = given if "text_config" in given else {**SIZES, **given}
     if case.as_written:
         model_class = case.model_class
         written = {"architectures": [model_class], "model_type": case.architecture, **COMMON_KEYS}
         settings = {**written, **settings}
-        config = config_class.from_dict(settings)
+        config = config_class.from_dict(deepcopy(settings))
     else:
         config = config_class(**settings)
-    model = getattr(transformers, case.model_class)(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # Hugging Face draws sinks at random, and randomise adds to them
+        model = getattr(transformers, case.model_class)(config)
     randomise(model, zlib.crc32(case.name.encode()))
     model.save_pretrained(directory)
     if case.as_written:
@@ -124,6 +142,8 @@ def oracle_model(case: Case, directory: Path, dtype: torch.dtype = torch.float32
 
 def oracle(case: Case, directory: Path, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the logits B,T,V of Hugging Face's eager code in one fresh pass; ids B,T int64."""
+    if case.architecture in OWN:
+        return OWN[case.architecture].logits(directory, ids, dtype)
     with torch.no_grad():
         return oracle_model(case, directory, dtype)(ids, use_cache=False).logits
 

@@ -7,6 +7,7 @@ from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder, open_regular, read_capped, read_into
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.strict_json import parse_object
+from lmcast.exporter.checkpoint.tensor_parallel import is_split, read_split
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.checkpoint.texts import read_texts
 
@@ -57,6 +58,8 @@ def _require_whole_model(folder: Folder, names: list[str]) -> None:
 
 
 def _tensors(folder: Folder, names: list[str]) -> Tensors:
+    if SINGLE not in names and is_split(names):
+        return read_split(folder, names, _from_file)
     if INDEX in names:
         sharded = _from_index(folder)
         if SINGLE not in names:

@@ -4,10 +4,12 @@ before: y, key, value = lmcast.cached_attention(q, k, v, past_key, past_value, l
 after:  y, key, value = com.microsoft.GroupQueryAttention(q, k, v, past_key, past_value,
         lengths + counts - 1, max(lengths) + T)
 
-window_attention becomes the same with the window as its buffer (`sliding_window_cache`). What the
-kernel does not do, values of another width than the keys and a window of one token, keeps the
-operator and its body.
+window_attention becomes the same with the window as its buffer (`sliding_window_cache`), and sinks
+become its `head_sink`. What the kernel does not do, values of another width than the keys, chunks
+and a window of one token, keeps the operator and its body.
 """
+
+from typing import Any
 
 import onnx_ir as ir
 
@@ -17,31 +19,26 @@ from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of
 def group_query_attention(model: ir.Model) -> int:
     changes = 0
     for node in nodes_of(model, "cached_attention", "window_attention"):
-        query, key, value, past_key, past_value, lengths, counts = node.inputs
+        query, key, value, past_key, past_value, lengths, counts, *sink = node.inputs
         assert query is not None and query.shape is not None
         assert past_key is not None and past_key.shape is not None
         assert past_value is not None and past_value.shape is not None
-        if past_key.shape[-1] != past_value.shape[-1] or past_key.shape[2] == 1:
+        attributes = _attributes(node, query.shape, past_key.shape)
+        if past_key.shape[-1] != past_value.shape[-1] or attributes is None:
             continue
-        attributes = {
-            "num_heads": query.shape[2],
-            "kv_num_heads": past_key.shape[1],
-            "scale": node.attributes["scale"].as_float(),
-            "softcap": node.attributes["softcap"].as_float(),
-        }
-        if node.op_type == "window_attention":
-            attributes |= {"local_window_size": past_key.shape[2], "sliding_window_cache": 1}
         name = str(node.name)
-        flat = [
+        inputs: list[ir.Value | None] = [
             _flat(model, node, v, f"{name}.{n}")
             for v, n in zip((query, key, value), "qkv", strict=True)
         ]
-        lasts, total = _lengths(model, node, lengths, counts)
+        inputs += [past_key, past_value, *_lengths(model, node, lengths, counts)]
+        if sink:  # behind what the kernel could rotate with, and a bias
+            inputs += [None, None, None, None, *sink]
         out, *present = insert(
             model,
             node,
             "GroupQueryAttention",
-            [*flat, past_key, past_value, lasts, total],
+            inputs,
             attributes,
             name=name,
             outputs=3,
@@ -60,6 +57,21 @@ def group_query_attention(model: ir.Model) -> int:
         replace(model, node, [split, *present])
         changes += 1
     return changes
+
+
+def _attributes(node: ir.Node, query: ir.Shape, past: ir.Shape) -> dict[str, Any] | None:
+    """Return the kernel's attributes for a node, None where it does not do that kind of window."""
+    attributes = {
+        "num_heads": query[2],
+        "kv_num_heads": past[1],
+        "scale": node.attributes["scale"].as_float(),
+        "softcap": node.attributes["softcap"].as_float(),
+    }
+    if node.op_type == "cached_attention":
+        return attributes
+    if past[2] == 1 or node.attributes["chunked"].as_int():
+        return None
+    return attributes | {"local_window_size": past[2], "sliding_window_cache": 1}
 
 
 def _flat(model: ir.Model, at: ir.Node, value: ir.Value | None, name: str) -> ir.Value:

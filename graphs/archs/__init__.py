@@ -1,15 +1,27 @@
 """The catalogue of architectures: one module per model_type."""
 
+from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 from lmcast.graphs.arch import Arch
 from lmcast.graphs.multimodal import Multimodal
 
 NAMES = (
+    "afmoe",
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gemma3n",
+    "gemma3n_text",
+    "glm4_moe",
+    "gpt_oss",
+    "grok2",
     "llama",
+    "llama4",
+    "llama4_text",
+    "mimo_v2_flash",
+    "minimax_m2",
     "ministral3",
     "mistral",
     "mistral3",
@@ -19,6 +31,19 @@ NAMES = (
     "qwen3_moe",
     "smollm3",
 )
+
+# What a config.json says that does not go by its own name, by model_type and architectures[0]. The
+# files of Grok 2.5 say "git", which at Hugging Face is another model, without experts.
+ALIASES = {("git", "Grok1ForCausalLM"): "grok2"}
+
+
+def name_of(config: Mapping[str, Any]) -> Any:
+    """Return the name of the architecture that a config.json asks for, whether it is defined."""
+    found, classes = config.get("model_type"), config.get("architectures")
+    for (model_type, model_class), name in ALIASES.items():
+        if found == model_type and isinstance(classes, list) and classes[:1] == [model_class]:
+            return name
+    return found
 
 
 def get(name: str) -> Arch | Multimodal:

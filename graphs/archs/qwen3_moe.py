@@ -16,7 +16,8 @@ from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.blocks.rope_parameters import FullRope
 from lmcast.graphs.layers import head_width
 from lmcast.graphs.legacy import renamed, rope
-from lmcast.graphs.weights import COMMON, PER_EXPERT
+from lmcast.graphs.stacked import either, out_first
+from lmcast.graphs.weights import COMMON, PER_EXPERT, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,26 +96,24 @@ def build(c: Config) -> Decoder:
         )
 
     embed = nn.Embedding(c.vocab_size, c.hidden_size)
-    head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
-    return Decoder(
-        embed=embed,
-        layers=[layer(i) for i in range(c.num_hidden_layers)],
-        norm=norm(),
-        head=TiedHead(embed) if c.tie_word_embeddings else head,
-    )
+    untied = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+    head = TiedHead(embed) if c.tie_word_embeddings else untied
+    layers = [layer(i) for i in range(c.num_hidden_layers)]
+    return Decoder(embed=embed, layers=layers, norm=norm(), head=head)
 
 
-WEIGHTS = {
-    **COMMON,
-    **PER_EXPERT,
-    "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
-    "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
-    "layers.{i}.ffn.router": "model.layers.{i}.mlp.gate",
-}
+def weights(c: Config) -> Table:
+    return {
+        **COMMON,
+        **either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", c.moe_intermediate_size)),
+        "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
+        "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
+        "layers.{i}.ffn.router": "model.layers.{i}.mlp.gate",
+    }
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     return rope(renamed(raw, {"num_local_experts": "num_experts"}))
 
 
-ARCH = Arch(name="qwen3_moe", config=Config, build=build, weights=WEIGHTS, tidy=tidy)
+ARCH = Arch(name="qwen3_moe", config=Config, build=build, weights=weights, tidy=tidy)

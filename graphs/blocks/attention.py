@@ -1,12 +1,14 @@
 """Grouped-query attention.
 
-Letters: B batch, T tokens in this call, H query heads, G key heads, K head width.
+Letters: B batch, T tokens in this call, H query heads, G key heads, K head width, V value width.
 """
 
+import torch
 from torch import Tensor, nn
 
+from lmcast.graphs.blocks.lending import lend
 from lmcast.graphs.blocks.rope import Rope, Rotation, Temperature, rotate
-from lmcast.graphs.blocks.step import Mixer, State, Step
+from lmcast.graphs.blocks.step import Handoff, Mixer, State, Step
 from lmcast.plugins.cached_attention import cached_attention
 from lmcast.plugins.window_attention import window_attention
 
@@ -14,8 +16,12 @@ from lmcast.plugins.window_attention import window_attention
 class Attention(Mixer):
     """Causal attention of H query heads to G shared key and value heads.
 
-    window: how many positions a token sees, itself included; None: all. q_norm and k_norm act on
-    B,T,heads*K before the rotation; rope None: no positions at all (NoPE).
+    window: how many positions a token sees, itself included; chunk: it sees those of its own chunk
+    of so many up to itself; neither: all. q_norm and k_norm act on B,T,heads*K before the rotation,
+    rotated_norm on both after it, v_norm on B,T,G*V; rope None: no positions at all (NoPE). sinks:
+    a learned score of each query head that takes its share of the attention and gives nothing.
+    value_scale multiplies values before they are cached. gate makes B,T,H*V of the input, and its
+    sigmoid multiplies what the heads give. loan: what later layers may read of keys and values.
     """
 
     def __init__(
@@ -26,12 +32,20 @@ class Attention(Mixer):
         kv_heads: int,
         head_dim: int,
         rope: Rope | None,
+        value_dim: int | None = None,
         window: int | None = None,
+        chunk: int | None = None,
         qkv_bias: bool = False,
         out_bias: bool = False,
+        sinks: bool = False,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
+        v_norm: nn.Module | None = None,
+        rotated_norm: nn.Module | None = None,
+        gate: nn.Module | None = None,
+        loan: Handoff | None = None,
         scale: float | None = None,
+        value_scale: float = 1.0,
         softcap: float | None = None,
         temperature: Temperature | None = None,
         rotation: Rotation = rotate,
@@ -39,31 +53,53 @@ class Attention(Mixer):
         super().__init__()
         if heads % kv_heads:
             raise ValueError(f"{heads} query heads are not a multiple of {kv_heads} key heads")
+        if window and chunk:
+            raise ValueError(f"window is {window} and chunk is {chunk}; a layer has one of them")
+        if loan is not None and (chunk or sinks):
+            raise ValueError("a layer with chunks or sinks lends nothing")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.window, self.softcap = window, softcap or 0.0
+        self.value_dim = value_dim or head_dim
+        self.window, self.chunk, self.softcap = window, chunk, softcap or 0.0
         self.scale = head_dim**-0.5 if scale is None else scale
+        self.value_scale = value_scale
         self.q = nn.Linear(dim, heads * head_dim, bias=qkv_bias)
         self.k = nn.Linear(dim, kv_heads * head_dim, bias=qkv_bias)
-        self.v = nn.Linear(dim, kv_heads * head_dim, bias=qkv_bias)
-        self.o = nn.Linear(heads * head_dim, dim, bias=out_bias)
+        self.v = nn.Linear(dim, kv_heads * self.value_dim, bias=qkv_bias)
+        self.o = nn.Linear(heads * self.value_dim, dim, bias=out_bias)
+        self.sink = nn.Parameter(torch.empty(heads)) if sinks else None
         self.q_norm, self.k_norm = q_norm or nn.Identity(), k_norm or nn.Identity()
+        self.v_norm, self.rotated_norm = v_norm or nn.Identity(), rotated_norm or nn.Identity()
+        self.gate, self.loan = gate, loan
         self.rope, self.temperature, self.rotation = rope, temperature, rotation
-        shape = ("B", kv_heads, window or "C", head_dim)  # a ring of the window, or all tokens
-        self.states = (State("key", shape), State("value", shape))
+        room = window or chunk or "C"  # a ring of the window or chunk, or all tokens
+        key, value = ("B", kv_heads, room, head_dim), ("B", kv_heads, room, self.value_dim)
+        self.states = (State("key", key), State("value", value))
 
     def forward(self, x: Tensor, step: Step, past: tuple[Tensor, ...]):
-        q, k, v = self.q_norm(self.q(x)), self.k_norm(self.k(x)), self.v(x)
+        q, k, v = self.q_norm(self.q(x)), self.k_norm(self.k(x)), self.v_norm(self.v(x))
         if self.rope is not None:
             cos, sin = step.table(self.rope)
             q = self.rotation(q, cos, sin, self.heads)
             k = self.rotation(k, cos, sin, self.kv_heads)
+        q, k = self.rotated_norm(q), self.rotated_norm(k)
         if self.temperature is not None:
             q = q * step.table(self.temperature)[0].to(q.dtype)
+        if self.value_scale != 1:
+            v = v * self.value_scale
         q = q.unflatten(-1, (self.heads, self.head_dim))  # B,T,H,K
         k = k.unflatten(-1, (self.kv_heads, self.head_dim))  # B,T,G,K
-        v = v.unflatten(-1, (self.kv_heads, self.head_dim))
-        attend = window_attention if self.window else cached_attention
-        y, *present = attend(
-            q, k, v, *past, step.cache_lengths, step.token_counts, self.scale, self.softcap
-        )
-        return self.o(y.flatten(-2)), tuple(present)
+        v = v.unflatten(-1, (self.kv_heads, self.value_dim))  # B,T,G,V
+        given = (
+            q, k, v, *past, step.cache_lengths, step.token_counts, self.sink, self.scale,
+            self.softcap,
+        )  # fmt: skip
+        if self.loan is not None:
+            y, present = lend(self.loan, step, q, k, v, past, self.window, self.scale, self.softcap)
+        elif self.window or self.chunk:
+            y, *present = window_attention(*given, bool(self.chunk))
+        else:
+            y, *present = cached_attention(*given)
+        y = y.flatten(-2)  # B,T,H*V
+        if self.gate is not None:
+            y = y * torch.sigmoid(self.gate(x))
+        return self.o(y), tuple(present)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmcast.graphs.blocks.norm import widen
 from lmcast.graphs.blocks.step import Mixer, State, Step, Table, empty
 
 Past = tuple[Tensor, ...]
@@ -39,18 +40,45 @@ class Layer(nn.Module):
         return x + self.post_ffn(self.ffn(self.pre_ffn(x))), present
 
 
+def rounded(factor: float) -> dict[torch.dtype, float]:
+    """Return a factor as Hugging Face has it in each dtype: by way of fp32, also for fp64."""
+    wide = torch.tensor(factor, dtype=torch.float32, device="cpu")
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    return {dtype: wide.to(dtype).item() for dtype in floats}
+
+
 class ScaledEmbedding(nn.Embedding):
     """Embedding times a factor that is rounded to the dtype of the weights (Gemma)."""
 
     def __init__(self, vocab: int, dim: int, scale: float):
         super().__init__(vocab, dim)
-        floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-        # Hugging Face keeps the factor in fp32 before it rounds, also for fp64 weights.
-        wide = torch.tensor(scale, dtype=torch.float32, device="cpu")
-        self.scales = {dtype: wide.to(dtype).item() for dtype in floats}
+        self.scales = rounded(scale)
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) * self.scales[self.weight.dtype]
+
+
+class Scaled(nn.Module):
+    """What a module gives, times a factor that is not rounded to the dtype of the weights."""
+
+    def __init__(self, inner: nn.Module, factor: float):
+        super().__init__()
+        self.inner, self.factor = inner, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.factor
+
+
+class WideScaledEmbedding(nn.Embedding):
+    """Embedding times a factor, multiplied in fp32 and rounded once (Trinity)."""
+
+    def __init__(self, vocab: int, dim: int, scale: float):
+        super().__init__(vocab, dim)
+        self.scale = scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = super().forward(input)
+        return (widen(x) * self.scale).to(x.dtype)
 
 
 class TiedHead(nn.Module):
@@ -91,7 +119,11 @@ class Final(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A whole language model. Called on ids it does one full pass with an empty cache."""
+    """A whole language model. Called on ids it does one full pass with an empty cache.
+
+    side: `side(input_ids, x, step)`, run once behind the embedding, hands over what layers take
+    besides x; None where they take nothing.
+    """
 
     def __init__(
         self,
@@ -101,9 +133,10 @@ class Decoder(nn.Module):
         norm: nn.Module,
         head: nn.Module,
         softcap: float | None = None,
+        side: nn.Module | None = None,
     ):
         super().__init__()
-        self.embed = embed
+        self.embed, self.side = embed, side
         self.layers = nn.ModuleList(layers)
         self.final = Final(norm, head, softcap)
 
@@ -127,6 +160,8 @@ class Decoder(nn.Module):
         """Process T more tokens per row: logits B,T,V and the new states."""
         step = Step(cache_lengths, token_counts, input_ids.shape[1])
         x, present = self.embed(input_ids), []
+        if self.side is not None:
+            self.side(input_ids, x, step)
         for layer, state in zip(self.layers, past, strict=True):
             x, new = layer(x, step, state)
             present.append(new)

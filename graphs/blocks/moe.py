@@ -61,12 +61,15 @@ class Router(Wide):
     ):
         super().__init__()
         if experts % groups:
-            raise ValueError(f"{experts} experts do not divide into {groups} groups")
+            raise ValueError(f"n_group is {groups}; accepted: a divisor of the {experts} experts")
         if kept_groups > groups:
-            raise ValueError(f"{kept_groups} groups are selected, of {groups}")
+            raise ValueError(f"topk_group is {kept_groups}; accepted: at most n_group, {groups}")
         if top_k > experts // groups * kept_groups:
             among = experts // groups * kept_groups
-            raise ValueError(f"num_experts_per_tok is {top_k}, but a token selects from {among}")
+            raise ValueError(
+                f"num_experts_per_tok is {top_k}; accepted: at most the {among} experts that a"
+                " token selects from"
+            )
         self.weight = nn.Parameter(torch.empty(experts, dim))
         self.bias = nn.Parameter(torch.empty(experts)) if bias else None
         self.correction = nn.Parameter(torch.empty(experts)) if correction else None

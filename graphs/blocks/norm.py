@@ -39,6 +39,18 @@ class WideRMSNorm(nn.Module):
         return F.rms_norm(widen(x), self.weight.shape, weight, self.eps).to(x.dtype)
 
 
+class UnitNorm(nn.Module):
+    """`cast(x / rms(x))` of each run of `width` on the last axis, without a weight (Llama 4)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.width, self.eps = width, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        runs = x.unflatten(-1, (-1, self.width))
+        return F.rms_norm(runs, (self.width,), None, self.eps).flatten(-2)
+
+
 class PerHead(nn.Module):
     """Apply a norm of one head's width to each head of ...,heads * width."""
 

@@ -162,19 +162,30 @@ def rotate_wide(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     return rotate(widen(x), cos, sin, heads).to(x.dtype)
 
 
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotate all dims of every head in the interleaved layout, dim 2j with 2j + 1, in fp32, and
+    cast afterwards (Llama 4)."""
+    wide = widen(x)
+    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
+    return torch.onnx.ops.rotary_embedding(
+        wide, cos, sin, interleaved=True, num_heads=heads, rotary_embedding_dim=0
+    ).to(x.dtype)
+
+
 Rotation = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class Temperature(Table):
-    """`1 + beta * ln(1 + floor(position / length))`, B,T,1: Ministral 3 and Mistral 4 scale rotated
-    queries by it."""
+    """`1 + beta * ln(1 + floor((position + offset) / length))`, B,T,1: what queries are scaled by,
+    in Ministral 3 and Mistral 4 the rotated ones, in Llama 4 (offset 1) those without positions."""
 
     outputs = ("factor",)
 
-    def __init__(self, beta: float, length: int):
+    def __init__(self, beta: float, length: int, offset: int = 0):
         super().__init__()
-        self.beta, self.length = beta, length
+        self.beta, self.length, self.offset = beta, length, offset
 
     def forward(self, step: Step) -> tuple[Tensor]:
-        turns = torch.div(step.positions, self.length, rounding_mode="floor").float()
+        position = step.positions + self.offset if self.offset else step.positions
+        turns = torch.div(position, self.length, rounding_mode="floor").float()
         return ((1 + self.beta * torch.log(1 + turns))[..., None],)

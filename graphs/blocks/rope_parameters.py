@@ -56,6 +56,22 @@ class FullRope(RopeParameters):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeByLayerType:
+    """Of a family whose windowed layers have positions of their own."""
+
+    full_attention: FullRope
+    sliding_attention: FullRope
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialRopeByLayerType:
+    """Of such a family whose heads rotate in part."""
+
+    full_attention: RopeParameters
+    sliding_attention: RopeParameters
+
+
+@dataclass(frozen=True, kw_only=True)
 class TemperedRope(FullRope):
     """Also with what Temperature reads."""
 

@@ -52,11 +52,23 @@ class Table(nn.Module):
     outputs: tuple[str, ...]
 
 
+class Handoff(nn.Module):
+    """Tensors of one call that one part of a model leaves for later parts, which hold it too.
+
+    `tensors` gives their names and axes in order; besides those of State, "T" is the tokens of the
+    call and "S" the positions that a window sees in it.
+    """
+
+    def __init__(self, *tensors: State):
+        super().__init__()
+        self.tensors = tensors
+
+
 class Step:
-    """What every layer of one call may read.
+    """What every part of one call may read.
 
     cache_lengths B int64: tokens held before the call. token_counts B int64: valid tokens of this
-    call. positions B,T int64.
+    call. positions B,T int64. `shared`: tensors of tables and handoffs, by the identity of either.
     """
 
     def __init__(
@@ -64,14 +76,22 @@ class Step:
         cache_lengths: Tensor,
         token_counts: Tensor,
         tokens: int,
-        tables: Mapping[int, tuple[Tensor, ...]] | None = None,
+        shared: Mapping[int, tuple[Tensor, ...]] | None = None,
     ):
         self.cache_lengths, self.token_counts = cache_lengths, token_counts
         self.positions = cache_lengths[:, None] + torch.arange(tokens, device=cache_lengths.device)
-        self._tables = dict(tables or {})
+        self._shared = dict(shared or {})
 
     def table(self, table: Table) -> tuple[Tensor, ...]:
         """Return the table's tensors, computing them on first use."""
-        if id(table) not in self._tables:
-            self._tables[id(table)] = table(self)
-        return self._tables[id(table)]
+        if id(table) not in self._shared:
+            self._shared[id(table)] = table(self)
+        return self._shared[id(table)]
+
+    def hand(self, handoff: Handoff, tensors: Sequence[Tensor]) -> None:
+        """Leave tensors for the later parts that hold `handoff`."""
+        self._shared[id(handoff)] = tuple(tensors)
+
+    def take(self, handoff: Handoff) -> tuple[Tensor, ...]:
+        """Return what an earlier part left; KeyError if none did."""
+        return self._shared[id(handoff)]

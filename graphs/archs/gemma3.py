@@ -1,0 +1,40 @@
+"""Gemma 3 from 4B on: the text model of gemma3_text beside a vision tower."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lmcast.graphs.arch import ConfigError
+from lmcast.graphs.archs import gemma3_text
+from lmcast.graphs.multimodal import Multimodal, Text
+
+DEFAULTS = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+}
+KEYS = """
+boi_token_id boi_token_index eoi_token_id eoi_token_index image_token_id image_token_index
+mm_tokens_per_image vision_config
+"""
+
+
+def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
+    cap = raw.get("final_logit_softcapping")
+    if cap is not None:
+        raise ConfigError(
+            f"config.json: final_logit_softcapping is {cap!r:.80}; accepted: null, for Hugging Face"
+            " applies it to a gemma3_text of its own only"
+        )
+    return gemma3_text.TIDY(raw)
+
+
+ARCH = Multimodal(
+    name="gemma3",
+    texts={"gemma3_text": Text(replace(gemma3_text.ARCH, tidy=tidy), DEFAULTS)},
+    keys=frozenset(KEYS.split()),
+    beside=("vision_tower", "multi_modal_projector"),
+    tied=True,
+)

@@ -1,0 +1,119 @@
+"""GLM-4.5: half of each head rotates; groups of experts, a bias that selects them, shared ones."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lmcast.graphs.arch import Arch, Count, Experts, Layers, Positive, Size
+from lmcast.graphs.blocks import moe
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.norm import PerHead, RMSNorm
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.blocks.rope_parameters import RopeParameters
+from lmcast.graphs.layers import further_predictors, head_width
+from lmcast.graphs.legacy import renamed, rope
+from lmcast.graphs.stacked import either, out_first
+from lmcast.graphs.weights import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size  # of dense layers
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    rope_parameters: RopeParameters
+    moe_intermediate_size: Size
+    n_routed_experts: Experts
+    num_experts_per_tok: Experts = 8
+    n_shared_experts: Size = 1
+    n_group: Experts = 1
+    topk_group: Experts = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: Positive = 1.0
+    first_k_dense_replace: Count = 1
+    num_nextn_predict_layers: Count = 1  # stored behind the others, and left out
+    num_key_value_heads: Size = 8
+    head_dim: Size | None = None
+    use_qk_norm: bool = False
+    max_position_embeddings: Size = 131072
+    rms_norm_eps: Positive = 1e-5
+    hidden_act: moe.ExpertActivation = "silu"
+    attention_bias: bool = False  # of queries, keys and values
+    tie_word_embeddings: bool = False
+
+
+def build(c: Config) -> Decoder:
+    dim, heads, kv_heads = c.hidden_size, c.num_attention_heads, c.num_key_value_heads
+    head_dim = head_width(dim, heads, kv_heads, c.head_dim)
+    positions, act = Rope(head_dim, c.rope_parameters, c.max_position_embeddings), c.hidden_act
+
+    def norm(width: int = dim) -> RMSNorm:
+        return RMSNorm(width, c.rms_norm_eps)
+
+    def ffn(sparse: bool) -> nn.Module:
+        if not sparse:
+            return GatedMLP(dim, c.intermediate_size, act=act)
+        router = moe.Router(
+            dim,
+            c.n_routed_experts,
+            c.num_experts_per_tok,
+            score="sigmoid",
+            correction=True,
+            groups=c.n_group,
+            kept_groups=c.topk_group,
+            epsilon=1e-20 if c.norm_topk_prob else None,
+            scale=c.routed_scaling_factor,
+            in_fp32=True,
+        )
+        inner, expert_act = c.moe_intermediate_size, moe.EXPERT_ACTIVATIONS[act]
+        experts = moe.Experts(dim, inner, c.n_routed_experts, activation=expert_act)
+        return moe.MoE(router, experts, GatedMLP(dim, inner * c.n_shared_experts, act=act))
+
+    def layer(index: int) -> Layer:
+        mixer = Attention(
+            dim=dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            rope=positions,
+            qkv_bias=c.attention_bias,
+            q_norm=PerHead(norm(head_dim)) if c.use_qk_norm else None,
+            k_norm=PerHead(norm(head_dim)) if c.use_qk_norm else None,
+        )
+        feed = ffn(index >= c.first_k_dense_replace)
+        return Layer(pre_mixer=norm(), mixer=mixer, pre_ffn=norm(), ffn=feed)
+
+    embed = nn.Embedding(c.vocab_size, dim)
+    head = TiedHead(embed) if c.tie_word_embeddings else nn.Linear(dim, c.vocab_size, bias=False)
+    layers = [layer(i) for i in range(c.num_hidden_layers)]
+    return Decoder(embed=embed, layers=layers, norm=norm(), head=head)
+
+
+def weights(c: Config) -> Table:
+    return {
+        **COMMON,
+        **SHARED_EXPERTS,
+        **either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", c.moe_intermediate_size)),
+        "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
+        "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
+        "layers.{i}.ffn.router": "model.layers.{i}.mlp.gate",
+        "layers.{i}.ffn.router.correction": "model.layers.{i}.mlp.gate.e_score_correction_bias",
+    }
+
+
+def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
+    older = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
+    return rope(renamed(raw, older), partial=0.5)
+
+
+def beside(c: Config, tensors: Collection[str]) -> tuple[str, ...]:
+    return further_predictors(c.num_hidden_layers, c.num_nextn_predict_layers, tensors)
+
+
+ARCH = Arch(name="glm4_moe", config=Config, build=build, weights=weights, tidy=tidy, beside=beside)

@@ -1,0 +1,118 @@
+"""MiniMax-M2: experts everywhere; norms over all heads of queries and keys; half a head rotates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from torch import nn
+
+from lmcast.graphs.arch import Arch, Experts, Layers, Positive, Range, Size
+from lmcast.graphs.blocks import moe
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.blocks.rope_parameters import RopeParameters
+from lmcast.graphs.layers import head_width, one_each
+from lmcast.graphs.legacy import renamed, rope
+from lmcast.graphs.sources import View
+from lmcast.graphs.stacked import either, out_first
+from lmcast.graphs.weights import COMMON, Table, per_expert
+
+HEAD_DIM = 128
+One = Annotated[float, Range(1, 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size  # of one expert
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    rope_parameters: RopeParameters
+    num_local_experts: Experts
+    num_experts_per_tok: Experts = 8
+    num_key_value_heads: Size = 8
+    head_dim: Size = HEAD_DIM
+    rotary_dim: Size | None = None
+    max_position_embeddings: Size = 196608
+    rms_norm_eps: Positive = 1e-6
+    hidden_act: moe.ExpertActivation = "silu"
+    tie_word_embeddings: bool = False
+    # In the released files with these values, and read by nothing.
+    attn_type_list: tuple[Literal[1], ...] | None = None  # 1: full attention
+    layernorm_full_attention_beta: One = 1.0
+    layernorm_linear_attention_beta: One = 1.0
+    layernorm_mlp_beta: One = 1.0
+    qk_norm_type: Literal["per_layer"] = "per_layer"
+    scoring_func: Literal["sigmoid"] = "sigmoid"
+    shared_intermediate_size: Literal[0] = 0
+    use_qk_norm: Literal[True] = True
+    use_routing_bias: Literal[True] = True
+    mlp_intermediate_size: int | None = None  # of dense layers, of which there are none
+    shared_moe_mode: str | None = None
+
+    def __post_init__(self) -> None:
+        width = int(self.head_dim * self.rope_parameters.partial_rotary_factor)
+        if self.rotary_dim not in (None, width):
+            raise ValueError(
+                f"rotary_dim is {self.rotary_dim}, but partial_rotary_factor makes it {width} of"
+                f" head_dim {self.head_dim}; keep one of the two, at most head_dim"
+            )
+        one_each("attn_type_list", self.attn_type_list or 1, self.num_hidden_layers)
+
+
+def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
+    rotary, width = raw.get("rotary_dim"), raw.get("head_dim", HEAD_DIM)
+    counts = type(rotary) is int and type(width) is int and 0 < rotary <= width
+    partial = rotary / width if counts else 1.0
+    return rope(renamed(raw, {"num_experts": "num_local_experts"}), theta=5e6, partial=partial)
+
+
+def build(c: Config) -> Decoder:
+    dim, heads, kv_heads = c.hidden_size, c.num_attention_heads, c.num_key_value_heads
+    head_dim = head_width(dim, heads, kv_heads, c.head_dim)
+    positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+    act, experts = moe.EXPERT_ACTIVATIONS[c.hidden_act], c.num_local_experts
+
+    def norm(width: int = dim) -> RMSNorm:
+        return RMSNorm(width, c.rms_norm_eps)
+
+    def layer() -> Layer:
+        mixer = Attention(
+            dim=dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=positions,
+            q_norm=norm(heads * head_dim), k_norm=norm(kv_heads * head_dim),
+        )  # fmt: skip
+        top_k = c.num_experts_per_tok
+        router = moe.Router(dim, experts, top_k, score="sigmoid", correction=True, epsilon=0.0)
+        ffn = moe.MoE(router, moe.Experts(dim, c.intermediate_size, experts, activation=act))
+        return Layer(pre_mixer=norm(), mixer=mixer, pre_ffn=norm(), ffn=ffn)
+
+    embed = nn.Embedding(c.vocab_size, dim)
+    head = TiedHead(embed) if c.tie_word_embeddings else nn.Linear(dim, c.vocab_size, bias=False)
+    layers = [layer() for _ in range(c.num_hidden_layers)]
+    return Decoder(embed=embed, layers=layers, norm=norm(), head=head)
+
+
+def weights(c: Config) -> Table:
+    """As on the hub, or as Hugging Face names its modules."""
+    hub, modules = (f"model.layers.{{i}}.{ffn}" for ffn in ("block_sparse_moe", "mlp"))
+    router = {"weight": "gate.weight", "correction": "e_score_correction_bias"}
+    at_hub, at_modules = (
+        {f"layers.{{i}}.ffn.router.{ours}": View(f"{ffn}.{name}") for ours, name in router.items()}
+        for ffn in (hub, modules)
+    )
+    return {
+        **COMMON,
+        **either(at_hub, at_modules),
+        **either(
+            per_expert(f"{hub}.experts", "w1", "w3", "w2"),
+            out_first(f"{modules}.experts", c.intermediate_size),
+        ),
+        "layers.{i}.mixer.q_norm": "model.layers.{i}.self_attn.q_norm",
+        "layers.{i}.mixer.k_norm": "model.layers.{i}.self_attn.k_norm",
+    }
+
+
+ARCH = Arch(name="minimax_m2", config=Config, build=build, weights=weights, tidy=tidy)

@@ -1,0 +1,43 @@
+"""What a config.json says of experts that are routed as in DeepSeek V3, in many families."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from lmcast.graphs.arch import Experts, Positive, Size
+from lmcast.graphs.blocks import moe
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedRouting:
+    """The keys under DeepSeek V3's names, for a Config to take over."""
+
+    n_routed_experts: Experts
+    moe_intermediate_size: Size
+    num_experts_per_tok: Experts = 8
+    n_group: Experts = 1
+    topk_group: Experts = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: Positive | None = 1.0
+    scoring_func: Literal["sigmoid"] = "sigmoid"
+    topk_method: Literal["noaux_tc"] = "noaux_tc"
+    hidden_act: moe.ExpertActivation = "silu"
+
+    def experts(self, dim: int, shared: nn.Module | None = None) -> moe.MoE:
+        """Return the experts of one layer of width `dim` and their router (ARCHITECTURES, M1)."""
+        router = moe.Router(
+            dim,
+            self.n_routed_experts,
+            self.num_experts_per_tok,
+            score="sigmoid",
+            correction=True,
+            groups=self.n_group,
+            kept_groups=self.topk_group,
+            epsilon=1e-20 if self.norm_topk_prob else None,
+            scale=1.0 if self.routed_scaling_factor is None else self.routed_scaling_factor,
+            in_fp32=True,
+        )
+        act = moe.EXPERT_ACTIVATIONS[self.hidden_act]
+        inner, count = self.moe_intermediate_size, self.n_routed_experts
+        return moe.MoE(router, moe.Experts(dim, inner, count, activation=act), shared)

@@ -1,0 +1,65 @@
+"""Weight tables of experts that checkpoints hold in stacks, with gate and up in one tensor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lmcast.graphs.sources import Mxfp4, Source, View
+from lmcast.graphs.weights import EachExpert, Entry
+
+ALL = slice(None)
+OURS = "layers.{i}.ffn.experts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mxfp4Settings:
+    """A quantization_config of MXFP4; which tensors are stored so, their names tell."""
+
+    quant_method: Literal["mxfp4"]
+    modules_to_not_convert: tuple[str, ...] | None = None
+
+
+def alternating(theirs: str) -> dict[str, Entry]:
+    """In-first gate_up_proj E,D,2I whose columns alternate, down_proj E,I,D and biases; or, in
+    MXFP4, the same two out-first."""
+    table: dict[str, Entry] = {
+        f"{OURS}.down": (
+            View(f"{theirs}.down_proj", turned=True),
+            Mxfp4(f"{theirs}.down_proj_blocks", f"{theirs}.down_proj_scales"),
+        ),
+        f"{OURS}.down_bias": f"{theirs}.down_proj_bias",
+    }
+    both = f"{theirs}.gate_up_proj"
+    for name, first in (("gate", 0), ("up", 1)):
+        rows = slice(first, None, 2)
+        table[f"{OURS}.{name}"] = (
+            View(both, (ALL, ALL, rows), turned=True),
+            Mxfp4(f"{both}_blocks", f"{both}_scales", (ALL, rows)),
+        )
+        table[f"{OURS}.{name}_bias"] = View(f"{both}_bias", (ALL, rows))
+    return table
+
+
+def in_first(theirs: str, inner: int) -> dict[str, Entry]:
+    """In-first gate_up_proj E,D,2I, gate before up, and down_proj E,I,D; I is `inner`."""
+    both = f"{theirs}.gate_up_proj"
+    return {
+        f"{OURS}.gate": View(both, (ALL, ALL, slice(0, inner)), turned=True),
+        f"{OURS}.up": View(both, (ALL, ALL, slice(inner, None)), turned=True),
+        f"{OURS}.down": View(f"{theirs}.down_proj", turned=True),
+    }
+
+
+def out_first(theirs: str, inner: int) -> dict[str, View]:
+    """Out-first gate_up_proj E,2I,D, gate before up, and down_proj E,D,I; I is `inner`."""
+    both = f"{theirs}.gate_up_proj"
+    return {
+        f"{OURS}.gate": View(both, (ALL, slice(0, inner))),
+        f"{OURS}.up": View(both, (ALL, slice(inner, None))),
+        f"{OURS}.down": View(f"{theirs}.down_proj"),
+    }
+
+
+def either(*tables: Mapping[str, Source | EachExpert]) -> dict[str, Entry]:
+    """Return what tables of the same keys say, as alternatives; the first is the usual one."""
+    return {ours: tuple(table[ours] for table in tables) for ours in tables[0]}

@@ -1,0 +1,104 @@
+"""The variants of Gemma 3n that tests run: what config.json says of each."""
+
+from typing import Any
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+PLAIN: dict[str, Any] = {"rope_type": "default", "rope_theta": 50.0}
+FAR: dict[str, Any] = {"rope_type": "default", "rope_theta": 5000.0}
+
+FAMILIES = {"gemma3n_text": ("Gemma3nTextConfig", "Gemma3nForCausalLM")}
+
+SMALL: dict[str, Any] = {
+    "head_dim": 8,
+    "sliding_window": 8,
+    "laurel_rank": 5,
+    "hidden_size_per_layer_input": 6,
+    "vocab_size_per_layer_input": 97,
+}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "gemma3n_text": {
+        "nothing shared": {**SMALL, "num_hidden_layers": 5, "num_kv_shared_layers": 0},
+        "one of each shared": {
+            **SMALL,
+            "layer_types": [SLIDING, FULL, SLIDING, FULL],
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "rope_parameters": {FULL: FAR, SLIDING: PLAIN},
+        },
+        # The lenders are not the last layers of their kind, nor is every layer before one.
+        "several shared, sparse": {
+            **SMALL,
+            "activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.25, 0.95, 0.0, 0.5, 0.0],
+            "altup_active_idx": 2,
+            "altup_num_inputs": 3,
+            "intermediate_size": [48, 40, 48, 24, 48, 40, 48, 56],
+            "layer_types": [SLIDING, FULL, SLIDING, SLIDING, SLIDING, FULL, SLIDING, FULL],
+            "num_hidden_layers": 8,
+            "num_kv_shared_layers": 4,
+            "rope_parameters": {FULL: FAR, SLIDING: PLAIN},
+            "vocab_size_per_layer_input": 60,
+        },
+        "windowed only, biases, untied": {
+            **SMALL,
+            "altup_correct_scale": False,
+            "altup_num_inputs": 2,
+            "attention_bias": True,
+            "final_logit_softcapping": 2.0,
+            "hidden_activation": "gelu",
+            "layer_types": [SLIDING] * 3,
+            "num_kv_shared_layers": 1,
+            "rms_norm_eps": 0.05,
+            "tie_word_embeddings": False,
+        },
+        "full only, one stream, linear": {
+            **SMALL,
+            "altup_num_inputs": 1,
+            "layer_types": [FULL] * 3,
+            "num_key_value_heads": 4,
+            "num_kv_shared_layers": 2,
+            "rope_parameters": {FULL: {**FAR, "rope_type": "linear", "factor": 8.0}},
+        },
+        "window of one": {
+            **SMALL,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "num_kv_shared_layers": 1,
+            "sliding_window": 1,
+        },
+        "derived sparsity": {
+            **SMALL,
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 11,
+            "num_kv_shared_layers": 5,
+            "rms_norm_eps": 0.5,  # with less, so many random layers make much of every rounding
+        },
+    },
+}
+RELEASED: dict[str, dict[str, dict[str, Any]]] = {
+    "gemma3n_text": {
+        "gemma-3n-E2B (text)": {
+            **SMALL,
+            "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],
+            "altup_active_idx": 0,
+            "altup_coef_clip": 120.0,
+            "altup_correct_scale": True,
+            "altup_lr_multiplier": 1.0,
+            "altup_num_inputs": 4,
+            "attention_bias": False,
+            "final_logit_softcapping": 30.0,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "intermediate_size": [48] * 6,
+            "layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL],
+            "num_hidden_layers": 6,
+            "num_kv_shared_layers": 3,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 100.0,
+            "rope_scaling": None,
+            "rope_theta": 5000.0,
+            "vocab_size_per_layer_input": 90,
+        }
+    },
+}
