@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -123,7 +124,7 @@ class _Attaching:
         self,
         op_type: str,
         inputs: list[ir.Value],
-        attributes: Mapping[str, object],
+        attributes: Mapping[str, Any],
         shape: list[int],
         dtype: ir.DataType | None = None,
     ) -> ir.Value:

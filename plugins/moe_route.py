@@ -29,7 +29,9 @@ def eager(
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     scores = wide.softmax(-1) if score == "softmax" else wide.sigmoid()
-    wanted = scores if bias is None else scores + bias
+    # Scores go by the logits, but round to equal ones where those still differ.
+    plain = wide if groups == 1 else scores
+    wanted = plain if bias is None else scores + bias
     if groups > 1:
         grouped = wanted.unflatten(-1, (groups, -1))  # ...,M,E/M
         worth = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)  # ...,M
@@ -53,7 +55,7 @@ def body(given: Mapping[str, Any]) -> str:
     score = {"softmax": "Softmax <axis = 1> (wide)", "sigmoid": "Sigmoid (wide)"}[given["score"]]
     lines = [PLACES, f"scores = {score}"]
     if given["bias"] is None:
-        lines.append("wanted = Identity (scores)")
+        lines.append(f"wanted = Identity ({'wide' if given['groups'] == 1 else 'scores'})")
     else:
         lines += ["wide_bias = Cast <to = 1> (bias)", "wanted = Add (scores, wide_bias)"]
     lines.append(GROUPS if given["groups"] > 1 else "allowed = Identity (wanted)")
@@ -124,6 +126,12 @@ def case(places: tuple[int, ...], experts: int, biased: bool, *rest: object) -> 
     return (2 * torch.randn(*places, experts), bias, *rest)
 
 
+def saturated(*arguments: Any) -> tuple:
+    """Return a case with logits so large that most scores round to 1."""
+    logits, *rest = case(*arguments)
+    return (logits.abs() * 10 + 10, *rest)
+
+
 def cases() -> list[tuple]:
     torch.manual_seed(0)
     return [
@@ -134,6 +142,7 @@ def cases() -> list[tuple]:
         case((2, 3), 12, False, 2, "softmax", 6, 3, 0.0, 1.0),  # Mistral Large 3
         case((2, 3), 4, True, 2, "sigmoid", 4, 3, -1.0, 1.0),  # groups of one expert
         case((1, 4), 5, False, 1, "sigmoid", 1, 1, -1.0, 1.0),  # Llama 4
+        saturated((2, 4), 16, False, 2, "sigmoid", 1, 1, -1.0, 1.0),
     ]
 
 

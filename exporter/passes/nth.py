@@ -84,10 +84,11 @@ def _range(
         return model.graph.initializers[name]
     size = whole.dtype.itemsize
     step = int(size * math.prod(shape if unit is None else unit))
-    value = ir.Value(name=name, type=weight.type, shape=ir.Shape(shape))
+    sizes = ir.Shape(shape)
+    value = ir.Value(name=name, type=weight.type, shape=sizes)
     value.const_value = ir.ExternalTensor(
         whole.location, whole.offset + index * step, int(size * math.prod(shape)), whole.dtype,
-        shape=value.shape, name=name, base_dir=whole.base_dir,
+        shape=sizes, name=name, base_dir=whole.base_dir,
     )  # fmt: skip
     model.graph.initializers[name] = value
     return value

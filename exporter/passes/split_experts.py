@@ -54,7 +54,8 @@ class _Split:
     def run(self) -> ir.Value:
         given = arguments(self.node)
         assert self.x is not None and self.chosen is not None and self.chosen.shape is not None
-        routes = int(self.chosen.shape[-1])
+        routes = self.chosen.shape[-1]
+        assert isinstance(routes, int)
         rest = self.numbers([-1], "rest")
         flat = self.op("Reshape", self.x, self.numbers([-1, self.width], "sizes"), label="flat")
         columns = self.op("Transpose", flat, label="columns", perm=[1, 0])
@@ -77,7 +78,6 @@ class _Split:
         ups = self.linear("up", own, runs, experts)
         inner = self.activation(given, gates, ups)
         down = self.linear("down", inner, runs, experts)
-
         rows = self.op("Transpose", down, label="rows", perm=[1, 0])
         back = self.op("Gather", rows, self.inverse(order, count), label="back", axis=0)
         shape = self.numbers([-1, routes, self.width], "route_shape")

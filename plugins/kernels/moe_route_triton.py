@@ -68,6 +68,8 @@ def route(
     wanted = scores
     if bias is not None:
         wanted += tl.load(bias + ids, mask=real, other=0.0).to(tl.float32)
+    elif M == 1:
+        wanted = wide
     # As torch.topk does: NaN is the largest, so that it is seen in the weights.
     wanted = tl.where(wanted == wanted, wanted, float("inf"))
     wanted = tl.where(real, wanted, NEVER)
