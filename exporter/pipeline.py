@@ -189,6 +189,13 @@ def choose_context(found: Definition, asked: int | None) -> int:
     return asked
 
 
+def trace(found: Definition, source: Checkpoint, format: Format) -> ir.Model:
+    """Return the portable graph of a definition; its weights have no data yet."""
+    dtypes = {name: stored.dtype for name, stored in source.tensors.items()}
+    model = found.shape_for(format.dtype, dtypes)
+    return assemble(model, capture(model))
+
+
 def cast(
     found: Definition,
     source: Checkpoint,
@@ -200,9 +207,7 @@ def cast(
 ) -> ir.Model:
     """Write and return the graph of a definition for a target, its weights where they lie."""
     with progress.stage("tracing"):
-        dtypes = {name: stored.dtype for name, stored in source.tensors.items()}
-        model = found.shape_for(format.dtype, dtypes)
-        graph = assemble(model, capture(model))
+        graph = trace(found, source, format)
         attach(graph, found.binding, placement, source, directory)
         passes.run(graph, target)
     (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -84,8 +85,14 @@ def fork(job: Job) -> Ended:
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        export(job, write_end)
-        os._exit(0)
+        status = 1
+        try:
+            export(job, write_end)
+            status = 0
+        finally:
+            if status:
+                traceback.print_exc()
+            os._exit(status)  # whatever happened: this process must not serve the next job
     os.close(write_end)
     stages: list[float] = []
     with open(read_end, "rb", buffering=0) as pipe:
@@ -117,22 +124,18 @@ def export(job: Job, pipe: int) -> None:
             self.begun += 1
             yield lambda done: None
 
-    def cast(found: Any, target: Any, format: Any, progress: Progress) -> Any:
-        with progress.stage("tracing"):
-            return GRAPHS[0]  # of this fork alone
-
-    trace = pipeline.cast
-
     def trace_and_keep(*arguments: Any) -> Any:
-        GRAPHS.append(trace(*arguments))
-        return GRAPHS[0]
+        graph = trace(*arguments)
+        GRAPHS.append(graph.clone())  # the rest of the export rewrites what it was given
+        return graph
 
+    trace = pipeline.trace
     if job.traced:
-        pipeline.cast = cast
+        pipeline.trace = lambda *arguments: GRAPHS[0]  # of this fork alone
     elif not GRAPHS:
-        pipeline.cast = trace_and_keep
+        pipeline.trace = trace_and_keep
     pipeline.export(job.checkpoint, job.output, weights=job.weights, progress=Told())
-    pipeline.cast = trace
+    pipeline.trace = trace
 
 
 def serve(checkpoint: str) -> None:
