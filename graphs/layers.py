@@ -100,7 +100,7 @@ def head_width(hidden_size: int, heads: int, kv_heads: int, head_dim: int | None
 
 
 def further_predictors(layers: int, count: int, tensors: Collection[str]) -> tuple[str, ...]:
-    """Return the modules, `count` at most, that predict further tokens (ARCHITECTURES 6).
+    """Return the modules, `count` at most, that predict further tokens (MTP).
 
     They are stored as layers behind the last; that they are none, one of their parts tells.
     """

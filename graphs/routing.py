@@ -25,7 +25,7 @@ class GroupedRouting:
     hidden_act: moe.ExpertActivation = "silu"
 
     def experts(self, dim: int, shared: nn.Module | None = None) -> moe.MoE:
-        """Return the experts of one layer of width `dim` and their router (ARCHITECTURES, M1)."""
+        """Return the experts of one layer of width `dim` and their router (DeepSeek V3's)."""
         router = moe.Router(
             dim,
             self.n_routed_experts,

@@ -20,7 +20,7 @@ def eager(
     epsilon: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Score all experts, select by score plus bias, weigh by score alone (ARCHITECTURES 1.10).
+    """Score all experts, select by score plus bias, weigh by score alone (arXiv 2412.19437).
 
     logits ...,E; bias E or None. score: 'softmax' over all experts, or 'sigmoid'. Of `groups` equal
     runs of experts, the `kept_groups` with the largest sum of their two best are selected from.

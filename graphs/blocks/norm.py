@@ -1,4 +1,4 @@
-"""Root-mean-square norms (ARCHITECTURES 1.1); the statistics are always taken in fp32 or wider."""
+"""Root-mean-square norms (arXiv 1910.07467); the statistics are always taken in fp32 or wider."""
 
 import torch
 from torch import Tensor, nn

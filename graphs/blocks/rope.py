@@ -1,4 +1,4 @@
-"""Rotary position embedding: frequencies of every scaling, and the rotation (ARCHITECTURES 1.3).
+"""Rotary position embedding: frequencies of every scaling, and the rotation (arXiv 2104.09864).
 
 Letters: B batch, T tokens, R rotated dims of a head.
 """

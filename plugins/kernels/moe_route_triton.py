@@ -71,9 +71,7 @@ def route(
     elif M == 1:
         wanted = wide
     # As torch.topk does: NaN is the largest, so that it is seen in the weights.
-    wanted = tl.where(wanted == wanted, wanted, float("inf"))
-    wanted = tl.where(real, wanted, NEVER)
-
+    wanted = tl.where(real, tl.where(wanted == wanted, wanted, float("inf")), NEVER)
     if M > 1:
         wanted = limited(wanted, ids, group, E, M, W, KEPT)
     rank = tl.arange(0, triton.next_power_of_2(R))  # R
