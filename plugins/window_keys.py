@@ -7,6 +7,40 @@ from torch import Tensor
 from lmcast.plugins.plugin import Close, Plugin
 
 
+def see(
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    cache_lengths: Tensor,
+    token_counts: Tensor,
+    chunked: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `eager`; chunked: no token sees a position before the last multiple of W up to its own."""
+    tokens, window = key.shape[1], past_key.shape[2]
+    start = cache_lengths[:, None]  # B,1
+    slot = torch.arange(window, device=key.device)
+    # The latest position before `end` that slot s can hold; negative: the slot is empty.
+    held = start - 1 - (start - 1 - slot) % window  # B,W
+    new = start + torch.arange(tokens, device=key.device)  # B,T
+    at = torch.cat([held, new], 1)[:, None]  # B,1,W+T
+    q_at = new[:, :, None]  # B,T,1
+    oldest = q_at - q_at % window if chunked else q_at - window + 1
+    mask = (at >= 0) & (at <= q_at) & (at >= oldest)  # B,T,W+T
+
+    end = start + token_counts[:, None]
+    latest = end - 1 - (end - 1 - slot) % window  # B,W: the position that the slot holds afterwards
+    kept = torch.where(latest >= start, latest - start + window, slot)  # B,W: where it lies in W+T
+
+    def extend(past: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        whole = torch.cat([past, fresh.transpose(1, 2)], 2)  # B,G,W+T,K
+        return whole, whole.gather(2, kept[:, None, :, None].expand_as(past))
+
+    keys, ring_key = extend(past_key, key)
+    values, ring_value = extend(past_value, value)
+    return keys, values, mask, ring_key, ring_value
+
+
 def eager(
     key: Tensor,
     value: Tensor,
@@ -24,28 +58,7 @@ def eager(
     The rings come out of what was put together, so a runtime that keeps them in place has read the
     old ones before it writes the new: other layers may still need them.
     """
-    tokens, window = key.shape[1], past_key.shape[2]
-    start = cache_lengths[:, None]  # B,1
-    slot = torch.arange(window, device=key.device)
-    # The latest position before `end` that slot s can hold; negative: the slot is empty.
-    held = start - 1 - (start - 1 - slot) % window  # B,W
-    new = start + torch.arange(tokens, device=key.device)  # B,T
-    at = torch.cat([held, new], 1)[:, None]  # B,1,W+T
-    q_at = new[:, :, None]  # B,T,1
-    mask = (at >= 0) & (at <= q_at) & (at > q_at - window)  # B,T,W+T
-
-    end = start + token_counts[:, None]
-    latest = end - 1 - (end - 1 - slot) % window  # B,W: the position that the slot holds afterwards
-    kept = torch.where(latest >= start, latest - start + window, slot)  # B,W: and its index in S
-
-    def extend(past: Tensor, fresh: Tensor) -> tuple[Tensor, Tensor]:
-        whole = torch.cat([past, fresh.transpose(1, 2)], 2)  # B,G,W+T,K
-        index = kept[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
-        return whole, whole.gather(2, index)
-
-    keys, ring_key = extend(past_key, key)
-    values, ring_value = extend(past_value, value)
-    return keys, values, mask, ring_key, ring_value
+    return see(key, value, past_key, past_value, cache_lengths, token_counts, False)
 
 
 def shapes(
@@ -62,11 +75,8 @@ def shapes(
     )
 
 
-BODY = """
-window_keys (key, value, past_key, past_value, cache_lengths, token_counts) => (
-    keys, values, mask, ring_key, ring_value
-) {
-    zero = Constant <value_int = 0> ()
+# From key, value, the ring and the lengths to keys, values, mask and the ring after the call.
+SEE = """zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
     first = Constant <value_ints = [1]> ()
     second = Constant <value_ints = [2]> ()
@@ -88,8 +98,9 @@ window_keys (key, value, past_key, past_value, cache_lengths, token_counts) => (
     at = Unsqueeze (positions, first)
     q_at = Unsqueeze (new, second)
     not_later = LessOrEqual (at, q_at)
-    edge = Sub (q_at, window)
-    in_window = Greater (at, edge)
+    reach = {reach}
+    oldest = Sub (q_at, reach)
+    in_window = GreaterOrEqual (at, oldest)
     seen = And (not_later, in_window)
     filled = GreaterOrEqual (at, zero)
     mask = And (filled, seen)
@@ -115,8 +126,20 @@ window_keys (key, value, past_key, past_value, cache_lengths, token_counts) => (
     values = Concat <axis = 2> (past_value, new_value)
     value_shape = Shape (past_value)
     value_index = Expand (index, value_shape)
-    ring_value = GatherElements <axis = 2> (values, value_index)
-}
+    ring_value = GatherElements <axis = 2> (values, value_index)"""
+
+
+def see_body(chunked: bool) -> str:
+    """Return the ONNX text of `see`."""
+    return SEE.format(reach="Mod (q_at, window)" if chunked else "Sub (window, one)")
+
+
+BODY = f"""
+window_keys (key, value, past_key, past_value, cache_lengths, token_counts) => (
+    keys, values, mask, ring_key, ring_value
+) {{
+    {see_body(False)}
+}}
 """
 
 

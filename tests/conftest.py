@@ -1,11 +1,15 @@
-"""What tests share: tables of measured numbers, printed at the end of a run."""
+"""What tests share: tiny checkpoints, and tables of measured numbers, printed at the end."""
 
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny import Case
 
 # Triton kernels run in its interpreter, on CPU tensors; it reads this once, when imported.
 # test_kernels compiles them in processes without it.
@@ -17,6 +21,30 @@ def pytest_sessionstart() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Threads that wait for each other are slow where tests run side by side."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Case | str], Path]":
+    """Return a function from a case of tiny.py, or its name, to its directory, made once."""
+    from tiny import case, make
+
+    made: dict[str, Path] = {}
+
+    def get(wanted: "Case | str") -> Path:
+        found = case(wanted) if isinstance(wanted, str) else wanted
+        if found.name not in made:
+            made[found.name] = make(found, tmp_path_factory.mktemp("tiny"))
+        return made[found.name]
+
+    return get
 
 
 Report = Callable[[str, dict[str, Any]], None]

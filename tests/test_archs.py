@@ -1,59 +1,16 @@
 """Every definition against Hugging Face's eager code, on tiny random checkpoints."""
 
-import json
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import CASES, Case, case, make, oracle, oracle_model, prompt
-from torch import Tensor
+from tiny import CASES, case, gap, oracle, oracle_model, ours, prompt, read
 
-from lmcast.graphs import ConfigError, WeightError, archs, define, fill
-from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs import ConfigError, WeightError, archs, define
 from lmcast.graphs.blocks.rope import rotate, rotate_wide
 
 BY_CASE = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """Return a function from a case to its directory, made once."""
-    made: dict[str, Path] = {}
-
-    def get(case: Case) -> Path:
-        if case.name not in made:
-            made[case.name] = make(case, tmp_path_factory.mktemp("tiny"))
-        return made[case.name]
-
-    return get
-
-
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = json.loads((directory / "config.json").read_text())
-    return config, load_file(directory / "model.safetensors")
-
-
-def ours(
-    config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32
-) -> Decoder:
-    found = define(config, {name: tuple(t.shape) for name, t in tensors.items()})
-    fill(found, found.model, tensors.__getitem__, dtype)
-    return found.model
-
-
-def gap(a: Tensor, b: Tensor) -> float:
-    return (a.double() - b.double()).abs().max().item()
 
 
 @BY_CASE

@@ -21,15 +21,6 @@ def bound(rough: torch.Tensor, exact: torch.Tensor) -> float:
     return min(WORST, 4 * (rough.double() - exact).abs().max().item() + 2e-5)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other are slow where tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory):
     """Return a function from case and target to (engine, eager fp32, eager fp64)."""

@@ -1,52 +1,13 @@
 """Families with experts: every setting shows, and what holds by default needs no saying."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import case, make, oracle_model, prompt
+from tiny import case, defined, gap, logits, oracle_model, prompt, read
 from tiny_configs import FULL, SLIDING
 from tiny_llama import DROP, WEIGHTS
-from torch import Tensor
 
-from lmcast.graphs import ConfigError, Definition, define, fill
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """Return a function from the name of a case to its directory, made once."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = make(case(name), tmp_path_factory.mktemp("tiny"))
-        return made[name]
-
-    return get
-
-
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = json.loads((directory / "config.json").read_text())
-    return config, load_file(directory / WEIGHTS)
-
-
-def defined(config: dict[str, Any], values: dict[str, Tensor]) -> Definition:
-    return define(config, {name: tuple(t.shape) for name, t in values.items()})
-
-
-@torch.no_grad()
-def logits(config: dict[str, Any], values: dict[str, Tensor]) -> Tensor:
-    found = defined(config, values)
-    fill(found, found.model, values.__getitem__, torch.float32)
-    return found.model(prompt())
-
-
-def gap(a: Tensor, b: Tensor) -> float:
-    return (a - b).abs().max().item()
-
+from lmcast.graphs import ConfigError, fill
 
 # Settings
 

@@ -22,14 +22,6 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.5.w2.weight"
 GATE = "model.layers.0.block_sparse_moe.gate.weight"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(CASE, tmp_path_factory.mktemp("whole"))

@@ -1,20 +1,17 @@
 """gpt-oss, Llama 4 and MiMo-V2-Flash: that every setting shows, and what is refused."""
 
 import dataclasses
-import json
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import case, make, oracle_model, prompt
+from tiny import case, defined, gap, logits, make, oracle_model, read
 from tiny_configs import FULL, SLIDING
 from tiny_moe_attention import CHUNKED
-from torch import Tensor
 
-from lmcast.graphs import ConfigError, Definition, WeightError, define, fill
+from lmcast.graphs import ConfigError, WeightError, fill
 from lmcast.graphs.blocks.norm import UnitNorm
 from lmcast.graphs.blocks.rope import rotate_pairs
 from lmcast.graphs.mxfp4 import unpack
@@ -23,47 +20,6 @@ OSS, OSS_20B = "gpt_oss/plain", "gpt_oss/gpt-oss-20b"
 SCOUT, MAVERICK = "llama4_text/Llama-4-Scout (text)", "llama4_text/Llama-4-Maverick (text)"
 LISTED = "llama4_text/listed layers, two experts, gelu"
 MIMO, GROUPED = "mimo_v2_flash/MiMo-V2-Flash", "mimo_v2_flash/groups, scale, no norm"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """Return a function from the name of a case to its config and tensors, made once."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        if name not in made:
-            made[name] = make(case(name), tmp_path_factory.mktemp("tiny"))
-        return read(made[name])
-
-    return get
-
-
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = json.loads((directory / "config.json").read_text())
-    return config, load_file(directory / "model.safetensors")
-
-
-def defined(config: dict[str, Any], values: dict[str, Tensor]) -> Definition:
-    return define(config, {name: tuple(t.shape) for name, t in values.items()})
-
-
-@torch.no_grad()
-def logits(config: dict[str, Any], values: dict[str, Tensor]) -> Tensor:
-    found = defined(config, values)
-    fill(found, found.model, values.__getitem__, torch.float32)
-    return found.model(prompt())
-
-
-def gap(a: Tensor, b: Tensor) -> float:
-    return (a - b).abs().max().item()
 
 
 ROPE = {"rope_type": "default", "rope_theta": 50.0}
@@ -99,7 +55,7 @@ SHOWN = [
 
 @pytest.mark.parametrize(("name", "change"), SHOWN)
 def test_settings_show_in_the_logits(name, change, checkpoint):
-    config, values = checkpoint(name)
+    config, values = read(checkpoint(name))
     assert {key: config.get(key) for key in change} != change
     assert gap(logits(config, values), logits(config | change, values)) > 1e-3
 
@@ -126,7 +82,7 @@ SILENT = [
 
 @pytest.mark.parametrize(("name", "change"), SILENT)
 def test_settings_that_repeat_others_change_nothing(name, change, checkpoint):
-    config, values = checkpoint(name)
+    config, values = read(checkpoint(name))
     assert torch.equal(logits(config, values), logits(config | change, values))
 
 
@@ -139,7 +95,7 @@ def test_settings_that_repeat_others_change_nothing(name, change, checkpoint):
     ],
 )
 def test_every_parameter_shows_in_the_logits(name, checkpoint):
-    config, values = checkpoint(name)
+    config, values = read(checkpoint(name))
     before = logits(config, values)
     silent = [
         tensor
@@ -201,7 +157,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("name", "change", "message"), REFUSED)
 def test_configs_that_no_definition_reads_are_refused(name, change, message, checkpoint):
-    config, values = checkpoint(name)
+    config, values = read(checkpoint(name))
     with pytest.raises(ConfigError, match=f"^{config['model_type']}: config.json: .*{message}"):
         defined(config | change, values)
 
@@ -233,7 +189,7 @@ MISFITS: list[tuple[str, str, Any, str]] = [
 
 @pytest.mark.parametrize(("name", "tensor", "change", "message"), MISFITS)
 def test_tensors_that_do_not_fit_are_refused(name, tensor, change, message, checkpoint):
-    config, values = checkpoint(name)
+    config, values = read(checkpoint(name))
     stored = values.pop(tensor)
     changed = {} if change is None else {tensor: change(stored)}
     with pytest.raises(WeightError, match=message):
@@ -241,7 +197,7 @@ def test_tensors_that_do_not_fit_are_refused(name, tensor, change, message, chec
 
 
 def test_layer_lists_that_the_tensors_contradict_are_refused(checkpoint):
-    config, values = checkpoint(MIMO)
+    config, values = read(checkpoint(MIMO))
     with pytest.raises(WeightError, match=r"layers\.0\.self_attn\.attention_sink_bias is missing"):
         defined(config | {"hybrid_layer_pattern": [1, 1, 1, 1, 1, 0, 1]}, values)
     with pytest.raises(WeightError, match=r"layers\.1\.mlp\.gate_proj"):
@@ -252,7 +208,7 @@ def test_layer_lists_that_the_tensors_contradict_are_refused(checkpoint):
 
 
 def test_names_and_stacks_of_hugging_face_are_read(checkpoint, tmp_path):
-    config, values = checkpoint(MIMO)
+    config, values = read(checkpoint(MIMO))
     directory = make(case(MIMO), tmp_path / "own")
     oracle_model(case(MIMO), directory).save_pretrained(tmp_path, save_original_format=False)
     other = load_file(tmp_path / "model.safetensors")

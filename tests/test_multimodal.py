@@ -6,54 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import case, make, oracle, prompt
+from safetensors.torch import save_file
+from tiny import case, defined, logits, oracle, prompt, read
 from torch import Tensor
 
 from lmcast.exporter import export
 from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.cli import main
 from lmcast.exporter.description import eos_ids
-from lmcast.graphs import ConfigError, Definition, WeightError, define, fill, load
+from lmcast.graphs import ConfigError, WeightError, define, load
 from lmcast.graphs.multimodal import HUB, MODULES
 
 NAMES = ("gemma3/linear on full", "gemma3/untied", "mistral3/mistral, untied")
 TIE = "tie_word_embeddings"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """Return a function from the name of a case to its directory, made once."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = make(case(name), tmp_path_factory.mktemp("tiny"))
-        return made[name]
-
-    return get
-
-
-def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = json.loads((directory / "config.json").read_text())
-    return config, load_file(directory / "model.safetensors")
-
-
 def write(directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
     (directory / "config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return directory
-
-
-def defined(config: dict[str, Any], tensors: dict[str, Tensor]) -> Definition:
-    return define(config, {name: tuple(t.shape) for name, t in tensors.items()})
-
-
-def logits(config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
-    found = defined(config, tensors)
-    fill(found, found.model, tensors.__getitem__, torch.float32)
-    with torch.no_grad():
-        return found.model(prompt())
 
 
 def as_modules(name: str) -> str:

@@ -37,14 +37,6 @@ def label(value: Any) -> str:
     return value.name if isinstance(value, Plugin) else str(value)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def cast(args: tuple, dtype: torch.dtype) -> tuple:
     """Return arguments with all floating-point tensors in a dtype."""
     return tuple(

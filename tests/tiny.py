@@ -17,8 +17,12 @@ import tiny_moe
 import tiny_moe_attention
 import tiny_multimodal
 import torch
+from safetensors.torch import load_file
 from tiny_configs import COMMON_KEYS, SIZES, VOCABULARY
 from torch import Tensor
+
+from lmcast.graphs import Definition, define, fill
+from lmcast.graphs.blocks.decoder import Decoder
 
 # Each has VARIANTS, settings for Hugging Face's config class, and RELEASED, config.json as written.
 TABLES = (tiny_configs, tiny_gemma3n, tiny_grok2, tiny_moe, tiny_moe_attention, tiny_multimodal)
@@ -146,6 +150,35 @@ def oracle(case: Case, directory: Path, ids: Tensor, dtype: torch.dtype = torch.
         return OWN[case.architecture].logits(directory, ids, dtype)
     with torch.no_grad():
         return oracle_model(case, directory, dtype)(ids, use_cache=False).logits
+
+
+def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config.json and all tensors of a checkpoint in one file."""
+    config = json.loads((directory / "config.json").read_text())
+    return config, load_file(directory / "model.safetensors")
+
+
+def defined(config: dict[str, Any], tensors: dict[str, Tensor]) -> Definition:
+    return define(config, {name: tuple(t.shape) for name, t in tensors.items()})
+
+
+def ours(
+    config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32
+) -> Decoder:
+    """Return our eager model of a config and tensors."""
+    found = defined(config, tensors)
+    fill(found, found.model, tensors.__getitem__, dtype)
+    return found.model
+
+
+@torch.no_grad()
+def logits(config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+    """Return what our eager model makes of `prompt()`."""
+    return ours(config, tensors)(prompt())
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    return (a.double() - b.double()).abs().max().item()
 
 
 def prompt(batch: int = 2, tokens: int = 37, seed: int = 0) -> Tensor:

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Count, Experts, Layers, Positive, Size
-from lmcast.graphs.blocks import moe
+from lmcast.graphs.arch import Arch, Count, Layers, Positive, Size
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
@@ -16,26 +15,20 @@ from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.blocks.rope_parameters import RopeParameters
 from lmcast.graphs.layers import further_predictors, head_width
 from lmcast.graphs.legacy import renamed, rope
+from lmcast.graphs.routing import GroupedRouting
 from lmcast.graphs.stacked import either, out_first
 from lmcast.graphs.weights import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(GroupedRouting):
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size  # of dense layers
     num_hidden_layers: Layers
     num_attention_heads: Size
     rope_parameters: RopeParameters
-    moe_intermediate_size: Size
-    n_routed_experts: Experts
-    num_experts_per_tok: Experts = 8
     n_shared_experts: Size = 1
-    n_group: Experts = 1
-    topk_group: Experts = 1
-    norm_topk_prob: bool = True
-    routed_scaling_factor: Positive = 1.0
     first_k_dense_replace: Count = 1
     num_nextn_predict_layers: Count = 1  # stored behind the others, and left out
     num_key_value_heads: Size = 8
@@ -43,7 +36,6 @@ class Config:
     use_qk_norm: bool = False
     max_position_embeddings: Size = 131072
     rms_norm_eps: Positive = 1e-5
-    hidden_act: moe.ExpertActivation = "silu"
     attention_bias: bool = False  # of queries, keys and values
     tie_word_embeddings: bool = False
 
@@ -59,21 +51,7 @@ def build(c: Config) -> Decoder:
     def ffn(sparse: bool) -> nn.Module:
         if not sparse:
             return GatedMLP(dim, c.intermediate_size, act=act)
-        router = moe.Router(
-            dim,
-            c.n_routed_experts,
-            c.num_experts_per_tok,
-            score="sigmoid",
-            correction=True,
-            groups=c.n_group,
-            kept_groups=c.topk_group,
-            epsilon=1e-20 if c.norm_topk_prob else None,
-            scale=c.routed_scaling_factor,
-            in_fp32=True,
-        )
-        inner, expert_act = c.moe_intermediate_size, moe.EXPERT_ACTIVATIONS[act]
-        experts = moe.Experts(dim, inner, c.n_routed_experts, activation=expert_act)
-        return moe.MoE(router, experts, GatedMLP(dim, inner * c.n_shared_experts, act=act))
+        return c.experts(dim, GatedMLP(dim, c.moe_intermediate_size * c.n_shared_experts, act=act))
 
     def layer(index: int) -> Layer:
         mixer = Attention(
