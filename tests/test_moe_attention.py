@@ -1,16 +1,23 @@
 """gpt-oss, Llama 4 and MiMo-V2-Flash: that every setting shows, and what is refused."""
 
 import dataclasses
+import json
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import case, defined, gap, logits, make, oracle_model, read
+from safetensors.torch import load_file, save_file
+from tiny import case, defined, gap, logits, make, oracle_model, prompt, read
 from tiny_configs import FULL, SLIDING
 from tiny_moe_attention import CHUNKED
+from torch import Tensor
 
+from lmcast.exporter import export
+from lmcast.exporter.pack import pack
+from lmcast.exporter.weights import WeightsError
 from lmcast.graphs import ConfigError, WeightError, fill
 from lmcast.graphs.blocks.norm import UnitNorm
 from lmcast.graphs.blocks.rope import rotate_pairs
@@ -20,8 +27,7 @@ OSS, OSS_20B = "gpt_oss/plain", "gpt_oss/gpt-oss-20b"
 SCOUT, MAVERICK = "llama4_text/Llama-4-Scout (text)", "llama4_text/Llama-4-Maverick (text)"
 LISTED = "llama4_text/listed layers, two experts, gelu"
 MIMO, GROUPED = "mimo_v2_flash/MiMo-V2-Flash", "mimo_v2_flash/groups, scale, no norm"
-
-
+OPTIONS: dict[str, Any] = {"parity": False, "tokenizer": False}
 ROPE = {"rope_type": "default", "rope_theta": 50.0}
 QUARTER = {**ROPE, "partial_rotary_factor": 0.25}
 # A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
@@ -217,8 +223,11 @@ def test_names_and_stacks_of_hugging_face_are_read(checkpoint, tmp_path):
     assert torch.equal(logits(config, other), logits(config, values))
 
 
-def test_mxfp4_is_what_it_unpacks_to(tmp_path):
-    """Blocks of 32 lie along the axis that a product sums over."""
+def in_mxfp4(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the config of an MXFP4 checkpoint, its tensors, and the same with plain numbers.
+
+    Blocks of 32 lie along the axis that a product sums over.
+    """
     wide = dataclasses.replace(case(OSS), settings={**case(OSS).settings, "intermediate_size": 64})
     config, plain = read(make(wide, tmp_path))
     random, packed = torch.Generator().manual_seed(0), dict(plain)
@@ -230,14 +239,43 @@ def test_mxfp4_is_what_it_unpacks_to(tmp_path):
         packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
         plain[name] = unpack(blocks, scales).mT.contiguous()
     settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    return config | {"quantization_config": settings}, packed, plain
+
+
+def test_mxfp4_is_what_it_unpacks_to(tmp_path):
+    config, packed, plain = in_mxfp4(tmp_path)
     assert torch.equal(
-        logits(config | {"quantization_config": settings}, packed), logits(config, plain)
+        logits(config, packed), logits(config | {"quantization_config": None}, plain)
     )
     scales = f"{BOTH}_scales"
     with pytest.raises(WeightError, match=f"{BOTH}_blocks .* does not fit {scales}"):
         defined(config, packed | {scales: packed[scales][..., :0]})
     with pytest.raises(WeightError, match=f"{scales} is missing"):
         defined(config, {name: value for name, value in packed.items() if name != scales})
+
+
+def test_an_engine_of_mxfp4_is_that_of_its_numbers(tmp_path):
+    config, packed, plain = in_mxfp4(tmp_path / "made")
+    plain_config = config | {"quantization_config": None}
+    engines = [
+        export(save(tmp_path / name, *written), tmp_path / f"{name} engine", **OPTIONS)
+        for name, written in (("packed", (config, packed)), ("plain", (plain_config, plain)))
+    ]
+    assert [engine.linked for engine in engines] == [False, True]
+    got, want = (engine.logits(prompt()) for engine in engines)
+    np.testing.assert_array_equal(got, want)
+    with pytest.raises(WeightsError, match="is MXFP4, which ONNX Runtime's CPU has no kernel for"):
+        export(tmp_path / "packed", tmp_path / "engine", weights="link", **OPTIONS)
+    linked = export(tmp_path / "packed", tmp_path / "engine", "onnx", weights="link", **OPTIONS)
+    assert linked.linked
+    assert pack(linked.directory, tmp_path / "alone").manifest.fields["linked"] == []
+
+
+def save(directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
 
 
 # Roundings
