@@ -144,8 +144,11 @@ def cut(config: dict[str, Any], layers: int) -> dict[str, Any]:
     return {**config, "num_hidden_layers": layers, **shorter}
 
 
-def make(name: str, directory: Path, layers: int | None = None) -> None:
-    """Write a giant, or its first layers: megabytes of headers, in files that only look large."""
+def make(name: str, directory: Path, layers: int | None = None, wide: bool = False) -> None:
+    """Write a giant, or its first layers: megabytes of headers, in files that only look large.
+
+    wide: what is bfloat16 becomes float32.
+    """
     config, tensors, *_ = GIANTS[name]
     if layers is not None:
         config = cut(config, layers)
@@ -153,7 +156,8 @@ def make(name: str, directory: Path, layers: int | None = None) -> None:
     (directory / "config.json").write_text(json.dumps(config))
     shards: list[list[Tensor]] = [[]]
     room = SHARD
-    for tensor in tensors(config):
+    for tensor_name, dtype, shape in tensors(config):
+        tensor = (tensor_name, "F32" if wide and dtype == "BF16" else dtype, shape)
         if size(tensor) > room and shards[-1]:
             shards.append([])
             room = SHARD

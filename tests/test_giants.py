@@ -1,6 +1,7 @@
 """Published models of full size, whose files are holes: what is printed of them, and linked."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,19 @@ def test_linked_export_points_at_every_byte(name: str, tmp_path: Path):
     assert {Path("/", location).parent for location, _ in linked} == {tmp_path / name}
     assert engine.manifest.fields["parameters"] > 10**9
     assert json.loads((tmp_path / name / "config.json").read_text())["num_hidden_layers"] == LAYERS
+
+
+def test_an_engine_larger_than_memory_loads(tmp_path: Path):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    config, tensors, *_ = giants.GIANTS["Qwen3-235B-A22B"]
+    one, two = (sum(map(giants.size, tensors(giants.cut(config, n)))) for n in (1, 2))
+    layers = memory // (2 * (two - one)) + 1  # in float32 they take twice as much
+    giants.make("Qwen3-235B-A22B", tmp_path / "checkpoint", layers, wide=True)
+    options = {"parity": False, "tokenizer": False}
+    engine = export(tmp_path / "checkpoint", tmp_path / "engine", **options)
+    assert engine.linked
+    assert engine.manifest.fields["weights"]["float32"]["bytes"] > memory
+    assert engine.runner
 
 
 def test_the_command_says_both_counts(tmp_path: Path):

@@ -44,8 +44,9 @@ class Runner:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Planning which values may share memory takes time by the square of the number of those of
         # unknown size (ONNX Runtime 1.31: 3 s for four layers of 128 experts), and saves nothing:
-        # of the values of the experts most are empty.
-        options.enable_mem_reuse = not graph["split_experts"]
+        # of the values of the experts most are empty. A memory pattern begins with room for all
+        # weights, although they are mapped: a model larger than memory fails to load.
+        options.enable_mem_reuse = options.enable_mem_pattern = not graph["split_experts"]
         folder = ROOT if graph["weights"] == "link" else str(directory.absolute())
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", folder
@@ -57,6 +58,7 @@ class Runner:
             )
         except (ort.capi.onnxruntime_pybind11_state.Fail,
                 ort.capi.onnxruntime_pybind11_state.NotImplemented,
+                ort.capi.onnxruntime_pybind11_state.RuntimeException,
                 ort.capi.onnxruntime_pybind11_state.InvalidGraph,
                 ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
                 ort.capi.onnxruntime_pybind11_state.InvalidArgument,
