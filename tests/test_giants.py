@@ -1,6 +1,5 @@
 """Published models of full size, whose files are holes: what is printed of them, and linked."""
 
-import json
 import os
 import subprocess
 import sys
@@ -47,8 +46,6 @@ def test_linked_export_points_at_every_byte(name: str, tmp_path: Path):
     }
     assert sum(linked.values()) == expected
     assert {Path("/", location).parent for location, _ in linked} == {tmp_path / name}
-    assert engine.manifest.fields["parameters"] > 10**9
-    assert json.loads((tmp_path / name / "config.json").read_text())["num_hidden_layers"] == LAYERS
 
 
 def test_an_engine_larger_than_memory_loads(tmp_path: Path):
