@@ -14,6 +14,7 @@ from lmcast.exporter.engine import MODEL
 from lmcast.exporter.lowering import DTYPES
 from lmcast.exporter.weights import Placement
 from lmcast.graphs import Definition
+from lmcast.graphs.blocks.moe import MoE
 
 
 def describe(
@@ -70,7 +71,7 @@ def contract(
         "file": MODEL,
         "weights": placement.mode,
         "optimized": target != "onnx",
-        "split_experts": any(node.op_type == "Split" for node in graph.graph),
+        "split_experts": target == "cpu" and any(isinstance(m, MoE) for m in found.model.modules()),
         # Whether rows of different lengths take several tokens together, or one row at a time.
         "append": "row" if in_rows else "batch",
         "inputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.inputs],

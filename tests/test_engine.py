@@ -138,6 +138,19 @@ def test_window_states_do_not_grow(built):
     assert {s["shape"][2] for s in states} == {"C", 8}
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "split"),
+    [
+        ("qwen3_moe/plain", "cpu", True),
+        ("qwen3_moe/plain", "onnx", False),
+        ("gemma3n_text/one of each shared", "cpu", False),  # it splits other things
+    ],
+)
+def test_the_contract_says_whether_experts_are_split(name: str, target: str, split: bool, built):
+    engine, *_ = built(next(c for c in CASES if c.name == name), target)
+    assert engine.manifest.fields["graph"]["split_experts"] is split
+
+
 @torch.no_grad()
 def test_prepacked_weights_give_the_same(built):
     engine, rough, exact = built(PORTABLE[0])
