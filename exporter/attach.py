@@ -10,7 +10,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.lowering import DTYPES
 from lmcast.exporter.weights import Placed, Placement, location
 from lmcast.graphs.mxfp4 import BLOCK_BYTES
-from lmcast.graphs.sources import Joined, Mxfp4, Source, Stack, View
+from lmcast.graphs.sources import Joined, Mxfp4, Scaled, Source, Stack, View, in_runs
 from lmcast.graphs.weights import Binding
 
 
@@ -54,7 +54,10 @@ class _Attaching:
     def emit(self, source: Source) -> ir.Value:
         """Return the values of a source, computed by new nodes at the start of the graph."""
         if isinstance(source, View):
-            found = self.initializer(source.tensor, self.checkpoint.tensors[source.tensor].shape)
+            stored = self.checkpoint.tensors[source.tensor].shape
+            if source.runs is not None:
+                stored = in_runs(source.tensor, stored, source.runs)
+            found = self.initializer(source.tensor, stored)
             found = self.select(found, source.index)
             if source.turned:
                 axes = list(range(len(_shape(found))))
@@ -62,6 +65,7 @@ class _Attaching:
                 shape = [_shape(found)[axis] for axis in axes]
                 found = self.node("Transpose", [found], {"perm": axes}, shape)
             return found
+        assert not isinstance(source, Scaled)  # which is never linked
         if isinstance(source, Mxfp4):
             return self.select(self.dequantize(source), source.index)
         parts = [self.emit_row(part) for part in source.parts] if isinstance(source, Stack) else [

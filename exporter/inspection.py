@@ -151,7 +151,7 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
     source = open_checkpoint(path)
     found = define(source.config, {name: t.shape for name, t in source.tensors.items()})
     stored = [source.tensors[name] for name in found.binding.tensors()]
-    weights = count_weights(stored, found.binding.packed)
+    weights = count_weights(stored, found.binding.packed, found.binding.fp8)
     plain = [name for name in weights if name in FORMATS] or ["float32"]
     format = max(plain, key=lambda name: weights.get(name, {"bytes": 0})["bytes"])
     states: list[State] = [
@@ -189,15 +189,18 @@ def _tokens(asked: int | None, longest: int) -> int:
 
 
 def count_weights(
-    stored: "list[StoredTensor]", packed: Collection[str]
+    stored: "list[StoredTensor]", packed: Collection[str], fp8: Collection[str]
 ) -> dict[str, dict[str, int]]:
-    """Return tensors and bytes by format, of tensors as they are stored; `packed` are MXFP4."""
+    """Return tensors and bytes by format, of tensors as they are stored; `packed` are MXFP4, `fp8`
+    FP8 numbers without their scales."""
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:
         if tensor.decode is not None:
             name = tensor.decode.format
         elif tensor.name in packed:
             name = "mxfp4"
+        elif tensor.name in fp8:
+            name = "fp8"
         else:
             name = BY_DTYPE[tensor.dtype].name if tensor.dtype in BY_DTYPE else str(tensor.dtype)
         entry = counted.setdefault(name, {"tensors": 0, "bytes": 0})

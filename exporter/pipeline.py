@@ -29,6 +29,7 @@ from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.staging import staged
 from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, place
 from lmcast.graphs import Definition, define
+from lmcast.graphs.fp8 import NUMBERS, SCALE, SCALES
 from lmcast.graphs.matformer import sliced
 from lmcast.plugins.errors import CheckFailed
 
@@ -92,8 +93,9 @@ def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> D
     """Return what a checkpoint means; raises InputError, also where it lacks a wanted tokenizer."""
     if tokenizer and source.texts.tokenizer is None:
         raise CheckpointError(
-            f"{source.path}: tokenizer.json is missing; add it (save_pretrained of the fast"
-            " tokenizer writes it), or pass --no-tokenizer for an engine that takes token ids"
+            f"{source.path}: tokenizer.json is missing (tekken.json and tokenizer.model are not"
+            " read); add it (save_pretrained of the fast tokenizer writes it), or pass"
+            " --no-tokenizer for an engine that takes token ids"
         )
     shapes = {name: stored.shape for name, stored in source.tensors.items()}
     return define(source.config, shapes, inert)
@@ -166,17 +168,26 @@ def choose_format(
         raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(FORMATS)}")
     if runs or target != "onnx":
         require_kernels(asked or "float32")
-    packed = found.binding.packed
+    fp8 = found.binding.fp8
+    special: dict[str, Collection[torch.dtype]] = {
+        **dict.fromkeys(found.binding.packed, (torch.uint8,)),
+        **dict.fromkeys(fp8, NUMBERS),
+        **dict.fromkeys(fp8.values(), SCALES),
+    }
     for tensor in found.binding.tensors():
         stored = source.tensors[tensor]
-        if tensor in packed and stored.dtype == torch.uint8:
+        plain = tensor not in special
+        if stored.dtype in special.get(tensor, BY_DTYPE):
             continue
-        if stored.dtype not in BY_DTYPE and not (asked and stored.dtype == torch.float64):
-            accepted = "uint8" if tensor in packed else ", ".join(FORMATS)
-            raise CheckpointError(
-                f"{stored.file}: tensor {stored.name} is {stored.dtype}; accepted: {accepted}"
-                f"{' (float64 with --dtype)' if asked is None else ''}"
-            )
+        if plain and asked and stored.dtype == torch.float64:
+            continue
+        names = FORMATS if plain else sorted(str(d).removeprefix("torch.") for d in special[tensor])
+        raise CheckpointError(
+            f"{stored.file}: tensor {stored.name} is {stored.dtype}"
+            f"{f' without {tensor}{SCALE}' if plain and stored.dtype in NUMBERS else ''};"
+            f" accepted: {', '.join(names)}"
+            f"{' (float64 with --dtype)' if plain and asked is None else ''}"
+        )
     return FORMATS[asked or "float32"]  # every accepted format fits into float32
 
 

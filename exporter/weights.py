@@ -17,7 +17,7 @@ from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.streams import values
-from lmcast.graphs.sources import Mxfp4, Source, View, tensors_of
+from lmcast.graphs.sources import Mxfp4, Scaled, Source, View, alike, leaves, tensors_of
 from lmcast.graphs.weights import Binding
 from lmcast.plugins.errors import InputError
 
@@ -75,7 +75,7 @@ def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
     for copy, original in binding.copies:
         pairs = zip(checkpoint.blocks(copy), checkpoint.blocks(original), strict=False)
         same = checkpoint.tensors[copy].shape == checkpoint.tensors[original].shape
-        if not same or not all(torch.equal(a, b) for a, b in pairs):
+        if not same or not all(alike(a, b) for a, b in pairs):
             raise WeightsError(
                 f"{checkpoint.tensors[copy].file}: tensor {copy} differs from {original}, but"
                 " config.json ties them (tie_word_embeddings); one of the two is wrong"
@@ -89,7 +89,10 @@ def choose_mode(
 
     runs: the engine is to be run by ONNX Runtime, which has no MXFP4.
     """
-    for name, source in binding.sources.items():
+    # FP8 first: of all reasons it is the one that no --dtype changes.
+    fp8 = [name for name, source in binding.sources.items() if _scaled(source)]
+    for name in fp8 or binding.sources:
+        source = binding.sources[name]
         found = _not_linkable(name, source, binding, checkpoint, format, runs)
         if found is None:
             continue
@@ -104,6 +107,11 @@ def choose_mode(
     return asked or ("copy" if four_bits else "link")
 
 
+def _scaled(source: Source) -> list[Scaled]:
+    """Return the parts of a source that are FP8."""
+    return [leaf for leaf in leaves(source) if isinstance(leaf, Scaled)]
+
+
 def _not_linkable(
     name: str,
     source: Source,
@@ -116,6 +124,9 @@ def _not_linkable(
     if isinstance(source, Mxfp4):
         why = "is MXFP4, which ONNX Runtime's CPU has no kernel for"
         return (checkpoint.tensors[source.blocks], why) if runs else None
+    for leaf in _scaled(source):
+        each = "" if leaf.block is None else f" for each block of {leaf.block[0]} x {leaf.block[1]}"
+        return checkpoint.tensors[leaf.values.tensor], f"is FP8 with a scale{each}"
     for tensor in tensors_of(source):
         stored = checkpoint.tensors[tensor]
         if not stored.linkable:

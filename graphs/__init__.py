@@ -14,8 +14,10 @@ from lmcast.graphs.arch import Arch, ConfigError, read_config
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
 from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.fp8 import ACTIVATION
 from lmcast.graphs.multimodal import Multimodal
-from lmcast.graphs.sources import View, load_into, tensors_of
+from lmcast.graphs.quantization import take_fp8
+from lmcast.graphs.sources import View, alike, load_into, plain, tensors_of
 from lmcast.graphs.weights import Binding, WeightError, bind, spared
 
 __all__ = ["ConfigError", "Definition", "WeightError", "define", "fill", "load"]
@@ -49,7 +51,8 @@ class Definition:
         beside = self.arch.modules_beside(self.config, self.binding.ignored)
         for name in self.binding.ignored:
             known = (module for module in beside if name.startswith(f"{module}."))
-            module = next(known, ".".join(name.split(".")[:2]))
+            other = name.split(".")
+            module = next(known, other[-1] if name.endswith(ACTIVATION) else ".".join(other[:2]))
             counted[module] = counted.get(module, 0) + 1
         shown = [f"{count} of {module}" for module, count in sorted(counted.items())]
         more = ", ..." if len(shown) > 6 else ""
@@ -102,9 +105,11 @@ def define(
         raise ConfigError(
             f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(archs.NAMES)}"
         )
-    arch, raw, within = archs.get(name), config, ""
+    arch = archs.get(name)
+    fp8, raw = take_fp8(name, config, shapes, isinstance(arch, Multimodal), inert)
+    within = ""
     if isinstance(arch, Multimodal):
-        arch, raw, within = *arch.text(config, shapes, inert), "text_config."
+        arch, raw, within = *arch.text(raw, shapes, inert), "text_config."
     typed = read_config(arch, raw, inert, within)
     layers = typed.num_hidden_layers
     if layers > len(shapes):
@@ -128,7 +133,7 @@ def define(
     model.eval()
     table = arch.table(typed)
     beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
-    return Definition(arch, typed, model, bind(model, table, shapes, beside))
+    return Definition(arch, typed, model, bind(model, table, shapes, beside, fp8))
 
 
 def fill(
@@ -144,7 +149,7 @@ def fill(
         name = names[id(parameter)]
         source = found.binding.sources[name]
         if isinstance(source, View) and source.whole:
-            stored = read(source.tensor)
+            stored = plain(source.tensor, read)
             value = stored.to(found.binding.dtype(name, stored.dtype, dtype))
         else:
             value = torch.empty(parameter.shape, dtype=dtype)
@@ -174,7 +179,7 @@ def load(checkpoint: str | PathLike[str], dtype: torch.dtype = torch.float32) ->
     shapes = {name: stored.shape for name, stored in source.tensors.items()}
     found = define(source.config, shapes)
     for copy, original in found.binding.copies:
-        if not torch.equal(source.read(copy), source.read(original)):
+        if not alike(source.read(copy), source.read(original)):
             raise WeightError(
                 f"tensor {copy} differs from {original}, which config.json ties it to"
             )

@@ -16,7 +16,7 @@ from torch import nn
 from lmcast.graphs import ConfigError, Definition
 from lmcast.graphs.arch import Count, Size, parse
 from lmcast.graphs.layers import one_each, owners
-from lmcast.graphs.sources import Joined, Source, View
+from lmcast.graphs.sources import Joined, Scaled, Source, View
 
 # What the config of an architecture has that can be sliced.
 NEEDED = {"intermediate_size", "layer_types", "num_kv_shared_layers", "activation_sparsity_pattern"}
@@ -121,19 +121,25 @@ def _source(name: str, parameter: nn.Parameter, found: Definition, kept: tuple[i
     source, stored = found.binding.sources[before], found.model.get_parameter(before).shape
     if stored == parameter.shape:
         return source
-    assert isinstance(source, View)
-    assert source.whole
+    view = source.values if isinstance(source, Scaled) else source
+    assert isinstance(view, View)
+    assert view.whole
+
+    def part(index: tuple[slice, ...]) -> Source:
+        taken = replace(view, index=index)
+        return replace(source, values=taken) if isinstance(source, Scaled) else taken
+
     if name not in BY_LAYER:
-        return View(source.tensor, _leading(parameter.shape, stored))
+        return part(_leading(parameter.shape, stored))
     axis = BY_LAYER[name]
     width = parameter.shape[axis] // len(kept)
     # Runs of neighbours, in parts of one size, as Joined wants them.
     runs = [list(run) for _, run in groupby(kept, lambda i: i - kept.index(i))]
     size = math.gcd(*(len(run) for run in runs))
     starts = [run[0] + n for run in runs for n in range(0, len(run), size)]
-    parts = [slice(i * width, (i + size) * width) for i in starts]
-    views = tuple(View(source.tensor, (slice(None),) * axis + (part,)) for part in parts)
-    return Joined(views, axis) if len(views) > 1 else views[0]
+    places = [slice(i * width, (i + size) * width) for i in starts]
+    parts = tuple(part((slice(None),) * axis + (place,)) for place in places)
+    return Joined(parts, axis) if len(parts) > 1 else parts[0]
 
 
 def _leading(wanted: torch.Size, stored: torch.Size) -> tuple[slice, ...]:

@@ -1,10 +1,13 @@
 """Where the values of a parameter come from: expressions over the tensors of a checkpoint."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from lmcast.graphs.fp8 import NUMBERS, RUN_VALUES, SCALE, SCALES, Block, dequantize, scale_shapes
 from lmcast.graphs.mxfp4 import BLOCK_BYTES, unpack
 from lmcast.plugins.errors import InputError
 
@@ -18,15 +21,17 @@ class WeightError(InputError):
 @dataclass(frozen=True)
 class View:
     """One tensor, or the part of it that `index` selects (slices of its leading axes); `turned`:
-    with the last two axes exchanged."""
+    with the last two axes exchanged; `runs`: with the first axis divided into so many equal runs,
+    which are then the first of two axes, before anything is selected."""
 
     tensor: str
     index: tuple[slice, ...] = ()
     turned: bool = False
+    runs: int | None = None
 
     @property
     def whole(self) -> bool:
-        return not self.index and not self.turned
+        return not self.index and not self.turned and self.runs is None
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,16 @@ class Mxfp4:
     blocks: str
     scales: str
     index: tuple[slice, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """FP8: what `values` takes of a tensor, once all of it is multiplied with its scales; `block`:
+    how many rows and columns share one (None: all of them)."""
+
+    values: View
+    scales: str
+    block: Block | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,17 @@ class Joined:
     axis: int
 
 
-Source = View | Mxfp4 | Stack | Joined
+Leaf = View | Mxfp4 | Scaled
+Source = Leaf | Stack | Joined
+
+
+def leaves(source: Source) -> Iterator[Leaf]:
+    """Yield what a source is put together from, in the order of its values."""
+    if isinstance(source, Stack | Joined):
+        for part in source.parts:
+            yield from leaves(part)
+    else:
+        yield source
 
 
 def tensors_of(source: Source) -> list[str]:
@@ -63,13 +88,25 @@ def tensors_of(source: Source) -> list[str]:
         return [source.tensor]
     if isinstance(source, Mxfp4):
         return [source.blocks, source.scales]
+    if isinstance(source, Scaled):
+        return [source.values.tensor, source.scales]
     return [tensor for part in source.parts for tensor in tensors_of(part)]
+
+
+def scaled(source: Source, shapes: Shapes, block: Block | None) -> Source:
+    """Return a source in which every tensor that has scales beside it is multiplied with them."""
+    if isinstance(source, View):
+        scales = f"{source.tensor}{SCALE}"
+        return Scaled(source, scales, block) if scales in shapes else source
+    if isinstance(source, Stack | Joined):
+        return replace(source, parts=tuple(scaled(part, shapes, block) for part in source.parts))
+    return source
 
 
 def shape_of(source: Source, shapes: Shapes) -> tuple[int, ...]:
     """Return the shape that a source gives; raises WeightError where its tensors do not fit."""
     if isinstance(source, View):
-        shape = _selected(source.tensor, source.index, shapes)
+        shape = _selected(source.tensor, source.index, shapes, source.runs)
         if source.turned:
             if len(shape) < 2:
                 raise WeightError(f"tensor {source.tensor} has shape {list(shape)}: too few axes")
@@ -85,6 +122,9 @@ def shape_of(source: Source, shapes: Shapes) -> tuple[int, ...]:
                 " bytes for each scale"
             )
         return (*scales[:-1], scales[-1] * 2 * BLOCK_BYTES)
+    if isinstance(source, Scaled):
+        _require_scales(source, shapes)
+        return shape_of(source.values, shapes)
     parts = [shape_of(part, shapes) for part in source.parts]
     for part, found in zip(source.parts, parts, strict=True):
         if found != parts[0]:
@@ -98,8 +138,12 @@ def shape_of(source: Source, shapes: Shapes) -> tuple[int, ...]:
     return (*parts[0][: source.axis], along, *parts[0][source.axis + 1 :])
 
 
-def _selected(tensor: str, index: tuple[slice, ...], shapes: Shapes) -> tuple[int, ...]:
+def _selected(
+    tensor: str, index: tuple[slice, ...], shapes: Shapes, runs: int | None = None
+) -> tuple[int, ...]:
     shape = list(shapes[tensor])
+    if runs is not None:
+        shape = list(in_runs(tensor, shapes[tensor], runs))
     if len(index) > len(shape):
         raise WeightError(f"tensor {tensor} has shape {shape}: {len(index)} axes are needed")
     for axis, part in enumerate(index):
@@ -107,21 +151,109 @@ def _selected(tensor: str, index: tuple[slice, ...], shapes: Shapes) -> tuple[in
     return tuple(shape)
 
 
+def _require_scales(source: Scaled, shapes: Shapes) -> None:
+    tensor = source.values.tensor
+    accepted = scale_shapes(shapes[tensor], source.block)
+    if shapes[source.scales] in accepted:
+        return
+    rule = "one number, as config.json gives no weight_block_size"
+    if source.block is not None:
+        rule = f"blocks of {source.block[0]} x {source.block[1]}"
+    shown = " or ".join(str(list(shape)) for shape in accepted) or "a matrix or a stack of them"
+    raise WeightError(
+        f"tensor {source.scales} has shape {list(shapes[source.scales])}, which does not fit"
+        f" {tensor} {list(shapes[tensor])} in {rule}; accepted: {shown}"
+    )
+
+
+def in_runs(tensor: str, shape: tuple[int, ...], runs: int) -> tuple[int, ...]:
+    """Return a shape with its first axis divided into `runs`; raises WeightError if it cannot."""
+    if not shape or shape[0] % runs:
+        raise WeightError(
+            f"tensor {tensor} has shape {list(shape)}; accepted: a first axis of {runs} equal runs"
+        )
+    return (runs, shape[0] // runs, *shape[1:])
+
+
+def pieces(
+    view: View, shape: tuple[int, ...], step: int
+) -> Iterator[tuple[int, int, Callable[[Tensor], Tensor]]]:
+    """Divide a tensor of this shape: yield (begin, end) of axis 0, and what takes from those rows
+    the part of a view, `step` entries of its first axis at a time, none of them turned."""
+    whole = shape if view.runs is None else in_runs(view.tensor, shape, view.runs)
+    each = shape[0] // whole[0]  # stored rows of an entry of the first axis
+    first, *inner = view.index or (slice(None),)
+    chosen = range(*first.indices(whole[0]))
+    index = (slice(None, None, chosen.step), *inner)
+
+    def take(rows: Tensor) -> Tensor:
+        return rows.reshape(-1, *whole[1:])[index]
+
+    for begin in range(0, len(chosen), step):
+        taken = chosen[begin : begin + step]
+        yield taken[0] * each, (taken[-1] + 1) * each, take
+
+
 def load_into(out: Tensor, source: Source, read: Callable[[str], Tensor]) -> None:
     """Write the values of a source into `out`, converted to its dtype.
 
-    Besides `out`, one stored tensor is in memory at a time (of Mxfp4 the two that belong together).
+    Besides `out`, one stored tensor is in memory at a time (of Mxfp4 and Scaled the two that belong
+    together, and a few rows of what they give).
     """
     if isinstance(source, View):
-        value = read(source.tensor)[source.index]
+        value = plain(source.tensor, read)
+        if source.runs is not None:
+            value = value.unflatten(0, (source.runs, -1))
+        value = value[source.index]
         out.copy_(value.mT if source.turned else value)
     elif isinstance(source, Mxfp4):
         blocks, scales = read(source.blocks)[source.index], read(source.scales)[source.index]
         for row, block, scale in zip(out, blocks, scales, strict=True):  # whole, it is 8x the bytes
             row.copy_(unpack(block, scale))
+    elif isinstance(source, Scaled):
+        _load_scaled(out, source, read)
     elif isinstance(source, Stack):
         for row, part in zip(out, source.parts, strict=True):
             load_into(row, part, read)
     else:
         for rows, part in zip(out.chunk(len(source.parts), source.axis), source.parts, strict=True):
             load_into(rows, part, read)
+
+
+def _load_scaled(out: Tensor, source: Scaled, read: Callable[[str], Tensor]) -> None:
+    tensor = source.values.tensor
+    values, scales = read(tensor), read(source.scales)
+    for name, dtype, accepted in (
+        (tensor, values.dtype, NUMBERS),
+        (source.scales, scales.dtype, SCALES),
+    ):
+        if dtype not in accepted:
+            shown = ", ".join(sorted(map(str, accepted)))
+            raise WeightError(f"tensor {name} is {dtype}; accepted in FP8: {shown}")
+    shape = tuple(values.shape)
+    step = _entries_at_once(source.values, shape)
+    rest = out.mT if source.values.turned else out
+    for begin, end, take in pieces(source.values, shape, step):
+        block = take(dequantize(values[begin:end], scales, source.block, begin))
+        rest[: len(block)] = block
+        rest = rest[len(block) :]
+
+
+def _entries_at_once(view: View, shape: tuple[int, ...]) -> int:
+    """Return how many entries of a view's first axis are dequantized at a time."""
+    entries = shape[0] if view.runs is None else view.runs
+    return max(1, RUN_VALUES // (math.prod(shape) // entries))
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors hold the same numbers, also in different dtypes."""
+    # torch compares 8 bits with nothing else.
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())
+
+
+def plain(tensor: str, read: Callable[[str], Tensor]) -> Tensor:
+    """Return a stored tensor; raises WeightError where its bytes need a scale to be numbers."""
+    value = read(tensor)
+    if value.dtype in NUMBERS:
+        raise WeightError(f"tensor {tensor} is {value.dtype}, without {tensor}{SCALE}")
+    return value

@@ -8,15 +8,19 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from lmcast.graphs.fp8 import SCALE, Fp8Settings, activation_scale
 from lmcast.graphs.inert import LEFTOVERS
 from lmcast.graphs.sources import (
     Joined,
     Mxfp4,
+    Scaled,
     Shapes,
     Source,
     Stack,
     View,
     WeightError,
+    leaves,
+    scaled,
     shape_of,
     tensors_of,
 )  # fmt: skip
@@ -64,6 +68,12 @@ class Binding:
         packed = [s for s in self.sources.values() if isinstance(s, Mxfp4)]
         return frozenset(tensor for source in packed for tensor in tensors_of(source))
 
+    @property
+    def fp8(self) -> Mapping[str, str]:
+        """The tensors that hold FP8, and the scales that each is multiplied with."""
+        found = (leaf for source in self.sources.values() for leaf in leaves(source))
+        return {leaf.values.tensor: leaf.scales for leaf in found if isinstance(leaf, Scaled)}
+
     def dtype(self, name: str, stored: torch.dtype, asked: torch.dtype) -> torch.dtype:
         """Return what a parameter is computed in where the model is computed in `asked`."""
         kept = name in self.wide and stored == torch.float32 and asked.itemsize < stored.itemsize
@@ -105,17 +115,27 @@ SHARED_EXPERTS: dict[str, Entry] = {
 }
 
 
-def bind(model: nn.Module, table: Table, shapes: Shapes, beside: tuple[str, ...] = ()) -> Binding:
+def bind(
+    model: nn.Module,
+    table: Table,
+    shapes: Shapes,
+    beside: Iterable[str] = (),
+    fp8: Fp8Settings | None = None,
+) -> Binding:
     """Give every parameter of `model` a source among tensors of these names and shapes.
 
     Raises WeightError on a missing or misshaped tensor, and on a surplus one under a module that
-    the model has: the definition would be wrong. `beside` are modules that it does not have.
+    the model has: the definition would be wrong. `beside` are modules that it does not have. fp8:
+    what config.json says of FP8; then scales are read, and those of activations left out.
     """
     sources = {
-        name: _source(name, parameter, table, shapes)
+        name: _source(name, parameter, table, shapes, fp8)
         for name, parameter in model.named_parameters()
     }
     used = {tensor for source in sources.values() for tensor in tensors_of(source)}
+    beside = frozenset(beside)
+    if fp8 is not None and fp8.activation_scheme == "static":
+        beside |= {activation_scale(tensor) for tensor in used if f"{tensor}{SCALE}" in used}
     copies = tuple(sorted(_copies(model, table, sources, shapes)))
     rest = sorted(shapes.keys() - used - {copy for copy, _ in copies})
     rest = [name for name in rest if not LEFTOVERS.search(name)]
@@ -139,7 +159,9 @@ def spared(model: nn.Module, table: Table, spare: Sequence[str], layers: int) ->
     return tuple(str(entry).replace("{i}", layer) for entry, layer in found)
 
 
-def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) -> Source:
+def _source(
+    name: str, parameter: nn.Parameter, table: Table, shapes: Shapes, fp8: Fp8Settings | None
+) -> Source:
     """Return where one parameter comes from; its shape is right."""
     entry, layer = _lookup(name, table)
     if isinstance(entry, str):
@@ -158,10 +180,13 @@ def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) ->
                 f"tensor {tensor} is missing (for {name} {list(parameter.shape)});"
                 f" the checkpoint has {near or 'nothing under that name'}"
             )
+    if fp8 is not None:
+        source = scaled(source, shapes, fp8.block)
     shape = shape_of(source, shapes)
     if shape != tuple(parameter.shape):
         tensor = tensors_of(source)[0]
-        part = "" if isinstance(source, View) and source.whole else f" (as {name}: {list(shape)})"
+        view = source.values if isinstance(source, Scaled) else source
+        part = "" if isinstance(view, View) and view.whole else f" (as {name}: {list(shape)})"
         raise WeightError(
             f"tensor {tensor} has shape {list(shapes[tensor])}{part};"
             f" config.json asks for {list(parameter.shape)}"
@@ -231,8 +256,17 @@ def _copies(
         if name == original or module not in table:
             continue
         copy, source = _lookup(f"{module}.{name.rpartition('.')[2]}", table)[0], sources[original]
-        if isinstance(copy, str) and isinstance(source, View) and copy in shapes:
-            found.append((copy, source.tensor))
+        if not isinstance(copy, str) or copy not in shapes:
+            continue
+        if not isinstance(source, View | Scaled):
+            continue
+        repeated, *scales = tensors_of(source)
+        if (f"{copy}{SCALE}" in shapes) != bool(scales):
+            raise WeightError(
+                f"tensors {copy} and {repeated} are one weight, but only one of them has a scale"
+                f" (NAME{SCALE}); accepted: both or neither"
+            )
+        found += [(copy, repeated), *((f"{copy}{SCALE}", scale) for scale in scales)]
     return found
 
 

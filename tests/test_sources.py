@@ -57,6 +57,10 @@ FORMS: dict[str, tuple[dict[str, Tensor], Source]] = {
         ),
     ),
     "some rows of more": ({"a": torch.cat([WANTED, OTHER], 1)}, View("a", (ALL, slice(INNER)))),
+    "runs of rows": (
+        {"a": torch.cat([OTHER, WANTED], 1).flatten(0, 1)},
+        View("a", (ALL, slice(INNER, None)), runs=EXPERTS),
+    ),
     "parts of rows": (
         {"a": WANTED[:, :3], "b": WANTED[:, 3:]},
         Joined((View("a"), View("b")), 1),

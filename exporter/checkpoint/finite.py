@@ -3,7 +3,7 @@
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +20,13 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 
 FULL_BYTES = 8 << 30  # up to here everything is read unless the caller says otherwise
 CHUNK_BYTES = 4 << 20  # 4 MiB: the checks run in cache, right behind the read
+JOB_BYTES = 1 << 20  # 1 MiB: small reads are handed to a thread together
 RUN = 4096  # elements in one run of a sample
 RUNS = 6  # runs per tensor in a sample: first, last, and four between
 MOST_THREADS = 8  # memory bandwidth is used up by then
+
+Run = tuple[int, int]  # units of a tensor (see _units) from start to stop
+Task = tuple[StoredTensor, list[Run]]
 
 _local = threading.local()
 
@@ -62,19 +66,26 @@ def check_block(stored: StoredTensor, block: Tensor, first: int = 0) -> None:
 
     Raises CheckpointError naming file, tensor and flat index. Integers and booleans pass.
     """
-    pattern = PATTERNS.get(block.dtype)
-    if pattern is None or not block.numel():
+    index = _first_bad(block)
+    if index is None:
         return
-    raw = block.reshape(-1).view(torch.uint8).numpy()
-    signed, unsigned = raw.view(pattern.integer), raw.view(pattern.integer.replace("i", "u"))
-    if signed.max() < pattern.positive and unsigned.max() < pattern.negative:
-        return
-    index = int(((signed >= pattern.positive) | (unsigned >= pattern.negative)).argmax())
     value = block.reshape(-1)[index].double().item()
     raise CheckpointError(
         f"{stored.file}: tensor {stored.name!r} holds {value} at flat index {first + index}; only "
         "finite weights are accepted; download or save the checkpoint again"
     )
+
+
+def _first_bad(block: Tensor) -> int | None:
+    """Return the flat index of the first value that is not finite, None if all are."""
+    pattern = PATTERNS.get(block.dtype)
+    if pattern is None or not block.numel():
+        return None
+    raw = block.reshape(-1).view(torch.uint8).numpy()
+    signed, unsigned = raw.view(pattern.integer), raw.view(pattern.integer.replace("i", "u"))
+    if signed.max() < pattern.positive and unsigned.max() < pattern.negative:
+        return None
+    return int(((signed >= pattern.positive) | (unsigned >= pattern.negative)).argmax())
 
 
 def check_finite(
@@ -90,17 +101,19 @@ def check_finite(
     """
     chosen = [checkpoint.tensors[name] for name in set(names)]
     chosen = [s for s in chosen if s.dtype in PATTERNS and s.nbytes]
-    chosen.sort(key=lambda s: (s.file, s.offset, s.name))
+    chosen.sort(key=lambda s: (str(s.file), s.offset, s.name))
     total = sum(s.nbytes for s in chosen)
     if full is None:
         full = total <= FULL_BYTES
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     read = 0
     for file, group in groupby(chosen, key=lambda s: s.file):
-        tasks = [task for stored in group for task in _tasks(stored, full)]
+        jobs = _jobs(task for stored in group for task in _tasks(stored, full))
         # The pool ends before the file is closed, whatever happens.
         with open_regular(file) as descriptor, ThreadPoolExecutor(threads) as pool:
-            for count in pool.map(partial(_scan, descriptor), tasks):
+            if not full:  # what the system would read ahead is many times the sample
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            for count in pool.map(partial(_scan, descriptor), jobs):
                 read += count
                 if progress is not None:
                     progress(count)
@@ -114,8 +127,8 @@ def _units(stored: StoredTensor) -> tuple[int, int, int]:
     return count, stored.nbytes // count, elements // count
 
 
-def _tasks(stored: StoredTensor, full: bool) -> list[tuple[StoredTensor, list[tuple[int, int]]]]:
-    """What threads read at a time: of one tensor, runs of units from start to stop."""
+def _tasks(stored: StoredTensor, full: bool) -> list[Task]:
+    """Return what is read of one tensor, in parts of about CHUNK_BYTES."""
     count, unit_bytes, unit_elements = _units(stored)
     if full:
         step = max(1, CHUNK_BYTES // max(unit_bytes, unit_elements * stored.dtype.itemsize))
@@ -127,21 +140,42 @@ def _tasks(stored: StoredTensor, full: bool) -> list[tuple[StoredTensor, list[tu
     return [(stored, [(i, i + run) for i in starts])]
 
 
-def _scan(descriptor: int, task: tuple[StoredTensor, list[tuple[int, int]]]) -> int:
-    """Check the runs of one task; return the bytes read."""
-    stored, runs = task
+def _jobs(tasks: Iterable[Task]) -> Iterator[list[Task]]:
+    """Put small tasks together: handing one to a thread costs more than such a read."""
+    job, size = list[Task](), 0
+    for stored, runs in tasks:
+        job.append((stored, runs))
+        size += _units(stored)[1] * sum(stop - start for start, stop in runs)
+        if size >= JOB_BYTES:
+            yield job
+            job, size = [], 0
+    if job:
+        yield job
+
+
+def _scan(descriptor: int, job: list[Task]) -> int:
+    """Check the tasks of one job; return the bytes read."""
+    return sum(_check(descriptor, *task) for task in job)
+
+
+def _check(descriptor: int, stored: StoredTensor, runs: list[Run]) -> int:
+    """Check runs of a tensor, all at once as long as they are good; return the bytes read."""
     _, unit_bytes, unit_elements = _units(stored)
-    read = 0
-    for start, stop in runs:
-        raw = _buffer((stop - start) * unit_bytes)
-        read_into(descriptor, raw.data, stored.offset + start * unit_bytes, stored.file)
-        if stored.decode is not None:
-            values = stored.decode(raw)
-        else:
-            values = torch.from_numpy(raw).view(stored.dtype)
-        check_block(stored, values, start * unit_elements)
-        read += len(raw)
-    return read
+    counts = [stop - start for start, stop in runs]
+    raw = _buffer(sum(counts) * unit_bytes)
+    rest = raw.data
+    for (start, _), count in zip(runs, counts, strict=True):
+        part, rest = rest[: count * unit_bytes], rest[count * unit_bytes :]
+        read_into(descriptor, part, stored.offset + start * unit_bytes, stored.file)
+    if stored.decode is not None:
+        values = stored.decode(raw)
+    else:
+        values = torch.from_numpy(raw).view(stored.dtype)
+    if _first_bad(values) is not None:
+        blocks = values.reshape(-1).split([count * unit_elements for count in counts])
+        for (start, _), block in zip(runs, blocks, strict=True):
+            check_block(stored, block, start * unit_elements)
+    return len(raw)
 
 
 def _buffer(size: int) -> np.ndarray:
