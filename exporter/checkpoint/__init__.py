@@ -1,4 +1,4 @@
-"""Reading checkpoints: Hugging Face directories and GGUF files, validated and never executed."""
+"""Reading checkpoints of Hugging Face, Mistral and GGUF, validated and never executed."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ __all__ = ["CheckpointError", "open_checkpoint"]
 
 
 def open_checkpoint(path: str | Path) -> "Checkpoint":
-    """Open a Hugging Face directory, a .gguf file, or a directory with one .gguf file.
+    """Open a directory of Hugging Face's, one of Mistral's, a .gguf file, or a directory with one.
 
     Reads headers and texts, no weights. Raises CheckpointError for anything unusable.
     """

@@ -1,10 +1,16 @@
-"""Hugging Face directories: config.json beside one safetensors file or an index and its shards."""
+"""Directories of safetensors, one file or an index and its shards: Hugging Face's and Mistral's."""
 
 import re
 from pathlib import Path, PurePosixPath
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder, open_regular, read_capped, read_into
+from lmcast.exporter.checkpoint.mistral_native import (
+    PARAMS,
+    hugging_face_config,
+    hugging_face_tensors,
+)
+from lmcast.exporter.checkpoint.mistral_native import SINGLE as CONSOLIDATED
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensor_parallel import is_split, read_split
@@ -14,7 +20,6 @@ from lmcast.exporter.checkpoint.texts import read_texts
 CONFIG_BYTES = 16 << 20  # 16 MiB; real ones have kilobytes
 INDEX_BYTES = 100 << 20  # of a trillion parameters in small tensors: about 20 MB
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COMPARED_BYTES = 4096  # of each tensor, between a single file and the shards beside it
@@ -28,10 +33,16 @@ def open_directory(path: Path) -> Checkpoint:
     names = folder.names()
     _require_whole_model(folder, names)
     data = folder.read("config.json", CONFIG_BYTES)
-    if data is None:
+    params = None if data is not None else folder.read(PARAMS, CONFIG_BYTES)
+    if data is not None:
+        config = parse_object(data, folder.root / "config.json")
+        tensors = _tensors(folder, names, SINGLE)
+    elif params is not None:
+        shown = folder.root / PARAMS
+        config = hugging_face_config(parse_object(params, shown), shown)
+        tensors = hugging_face_tensors(_tensors(folder, names, CONSOLIDATED), config, shown)
+    else:
         raise CheckpointError(f"{folder.root}: has no config.json; {_what_it_is(folder, names)}")
-    config = parse_object(data, folder.root / "config.json")
-    tensors = _tensors(folder, names)
     if not tensors:
         raise CheckpointError(f"{folder.root}: its safetensors files hold no tensor")
     return Checkpoint(folder.root, config, tensors, read_texts(folder))
@@ -44,7 +55,10 @@ def _what_it_is(folder: Folder, names: list[str]) -> str:
         return (
             "it is a repository of the Hugging Face cache: give one of its snapshots/ directories"
         )
-    return "give the directory that holds config.json and the *.safetensors files, or a .gguf file"
+    return (
+        "give the directory that holds it (Mistral's own format: params.json) and the *.safetensors"
+        " files, or a .gguf file"
+    )
 
 
 def _require_whole_model(folder: Folder, names: list[str]) -> None:
@@ -57,17 +71,23 @@ def _require_whole_model(folder: Folder, names: list[str]) -> None:
             )
 
 
-def _tensors(folder: Folder, names: list[str]) -> Tensors:
-    if SINGLE not in names and is_split(names):
+def _index(single: str) -> str:
+    """Return the name of the index of the shards into which `single` is divided."""
+    return f"{single}.index.json"
+
+
+def _tensors(folder: Folder, names: list[str], single: str) -> Tensors:
+    """Read the headers of `single`, of the shards of its index, or of the only file."""
+    if single not in names and is_split(names):
         return read_split(folder, names, _from_file)
-    if INDEX in names:
-        sharded = _from_index(folder)
-        if SINGLE not in names:
+    if _index(single) in names:
+        sharded = _from_index(folder, _index(single))
+        if single not in names:
             return sharded
-        single = _from_file(folder, SINGLE)
-        _require_agreement(folder, single, sharded)
-        return single
-    return _from_file(folder, SINGLE if SINGLE in names else _only_file(folder, names))
+        whole = _from_file(folder, single)
+        _require_agreement(folder, single, whole, sharded)
+        return whole
+    return _from_file(folder, single if single in names else _only_file(folder, names, single))
 
 
 def _from_file(folder: Folder, name: str, source: str = "") -> Tensors:
@@ -79,21 +99,21 @@ def _from_file(folder: Folder, name: str, source: str = "") -> Tensors:
     return read_header(file, folder.root / name)
 
 
-def _only_file(folder: Folder, names: list[str]) -> str:
+def _only_file(folder: Folder, names: list[str], single: str) -> str:
     """The one safetensors file of another name, where it can be no part of something larger."""
     found = [name for name in names if name.endswith(".safetensors")]
     if len(found) > 1:
         raise CheckpointError(
             f"{folder.root}: has {len(found)} safetensors files ({found[0]}, {found[1]}, ...) but "
-            f"neither {SINGLE} nor {INDEX} to say which belong to the model"
+            f"neither {single} nor {_index(single)} to say which belong to the model"
         )
     if not found:
         raise CheckpointError(f"{folder.root}: {_no_weights(names)}")
     part = SHARD.search(found[0])
     if part and int(part[2]) != 1:
         raise CheckpointError(
-            f"{folder.root / found[0]}: is one of {int(part[2])} shards, and {INDEX} is missing; "
-            "download the whole checkpoint"
+            f"{folder.root / found[0]}: is one of {int(part[2])} shards, and {_index(single)} is"
+            " missing; download the whole checkpoint"
         )
     return found[0]
 
@@ -109,9 +129,9 @@ def _no_weights(names: list[str]) -> str:
     return "has no weights: no *.safetensors file; download the whole checkpoint"
 
 
-def _weight_map(folder: Folder, shown: Path) -> dict[str, str]:
+def _weight_map(folder: Folder, index: str, shown: Path) -> dict[str, str]:
     """Tensor name -> shard, in one spelling; metadata is not read: total_size is often wrong."""
-    file = folder.find(INDEX)
+    file = folder.find(index)
     if file is None:
         raise CheckpointError(f"{shown}: is missing")
     mapping = parse_object(read_capped(file, INDEX_BYTES, shown), shown).get("weight_map")
@@ -120,23 +140,24 @@ def _weight_map(folder: Folder, shown: Path) -> dict[str, str]:
     for name, shard in mapping.items():
         if not isinstance(shard, str):
             raise CheckpointError(f"{shown}: weight_map[{name!r}] is {shard!r}, not a file name")
-    return {name: str(PurePosixPath(shard)) for name, shard in mapping.items()}
+    spelled = {shard: str(PurePosixPath(shard)) for shard in set(mapping.values())}
+    return {name: spelled[shard] for name, shard in mapping.items()}
 
 
-def _from_index(folder: Folder) -> Tensors:
-    shown = folder.root / INDEX
-    mapping = _weight_map(folder, shown)
+def _from_index(folder: Folder, index: str) -> Tensors:
+    shown = folder.root / index
+    mapping = _weight_map(folder, index, shown)
     tensors: Tensors = {}
     for shard in sorted(set(mapping.values())):
         for name, stored in _from_file(folder, shard, str(shown)).items():
             listed = mapping.get(name)
             if listed is None:
                 raise CheckpointError(
-                    f"{folder.root / shard}: holds tensor {name!r}, which {INDEX} does not list"
+                    f"{folder.root / shard}: holds tensor {name!r}, which {index} does not list"
                 )
             if listed != shard:
                 raise CheckpointError(
-                    f"{folder.root / shard}: holds tensor {name!r}, which {INDEX} places in "
+                    f"{folder.root / shard}: holds tensor {name!r}, which {index} places in "
                     f"{listed}; one place is accepted"
                 )
             tensors[name] = stored
@@ -146,12 +167,12 @@ def _from_index(folder: Folder) -> Tensors:
     return tensors
 
 
-def _require_agreement(folder: Folder, single: Tensors, sharded: Tensors) -> None:
+def _require_agreement(folder: Folder, single: str, whole: Tensors, sharded: Tensors) -> None:
     """Refuse a single file beside shards unless both say the same, as far as is cheap to see."""
-    for name in sorted(single.keys() | sharded.keys()):
-        one, other = single.get(name), sharded.get(name)
+    for name in sorted(whole.keys() | sharded.keys()):
+        one, other = whole.get(name), sharded.get(name)
         if one is None or other is None:
-            place = SINGLE if other is None else INDEX
+            place = single if other is None else _index(single)
             difference = f"tensor {name!r} is only in {place}"
         elif (one.dtype, one.shape) != (other.dtype, other.shape):
             difference = f"tensor {name!r} has another dtype or shape in each"
@@ -160,7 +181,8 @@ def _require_agreement(folder: Folder, single: Tensors, sharded: Tensors) -> Non
         else:
             continue
         raise CheckpointError(
-            f"{folder.root}: {SINGLE} and {INDEX} disagree: {difference}; remove the wrong one"
+            f"{folder.root}: {single} and {_index(single)} disagree: {difference};"
+            " remove the wrong one"
         )
 
 
