@@ -12,7 +12,7 @@ from lmcast.plugins.errors import InputError
 
 DOMAIN = "lmcast"
 ONNX_OPSET = 24  # of the standard operators that bodies and graphs are written in
-HEADER = f'<opset_import: ["" : {ONNX_OPSET}], domain: "{DOMAIN}">'
+HEADER = f'<opset_import: ["" : {ONNX_OPSET}{{more}}], domain: "{DOMAIN}">'
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,15 @@ class Plugin:
         return getattr(getattr(torch.ops, DOMAIN), self.name)(*args)
 
 
+def rounded(times: int) -> dict[torch.dtype, Close]:
+    """Return the bounds of values near 1 after so many roundings to a dtype, and one of their own.
+
+    Triton's interpreter rounds towards zero.
+    """
+    short = {torch.bfloat16: 2**-7, torch.float16: 2**-10}
+    return {dtype: Close(times * epsilon, epsilon) for dtype, epsilon in short.items()}
+
+
 def triton(operator: str) -> Callable[[], Callable]:
     """Return the loader of an operator's Triton kernel, which takes eager's arguments on a GPU.
 
@@ -77,9 +86,10 @@ def triton(operator: str) -> Callable[[], Callable]:
     return load
 
 
-def parse(text: str) -> onnx.FunctionProto:
-    """Return ONNX text as a function over the standard operators."""
-    return onnx.parser.parse_function(HEADER + text)
+def parse(text: str, *domains: str) -> onnx.FunctionProto:
+    """Return ONNX text as a function over the standard operators, and those of `domains`."""
+    more = "".join(f', "{domain}" : 1' for domain in domains)
+    return onnx.parser.parse_function(HEADER.format(more=more) + text)
 
 
 REGISTRY: dict[str, Plugin] = {}
