@@ -74,8 +74,10 @@ def _unary(op_type: str) -> Callable[..., Any]:
 for target, name in (
     (aten.cos.default, "Cos"),
     (aten.erf.default, "Erf"),
+    (aten.exp.default, "Exp"),
     (aten.log.default, "Log"),
     (aten.mish.default, "Mish"),
+    (aten.neg.default, "Neg"),
     (aten.reciprocal.default, "Reciprocal"),
     (aten.relu.default, "Relu"),
     (aten.sigmoid.default, "Sigmoid"),
@@ -178,6 +180,24 @@ def rms_norm(
     return g.op("RMSNormalization", [g.value(x), scale], attributes, main=True)
 
 
+@entry(aten.layer_norm.default)
+def layer_norm(
+    g: Lowering,
+    node: fx.Node,
+    x: fx.Node,
+    shape: Sequence[int],
+    weight: fx.Node | None = None,
+    bias: fx.Node | None = None,
+    eps: float = 1e-5,
+    *backend: Any,
+) -> ir.Value:
+    if weight is None:
+        raise g.refused("it has no weight")
+    inputs = [g.value(x), g.value(weight), *([] if bias is None else [g.value(bias)])]
+    attributes = {"axis": -len(shape), "epsilon": eps}
+    return g.op("LayerNormalization", inputs, attributes, main=True)
+
+
 @entry(aten.matmul.default)
 def matmul(g: Lowering, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
     return g.op("MatMul", [g.value(a), g.value(b)])
@@ -239,13 +259,15 @@ def unsqueeze(g: Lowering, node: fx.Node, x: fx.Node, axis: int) -> ir.Value:
 def expand(g: Lowering, node: fx.Node, x: fx.Node, sizes: Sequence[Any]) -> ir.Value:
     before, after = _tensor(x).shape, _tensor(node).shape
     lead = len(after) - len(before)
-    target = []
+    target: list[Any] = []
     for i, size in enumerate(after):
         kept = i >= lead and str(before[i - lead]) == str(size)
-        if not kept and not isinstance(size, int):
-            raise g.refused("expands to a size that only a tensor knows")
-        target.append(1 if kept else size)  # ONNX: 1 keeps the axis as it is
-    return g.op("Expand", [g.value(x), g.constant(target)])
+        # ONNX: 1 keeps the axis as it is. A size of another tensor comes as a value of shape [1].
+        target.append(1 if kept else size if isinstance(size, int) else g.value(sizes[i]))
+    if all(isinstance(size, int) for size in target):
+        return g.op("Expand", [g.value(x), g.constant(target)])
+    parts = [g.constant([size]) if isinstance(size, int) else size for size in target]
+    return g.op("Expand", [g.value(x), g.op("Concat", parts, {"axis": 0})])
 
 
 @entry(aten.slice.Tensor)
@@ -282,8 +304,8 @@ def cat(g: Lowering, node: fx.Node, parts: Sequence[fx.Node], axis: int = 0) -> 
     return g.op("Concat", [_operand(g, part, dtype) for part in parts], {"axis": axis})
 
 
-@entry(aten.split.Tensor)
-def split(g: Lowering, node: fx.Node, x: fx.Node, size: int, axis: int = 0) -> tuple[ir.Value, ...]:
+@entry(aten.split.Tensor, aten.split_with_sizes.default)
+def split(g: Lowering, node: fx.Node, x: fx.Node, size: Any, axis: int = 0) -> tuple[ir.Value, ...]:
     sizes = [part.shape[axis] for part in node.meta["val"]]
     if not all(isinstance(n, int) for n in sizes):
         raise g.refused("it splits an axis whose size only a tensor knows")

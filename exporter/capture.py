@@ -13,7 +13,7 @@ from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.step import Handoff, State, Step, Table
 
 # Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.
-SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11}
+SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13}
 
 # What every graph takes besides the states: integers by these axes.
 INPUTS: dict[str, tuple[int | str, ...]] = {
@@ -127,7 +127,7 @@ def capture(model: Decoder) -> Captured:
         inputs = [shared[id(m)] for m in taken]
         given = _handoffs(layer, shared)
         gives = _hand(given, prefix, dtype, shared)
-        kind = _fingerprint(layer)
+        kind = _fingerprint(layer, {id(m): own for m, own in zip(taken, inputs, strict=True)})
         if kind not in kinds:
             wrapped = _Layer(layer, taken, given)
             kinds[kind] = _layer(f"Layer{len(kinds)}", wrapped, x, inputs, states, gives)
@@ -185,10 +185,12 @@ def _positions(tables: Sequence[Table]) -> tuple[Call, dict[int, list[Input]]]:
     shared: dict[int, list[Input]] = {}
     for table, group in zip(tables, names, strict=True):
         values = [next(traced).meta["val"] for _ in group]
-        shared[id(table)] = [
-            (name, ("B", "T", *(int(n) for n in value.shape[2:])), value.dtype)
-            for name, value in zip(group, values, strict=True)
+        axes = [
+            tuple(n if isinstance(n, int) else "BT"[i] for i, n in enumerate(value.shape))
+            for value in values
         ]
+        dtypes = [value.dtype for value in values]
+        shared[id(table)] = list(zip(group, axes, dtypes, strict=True))
     return Call(part, "", module), shared
 
 
@@ -258,11 +260,19 @@ def _table_names(tables: Sequence[Table]) -> list[list[str]]:
     return names
 
 
-def _fingerprint(module: nn.Module) -> str:
-    """Return a digest equal for modules that trace alike: same classes, settings and shapes."""
+def _fingerprint(module: nn.Module, taken: Mapping[int, Sequence[Input]]) -> str:
+    """Return a digest equal for modules that trace alike: same classes, settings and shapes.
+
+    `taken`: what comes into the trace as inputs, by the identity of the table or handoff that it is
+    of; which of them it is and its axes count, not what gives it.
+    """
     digest = hashlib.sha256()
+    order = list(taken)
 
     def feed(value: Any) -> None:
+        if id(value) in taken:
+            feed((order.index(id(value)), [tensor[1:] for tensor in taken[id(value)]]))
+            return
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
             if not value.is_meta:

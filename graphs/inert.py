@@ -4,22 +4,22 @@ import re
 
 # Keys of config.json across the ecosystem: training, bookkeeping, text generation.
 _INERT = """
-_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path
-_sliding_window_pattern add_cross_attention altup_coef_clip altup_lr_multiplier architectures
-attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
+_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _sliding_window_pattern
+add_cross_attention altup_coef_clip altup_lr_multiplier architectures attention_dropout
+attn_implementation auto_map aux_loss_alpha bad_words_ids begin_suppress_tokens bos_token_id
 cache_implementation chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
 diversity_penalty do_sample dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size
-eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+eos_token_id ep_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
 forced_eos_token_id hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
-is_encoder_decoder is_llama_config label2id length_penalty load_balance_coeff max_length
-min_length model_type mtp_transformer_layers no_repeat_ngram_size num_beam_groups num_beams
-num_mtp_modules num_return_sequences output_attentions output_hidden_states output_router_logits
-output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads remove_invalid_values
+is_encoder_decoder is_llama_config label2id length_penalty load_balance_coeff max_length min_length
+model_type mtp_transformer_layers no_repeat_ngram_size num_beam_groups num_beams num_mtp_modules
+num_return_sequences output_attentions output_hidden_states output_router_logits output_scores
+pad_token_id prefix pretraining_tp problem_type pruned_heads remove_invalid_values
 repetition_penalty resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
-router_jitter_noise sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
-transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache use_grouped_mm
-use_mtp
+router_jitter_noise sep_token_id seq_aux suppress_tokens task_specific_params temperature
+tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
+transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
+use_cache use_grouped_mm use_mtp
 """
 INERT = frozenset(_INERT.split())
 
@@ -27,7 +27,8 @@ INERT = frozenset(_INERT.split())
 # null, false and empty do mean something.
 USUAL = {"is_causal": True}
 
-# Tensors that older tools wrote although they follow from the config.
+# Tensors that tools wrote although they follow from the config.
 LEFTOVERS = re.compile(
-    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attention\.(bias|masked_bias))$"
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attention\.(bias|masked_bias)"
+    r"|self_attn\.(slope_rate|(query|key|diagonal)_decay))$"  # of MiniMax's linear attention
 )

@@ -29,8 +29,8 @@ BINARY: dict[str, Callable] = {
     "div": lambda x, y: x / y,
 }
 UNARY = (
-    torch.cos, torch.erf, F.mish, torch.reciprocal, F.relu, torch.sigmoid, torch.sin, F.softplus,
-    torch.square, torch.tanh, F.silu, F.gelu, F.leaky_relu, F.relu6,
+    torch.cos, torch.erf, torch.exp, F.mish, torch.neg, torch.reciprocal, F.relu, torch.sigmoid,
+    torch.sin, F.softplus, torch.square, torch.tanh, F.silu, F.gelu, F.leaky_relu, F.relu6,
 )  # fmt: skip
 CONSTANT = torch.tensor([1.0, -2.0, 0.5, 3.0])
 
@@ -84,6 +84,7 @@ CASES: dict[str, tuple[Callable, list[Input]]] = {
     "cat": (lambda x, y: torch.cat([x, y, x], 1), [(X, F32), (X, F32)]),
     "cat, promoted": (lambda x, y: torch.cat([x, y], -1), [(AT, I64), (AT, F32)]),
     "split": (lambda x: x.split(3, -1)[1] + x.split(1, -1)[0], [(X, F32)]),
+    "split into sizes": (lambda x: x.split((1, 3), -1)[1] * 2, [(X, F32)]),
     "split in one": (lambda x: x.split(4, -1)[0] * 2, [(X, F32)]),
     "alias": (lambda x: x[..., :4] * 2, [(X, F32)]),
     "floor of ints": (lambda x: torch.div(x, 3, rounding_mode="floor"), [(AT, I64)]),
@@ -91,6 +92,9 @@ CASES: dict[str, tuple[Callable, list[Input]]] = {
     "floor of floats": (lambda x: torch.div(x, 0.3, rounding_mode="floor"), [(X, F32)]),
     "linear": (nn.Linear(4, 6, bias=False), [(X, F32)]),
     "linear with bias": (nn.Linear(4, 6), [(X, F32)]),
+    "layer_norm": (nn.LayerNorm(4, eps=0.1), [(X, F32)]),
+    "layer_norm without a bias": (nn.LayerNorm(4, bias=False), [(X, F32)]),
+    "layer_norm half": (lambda x, y: F.layer_norm(x, (4,), y), [(X, F16), ((4,), F16)]),
     "rms_norm": (nn.RMSNorm(4, eps=0.1), [(X, F32)]),
     "rms_norm bare": (lambda x: F.rms_norm(x, (4,)), [(X, F32)]),
     "rms_norm of two axes": (lambda x: F.rms_norm(x, (2, 4), eps=1e-5), [(("B", 2, 4), F32)]),
@@ -103,6 +107,7 @@ CASES: dict[str, tuple[Callable, list[Input]]] = {
     "unsqueeze": (lambda x: x.unsqueeze(-1) + x.unsqueeze(0) + x[:, None], [(("T",), F32)]),
     "expand": (lambda x: x[..., None].expand(-1, -1, 5), [(AT, F32)]),
     "expand to more axes": (lambda x: x.expand(3, -1, -1), [(AT, F32)]),
+    "expand to another's": (lambda x, y: x.expand(*y.shape[:2], -1), [((4,), F32), (X, F32)]),
     "slice": (lambda x: x[:, 1:], [(X, F32)]),
     "slice from the end": (lambda x: x[..., -3:-1], [(X, F32)]),
     "slice by steps": (lambda x: x[..., ::2], [(X, F32)]),
@@ -226,6 +231,7 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         r"aten\.div\.Tensor_mode at mixer .*rounding_mode is 'trunc'",
     ),
     "unbiased": (lambda x: x.std(-1), r"aten\.std\.dim at mixer .*unbiased"),
+    "without a weight": (lambda x: F.layer_norm(x, (4,)), r"aten\.layer_norm\.default.*no weight"),
     "two sizes": (
         lambda x: x[:, 1:].flatten(0, 1).unflatten(0, (x.shape[0], x.shape[1] - 1)),
         r"at mixer",

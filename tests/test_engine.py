@@ -109,13 +109,16 @@ def greedy_eager(eager: torch.nn.Module, ids: torch.Tensor, ends: frozenset[int]
     return picked
 
 
-# No window, a window, one that is shared, sinks, chunks: the graph differs by its operators alone.
+# No window, a window, one that is shared, sinks, chunks, latents, chosen positions that are shared:
+# the graph differs by its operators alone.
 NAMES = (
     "llama/plain",
     "gemma2/plain",
     "gemma3n_text/one of each shared",
     "gpt_oss/plain",
     "llama4_text/plain",
+    "deepseek_v3/plain",
+    "glm_moe_dsa/shared, wide values",
 )
 PORTABLE = [case for case in CASES if case.name in NAMES]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from malformed import MALFORMED, Malformed, tiny_llama
+from malformed_latents import MALFORMED_LATENTS
 from malformed_moe import MALFORMED_MOE
 
 from lmcast.exporter.cli import main
@@ -34,7 +35,9 @@ def _warm(tmp_path_factory):
     assert run("inspect", tmp_path_factory.mktemp("empty")) == 2
 
 
-@pytest.mark.parametrize("entry", MALFORMED + MALFORMED_MOE, ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    "entry", MALFORMED + MALFORMED_MOE + MALFORMED_LATENTS, ids=lambda entry: entry.name
+)
 def test_malformed_checkpoint(entry: Malformed, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     source, place = tmp_path / "checkpoint", tmp_path / "place"

@@ -11,7 +11,7 @@ from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
 from lmcast.graphs.blocks.norm import RMSNorm
-from lmcast.graphs.blocks.rope import Rope, Temperature
+from lmcast.graphs.blocks.rope import Rope, temperature
 from lmcast.graphs.blocks.rope_parameters import TemperedRope
 from lmcast.graphs.layers import head_width
 from lmcast.graphs.legacy import rope
@@ -51,18 +51,6 @@ class Config:
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     given = raw.get("rope_scaling") or raw.get("rope_parameters")
     return rope(raw if given else {**raw, "rope_parameters": POSITIONS})
-
-
-def temperature(p: TemperedRope, max_position_embeddings: int) -> Temperature:
-    length = p.original_max_position_embeddings
-    if length is None and p.rope_type in ("llama3", "yarn", "longrope"):
-        length = max_position_embeddings
-    if length is None:
-        raise ValueError(
-            "rope_parameters.original_max_position_embeddings is missing;"
-            " llama_4_scaling_beta counts in multiples of it"
-        )
-    return Temperature(p.llama_4_scaling_beta, length)
 
 
 def build(c: Config) -> Decoder:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmcast.graphs.blocks.norm import widen
-from lmcast.graphs.blocks.rope_parameters import RopeParameters
+from lmcast.graphs.blocks.rope_parameters import RopeParameters, TemperedRope
 from lmcast.graphs.blocks.step import Step, Table
 
 
@@ -157,6 +157,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     )
 
 
+def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotate the first R dims of every head of x in the interleaved layout, dim 2j with 2j + 1."""
+    width = x.shape[-1] // heads
+    part = 0 if 2 * cos.shape[-1] == width else 2 * cos.shape[-1]
+    return torch.onnx.ops.rotary_embedding(
+        x, cos.to(x.dtype), sin.to(x.dtype),
+        interleaved=True, num_heads=heads, rotary_embedding_dim=part,
+    )  # fmt: skip
+
+
 def rotate_wide(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Rotate in fp32 and cast afterwards (OLMo 2 and 3)."""
     return rotate(widen(x), cos, sin, heads).to(x.dtype)
@@ -165,11 +175,7 @@ def rotate_wide(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """Rotate all dims of every head in the interleaved layout, dim 2j with 2j + 1, in fp32, and
     cast afterwards (Llama 4)."""
-    wide = widen(x)
-    cos, sin = cos.to(wide.dtype), sin.to(wide.dtype)
-    return torch.onnx.ops.rotary_embedding(
-        wide, cos, sin, interleaved=True, num_heads=heads, rotary_embedding_dim=0
-    ).to(x.dtype)
+    return rotate_interleaved(widen(x), cos, sin, heads).to(x.dtype)
 
 
 Rotation = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -189,3 +195,16 @@ class Temperature(Table):
         position = step.positions + self.offset if self.offset else step.positions
         turns = torch.div(position, self.length, rounding_mode="floor").float()
         return ((1 + self.beta * torch.log(1 + turns))[..., None],)
+
+
+def temperature(p: TemperedRope, max_position_embeddings: int) -> Temperature:
+    """Return the table that such rope_parameters ask for; raises ValueError where they cannot."""
+    length = p.original_max_position_embeddings
+    if length is None and p.rope_type in ("llama3", "yarn", "longrope"):
+        length = max_position_embeddings
+    if length is None:
+        raise ValueError(
+            "rope_parameters.original_max_position_embeddings is missing;"
+            " llama_4_scaling_beta counts in multiples of it"
+        )
+    return Temperature(p.llama_4_scaling_beta, length)

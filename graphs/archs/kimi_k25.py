@@ -1,0 +1,19 @@
+"""Kimi K2.5 and K2.6: the text of Kimi K2 beside MoonViT."""
+
+from lmcast.graphs.archs import deepseek_v3, kimi_k2
+from lmcast.graphs.multimodal import Multimodal, Text
+
+KEYS = """
+ignore_index image_token_id media_placeholder_token_id projection_hidden_size
+projection_layer_norm_eps use_unified_vision_chunk video_placeholder video_token_id vision_config
+vision_end_token_id vision_start_token_id
+"""
+
+ARCH = Multimodal(
+    name="kimi_k25",
+    # Files of the hub name their own class, Hugging Face's the one that it reads them with.
+    texts={"deepseek_v3": Text(deepseek_v3.ARCH, {}), "kimi_k2": Text(kimi_k2.ARCH, {})},
+    keys=frozenset(KEYS.split()),
+    beside=("vision_tower", "mm_projector"),
+    tied=True,
+)
