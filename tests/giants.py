@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-Tensor = tuple[str, str, tuple[int, ...]]  # name, dtype as safetensors has it, shape
+from giant_latents import DEEPSEEK_V3, GLM_5, KIMI_K2, Tensor, latents
+
 BYTES = {"BF16": 2, "F32": 4, "U8": 1}
 SHARD = 5 * 10**9  # bytes: where a file ends, as save_pretrained does it
 
@@ -134,6 +135,9 @@ def gpt_oss(c: dict[str, Any]) -> Iterator[Tensor]:
 GIANTS = {
     "Qwen3-235B-A22B": (QWEN3_235B, qwen3_moe, "235B", "22B"),
     "gpt-oss-120b": (GPT_OSS_120B, gpt_oss, "116.8B", "5.1B"),
+    "DeepSeek-V3": (DEEPSEEK_V3, latents, "671B", "37B"),
+    "GLM-5": (GLM_5, latents, "744B", "40B"),
+    "Kimi-K2": (KIMI_K2, latents, "1T", "32B"),
 }
 
 
