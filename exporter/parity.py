@@ -146,8 +146,7 @@ def check(
     prompts: token ids; None for ids drawn with a fixed seed, `tokens` long, or longer to exceed the
     windows of the model up to `widest`.
     """
-    states = engine.manifest.fields["graph"]["states"]
-    windows = {s["shape"][2] for s in states if "C" not in s["shape"]}
+    windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
     length = min(max([tokens, *lengths]), engine.context)
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)

@@ -99,6 +99,16 @@ def head_width(hidden_size: int, heads: int, kv_heads: int, head_dim: int | None
     return head_dim or hidden_size // heads
 
 
+def check_rotated(rotary_dim: int | None, head_dim: int, share: float) -> None:
+    """Raise ValueError where an older key, `rotary_dim`, and partial_rotary_factor differ."""
+    width = int(head_dim * share)
+    if rotary_dim not in (None, width):
+        raise ValueError(
+            f"rotary_dim is {rotary_dim}, but partial_rotary_factor makes it {width} of head_dim"
+            f" {head_dim}; keep one of the two, at most head_dim"
+        )
+
+
 def further_predictors(layers: int, count: int, tensors: Collection[str]) -> tuple[str, ...]:
     """Return the modules, `count` at most, that predict further tokens (MTP).
 

@@ -64,6 +64,12 @@ def rope(raw: Mapping[str, Any], theta: float = 10000.0, partial: float = 1.0) -
     return out
 
 
+def rotated_share(rotary_dim: Any, head_dim: Any) -> float:
+    """Return the share of a head that rotates, by two values of a raw config; 1 if they fail."""
+    counts = type(rotary_dim) is int and type(head_dim) is int and 0 < rotary_dim <= head_dim
+    return rotary_dim / head_dim if counts else 1.0
+
+
 def rope_by_layer_type(
     raw: Mapping[str, Any], theta: Mapping[str, float], older: Mapping[str, str]
 ) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmcast.graphs.sources import Mxfp4, Source, View
-from lmcast.graphs.weights import EachExpert, Entry
+from lmcast.graphs.weights import EachExpert, Entry, per_expert
 
 ALL = slice(None)
 OURS = "layers.{i}.ffn.experts"
@@ -63,3 +63,15 @@ def out_first(theirs: str, inner: int) -> dict[str, View]:
 def either(*tables: Mapping[str, Source | EachExpert]) -> dict[str, Entry]:
     """Return what tables of the same keys say, as alternatives; the first is the usual one."""
     return {ours: tuple(table[ours] for table in tables) for ours in tables[0]}
+
+
+def sparse_block(inner: int) -> dict[str, Entry]:
+    """Router and experts as files of the hub with a `block_sparse_moe` have them, or as Hugging
+    Face names its modules; I is `inner`."""
+    hub, modules = (f"model.layers.{{i}}.{ffn}" for ffn in ("block_sparse_moe", "mlp"))
+    router = View(f"{hub}.gate.weight"), View(f"{modules}.gate.weight")
+    experts = per_expert(f"{hub}.experts", "w1", "w3", "w2")
+    return {
+        "layers.{i}.ffn.router.weight": router,
+        **either(experts, out_first(f"{modules}.experts", inner)),
+    }

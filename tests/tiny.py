@@ -10,14 +10,21 @@ from typing import Any
 
 import gemma3n_files
 import grok2_oracle
+import minimax_files
 import tiny_configs
+import tiny_delta_nets
 import tiny_gemma3n
 import tiny_grok2
+import tiny_kimi_linear
+import tiny_latents
+import tiny_mamba
+import tiny_minimax
 import tiny_moe
 import tiny_moe_attention
 import tiny_multimodal
+import tiny_nemotron
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_configs import COMMON_KEYS, SIZES, VOCABULARY
 from torch import Tensor
 
@@ -25,18 +32,46 @@ from lmcast.graphs import Definition, define, fill
 from lmcast.graphs.blocks.decoder import Decoder
 
 # Each has VARIANTS, settings for Hugging Face's config class, and RELEASED, config.json as written.
-TABLES = (tiny_configs, tiny_gemma3n, tiny_grok2, tiny_moe, tiny_moe_attention, tiny_multimodal)
+TABLES = (
+    tiny_configs,
+    tiny_delta_nets,
+    tiny_gemma3n,
+    tiny_grok2,
+    tiny_kimi_linear,
+    tiny_latents,
+    tiny_mamba,
+    tiny_minimax,
+    tiny_moe,
+    tiny_moe_attention,
+    tiny_multimodal,
+    tiny_nemotron,
+)
 
 # Families that no Hugging Face class defines, or none that can be built here, and what does: with
 # write(config, directory, seed) and logits(directory, ids, dtype).
-OWN = {"gemma3n": gemma3n_files, "grok2": grok2_oracle}
+OWN = {
+    "gemma3n": gemma3n_files,
+    "grok2": grok2_oracle,
+    **dict.fromkeys(tiny_minimax.FAMILIES, minimax_files),
+}
+# Families whose tensors have other names on the hub than save_pretrained gives them.
+HUB_NAMES = {
+    "kimi_k25": tiny_latents.on_the_hub,
+    "kimi_linear": tiny_kimi_linear.on_the_hub,
+}
 # Architecture -> the classes of Hugging Face that define it.
 FAMILIES = {
+    **tiny_delta_nets.FAMILIES,
     **tiny_gemma3n.FAMILIES,
     **tiny_grok2.FAMILIES,
+    **tiny_kimi_linear.FAMILIES,
+    **tiny_latents.FAMILIES,
+    **tiny_mamba.FAMILIES,
+    **tiny_minimax.FAMILIES,
     **tiny_moe.FAMILIES,
     **tiny_moe_attention.FAMILIES,
     **tiny_multimodal.FAMILIES,
+    **tiny_nemotron.FAMILIES,
     "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
     "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
@@ -101,7 +136,9 @@ def make(case: Case, directory: Path) -> Path:
         model_class = case.model_class
         written = {"architectures": [model_class], "model_type": case.architecture, **COMMON_KEYS}
         settings = {**written, **settings}
-        config = config_class.from_dict(deepcopy(settings))
+        # By its own name the class would not know the layout that the files of the hub have.
+        own = {key: value for key, value in settings.items() if key != "model_type"}
+        config = config_class.from_dict(deepcopy(own))
     else:
         config = config_class(**settings)
     with torch.random.fork_rng():
@@ -109,6 +146,9 @@ def make(case: Case, directory: Path) -> Path:
         model = getattr(transformers, case.model_class)(config)
     randomise(model, zlib.crc32(case.name.encode()))
     model.save_pretrained(directory)
+    if case.architecture in HUB_NAMES:
+        file, named = directory / "model.safetensors", HUB_NAMES[case.architecture]
+        save_file({named(n): t for n, t in load_file(file).items()}, file, {"format": "pt"})
     if case.as_written:
         (directory / "config.json").write_text(json.dumps(settings, indent=2))
     return directory
@@ -140,6 +180,9 @@ def oracle_model(case: Case, directory: Path, dtype: torch.dtype = torch.float32
 
     cls = getattr(transformers, case.model_class)
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    written = json.loads((directory / "config.json").read_text())
+    if written.pop("model_type") != cls.config_class.model_type:  # a name that remote code goes by
+        eager["config"] = cls.config_class.from_dict(written)
     model = cls.from_pretrained(directory, dtype=torch.float32, **eager)
     return model.to(dtype).eval()
 

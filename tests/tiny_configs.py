@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "biases, tied": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
         "head_dim, MHA, gelu": {"head_dim": 16, "num_key_value_heads": None, "hidden_act": "gelu"},
         "MQA, eps": {"num_key_value_heads": 1, "rms_norm_eps": 0.05},
+        "heads of 12": {"head_dim": 12},  # which ONNX Runtime's own attention does not take
         "linear": _rope("linear", factor=3.0),
         "llama3": _rope("llama3", original_max_position_embeddings=32, **LLAMA3),
         "dynamic": {"max_position_embeddings": 16, **_rope("dynamic", factor=2.0)},

@@ -28,7 +28,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _no_constant(text: str) -> None:
+def _constant(text: str) -> dict[str, str]:
+    if text == "Infinity":  # transformers 4 writes what 5 writes so: the bounds of Mamba's steps
+        return {"__float__": text}
     raise _RefusedError(f"{text} is no JSON number")
 
 
@@ -42,7 +44,7 @@ def _finite(text: str) -> float:
 def parse_object(data: bytes, shown: Path) -> dict[str, Any]:
     """Return the JSON object that `data` holds in UTF-8; errors name `shown`.
 
-    Raises CheckpointError for anything else, duplicate keys, NaN, infinities, lone surrogates and
+    Raises CheckpointError for anything else, duplicate keys, NaN, -Infinity, lone surrogates and
     nesting beyond Python's recursion limit.
     """
     if data.count(b"[") + data.count(b"{") > MOST_CONTAINERS:
@@ -50,7 +52,7 @@ def parse_object(data: bytes, shown: Path) -> dict[str, Any]:
     try:
         text = data.decode()
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_finite
         )
         if SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair

@@ -23,8 +23,9 @@ def group_query_attention(model: ir.Model) -> int:
         assert query is not None and query.shape is not None
         assert past_key is not None and past_key.shape is not None
         assert past_value is not None and past_value.shape is not None
-        attributes = _attributes(node, query.shape, past_key.shape)
-        if past_key.shape[-1] != past_value.shape[-1] or attributes is None:
+        attributes, width = _attributes(node, query.shape, past_key.shape), past_key.shape[-1]
+        assert isinstance(width, int)
+        if width != past_value.shape[-1] or width % 8 or attributes is None:
             continue
         name = str(node.name)
         inputs: list[ir.Value | None] = [

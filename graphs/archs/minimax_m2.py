@@ -13,11 +13,11 @@ from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.blocks.rope_parameters import RopeParameters
-from lmcast.graphs.layers import head_width, one_each
-from lmcast.graphs.legacy import renamed, rope
+from lmcast.graphs.layers import check_rotated, head_width, one_each
+from lmcast.graphs.legacy import renamed, rope, rotated_share
 from lmcast.graphs.sources import View
-from lmcast.graphs.stacked import either, out_first
-from lmcast.graphs.weights import COMMON, Table, per_expert
+from lmcast.graphs.stacked import sparse_block
+from lmcast.graphs.weights import COMMON, Table
 
 HEAD_DIM = 128
 One = Annotated[float, Range(1, 1)]
@@ -54,19 +54,13 @@ class Config:
     shared_moe_mode: str | None = None
 
     def __post_init__(self) -> None:
-        width = int(self.head_dim * self.rope_parameters.partial_rotary_factor)
-        if self.rotary_dim not in (None, width):
-            raise ValueError(
-                f"rotary_dim is {self.rotary_dim}, but partial_rotary_factor makes it {width} of"
-                f" head_dim {self.head_dim}; keep one of the two, at most head_dim"
-            )
+        share = self.rope_parameters.partial_rotary_factor
+        check_rotated(self.rotary_dim, self.head_dim, share)
         one_each("attn_type_list", self.attn_type_list or 1, self.num_hidden_layers)
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
-    rotary, width = raw.get("rotary_dim"), raw.get("head_dim", HEAD_DIM)
-    counts = type(rotary) is int and type(width) is int and 0 < rotary <= width
-    partial = rotary / width if counts else 1.0
+    partial = rotated_share(raw.get("rotary_dim"), raw.get("head_dim", HEAD_DIM))
     return rope(renamed(raw, {"num_experts": "num_local_experts"}), theta=5e6, partial=partial)
 
 
@@ -97,18 +91,13 @@ def build(c: Config) -> Decoder:
 
 def weights(c: Config) -> Table:
     """As on the hub, or as Hugging Face names its modules."""
-    hub, modules = (f"model.layers.{{i}}.{ffn}" for ffn in ("block_sparse_moe", "mlp"))
-    router = {"weight": "gate.weight", "correction": "e_score_correction_bias"}
-    at_hub, at_modules = (
-        {f"layers.{{i}}.ffn.router.{ours}": View(f"{ffn}.{name}") for ours, name in router.items()}
-        for ffn in (hub, modules)
-    )
+    correction = "e_score_correction_bias"
     return {
         **COMMON,
-        **either(at_hub, at_modules),
-        **either(
-            per_expert(f"{hub}.experts", "w1", "w3", "w2"),
-            out_first(f"{modules}.experts", c.intermediate_size),
+        **sparse_block(c.intermediate_size),
+        "layers.{i}.ffn.router.correction": (
+            View(f"model.layers.{{i}}.block_sparse_moe.{correction}"),
+            View(f"model.layers.{{i}}.mlp.{correction}"),
         ),
         "layers.{i}.mixer.q_norm": "model.layers.{i}.self_attn.q_norm",
         "layers.{i}.mixer.k_norm": "model.layers.{i}.self_attn.k_norm",

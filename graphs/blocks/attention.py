@@ -3,6 +3,8 @@
 Letters: B batch, T tokens in this call, H query heads, G key heads, K head width, V value width.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,8 @@ class Attention(Mixer):
     rotated_norm on both after it, v_norm on B,T,G*V; rope None: no positions at all (NoPE). sinks:
     a learned score of each query head that takes its share of the attention and gives nothing.
     value_scale multiplies values before they are cached. gate makes B,T,H*V of the input, and its
-    sigmoid multiplies what the heads give. loan: what later layers may read of keys and values.
+    sigmoid multiplies what the heads give; "query": the matrix of queries makes it, of every head
+    behind its query. loan: what later layers may read of keys and values.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Attention(Mixer):
         k_norm: nn.Module | None = None,
         v_norm: nn.Module | None = None,
         rotated_norm: nn.Module | None = None,
-        gate: nn.Module | None = None,
+        gate: nn.Module | Literal["query"] | None = None,
         loan: Handoff | None = None,
         scale: float | None = None,
         value_scale: float = 1.0,
@@ -58,11 +61,11 @@ class Attention(Mixer):
         if loan is not None and (chunk or sinks):
             raise ValueError("a layer with chunks or sinks lends nothing")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.value_dim = value_dim or head_dim
+        self.value_dim, self.value_scale = value_dim or head_dim, value_scale
         self.window, self.chunk, self.softcap = window, chunk, softcap or 0.0
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.value_scale = value_scale
-        self.q = nn.Linear(dim, heads * head_dim, bias=qkv_bias)
+        gate_rows = self.value_dim if gate == "query" else 0
+        self.q = nn.Linear(dim, heads * (head_dim + gate_rows), bias=qkv_bias)
         self.k = nn.Linear(dim, kv_heads * head_dim, bias=qkv_bias)
         self.v = nn.Linear(dim, kv_heads * self.value_dim, bias=qkv_bias)
         self.o = nn.Linear(heads * self.value_dim, dim, bias=out_bias)
@@ -71,12 +74,13 @@ class Attention(Mixer):
         self.v_norm, self.rotated_norm = v_norm or nn.Identity(), rotated_norm or nn.Identity()
         self.gate, self.loan = gate, loan
         self.rope, self.temperature, self.rotation = rope, temperature, rotation
-        room = window or chunk or "C"  # a ring of the window or chunk, or all tokens
-        key, value = ("B", kv_heads, room, head_dim), ("B", kv_heads, room, self.value_dim)
-        self.states = (State("key", key), State("value", value))
+        ring = window or chunk  # or else room for all tokens
+        key, value = (("B", kv_heads, ring or "C", n) for n in (head_dim, self.value_dim))
+        self.states = (State("key", key, window=ring), State("value", value, window=ring))
 
     def forward(self, x: Tensor, step: Step, past: tuple[Tensor, ...]):
-        q, k, v = self.q_norm(self.q(x)), self.k_norm(self.k(x)), self.v_norm(self.v(x))
+        q, gate = self.queries(x)
+        q, k, v = self.q_norm(q), self.k_norm(self.k(x)), self.v_norm(self.v(x))
         if self.rope is not None:
             cos, sin = step.table(self.rope)
             q = self.rotation(q, cos, sin, self.heads)
@@ -100,6 +104,16 @@ class Attention(Mixer):
         else:
             y, *present = cached_attention(*given)
         y = y.flatten(-2)  # B,T,H*V
-        if self.gate is not None:
-            y = y * torch.sigmoid(self.gate(x))
+        if gate is not None:
+            y = y * torch.sigmoid(gate)
         return self.o(y), tuple(present)
+
+    def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the queries B,T,H*K, and what gates the output, B,T,H*V or None."""
+        q = self.q(x)
+        if self.gate is None:
+            return q, None
+        if isinstance(self.gate, nn.Module):
+            return q, self.gate(x)
+        q, gate = q.unflatten(-1, (self.heads, -1)).split((self.head_dim, self.value_dim), -1)
+        return q.flatten(-2), gate.flatten(-2)

@@ -85,3 +85,16 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(ACTIVATIONS[self.act](self.gate(x)) * self.up(x))
+
+
+class PlainMLP(nn.Module):
+    """`down(act(up(x)))`; `act` is a name of ACTIVATIONS."""
+
+    def __init__(self, dim: int, inner: int, *, act: ActivationName, bias: bool = False):
+        super().__init__()
+        self.up = nn.Linear(dim, inner, bias=bias)
+        self.down = nn.Linear(inner, dim, bias=bias)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(ACTIVATIONS[self.act](self.up(x)))

@@ -93,7 +93,8 @@ class Experts(nn.Module):
     """The feed-forwards of a layer in three stacks, gate and up E,I,D and down E,D,I.
 
     activation: a name of moe_experts; alpha and limit are those of 'clipped_swish'. scale_input:
-    weights multiply what goes into an expert instead of what comes out.
+    weights multiply what goes into an expert instead of what comes out. gated: else there is no
+    gate, and up is its own.
     """
 
     def __init__(
@@ -107,9 +108,10 @@ class Experts(nn.Module):
         limit: float = 1.0,
         bias: bool = False,
         scale_input: bool = False,
+        gated: bool = True,
     ):
         super().__init__()
-        self.gate = nn.Parameter(torch.empty(experts, inner, dim))
+        self.gate = nn.Parameter(torch.empty(experts, inner, dim)) if gated else None
         self.up = nn.Parameter(torch.empty(experts, inner, dim))
         self.down = nn.Parameter(torch.empty(experts, dim, inner))
         self.gate_bias = nn.Parameter(torch.empty(experts, inner)) if bias else None
@@ -126,13 +128,36 @@ class Experts(nn.Module):
         )  # fmt: skip
 
 
-class MoE(nn.Module):
-    """The routed experts of each token, plus what `shared` makes of all tokens."""
+class GatedShared(nn.Module):
+    """What `inner` makes of each token, times the sigmoid of one number of it (Qwen)."""
 
-    def __init__(self, router: Router, experts: Experts, shared: nn.Module | None = None):
+    def __init__(self, dim: int, inner: nn.Module):
         super().__init__()
-        self.router, self.experts, self.shared = router, experts, shared
+        self.gate, self.inner = nn.Linear(dim, 1, bias=False), inner
 
     def forward(self, x: Tensor) -> Tensor:
-        routed = self.experts(x, *self.router(x))
+        return torch.sigmoid(self.gate(x)) * self.inner(x)
+
+
+class MoE(nn.Module):
+    """The routed experts of each token, plus what `shared` makes of all tokens.
+
+    enter: what the experts see of a token; leave: the way back from what they give.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: Experts,
+        shared: nn.Module | None = None,
+        *,
+        enter: nn.Module | None = None,
+        leave: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.router, self.experts, self.shared = router, experts, shared
+        self.enter, self.leave = enter or nn.Identity(), leave or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        routed = self.leave(self.experts(self.enter(x), *self.router(x)))
         return routed if self.shared is None else routed + self.shared(x)

@@ -14,12 +14,14 @@ class State:
     """One tensor that a mixer carries from call to call.
 
     `shape` has "B" for the batch and "C" for the capacity in tokens, numbers for the rest; a state
-    without "C" does not grow. `dtype` None means the dtype the model computes in.
+    without "C" does not grow. `dtype` None means the dtype the model computes in. window: of how
+    many of the last tokens it holds something, None for all.
     """
 
     name: str
     shape: tuple[int | str, ...]
     dtype: torch.dtype | None = None
+    window: int | None = None
 
 
 def empty(
@@ -44,9 +46,10 @@ class Mixer(nn.Module):
 
 
 class Table(nn.Module):
-    """A function of positions alone, computed once per call for all layers that share it.
+    """A function of positions at most, computed once per call for all layers that share it.
 
-    `forward(step)` returns a tuple of fp32 tensors B,T,..., one for each name in `outputs`.
+    `forward(step)` returns a tuple of fp32 tensors, B,T,... or of fixed sizes, one for each name in
+    `outputs`. Layers that differ in the numbers of their tables alone are traced once.
     """
 
     outputs: tuple[str, ...]
@@ -56,7 +59,7 @@ class Handoff(nn.Module):
     """Tensors of one call that one part of a model leaves for later parts, which hold it too.
 
     `tensors` gives their names and axes in order; besides those of State, "T" is the tokens of the
-    call and "S" the positions that a window sees in it.
+    call, "S" the positions that a window sees in it and "K" those chosen for each token.
     """
 
     def __init__(self, *tensors: State):

@@ -1,0 +1,21 @@
+"""Qwen3.5: the text of qwen3_5_text beside a vision tower."""
+
+from lmcast.graphs.archs import qwen3_5_text
+from lmcast.graphs.multimodal import Multimodal, Text
+
+DEFAULTS = {
+    "vocab_size": 248320,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+}
+KEYS = "image_token_id video_token_id vision_config vision_end_token_id vision_start_token_id"
+
+ARCH = Multimodal(
+    name="qwen3_5",
+    texts={"qwen3_5_text": Text(qwen3_5_text.ARCH, DEFAULTS)},
+    keys=frozenset(KEYS.split()),
+    beside=("visual",),
+    tied=False,
+)
