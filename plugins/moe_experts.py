@@ -1,5 +1,5 @@
-"""Run each token through its experts, which are gated feed-forwards. Letters: E experts, R routes
-of a token, D width, I inner width; `...` stands for any leading axes, N for all places in them."""
+"""Run each token through its experts, which are feed-forwards. Letters: E experts, R routes of a
+token, D width, I inner width; `...` stands for any leading axes, N for all places in them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,7 +67,7 @@ def eager(
     x: Tensor,
     weights: Tensor,
     chosen: Tensor,
-    gate: Tensor,
+    gate: Tensor | None,
     up: Tensor,
     down: Tensor,
     gate_bias: Tensor | None,
@@ -81,10 +81,11 @@ def eager(
     """Return for each place the weighted sum over its experts of `down(act(gate(x), up(x)))`.
 
     x ...,D; weights ...,R fp32; chosen ...,R int64, an expert at most once per place; gate and up
-    E,I,D; down E,D,I; biases E,I, E,I and E,D, all or none. activation: a name in ACTIVATIONS;
-    alpha and limit are for 'clipped_swish'. scale_input: weights multiply x before the expert
-    instead of the result (Llama 4). Experts compute in x's dtype, the sum is taken in fp32. ->
-    ...,D in x's dtype.
+    E,I,D; down E,D,I; biases E,I, E,I and E,D, all or none. gate None: up is its own gate, and
+    there are no biases ('relu' then makes the square of relu, Nemotron 3). activation: a name in
+    ACTIVATIONS; alpha and limit are for 'clipped_swish'. scale_input: weights multiply x before the
+    expert instead of the result (Llama 4). Experts compute in x's dtype, the sum is taken in fp32.
+    -> ...,D in x's dtype.
     """
     flat, picks = x.flatten(0, -2), chosen.flatten(0, -2)  # N,D and N,R
     shares = weights.flatten(0, -2)
@@ -93,8 +94,10 @@ def eager(
         row, route = (picks == e).nonzero(as_tuple=True)
         share = shares[row, route][:, None]
         own = flat[row] * share.to(x.dtype) if scale_input else flat[row]
-        gates = F.linear(own, gate[e], None if gate_bias is None else gate_bias[e])
         ups = F.linear(own, up[e], None if up_bias is None else up_bias[e])
+        gates = ups
+        if gate is not None:
+            gates = F.linear(own, gate[e], None if gate_bias is None else gate_bias[e])
         inner = ACTIVATIONS[activation][0](gates, ups, alpha, limit)
         out = F.linear(inner, down[e], None if down_bias is None else down_bias[e])
         total.index_add_(0, row, out.to(total.dtype) if scale_input else out * share)
@@ -159,6 +162,9 @@ SCALED = "typed_share = CastLike (column, x)\n        own = Mul (taken, typed_sh
 
 def body(given: Mapping[str, Any]) -> str:
     biased, scale_input = given["gate_bias"] is not None, given["scale_input"]
+    gates = "gates = Identity (ups)"
+    if given["gate"] is not None:
+        gates = linear("own", "gate", "gates", biased)
     inputs = "x, weights, chosen, gate, up, down"
     inputs += ", gate_bias, up_bias, down_bias" if biased else ""
     return f"""
@@ -168,8 +174,8 @@ moe_experts <activation, alpha, limit, scale_input> ({inputs}) => (out) {{
         (int64 i, bool go, float[N, D] before) => (bool on, float[N, D] after) {{
         {OWN}
         {SCALED if scale_input else "own = Identity (taken)"}
-        {linear("own", "gate", "gates", biased)}
         {linear("own", "up", "ups", biased)}
+        {gates}
         {activation_text(given)}
         {linear("inner", "down", "result", biased)}
         wide = Cast <to = 1> (result)
@@ -191,6 +197,7 @@ def case(
     activation: str = "silu",
     biased: bool = False,
     scale_input: bool = False,
+    gated: bool = True,
 ) -> tuple:
     """Return arguments for B,T places; weights are scaled so that all values stay near 1."""
     (batch, tokens), (width, inner) = places, widths
@@ -200,7 +207,7 @@ def case(
         torch.randn(batch, tokens, width),
         torch.rand(batch, tokens, routes),
         order,
-        torch.randn(experts, inner, width) / width**0.5,
+        torch.randn(experts, inner, width) / width**0.5 if gated else None,
         torch.randn(experts, inner, width) / width**0.5,
         torch.randn(experts, width, inner) / inner**0.5,
         *biases,
@@ -221,6 +228,7 @@ def cases() -> list[tuple]:
         case((1, 33), 3, 3, (16, 8), "gelu_tanh"),  # every token to every expert (Grok 2: 2 of 8)
         case((2, 3), 5, 2, (16, 8), "gelu"),
         case((2, 3), 5, 2, (16, 8), "relu"),
+        case((2, 5), 6, 3, (16, 24), "relu", gated=False),  # Nemotron 3
     ]
 
 

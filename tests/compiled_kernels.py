@@ -7,24 +7,40 @@ Prints JSON.
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from compiled_linear import linear_steps
 from torch import Tensor
+from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 
-from lmcast.plugins.kernels import moe_experts_triton, moe_route_triton
+from lmcast.plugins.kernels import (
+    mla_attention_triton,
+    moe_experts_triton,
+    moe_route_triton,
+    sparse_attention_triton,
+    sparse_index_triton,
+)
 from lmcast.plugins.kernels.step import Step
 from lmcast.plugins.moe_experts import ACTIVATIONS
 from lmcast.plugins.plugin import REGISTRY
 
 # Qwen3-30B-A3B: places N to each size of tile, for one place alone, decode and prefill.
 ROUTES, EXPERTS, WIDTH, INNER = 8, 128, 2048, 768
+# Of DeepSeek-V3 and GLM-5: heads, then widths of queries and values.
+DEEPSEEK, GLM = (128, 128, 128), (64, 192, 256)
+RANK, TURNED, CAPACITY, CHOSEN = 512, 64, 32768, 2048
+CUOBJDUMP = Path(nvidia.__file__).parent / "bin/cuobjdump"
 PLACES = {torch.bfloat16: (1, 16, 1024, 4096), torch.float16: (16,), torch.float32: (4096,)}
 
 
@@ -46,6 +62,7 @@ def experts(
     biased: bool = False,
     scale_input: bool = False,
     interleaved: bool = False,
+    gated: bool = True,
 ) -> list[Step]:
     weights = empty(torch.float32, places, ROUTES)
     chosen = empty(torch.int64, places, ROUTES)
@@ -57,7 +74,28 @@ def experts(
     biases = [empty(dtype, EXPERTS, n) if biased else None for n in (INNER, INNER, WIDTH)]
     numbers = (activation, 1.702, 7.0, scale_input)
     x = empty(dtype, places, WIDTH)
-    return moe_experts_triton.steps(x, weights, chosen, gate, up, down, *biases, *numbers)[0]
+    matrices = (gate if gated else None, up, down)
+    return moe_experts_triton.steps(x, weights, chosen, *matrices, *biases, *numbers)[0]
+
+
+def attention(
+    dtype: torch.dtype, batch: int, tokens: int, sizes: tuple[int, int, int], sparse: bool = False
+) -> list[Step]:
+    heads, width, value_width = sizes
+    held = (empty(dtype, batch, n, RANK + TURNED) for n in (tokens, CAPACITY))
+    counts = (empty(torch.int64, batch), empty(torch.int64, batch))
+    chosen = [empty(torch.int64, batch, tokens, CHOSEN)] if sparse else []
+    ups = (empty(dtype, heads, n, RANK) for n in (width, value_width))
+    queries = (empty(dtype, batch, tokens, heads, n) for n in (width, TURNED))
+    module = sparse_attention_triton if sparse else mla_attention_triton
+    return module.steps(*queries, *held, *counts, *chosen, *ups, 0.1)[0]
+
+
+def index(dtype: torch.dtype, heads: int, width: int = 128) -> list[Step]:
+    query, weights = empty(dtype, 1, 1, heads, width), empty(torch.float32, 1, 1, heads)
+    held = (empty(dtype, 1, n, width) for n in (1, CAPACITY))
+    counts = (empty(torch.int64, 1), empty(torch.int64, 1))
+    return sparse_index_triton.steps(query, weights, *held, *counts, CHOSEN)[0]
 
 
 def steps() -> Iterator[Step]:
@@ -72,6 +110,26 @@ def steps() -> Iterator[Step]:
         yield from experts(torch.bfloat16, 1, activation, biased=True)
     yield from experts(torch.bfloat16, 1, scale_input=True)
     yield from experts(torch.bfloat16, 16, "clipped_swish", biased=True, interleaved=True)
+    for places in (1, 4096):  # their columns are twice as wide
+        yield from experts(torch.bfloat16, places, "relu", gated=False)
+    yield from attention(torch.bfloat16, 1, 1, DEEPSEEK)  # splits, and a tile of 32
+    yield from attention(torch.bfloat16, 64, 1, GLM, sparse=True)
+    yield from attention(torch.bfloat16, 1, 4096, DEEPSEEK, sparse=True)  # one split
+    # The attention alone, without what is before and after: a tile of 16, and fp32 in one split.
+    yield attention(torch.float16, 64, 1, (16, 192, 256))[2]
+    yield attention(torch.float32, 1, 4096, DEEPSEEK)[2]
+    for dtype, heads in ((torch.bfloat16, 64), (torch.float16, 32), (torch.float32, 64)):
+        yield from index(dtype, heads)
+    yield from linear_steps()
+
+
+def stack(cubin: bytes) -> int:
+    """Return how many bytes a thread keeps outside of its registers."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [CUOBJDUMP, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return max(int(found) for found in re.findall(r"STACK:(\d+)", usage))
 
 
 def build(arch: str) -> list[dict[str, Any]]:
@@ -87,6 +145,7 @@ def build(arch: str) -> list[dict[str, Any]]:
                 "elf": cubin[:4] == b"\x7fELF" and f".text.{made.metadata.name}".encode() in cubin,
                 "arch": f"sm_{arch}".encode() in cubin,
                 "shared": made.metadata.shared,
+                "stack": stack(cubin),
             }
         )
     return built
@@ -94,7 +153,8 @@ def build(arch: str) -> list[dict[str, Any]]:
 
 def run() -> list[dict[str, Any]]:
     """Run every case on the GPU; how far each is from exact eager, in units of its tolerance."""
-    import_module("lmcast.graphs.blocks.moe")  # operators register themselves
+    for block in ("moe", "mla", "delta"):  # operators register themselves
+        import_module(f"lmcast.graphs.blocks.{block}")
 
     def to(args: tuple, **kind: Any) -> tuple:
         wide = {k: v for k, v in kind.items() if k != "dtype"}
@@ -110,12 +170,12 @@ def run() -> list[dict[str, Any]]:
         for i, case in enumerate(plugin.cases()):
             for dtype, close in plugin.close.items():
                 args = to(case, dtype=dtype, device="cuda")
-                got = plugin.kernels["triton"]()(*args)
                 want = plugin.eager(*to(args, dtype=torch.float64, device="cuda"))
+                got = plugin.kernels["triton"]()(*args)  # later: it writes states in place
                 pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
                 for have, exact in pairs:
-                    bound = close.atol + close.rtol * exact.abs()
-                    worst = float(((have - exact).abs() / bound).max())
+                    error, bound = (have - exact).abs(), close.atol + close.rtol * exact.abs()
+                    worst = float(torch.where(error == 0, 0.0, error / bound).max())
                     found.append({"case": f"{plugin.name} {i} {dtype}", "of_tolerance": worst})
     return found
 

@@ -23,6 +23,8 @@ from lmcast.exporter.onnx_export import assemble, attach_bodies
 from lmcast.exporter.passes import TARGETS
 from lmcast.graphs import define
 from lmcast.plugins.cached_attention import cached_attention
+from lmcast.plugins.causal_conv import causal_conv
+from lmcast.plugins.linear_attention import linear_attention
 from lmcast.plugins.plugin import DOMAIN, Plugin
 from lmcast.plugins.window_attention import window_attention
 
@@ -59,24 +61,29 @@ GQA = ["Reshape"] * 4 + ["GroupQueryAttention"]
 
 
 # (pass, graph, changes, operators that it leaves behind besides Constant and arithmetic on lengths)
-def experts(activation: str, biased: bool = False, scale_input: int = 0) -> str:
+def experts(activation: str, biased: bool = False, scale_input: int = 0, gated: bool = True) -> str:
     """Return a graph of two routes through four experts, as inputs: weights would need files."""
     biases = ", float[4,6] gb, float[4,6] ub, float[4,8] db" if biased else ""
-    names = ", gb, ub, db" if biased else ""
+    names, gate = ", gb, ub, db" if biased else "", "g" if gated else ""
     return f"""(float[B,T,8] x, float[B,T,2] share, float[4,6,8] g, float[4,6,8] u, float[4,8,6] d
         {biases}) => (float[B,T,8] y) {{
         two = Constant <value_ints = [2]> ()
         value, chosen = TopK (logits, two)
         y = lmcast.moe_experts <activation = "{activation}", alpha = 1.7, limit = 1.5,
-            scale_input = {scale_input}> (x, share, chosen, g, u, d{names})
+            scale_input = {scale_input}> (x, share, chosen, {gate}, u, d{names})
     }}""".replace("float[4,6,8] g", "float[B,T,4] logits, float[4,6,8] g")
 
 
-ROUTED = sorted([
-    *["TopK", "Reshape", "Transpose", "Reshape", "TopK", "Div", "Gather", "Expand"],
-    *["ScatterElements", *["Split", "Concat"] * 3, *["Gather", "MatMul"] * 12],
-    *["Transpose", "Range", "ScatterElements", "Gather", "Reshape", "Reshape"],
-])  # fmt: skip
+def routed(products: int) -> list[str]:
+    return [
+        *["TopK", "Reshape", "Transpose", "Reshape", "TopK", "Div", "Gather", "Expand"],
+        *["ScatterElements", *["Split", "Concat", *["Gather", "MatMul"] * 4] * products],
+        *["Transpose", "Range", "ScatterElements", "Gather", "Reshape", "Reshape"],
+    ]
+
+
+ROUTED = routed(3)
+UNGATED = [*routed(2), "Relu", "Mul", "Reshape", "MatMul", "CastLike"]
 SPLIT = [*ROUTED, "Sigmoid", "Mul", "Mul", "Reshape", "MatMul", "CastLike"]
 BIASED = [
     *SPLIT, *["Gather", "Transpose", "Add"] * 3, *["CastLike"] * 3,
@@ -85,6 +92,33 @@ BIASED = [
 SCALED = [
     *ROUTED, "Sigmoid", "Mul", "Mul", "Reshape", "Gather", "CastLike", "Mul", "ReduceSum",
 ]  # fmt: skip
+
+assert linear_attention and causal_conv  # importing an operator is what makes it known
+LATENTS = (
+    "(float[B,T,2,8] q, float[B,T,2,4] r, float[B,T,20] c, float[B,C,20] past, int64[B] lengths,"
+    " int64[B] counts, float[2,8,16] up, float[2,6,16] vp) => (float[B,T,2,6] y, float[B,C,20] z) {"
+    " y, z = lmcast.mla_attention <scale = 0.3> (q, r, c, past, lengths, counts, up, vp) }"
+)
+LINEAR = (
+    "(float[B,T,8] q, float[B,T,8] k, float[B,T,12] v, float[B,2,4,6] past, float[B,T,2] decay,"
+    " int64[B] counts) => (float[B,T,12] y, float[B,2,4,6] z) { g = Abs (decay) d = Neg (g)"
+    " y, z = lmcast.linear_attention <normalize = 0, channels = 0, scale = 0.5>"
+    " (q, k, v, past, d, counts) }"
+)
+CONV = (
+    "(float[B,T,6] x, float[6,1,4] weight, float[B,3,6] past, int64[B] counts)"
+    " => (float[B,T,6] y, float[B,3,6] z) {"
+    " y, z = lmcast.causal_conv <silu = 1> (x, weight, past, counts) }"
+)
+RULE = [
+    *["Reshape", "Identity", "Div", "Concat", "Unsqueeze", "Expand", "Reshape"] * 2,
+    *["Concat"] * 2, *["Reshape"] * 6, *["Unsqueeze"] * 3, *["Where"] * 2,
+    *["Abs", "Neg", "Range", "Less", "LinearAttention", "CastLike"],
+]  # fmt: skip
+TAPS = [
+    *["Concat", "Range", "Unsqueeze", "Add", "Unsqueeze", "GatherND", "Slice"],
+    "CausalConvWithState",
+]
 
 CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "inline_parts": (
@@ -172,6 +206,14 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         "(float[2,3] x) => (float[2,3] y) { a = Relu (x) b = Relu (x) y = Add (a, b) }",
         1, ["Add", "Relu"],
     ),
+    "latents_by_length": ("latents_by_length", LATENTS, 1, ["mla_attention"]),
+    "recurrent_kernels": ("recurrent_kernels", LINEAR, 1, RULE),
+    "recurrent_kernels, convolution": ("recurrent_kernels", CONV, 1, TAPS),
+    "merge_runs, of no file (test_merge_runs.py has the others)": (
+        "merge_runs",
+        "(float[1,3] x, float[1,3] y) => (float[2,3] z) { z = Concat <axis = 0> (x, y) }",
+        0, ["Concat"],
+    ),
     "remove_unused": (
         "remove_unused",
         "(float[2,3] x) => (float[2,3] y) { a = Exp (x) b = Sin (a) y = Relu (x) }",
@@ -179,6 +221,7 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     ),
     "split_experts": ("split_experts", experts("silu"), 1, SPLIT),
     "split_experts, biases": ("split_experts", experts("clipped_swish", True), 1, BIASED),
+    "split_experts, no gate": ("split_experts", experts("relu", gated=False), 1, UNGATED),
     "split_experts, scaled input": ("split_experts", experts("silu", scale_input=1), 1, SCALED),
     "group_query_attention": (
         "group_query_attention",

@@ -7,8 +7,11 @@ import onnx_ir as ir
 from lmcast.exporter.passes.fused_matmul import fused_matmul
 from lmcast.exporter.passes.group_query_attention import group_query_attention
 from lmcast.exporter.passes.inline_parts import inline_parts
+from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
+from lmcast.exporter.passes.merge_runs import merge_runs
 from lmcast.exporter.passes.quick_gelu import quick_gelu
+from lmcast.exporter.passes.recurrent_kernels import recurrent_kernels
 from lmcast.exporter.passes.remove_unused import remove_unused
 from lmcast.exporter.passes.skip_norm import skip_norm
 from lmcast.exporter.passes.split_experts import split_experts
@@ -17,10 +20,12 @@ from lmcast.exporter.passes.undo_reshape import undo_reshape
 Pass = Callable[[ir.Model], int]
 
 TARGETS: Mapping[str, tuple[Pass, ...]] = {
-    "onnx": (),
+    "onnx": (merge_runs,),
     "cpu": (
         inline_parts,
         group_query_attention,
+        latents_by_length,
+        recurrent_kernels,
         split_experts,
         undo_reshape,
         fused_matmul,

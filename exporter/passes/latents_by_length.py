@@ -76,11 +76,14 @@ BODIES = {"mla_attention": mla, "sparse_attention": sparse, "sparse_index": inde
 
 def latents_by_length(model: ir.Model) -> int:
     found = {node.op_type: node for node in nodes_of(model, *BODIES)}
+    changes = 0
     for name, node in found.items():
         query = node.inputs[0]
         assert query is not None
         text = BODIES[name](query.dtype != ir.DataType.FLOAT)
         body = ir.serde.deserialize_function(parse(text, MICROSOFT))
-        model.functions[body.identifier()] = body
-        model.graph.opset_imports[MICROSOFT] = 1
-    return len(found)
+        if MICROSOFT not in model.functions[body.identifier()].opset_imports:
+            model.functions[body.identifier()] = body
+            model.graph.opset_imports[MICROSOFT] = 1
+            changes += 1
+    return changes

@@ -5,6 +5,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from lmcast.plugins.plugin import parse
+
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 
 
@@ -49,3 +51,28 @@ def constant(
     """Insert a Constant node."""
     tensor = ir.tensor(value, dtype=dtype)
     return insert(model, before, "Constant", [], {"value": tensor}, name=name)[0]
+
+
+def written(
+    model: ir.Model,
+    before: ir.Node,
+    text: str,
+    given: Mapping[str, ir.Value | None],
+    wanted: Sequence[str],
+) -> list[ir.Value]:
+    """Insert the nodes of ONNX text that reads values by these names; return those of `wanted`.
+
+    They are named after the node that they stand before.
+    """
+    values = dict(given)
+    inputs, outputs = ", ".join(given), ", ".join(wanted)
+    function = parse(f"written ({inputs}) => ({outputs}) {{ {text} }}", MICROSOFT)
+    for node in ir.serde.deserialize_function(function):
+        taken = [None if v is None or not v.name else values[v.name] for v in node.inputs]
+        plain = {name: attribute.value for name, attribute in node.attributes.items()}
+        made = insert(
+            model, before, node.op_type, taken, plain, name=f"{before.name}.{node.outputs[0].name}",
+            outputs=len(node.outputs), domain=node.domain,
+        )  # fmt: skip
+        values |= {str(old.name): new for old, new in zip(node.outputs, made, strict=True)}
+    return [value for name in wanted if (value := values[name]) is not None]

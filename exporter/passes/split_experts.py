@@ -1,6 +1,6 @@
 """Give every expert matrix products of its own, on its own range of the file.
 
-before: y = lmcast.moe_experts(x, weights, chosen, gate, up, down)
+before: y = lmcast.moe_experts(x, weights, chosen, gate, up, down), with or without a gate
 after:  x as columns, one for each route, sorted by expert and split into one run for each expert;
         a product of that expert's matrix with each run; the runs joined, put back in the order of
         the routes, weighted and summed
@@ -17,9 +17,8 @@ import onnx_ir as ir
 
 from lmcast.exporter.onnx_export import arguments
 from lmcast.exporter.passes.nth import nth
-from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace
+from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace, written
 from lmcast.plugins.moe_experts import activation_text
-from lmcast.plugins.plugin import parse
 
 INT64 = ir.DataType.INT64
 
@@ -38,9 +37,9 @@ class _Split:
         self.x, self.weights, self.chosen = inputs[:3]
         self.matrices = dict(zip(("gate", "up", "down"), inputs[3:6], strict=True))
         self.biases = dict(zip(("gate", "up", "down"), inputs[6:9], strict=True))
-        gate = self.matrices["gate"]
-        assert gate is not None and gate.shape is not None
-        self.experts, _, self.width = (int(n) for n in gate.shape.numpy())
+        up = self.matrices["up"]
+        assert up is not None and up.shape is not None
+        self.experts, _, self.width = (int(n) for n in up.shape.numpy())
 
     def op(
         self, op_type: str, *inputs: ir.Value | None, label: str = "", **attributes: Any
@@ -74,8 +73,8 @@ class _Split:
             own = self.op("Mul", own, typed, label="scaled")
         runs = self.counts(picked)
 
-        gates = self.linear("gate", own, runs, experts)
         ups = self.linear("up", own, runs, experts)
+        gates = ups if self.matrices["gate"] is None else self.linear("gate", own, runs, experts)
         inner = self.activation(given, gates, ups)
         down = self.linear("down", inner, runs, experts)
         rows = self.op("Transpose", down, label="rows", perm=[1, 0])
@@ -139,12 +138,5 @@ class _Split:
 
     def activation(self, given: dict[str, Any], gates: ir.Value, ups: ir.Value) -> ir.Value:
         """Return what the operator's own text makes of gates and ups."""
-        values = {"gates": gates, "ups": ups}
-        text = f"act (gates, ups) => (inner) {{ {activation_text(given)} }}"
-        for node in ir.serde.deserialize_function(parse(text)):
-            inputs = [values[str(value.name)] for value in node.inputs if value is not None]
-            (out,) = node.outputs
-            label = str(out.name)
-            plain = {name: a.value for name, a in node.attributes.items()}
-            values[label] = self.op(node.op_type, *inputs, label=label, **plain)
-        return values["inner"]
+        given_values = {"gates": gates, "ups": ups}
+        return written(self.model, self.node, activation_text(given), given_values, ("inner",))[0]

@@ -45,7 +45,10 @@ def activated(gates, ups, alpha, limit, ACTIVATION: tl.constexpr):
 def products(
     x_at, gate_at, up_at, share, real, inside, D, GATE: tl.constexpr, UP: tl.constexpr, DEPTH
 ):
-    """Return x times gate and x times up, of one tile; x is read once, and scaled by its share."""
+    """Return x times gate and x times up, of one tile; x is read once, and scaled by its share.
+
+    gate_at None: both are x times up.
+    """
     gates = tl.zeros([real.shape[0], inside.shape[0]], tl.float32)
     ups = tl.zeros([real.shape[0], inside.shape[0]], tl.float32)
     for start in range(0, D, DEPTH):
@@ -55,14 +58,15 @@ def products(
             typed = share.to(own.dtype).to(tl.float32)[:, None]
             own = (own.to(tl.float32) * typed).to(own.dtype)
         mask = here[:, None] & inside[None, :]
-        weight = tl.load(gate_at, mask=mask, other=0.0)
-        gates = tl.dot(own, weight, gates, input_precision="ieee")
+        if gate_at is not None:
+            weight = tl.load(gate_at, mask=mask, other=0.0)
+            gates = tl.dot(own, weight, gates, input_precision="ieee")
+            gate_at += DEPTH * GATE[2]
         weight = tl.load(up_at, mask=mask, other=0.0)
         ups = tl.dot(own, weight, ups, input_precision="ieee")
         x_at += DEPTH
-        gate_at += DEPTH * GATE[2]
         up_at += DEPTH * UP[2]
-    return gates, ups
+    return ups if gate_at is None else gates, ups
 
 
 @triton.jit
@@ -82,7 +86,7 @@ def gate_up(
     chosen,  # N,R
     order,  # S, or None with counts
     counts,  # E
-    gate,  # E,I,D, in steps of GATE
+    gate,  # E,I,D, in steps of GATE, or None
     up,  # E,I,D, in steps of UP
     gate_bias,  # E,I or None
     up_bias,  # E,I or None
@@ -115,7 +119,7 @@ def gate_up(
     column = program % tl.cdiv(I, COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     x_at = x + (routes // R).to(tl.int64)[:, None] * D + depth[None, :]
-    gate_at = weight_at(gate, expert, column, depth, GATE)
+    gate_at = None if gate is None else weight_at(gate, expert, column, depth, GATE)
     up_at = weight_at(up, expert, column, depth, UP)
     gates, ups = products(x_at, gate_at, up_at, share, real, column < I, D, GATE, UP, DEPTH)
     gates = with_bias(gates, gate_bias, expert, column, I)
@@ -196,7 +200,7 @@ def steps(
     x: Tensor,
     weights: Tensor,
     chosen: Tensor,
-    gate: Tensor,
+    gate: Tensor | None,
     up: Tensor,
     down: Tensor,
     gate_bias: Tensor | None,
@@ -225,11 +229,12 @@ def steps(
     routing = {"weights": weights.contiguous(), "R": R, "SCALED": scale_input, "D": D}
     shared |= {"inner": inner, "D": D, "I": I, "ROWS": tile.rows, "DEPTH": tile.depth}
 
-    half = tile.columns // 2  # two products side by side
-    arguments = shared | routing | {"x": x.contiguous(), "COLUMNS": half, "ACTIVATION": activation}
-    arguments |= {"gate": gate, "up": up, "GATE": gate.stride(), "UP": up.stride()}
+    part = tile.columns if gate is None else tile.columns // 2  # two products side by side
+    arguments = shared | routing | {"x": x.contiguous(), "COLUMNS": part, "ACTIVATION": activation}
+    arguments |= {"gate": gate, "up": up, "UP": up.stride()}
+    arguments |= {"GATE": None if gate is None else gate.stride()}
     arguments |= {"gate_bias": biases[0], "up_bias": biases[1], "alpha": alpha, "limit": limit}
-    todo.append(Step(gate_up, tiles * -(-I // half), arguments, tile.warps, tile.stages))
+    todo.append(Step(gate_up, tiles * -(-I // part), arguments, tile.warps, tile.stages))
 
     arguments = shared | {"down": down, "DOWN": down.stride(), "down_bias": biases[2], "out": out}
     arguments |= {"COLUMNS": tile.columns}

@@ -2,30 +2,37 @@
 
     python tests/benchmarks/kernels.py [--bandwidth 3.35e12 --flops 989e12]
 
-Each operator runs in bf16 at the sizes of two released models, beside eager PyTorch (the
-operator's definition), torch.compile of it, and vLLM's kernel where vLLM is installed and has one
-for that model. The limit is the time that the bytes or the multiplications alone would take; the
-share is limit / time. Exit status 2 without a CUDA device.
+Each operator runs in bf16 at the sizes of released models, beside eager PyTorch (the operator's
+definition, or a better form in plain torch), torch.compile of it, and the kernel of vLLM,
+FlashInfer or flash-linear-attention where that is installed and has one for that model. Attention
+to latents and its index are decoding steps with a context of 32k; linear attention of up to 64
+tokens is a decoding step of so many rows, of more, one prompt. The limit is the time that the bytes
+or the multiplications alone would take; the share is limit / time. Exit status 2 without a CUDA
+device.
 """
 
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from kernel_works import Work, absorbed, gathered, put, works
+from linear_works import chunked, linear_works
 from torch import Tensor
 from triton import testing
 
+from lmcast.plugins import plugin
 from lmcast.plugins.moe_experts import moe_experts
 from lmcast.plugins.moe_route import moe_route
+from lmcast.plugins.sparse_index import sparse_index
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-PLACES = (1, 16, 64, 4096)  # decode of three batches, and a prefill
 # Bytes/s of memory and dense bf16 FLOP/s with fp32 sums, from the data sheets; by torch's name.
 PEAKS = {
     "NVIDIA H200": (4.8e12, 989e12),
@@ -38,38 +45,16 @@ PEAKS = {
 }
 
 
-@dataclass(frozen=True)
-class Model:
-    """What the operators need to know of a model; letters as in the operators."""
-
-    name: str
-    experts: int
-    routes: int
-    width: int
-    inner: int
-    activation: str = "silu"
-    biased: bool = False
-
-
-MODELS = (
-    Model("Qwen3-30B-A3B", 128, 8, 2048, 768),
-    Model("gpt-oss-20b", 32, 4, 2880, 2880, "clipped_swish", biased=True),
-)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Calls of an operator, and what one must move and multiply at least.
-
-    Several calls choose different experts, so that no call finds its weights in the L2 cache.
-    """
-
-    operator: str
-    model: str
-    places: int
-    calls: list[tuple]
-    moved: float  # bytes
-    flops: float
+# What runs beside each kernel: the operator's definition, or the same in plain torch where that
+# makes keys and values of all heads: 137 GB for 64 rows of 32k.
+PLAIN: dict[str, tuple[str, Callable]] = {
+    "moe_route": ("eager", moe_route.eager),
+    "moe_experts": ("eager", moe_experts.eager),
+    "mla_attention": ("plain, absorbed", absorbed),
+    "sparse_index": ("eager", sparse_index.eager),
+    "sparse_attention": ("plain, absorbed and gathered", gathered),
+    "linear_attention": ("plain, by chunks", chunked),
+}
 
 
 @dataclass(frozen=True)
@@ -83,47 +68,16 @@ class Way:
 Timer = Callable[[Callable[[], None], bool], float]  # calls, as a graph -> seconds
 
 
-def nbytes(*tensors: Tensor | None) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
-
-
-def route_work(model: Model, places: int, device: str) -> Work:
-    args = (None, model.routes, "softmax", 1, 1, 0.0, 1.0)
-    logits = torch.randn(places, model.experts, device=device, dtype=torch.bfloat16)
-    moved = nbytes(logits) + places * model.routes * (4 + 8)  # fp32 weights, int64 experts
-    return Work("moe_route", model.name, places, [(logits, *args)], moved, 0.0)
-
-
-def experts_work(model: Model, places: int, device: str) -> Work:
-    count, routes, width, inner = model.experts, model.routes, model.width, model.inner
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
-
-    both = random(count, 2 * inner, width).div_(width**0.5)  # one stack, as vLLM wants it
-    gate, up = both[:, :inner], both[:, inner:]
-    down = random(count, width, inner).div_(inner**0.5)
-    sizes = (inner, inner, width)
-    biases = [random(count, n) if model.biased else None for n in sizes]
-    x = random(places, width)
-    shares = torch.rand(places, routes, device=device)
-    # Of one order of all experts for each place, every call takes the next few.
-    order = torch.rand(places, count, device=device).argsort(-1)
-    choices = order[:, : count // routes * routes].split(routes, -1) if places < 64 else [order]
-    calls: list[tuple] = []
-    moved = 0.0
-    for choice in choices:
-        chosen = choice[:, :routes].contiguous()
-        rest = (model.activation, 1.702, 7.0, False)
-        calls.append((x, shares, chosen, gate, up, down, *biases, *rest))
-        active = int(chosen.unique().numel()) / count
-        moved += active * nbytes(both, down, *biases) + nbytes(x, shares, chosen) + nbytes(x)
-    flops = 6.0 * places * routes * width * inner
-    return Work("moe_experts", model.name, places, calls, moved / len(calls), flops)
-
-
 def public(work: Work) -> dict[str, Way]:
-    """Return vLLM's kernel for this work, if it is installed and has one."""
+    """Return a public kernel for this work, where one is installed."""
+    if work.operator in ("moe_route", "moe_experts"):
+        return vllm(work)
+    if work.operator == "linear_attention":
+        return fla(work)
+    return {} if work.operator == "sparse_index" else flashinfer(work)
+
+
+def vllm(work: Work) -> dict[str, Way]:
     try:
         from vllm.model_executor.layers.fused_moe.fused_moe import fused_experts, fused_topk
     except ImportError:
@@ -145,24 +99,96 @@ def public(work: Work) -> dict[str, Way]:
     return {"vLLM fused_experts": Way(experts, graph=True)}
 
 
+def flashinfer(work: Work) -> dict[str, Way]:
+    """FlashInfer attends to pages of latents: of 64 rows, or of one chosen row each. What is before
+    and after, torch does. Its plans are made here, so their time is not counted."""
+    try:
+        from flashinfer.mla import BatchMLAPagedAttentionWrapper as Paged
+    except ImportError:
+        return {}
+    plans = {}
+    for query, turned, _, past, lengths, _, *chosen, key_up, _, scale in work.calls:
+        batch, context, _ = past.shape
+        starts = torch.arange(batch + 1, device=past.device, dtype=torch.int32)
+        first = starts[:-1, None] * context
+        pages = (first + chosen[0][:, 0]) if chosen else torch.arange(batch * context // 64)
+        each = pages.numel() // batch
+        held = torch.full_like(lengths, each) if chosen else lengths + 1
+        plan = Paged(torch.empty(128 << 20, dtype=torch.int8, device=past.device))
+        plan.plan(
+            starts, starts * each, pages.flatten().to(starts), held.int(), query.shape[2],
+            key_up.shape[2], turned.shape[3], 1 if chosen else 64, False, scale, query.dtype,
+            past.dtype,
+        )  # fmt: skip
+        plans[past.data_ptr()] = plan
+
+    def attention(
+        query: Tensor, turned: Tensor, latent: Tensor, past: Tensor, lengths: Tensor, *rest: Any
+    ) -> Any:
+        _, *chosen, key_up, value_up, _ = rest
+        put(latent, past, lengths)
+        folded = torch.einsum("bhn,hnl->bhl", query[:, 0], key_up)
+        pages = past.view(-1, 1 if chosen else 64, past.shape[2])
+        halves = pages.split((key_up.shape[2], turned.shape[3]), -1)
+        taken = plans[past.data_ptr()].run(folded, turned[:, 0], *halves)
+        return torch.einsum("bhl,hvl->bhv", taken, value_up)[:, None]
+
+    return {"FlashInfer MLA": Way(attention, graph=True)}
+
+
+def fla(work: Work) -> dict[str, Way]:
+    """flash-linear-attention, on queries and keys for every head of values: they are made here, so
+    their time is not counted."""
+    try:
+        from fla.ops import gated_delta_rule as rule
+    except ImportError:
+        return {}
+    several = work.calls[0][2].shape[1] > 1
+    name = "chunk_gated_delta_rule" if several else "fused_recurrent_gated_delta_rule"
+    each = {}
+    for query, key, _, past, *_ in work.calls:
+        halves = (x.unflatten(-1, (-1, past.shape[2])) for x in (query, key))
+        heads = past.shape[1]
+        each[past.data_ptr()] = [x.repeat_interleave(heads // x.shape[2], 2) for x in halves]
+
+    def attention(
+        _query: Tensor, _key: Tensor, value: Tensor, past: Tensor, decay: Tensor, *rest: Any
+    ) -> Any:
+        _, beta, normalize, _, scale = rest
+        values = value.unflatten(-1, (past.shape[1], -1))
+        out, state = getattr(rule, name)(
+            *each[past.data_ptr()], values, decay, beta, scale=scale, initial_state=past,
+            output_final_state=True, use_qk_l2norm_in_kernel=normalize,
+        )  # fmt: skip
+        return out.flatten(-2), state
+
+    return {f"fla {name}": Way(attention, graph=True)}
+
+
 def ways(work: Work) -> dict[str, Way]:
     """Return all ways by name; eager loops over the experts it finds, which no graph can hold."""
-    operator = {"moe_route": moe_route, "moe_experts": moe_experts}[work.operator]
-    plain = work.operator == "moe_route"
+    name, plain = PLAIN[work.operator]
+    graph = work.operator != "moe_experts"
     torch.compiler.reset()  # each work is compiled anew, for its own sizes
     return {
-        "lmcast": Way(operator.kernels["triton"](), graph=True),
-        "eager": Way(operator.eager, graph=plain),
-        "torch.compile": Way(torch.compile(operator.eager), graph=plain),
+        "lmcast": Way(plugin.triton(work.operator)(), graph=True),
+        name: Way(plain, graph=graph),
+        f"torch.compile, {name}": Way(torch.compile(plain), graph=graph),
         **public(work),
     }
 
 
 def check(work: Work, name: str, way: Way, expected: list[Tensor]) -> None:
-    """Speed is worth nothing unless all compute the same: 2 % of the norm, for sums in bf16."""
+    """Speed is worth nothing unless all compute the same: 2 % of the norm, for sums in bf16.
+
+    Of positions, which are chosen by whole numbers, the same share may differ.
+    """
     for args, want in zip(work.calls, expected, strict=True):
         got = first(way.function(*args))
-        error = float((got.float() - want.float()).norm() / want.float().norm())
+        if want.is_floating_point():
+            error = float((got.float() - want.float()).norm() / want.float().norm())
+        else:
+            error = float((got != want).float().mean())
         if not error < 0.02:
             raise RuntimeError(f"{work.operator} {work.model} {work.places}: {name} is off {error}")
 
@@ -172,16 +198,19 @@ def first(out: Any) -> Tensor:
 
 
 def measure(
-    works: Iterator[Work], ways: Callable[[Work], Mapping[str, Way]], time: Timer, peaks: tuple
+    works: Iterable[Work], ways: Callable[[Work], Mapping[str, Way]], time: Timer, peaks: tuple
 ) -> list[list[str]]:
     """Return the rows of the table; `time` says how long a run of all calls takes."""
     rows = []
     for work in works:
-        operator = {"moe_route": moe_route, "moe_experts": moe_experts}[work.operator]
-        expected = [first(operator.eager(*args)) for args in work.calls]
+        expected = [first(PLAIN[work.operator][1](*args)) for args in work.calls]
         limits = {"bytes": work.moved / peaks[0], "FLOPs": work.flops / peaks[1]}
         by = max(limits, key=lambda name: limits[name])
+        at = work.state
+        held = [] if at is None else [args[at].clone() for args in work.calls]
         for name, way in ways(work).items():
+            for args, state in zip(work.calls, held, strict=at is not None):
+                args[at].copy_(state)
             check(work, name, way, expected)
 
             def run(function: Callable = way.function, calls: list[tuple] = work.calls) -> None:
@@ -208,14 +237,6 @@ def on_gpu(run: Callable[[], None], graph: bool) -> float:
     return bench(run, return_mode="median") / 1e3
 
 
-def works(device: str, models: tuple[Model, ...] = MODELS) -> Iterator[Work]:
-    for model in models:
-        for make in (route_work, experts_work):
-            for places in PLACES:
-                torch.manual_seed(0)
-                yield make(model, places, device)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--bandwidth", type=float, help="bytes/s; default: by the GPU's name")
@@ -229,7 +250,7 @@ def main() -> None:
     peaks = tuple(g or k for g, k in zip(given, known, strict=True))
     if None in peaks:
         sys.exit(refusal(f"the peaks of {name} are not known; give --bandwidth and --flops"))
-    table = text(measure(works("cuda"), ways, on_gpu, peaks))
+    table = text(measure(chain(works("cuda"), linear_works("cuda")), ways, on_gpu, peaks))
     print(table)
     command = shlex.join(["python", "tests/benchmarks/kernels.py", *sys.argv[1:]])
     RESULTS.write_text(
