@@ -145,7 +145,7 @@ def latents(c: dict[str, Any]) -> Iterator[Tensor]:
         at = f"model.layers.{i}"
         yield from _attention(f"{at}.self_attn", c)
         if i < c["first_k_dense_replace"]:
-            yield from _gated(f"{at}.mlp", dim, c["intermediate_size"])
+            yield from gated(f"{at}.mlp", dim, c["intermediate_size"])
         else:
             yield from _experts(f"{at}.mlp", c)
         for name in ("input_layernorm", "post_attention_layernorm"):
@@ -185,10 +185,10 @@ def _experts(at: str, c: dict[str, Any]) -> Iterator[Tensor]:
     yield f"{at}.gate.weight", "BF16", (experts, dim)
     yield f"{at}.gate.e_score_correction_bias", "F32", (experts,)
     for e in range(experts):
-        yield from _gated(f"{at}.experts.{e}", dim, inner)
-    yield from _gated(f"{at}.shared_experts", dim, inner * c["n_shared_experts"])
+        yield from gated(f"{at}.experts.{e}", dim, inner)
+    yield from gated(f"{at}.shared_experts", dim, inner * c["n_shared_experts"])
 
 
-def _gated(at: str, dim: int, inner: int) -> Iterator[Tensor]:
+def gated(at: str, dim: int, inner: int) -> Iterator[Tensor]:
     for name, shape in (("gate", (inner, dim)), ("up", (inner, dim)), ("down", (dim, inner))):
         yield f"{at}.{name}_proj.weight", "BF16", shape

@@ -5,6 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from giant_hybrids import (
+    KIMI_LINEAR_48B,
+    NEMOTRON_3_NANO,
+    QWEN3_NEXT_80B,
+    kimi_linear,
+    nemotron_h,
+    qwen3_next,
+)
 from giant_latents import DEEPSEEK_V3, GLM_5, KIMI_K2, Tensor, latents
 
 BYTES = {"BF16": 2, "F32": 4, "U8": 1}
@@ -138,14 +146,26 @@ GIANTS = {
     "DeepSeek-V3": (DEEPSEEK_V3, latents, "671B", "37B"),
     "GLM-5": (GLM_5, latents, "744B", "40B"),
     "Kimi-K2": (KIMI_K2, latents, "1T", "32B"),
+    "Qwen3-Next-80B-A3B": (QWEN3_NEXT_80B, qwen3_next, "80B", "3B"),
+    # 48B but for head and embeddings.
+    "Kimi-Linear-48B-A3B": (KIMI_LINEAR_48B, kimi_linear, "49B", "3B"),
+    "Nemotron-3-Nano-30B-A3B": (NEMOTRON_3_NANO, nemotron_h, "31.6B", "3.2B"),
 }
 
 
 def cut(config: dict[str, Any], layers: int) -> dict[str, Any]:
     """Return a config of the first layers alone."""
-    kinds = config.get("layer_types")
-    shorter = {"layer_types": kinds[:layers]} if kinds else {}
-    return {**config, "num_hidden_layers": layers, **shorter}
+    shorter: dict[str, Any] = {"num_hidden_layers": layers}
+    for key in ("layer_types", "hybrid_override_pattern"):
+        if key in config:
+            shorter[key] = config[key][:layers]
+    if linear := config.get("linear_attn_config"):
+        numbers = {
+            key: [n for n in linear[key] if n <= layers]
+            for key in ("full_attn_layers", "kda_layers")
+        }
+        shorter["linear_attn_config"] = {**linear, **numbers}
+    return {**config, **shorter}
 
 
 def make(name: str, directory: Path, layers: int | None = None, wide: bool = False) -> None:

@@ -17,8 +17,12 @@ UNITS = {"B": 10**9, "T": 10**12}
 
 
 def layers(name: str) -> int:
-    """Return how many layers have every kind that there is: one more than dense ones, or two."""
-    return giants.GIANTS[name][0].get("first_k_dense_replace", 1) + 1
+    """Return how many layers have every kind that there is, and two at least."""
+    config = giants.GIANTS[name][0]
+    full = config.get("linear_attn_config", {}).get("full_attn_layers", [1])[0]
+    attention = config.get("hybrid_override_pattern", "*").index("*") + 1
+    interval = config.get("full_attention_interval", 1)
+    return max(config.get("first_k_dense_replace", 1) + 1, full, attention, interval)
 
 
 def short(count: int, published: str) -> set[str]:

@@ -56,7 +56,7 @@ def compiled(folder: Path, *task: str) -> subprocess.Popen:
 
 
 def answer(process: subprocess.Popen) -> list[dict]:
-    out, errors = process.communicate(timeout=1200)  # 50 s of CPU time, on a busy machine too
+    out, errors = process.communicate(timeout=1200)  # a minute of CPU time, on a busy machine too
     assert process.returncode == 0, errors[-2000:]
     return json.loads(out)
 
