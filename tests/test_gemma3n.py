@@ -155,7 +155,8 @@ def test_steps_are_hugging_faces_with_a_cache(name: str, made):
         caches, lengths = [out.past_key_values for out in outs], lengths + end - start
         gaps.append(gap(mine, outs[0].logits))
         noise.append(gap(outs[0].logits, outs[1].logits))
-    assert max(gaps) <= min(1e-3, 4 * max(noise) + 2e-5), (gaps, noise)  # as in test_archs
+    # Two sides, each as far from the exact result as theirs is; 2e-5 where theirs is exact by luck.
+    assert max(gaps) <= 2 * max(noise) + 2e-5, (gaps, noise)
 
 
 def test_kinds_are_traced_once_and_states_belong_to_owners(made):
