@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
+from lmcast.exporter.passes.fused_attention import fused_attention
 from lmcast.exporter.passes.fused_matmul import fused_matmul
 from lmcast.exporter.passes.group_query_attention import group_query_attention
+from lmcast.exporter.passes.inline_bodies import inline_bodies
 from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
@@ -19,6 +21,13 @@ from lmcast.exporter.passes.undo_reshape import undo_reshape
 
 Pass = Callable[[ir.Model], int]
 
+TENSORRT: tuple[Pass, ...] = (
+    inline_parts,
+    inline_bodies,
+    fused_attention,
+    merge_equal,
+    remove_unused,
+)
 TARGETS: Mapping[str, tuple[Pass, ...]] = {
     "onnx": (merge_runs,),
     "cpu": (
@@ -34,6 +43,8 @@ TARGETS: Mapping[str, tuple[Pass, ...]] = {
         merge_equal,
         remove_unused,
     ),
+    "tensorrt": TENSORRT,
+    "tensorrt-rtx": TENSORRT,
 }
 
 

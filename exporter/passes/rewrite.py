@@ -45,6 +45,43 @@ def replace(model: ir.Model, old: ir.Node, values: Sequence[ir.Value]) -> None:
     model.graph.remove(old, safe=True)
 
 
+def inline(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
+    """Put a function's nodes in the place of a call; they are named after the call.
+
+    Attributes that the function takes are filled in. No node of it may have a graph of its own.
+    """
+    values: dict[ir.Value, ir.Value | None] = dict.fromkeys(function.inputs)
+    values |= dict(zip(function.inputs, call.inputs, strict=False))
+    outputs = dict(zip(function.outputs, call.outputs, strict=True))
+    for node in function:
+        new = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else values[value] for value in node.inputs],
+            [_filled(attribute, call) for attribute in node.attributes.values()],
+            num_outputs=len(node.outputs),
+            name=f"{call.name}.{node.name or node.outputs[0].name}",
+        )
+        graph.insert_before(call, new)
+        for old, value in zip(node.outputs, new.outputs, strict=True):
+            value.name, value.type, value.shape = f"{call.name}.{old.name}", old.type, old.shape
+            values[old] = value
+    for inner, old in outputs.items():
+        result = values[inner]
+        assert result is not None
+        result.name, result.type = old.name, old.type or result.type
+        result.shape = old.shape if old.shape is not None else result.shape
+        old.replace_all_uses_with(result, replace_graph_outputs=True)
+    graph.remove(call, safe=True)
+
+
+def _filled(attribute: ir.Attr, call: ir.Node) -> ir.Attr:
+    """Return an attribute of a function's node, with the call's value where it names one."""
+    if not attribute.is_ref():
+        return attribute
+    return ir.Attr(attribute.name, attribute.type, call.attributes[attribute.ref_attr_name].value)
+
+
 def constant(
     model: ir.Model, before: ir.Node, value: Any, dtype: ir.DataType, name: str
 ) -> ir.Value:

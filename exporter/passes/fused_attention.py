@@ -1,0 +1,129 @@
+"""Bring Attention into the form that TensorRT has fused kernels for, or into plain operators.
+
+TensorRT for RTX 1.7 has no softcap, takes one width for queries, keys and values, and chooses the
+precision of the softmax itself. Its fused kernels take two bytes a number, and widths of 16 to 256
+in steps of 8; a build with an Attention that none of them takes fails.
+
+before: Attention <softcap = 0, softmax_precision = 1> (q, k, v, mask), v narrower than k
+after:  Slice(Attention(q, k, Pad(v), mask))
+before: Attention <softcap = 50> (q, k, v, mask)
+after:  MatMul, Mul, Tanh, Mul, Where or Add, Softmax, MatMul
+"""
+
+import onnx_ir as ir
+
+from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace, written
+
+# Letters as in cached_attention: q B,H,T,K; k B,G,C,K; v B,G,C,V; mask B,1,T,C or B,H,T,C.
+PLAIN = """rest = Constant <value_ints = [-1]> ()
+    batch = Shape <start = 0, end = 1> (q)
+    heads = Shape <start = 1, end = 2> (q)
+    tokens = Shape <start = 2, end = 3> (q)
+    width = Shape <start = 3> (q)
+    groups = Shape <start = 1, end = 2> (k)
+    slots = Shape <start = 2, end = 3> (k)
+    grouped_shape = Concat <axis = 0> (batch, groups, rest, width)
+    grouped = Reshape (q, grouped_shape)
+    columns = Transpose <perm = [0, 1, 3, 2]> (k)
+    product = MatMul (grouped, columns)
+    wide = Cast <to = 1> (product)
+    scaled = Mul (wide, slope)
+    {capped}
+    score_shape = Concat <axis = 0> (batch, heads, tokens, slots)
+    score = Reshape (bent, score_shape)
+    {masked}
+    share = Softmax <axis = -1> (allowed)
+    weight = CastLike (share, v)
+    weight_shape = Concat <axis = 0> (batch, groups, rest, slots)
+    grouped_weight = Reshape (weight, weight_shape)
+    mixed = MatMul (grouped_weight, v)
+    mixed_shape = Concat <axis = 0> (batch, heads, tokens, rest)
+    out = Reshape (mixed, mixed_shape)"""
+CAPPED = "steep = Tanh (scaled)\n    bent = Mul (steep, cap)"
+MASKED = "never = Constant <value_float = -inf> ()\n    allowed = Where (mask, score, never)"
+SHIFTED = "wide_mask = Cast <to = 1> (mask)\n    allowed = Add (score, wide_mask)"
+SHORT = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+LEAST, MOST, STEP = 16, 256, 8  # widths of heads
+KEEPS_WIDTH = {"Transpose", "TensorScatter", "Concat", "Pad", "Identity"}  # in bodies of ours
+
+
+def fused_attention(model: ir.Model) -> int:
+    return sum(_rewritten(model, node) for node in nodes_of(model, "Attention"))
+
+
+def _rewritten(model: ir.Model, node: ir.Node) -> bool:
+    _, key, value, *_ = node.inputs
+    assert key is not None and value is not None
+    softcap = node.attributes.get("softcap")
+    widest = max(_width(key), _width(value))
+    if (softcap and softcap.as_float()) or widest > MOST or _described(key).dtype not in SHORT:
+        _decompose(model, node, softcap.as_float() if softcap else 0.0)
+        return True
+    wide = max(LEAST, -(-widest // STEP) * STEP)
+    if "softmax_precision" not in node.attributes and _width(key) == _width(value) == wide:
+        return False
+    _pad(model, node, wide)
+    return True
+
+
+def _decompose(model: ir.Model, node: ir.Node, cap: float) -> None:
+    query, key, value, mask = node.inputs
+    assert mask is not None
+    one, name = ir.DataType.FLOAT, node.name
+    scale = node.attributes["scale"].as_float()
+    given: dict[str, ir.Value | None] = {"q": query, "k": key, "v": value, "mask": mask}
+    given["slope"] = constant(model, node, scale / (cap or 1.0), one, f"{name}.slope")
+    if cap:
+        given["cap"] = constant(model, node, cap, one, f"{name}.cap")
+    added = (producer := mask.producer()) is not None and producer.op_type == "Concat"  # of sinks
+    text = PLAIN.format(
+        capped=CAPPED if cap else "bent = Identity (scaled)", masked=SHIFTED if added else MASKED
+    )
+    replace(model, node, written(model, node, text, given, ["out"]))
+
+
+def _pad(model: ir.Model, node: ir.Node, wide: int) -> None:
+    """Give queries, keys and values a width by zeros, which change no score, and take it back."""
+    *parts, mask = node.inputs
+    padded = [_padded(model, node, part, wide) for part in parts if part is not None]
+    scale = {"scale": node.attributes["scale"].as_float()}
+    name, narrow = str(node.name), _width(parts[2])
+    (out,) = insert(model, node, "Attention", [*padded, mask], scale, name=f"{name}.wide")
+    if narrow < wide:
+        bounds = [
+            constant(model, node, [number], ir.DataType.INT64, f"{name}.{what}")
+            for number, what in ((0, "first"), (narrow, "end"), (3, "axis"))
+        ]
+        (out,) = insert(model, node, "Slice", [out, *bounds], name=f"{name}.narrow")
+    replace(model, node, [out])
+
+
+def _padded(model: ir.Model, node: ir.Node, value: ir.Value, wide: int) -> ir.Value:
+    missing = wide - _width(value)
+    if not missing:
+        return value
+    name = f"{node.name}.{value.name}.padded"
+    pads = constant(model, node, [0] * 7 + [missing], ir.DataType.INT64, f"{name}.by")
+    (out,) = insert(model, node, "Pad", [value, pads], name=name)
+    known = _described(value)
+    assert known.shape is not None
+    out.type, out.shape = known.type, ir.Shape([*known.shape[:-1], wide])
+    return out
+
+
+def _width(value: ir.Value | None) -> int:
+    assert value is not None
+    shape = _described(value).shape
+    assert shape is not None and isinstance(shape[-1], int)
+    return shape[-1]
+
+
+def _described(value: ir.Value) -> ir.Value:
+    """Return a value of known dtype and shape with this one's width; bodies describe none."""
+    while value.shape is None:
+        node = value.producer()
+        assert node is not None and node.op_type in KEEPS_WIDTH, node
+        (first, *_) = node.inputs
+        assert first is not None
+        value = first
+    return value

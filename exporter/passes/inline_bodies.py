@@ -1,0 +1,23 @@
+"""Replace an operator of ours that a target has no kernel for by the body that the file carries.
+
+before: layers.3.mixer.cached_attention = lmcast.cached_attention(query, ...)
+after:  layers.3.mixer.cached_attention.new_key = Transpose(key), ..., a node for each of the body's
+
+An operator with kernels stays a call: it may become a plugin, and the file still has its body.
+"""
+
+import onnx_ir as ir
+
+from lmcast.exporter.passes.rewrite import inline
+from lmcast.plugins.plugin import DOMAIN, REGISTRY
+
+
+def inline_bodies(model: ir.Model) -> int:
+    bodies = {f.name: f for f in model.functions.values() if f.domain == DOMAIN}
+    plain = {name: body for name, body in bodies.items() if not REGISTRY[name].kernels}
+    calls = [node for node in model.graph if node.domain == DOMAIN and node.op_type in plain]
+    for call in calls:
+        inline(model.graph, call, plain[call.op_type])
+    for body in plain.values():
+        del model.functions[body.identifier()]
+    return len(calls)
