@@ -137,7 +137,8 @@ def build(arch: str) -> list[dict[str, Any]]:
     built = []
     for step in steps():
         target = GPUTarget("cuda", int(arch), 32)
-        made = triton.compile(step.source(), target=target, options=step.options)
+        kernel = step.compiled
+        made = triton.compile(kernel.source(), target=target, options=kernel.options)
         cubin = made.asm["cubin"]
         built.append(
             {

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lmcast.plugins.kernels.sizes import Count, largest, usual
 from lmcast.plugins.kernels.step import Step
 
 
@@ -97,10 +98,10 @@ TILES = (Tile(16, 64, 128, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8,
 WIDE_TILES = (Tile(16, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3))
 
 
-def tile_for(dtype: torch.dtype, mean_rows: int) -> Tile:
+def tile_for(dtype: torch.dtype, mean_rows: Count) -> Tile:
     """Return the smallest tile that holds the routes of a mean expert, or the largest there is."""
     tiles = WIDE_TILES if dtype == torch.float32 else TILES
-    return next((tile for tile in tiles if tile.rows >= mean_rows), tiles[-1])
+    return next((tile for tile in tiles if tile.rows >= usual(mean_rows)), tiles[-1])
 
 
 def by_expert(chosen: Tensor, experts: int) -> tuple[list[Step], dict[str, Any]]:
@@ -109,7 +110,7 @@ def by_expert(chosen: Tensor, experts: int) -> tuple[list[Step], dict[str, Any]]
     chosen ...,R int64. One place alone has R experts, one route each: nothing to sort.
     """
     chosen, routes = chosen.contiguous(), chosen.numel()
-    if routes == chosen.shape[-1]:
+    if largest(routes) == chosen.shape[-1]:
         return [], {"chosen": chosen, "order": None, "counts": None, "E": experts}
     order = chosen.new_empty(routes, dtype=torch.int32)
     counts = chosen.new_empty(experts, dtype=torch.int32)

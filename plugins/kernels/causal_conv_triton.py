@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lmcast.plugins.errors import InputError
+from lmcast.plugins.kernels.sizes import largest
 from lmcast.plugins.kernels.step import Step, launcher
 
 
@@ -95,7 +96,7 @@ def steps(
     out = x.new_empty(x.shape)
     if not out.numel():
         return [], (out, past)
-    rows = triton.next_power_of_2(min(tokens, max(ROWS, taps - 1)))
+    rows = triton.next_power_of_2(min(largest(tokens), max(ROWS, taps - 1)))
     arguments: dict[str, Any] = {
         "x": x.contiguous(),
         "weight": weight.contiguous(),

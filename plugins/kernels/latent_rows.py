@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lmcast.plugins.errors import InputError
+from lmcast.plugins.kernels.sizes import Count, usual
 from lmcast.plugins.kernels.step import Step
 
 
@@ -163,16 +164,17 @@ LEAST_SLOTS = 64  # of a split: it reads as many bytes of the cache as it writes
 MOST_SPLITS = 256
 
 
-def sweep_for(dtype: torch.dtype, queries: int) -> Sweep:
+def sweep_for(dtype: torch.dtype, queries: Count) -> Sweep:
     """Return the tile for a dtype and for this many queries that attend to the same rows."""
     if dtype == torch.float32:
         return WIDE
-    return FEW if queries <= FEW.rows else MANY
+    return FEW if usual(queries) <= FEW.rows else MANY
 
 
-def split_count(tiles: int, slots: int) -> int:
+def split_count(tiles: Count, slots: Count) -> int:
     """Return in how many splits the slots are attended to, for tiles that go over all of them."""
-    return max(1, min(-(-PROGRAMS // tiles), -(-slots // LEAST_SLOTS), MOST_SPLITS))
+    wanted, room = -(-PROGRAMS // usual(tiles)), -(-usual(slots) // LEAST_SLOTS)
+    return max(1, min(wanted, room, MOST_SPLITS))
 
 
 def writing(new: Tensor, cache: Tensor, cache_lengths: Tensor) -> Step:
@@ -187,7 +189,8 @@ def writing(new: Tensor, cache: Tensor, cache_lengths: Tensor) -> Step:
 
 def results(folded: Tensor, splits: int) -> dict[str, Any]:
     """Return where `keep` stores, as its arguments; folded B,T,H,L: as the result is."""
-    found = {"taken": torch.empty_like(folded), "splits": splits, "partial": None, "peaks": None}
+    taken = folded.new_empty(folded.shape)
+    found = {"taken": taken, "splits": splits, "partial": None, "peaks": None}
     if splits > 1:
         *queries, rank = folded.shape
         found["partial"] = folded.new_empty(*queries, splits, rank, dtype=torch.float32)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.kernels.channel_pairs import PART, look
+from lmcast.plugins.kernels.sizes import Count, usual
 from lmcast.plugins.kernels.step import Step, launcher
 from lmcast.plugins.kernels.token_chunks import carry, prepare, read
 from lmcast.plugins.linear_attention import EPS
@@ -101,7 +102,7 @@ FEW = 8  # tokens, one by one: of a chunk of 16 or more, most would be empty
 PROGRAMS = 256  # that are enough: about two for each SM
 
 
-def step(kernel: Any, programs: int, given: dict[str, Any], warps: int, stages: int = 3) -> Step:
+def step(kernel: Any, programs: Count, given: dict[str, Any], warps: int, stages: int = 3) -> Step:
     """Return a launch of a kernel with those of the given arguments that it takes."""
     arguments = {name: given[name] for name in kernel.arg_names}
     return Step(kernel, programs, arguments, warps, stages)
@@ -116,7 +117,7 @@ def by_chunks(given: dict[str, Any]) -> list[Step]:
     tiles = FULL if not short else SHORT if given["WIDE"] <= 128 else WIDE_SHORT
     chunks, part = -(-tokens // tiles.chunk), -(-columns // tiles.block)
 
-    def empty(*shape: int, dtype: torch.dtype = value.dtype) -> Tensor:
+    def empty(*shape: Any, dtype: torch.dtype = value.dtype) -> Tensor:
         return value.new_empty(shape, dtype=dtype)
 
     given |= {"C": tiles.chunk, "BLOCK": tiles.block}
@@ -126,7 +127,7 @@ def by_chunks(given: dict[str, Any]) -> list[Step]:
     given |= {"known": None, "news": value, "added": value}
     if given["beta"] is not None:
         given["known"] = empty(batch, tokens, heads, width)
-        given |= {"news": torch.empty_like(value), "added": torch.empty_like(value)}
+        given |= {"news": empty(*value.shape), "added": empty(*value.shape)}
     todo = []
     if channels > 1:
         given["seen"] = empty(batch, tokens, heads, tiles.chunk)
@@ -157,8 +158,8 @@ def steps(
     batch, heads, width, columns = past_state.shape
     tokens = query.shape[1]
     own = past_state.dtype == torch.float32
-    state = past_state if own else torch.empty_like(past_state, dtype=torch.float32)
-    out = torch.empty_like(value, memory_format=torch.contiguous_format)
+    state = past_state if own else past_state.new_empty(past_state.shape, dtype=torch.float32)
+    out = value.new_empty(value.shape)
     if not batch * heads * tokens:
         return [], (out, state.copy_(past_state))
     given: dict[str, Any] = {"query": query.contiguous(), "key": key.contiguous()}
@@ -168,10 +169,10 @@ def steps(
     given |= {"G": query.shape[2] // width, "K": width, "V": columns}
     given |= {"CHANNELS": width if channels else 1, "EPS": EPS if normalize else None}
     given["WIDE"] = max(16, triton.next_power_of_2(width))
-    if tokens > FEW:
+    if usual(tokens) > FEW:
         return by_chunks(given), (out, state)
     # 8 columns of fp32 are the least that memory gives at once.
-    given["BLOCK"] = 32 if batch * heads * columns >= 32 * PROGRAMS else 8
+    given["BLOCK"] = 32 if usual(batch * heads * columns) >= 32 * PROGRAMS else 8
     programs = batch * heads * -(-columns // given["BLOCK"])
     return [step(one_by_one, programs, given, 4)], (out, state)
 

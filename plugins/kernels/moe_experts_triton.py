@@ -5,7 +5,6 @@ width. The host never waits for the GPU: how many tiles there are at most follow
 a program that finds no tile left returns.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +16,7 @@ from lmcast.plugins.kernels.by_expert import (
     tile_for,
     weight_at,
 )
+from lmcast.plugins.kernels.sizes import least
 from lmcast.plugins.kernels.step import Step, launcher
 
 
@@ -217,13 +217,13 @@ def steps(
     """
     experts, D, I = down.shape  # noqa: E741
     S, R = chosen.numel(), chosen.shape[-1]
-    total = torch.empty_like(x, memory_format=torch.contiguous_format)
+    total = x.new_empty(x.shape)
     if not S:
         return [], total.zero_()
     todo, shared = by_expert(chosen, experts)
     tile = tile_for(x.dtype, S // experts)
     # At most: every expert with routes wastes all but one row of a tile.
-    tiles = (S + min(experts, S) * (tile.rows - 1)) // tile.rows if todo else S
+    tiles = (S + least(experts, S) * (tile.rows - 1)) // tile.rows if todo else S
     biases = [None if b is None else b.contiguous() for b in (gate_bias, up_bias, down_bias)]
     inner, out = x.new_empty(S, I), x.new_empty(S, D)
     routing = {"weights": weights.contiguous(), "R": R, "SCALED": scale_input, "D": D}
