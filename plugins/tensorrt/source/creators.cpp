@@ -1,4 +1,5 @@
 // What IPluginRegistry::loadLibrary looks for: the creators of all operators, and where to log.
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,17 +18,35 @@ size_t bytes_of(PluginField const& field) {
     switch (field.type) {
         case PluginFieldType::kCHAR: return length;
         case PluginFieldType::kINT32: return length * sizeof(int32_t);
+        case PluginFieldType::kINT64: return length * sizeof(int64_t);
     }
     throw RecipeError("attribute " + std::string(field.name) + " is neither text nor integers");
 }
 
-std::string find(PluginFieldCollection const* fields, std::string const& name) {
-    for (int32_t i = 0; fields && i < fields->nbFields; ++i) {
-        PluginField const& field = fields->fields[i];
-        if (field.name == name && field.data)
-            return std::string(static_cast<char const*>(field.data), bytes_of(field));
-    }
-    throw RecipeError("there is no attribute " + name);
+PluginField const* find(PluginFieldCollection const* fields, std::string const& name) {
+    for (int32_t i = 0; fields && i < fields->nbFields; ++i)
+        if (fields->fields[i].name == name && fields->fields[i].data) return &fields->fields[i];
+    return nullptr;
+}
+
+std::string bytes(PluginFieldCollection const* fields, std::string const& name) {
+    PluginField const* const field = find(fields, name);
+    if (!field) throw RecipeError("there is no attribute " + name);
+    return std::string(static_cast<char const*>(field->data), bytes_of(*field));
+}
+
+// The parser counts the NUL that ends a C string; getFieldsToSerialize does not.
+std::string text(PluginFieldCollection const* fields, std::string const& name) {
+    std::string text = bytes(fields, name);
+    text.resize(text.find_last_not_of('\0') + 1);
+    return text;
+}
+
+int64_t workspace(PluginFieldCollection const* fields) {
+    PluginField const* const field = find(fields, WORKSPACE);
+    int64_t value = -1;
+    if (field && bytes_of(*field) == sizeof value) std::memcpy(&value, field->data, sizeof value);
+    return value;
 }
 
 class Creator final : public v_1_0::IPluginCreatorV3One {
@@ -38,8 +57,8 @@ public:
                                    TensorRTPhase) noexcept override {
         std::string const known = node ? node : "";
         try {
-            return new Plugin(std::make_shared<Content>(name_, known, find(fields, RECIPE),
-                                                        find(fields, KERNELS)));
+            return new Plugin(std::make_shared<Content>(
+                name_, known, text(fields, RECIPE), bytes(fields, KERNELS), workspace(fields)));
         } catch (std::exception const& error) {
             log_error(std::string(NAMESPACE) + "." + name_ + " " + known + ": " + error.what());
             return nullptr;

@@ -58,7 +58,7 @@ struct DynamicPluginTensorDesc {
     Dims opt;
 };
 
-enum class PluginFieldType : int32_t { kINT32 = 5, kCHAR = 6 };  // those that this library has
+enum class PluginFieldType : int32_t { kINT32 = 5, kCHAR = 6, kINT64 = 10 };  // those used here
 
 class PluginField {
 public:

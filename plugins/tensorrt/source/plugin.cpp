@@ -155,10 +155,17 @@ void copy(Copy const& copy, Memory const& memory, cuda::Stream stream) {
                  "cuMemcpyDtoDAsync");
 }
 
+// Where a recipe's buffers shrink as an axis grows, too little was reserved: no kernel may then write.
+void expect_workspace(Content const& content, int64_t needed, void const* memory) {
+    int64_t const reserved = content.workspace;
+    bool const enough = reserved < 0 || needed <= reserved;
+    if (needed == 0 || (memory && enough)) return;
+    throw RecipeError(std::to_string(needed) + " bytes of workspace are needed, and " +
+                      (memory ? std::to_string(reserved) + " were reserved" : "there are none"));
+}
+
 void run(Content& content, Schedule const& schedule, Memory const& memory, cuda::Stream stream) {
-    if (schedule.workspace > 0 && !memory.workspace)
-        throw RecipeError("there is no workspace, and " + std::to_string(schedule.workspace) +
-                          " bytes of it are needed");
+    expect_workspace(content, schedule.workspace, memory.workspace);
     for (Copy const& one : schedule.copies) copy(one, memory, stream);
     for (Call const& call : schedule.calls) launch(content, call, memory, stream);
 }
@@ -166,17 +173,19 @@ void run(Content& content, Schedule const& schedule, Memory const& memory, cuda:
 }  // namespace
 
 Content::Content(char const* operator_name, std::string node_name, std::string recipe_text,
-                 std::string kernel_images)
+                 std::string kernel_images, int64_t workspace)
     : operator_name(operator_name),
       node_name(std::move(node_name)),
       recipe_text(std::move(recipe_text)),
       images(std::move(kernel_images)),
-      recipe(read_recipe(this->recipe_text, images.size())) {}
+      recipe(read_recipe(this->recipe_text, images.size())),
+      workspace(workspace) {}
 
 Plugin::Plugin(std::shared_ptr<Content> content)
     : content_(std::move(content)),
-      fields_{text_field(RECIPE, content_->recipe_text), text_field(KERNELS, content_->images)},
-      collection_{2, fields_} {}
+      fields_{text_field(RECIPE, content_->recipe_text), text_field(KERNELS, content_->images),
+              {WORKSPACE, &workspace_, PluginFieldType::kINT64, 1}},
+      collection_{3, fields_} {}
 
 v_1_0::IPluginCapability* Plugin::getCapabilityInterface(PluginCapabilityType type) noexcept {
     switch (type) {
@@ -247,6 +256,9 @@ size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t i
     int64_t bytes = 0;
     // A failure was the end of configurePlugin already.
     succeeds(*content_, [&] { bytes = bound(content_->recipe, inputs, input_count); });
+    // Of several profiles the greatest: TensorRT reserves that for each.
+    bytes = std::max(bytes, content_->workspace.load());
+    content_->workspace = bytes;
     return static_cast<size_t>(bytes);
 }
 
@@ -281,6 +293,7 @@ v_1_0::IPluginV3* Plugin::attachToContext(IPluginResourceContext*) noexcept {
 }
 
 PluginFieldCollection const* Plugin::getFieldsToSerialize() noexcept {
+    workspace_ = content_->workspace;  // TensorRT asks for the size before it serialises
     return &collection_;
 }
 

@@ -1,6 +1,7 @@
 // One node of a graph, computed by a recipe; whatever its operator, the class is the same.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -18,17 +19,20 @@ constexpr char const* NAMESPACE = "lmcast";  // as the operators' domain in ONNX
 // The attributes of a node, and the fields of a plan.
 constexpr char const* RECIPE = "recipe";    // text
 constexpr char const* KERNELS = "kernels";  // the images of all kernels
+// Of a plan alone: the bytes that TensorRT was asked to reserve.
+constexpr char const* WORKSPACE = "workspace";
 
 // What a plugin is made of. Its clones share it, and so a kernel is loaded once for all of them.
 struct Content {
     Content(char const* operator_name, std::string node_name, std::string recipe_text,
-            std::string kernel_images);
+            std::string kernel_images, int64_t workspace);
 
     char const* operator_name;  // of a creator, which outlives its plugins
     std::string node_name;
     std::string recipe_text;
     std::string images;
     Recipe recipe;
+    std::atomic<int64_t> workspace;  // -1 where it is not known
     LoadedKernels loaded;
 };
 
@@ -82,7 +86,8 @@ private:
     Schedule const& schedule_for(nvinfer1::PluginTensorDesc const* inputs);
 
     std::shared_ptr<Content> content_;
-    nvinfer1::PluginField fields_[2];
+    int64_t workspace_ = -1;  // as it is serialised
+    nvinfer1::PluginField fields_[3];
     nvinfer1::PluginFieldCollection collection_;
     int32_t input_count_ = 0;  // enqueue is not told
     // Of the last shapes: a decoding step has those of the step before it.
