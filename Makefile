@@ -43,7 +43,14 @@ $(VENV)/.lmcast: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install -q -c constraints.txt -e '.[gguf]'
 	touch $@
 
-$(VENV)/.tests: $(VENV)/.lmcast
+# A C++ compiler is needed here alone. What builds it, too, is pinned: isolation knows no other way.
+$(VENV)/.plugins: $(shell find plugins/tensorrt -type f) $(wildcard plugins/kernels/*_triton.py) \
+    | $(VENV)/.lmcast
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q \
+	    -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON ./plugins/tensorrt
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.lmcast $(VENV)/.plugins
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
 	touch $@
 

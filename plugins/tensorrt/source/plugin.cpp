@@ -1,0 +1,300 @@
+#include "plugin.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "driver.h"
+#include "log.h"
+
+namespace lmcast {
+namespace {
+
+using namespace nvinfer1;
+
+DataType data_type(Type type) {
+    switch (type) {
+        case Type::fp16: return DataType::kHALF;
+        case Type::bf16: return DataType::kBF16;
+        case Type::i32: return DataType::kINT32;
+        case Type::i64: return DataType::kINT64;
+        default: return DataType::kFLOAT;
+    }
+}
+
+Shape shape_of(Dims const& dims) {
+    return Shape(dims.d, dims.d + std::max(dims.nbDims, 0));
+}
+
+template <typename Description>
+Shapes shapes_of(Description const* tensors, int32_t count, Dims Description::*dims) {
+    Shapes shapes;
+    for (int32_t i = 0; i < count; ++i) shapes.push_back(shape_of(tensors[i].*dims));
+    return shapes;
+}
+
+bool same(Shape const& shape, Dims const& dims) {
+    return std::equal(shape.begin(), shape.end(), dims.d, dims.d + std::max(dims.nbDims, 0));
+}
+
+PluginField text_field(char const* name, std::string const& text) {
+    return {name, text.data(), PluginFieldType::kCHAR, static_cast<int32_t>(text.size())};
+}
+
+// TensorRT calls through here, and takes no exceptions.
+template <typename Work>
+bool succeeds(Content const& content, Work work) noexcept {
+    try {
+        work();
+        return true;
+    } catch (std::exception const& error) {
+        log_error(std::string(NAMESPACE) + "." + content.operator_name + " " + content.node_name +
+                  ": " + error.what());
+        return false;
+    }
+}
+
+int64_t bound(Recipe const& recipe, DynamicPluginTensorDesc const* inputs, int32_t count) {
+    return workspace_bound(recipe, shapes_of(inputs, count, &DynamicPluginTensorDesc::min),
+                           shapes_of(inputs, count, &DynamicPluginTensorDesc::max));
+}
+
+void expect_outputs(Recipe const& recipe, int32_t count) {
+    if (static_cast<size_t>(count) != recipe.outputs.size())
+        throw RecipeError("the node has " + std::to_string(count) + " outputs, its recipe " +
+                          std::to_string(recipe.outputs.size()));
+}
+
+// Fills `made` with the shape of an output; sizes may be known only later.
+void make_shape(Output const& output, DimsExprs const* inputs, int32_t input_count,
+                IExprBuilder& builder, DimsExprs& made) {
+    made.nbDims = static_cast<int32_t>(output.dims.size());
+    for (size_t i = 0; i < output.dims.size(); ++i) {
+        Term const& dim = output.dims[i];
+        if (dim.kind == 'n') {
+            made.d[i] = builder.constant(dim.number);
+            continue;
+        }
+        auto const [input, axis] = dim.axis;
+        if (input >= static_cast<size_t>(input_count) ||
+            axis >= static_cast<size_t>(inputs[input].nbDims))
+            throw RecipeError("there is no axis " + text(dim.axis) + " among the inputs");
+        made.d[i] = inputs[input].d[axis];
+    }
+}
+
+// The parameters of one launch, each aligned to its own size as in a structure of C: one block of
+// memory, whose size the driver is told, so that it reads no further.
+class Parameters {
+public:
+    template <typename Number>
+    void add(Number number) {
+        bytes_.resize((bytes_.size() + sizeof number - 1) / sizeof number * sizeof number);
+        auto const* const start = reinterpret_cast<char const*>(&number);
+        bytes_.insert(bytes_.end(), start, start + sizeof number);
+    }
+
+    void add_pointer(void const* pointer) {
+        constexpr uintptr_t PROMISED = 16;  // bytes; what the kernels were compiled with
+        auto const address = reinterpret_cast<uintptr_t>(pointer);
+        if (address % PROMISED) throw RecipeError("a tensor is not aligned to 16 bytes");
+        add(static_cast<cuda::Pointer>(address));
+    }
+
+    void* data() { return bytes_.data(); }
+    size_t size() const { return bytes_.size(); }
+
+private:
+    std::vector<char> bytes_;
+};
+
+// The memory of one execution.
+struct Memory {
+    void const* const* inputs;
+    void* const* outputs;
+    char* workspace;
+};
+
+Parameters parameters_of(Call const& call, Memory const& memory) {
+    Parameters parameters;
+    for (Value const& value : call.arguments) {
+        switch (value.kind) {
+            case Argument::Kind::input: parameters.add_pointer(memory.inputs[value.index]); break;
+            case Argument::Kind::output: parameters.add_pointer(memory.outputs[value.index]); break;
+            case Argument::Kind::buffer:
+                parameters.add_pointer(memory.workspace + value.index);
+                break;
+            case Argument::Kind::null: parameters.add_pointer(nullptr); break;
+            default: parameters.add(value.bits);
+        }
+    }
+    return parameters;
+}
+
+void launch(Content& content, Call const& call, Memory const& memory, cuda::Stream stream) {
+    cuda::Driver const& driver = cuda::driver();
+    Kernel const& kernel = content.recipe.kernels[call.kernel];
+    cuda::Function const function = content.loaded.get(content.recipe, content.images, call.kernel);
+    Parameters parameters = parameters_of(call, memory);
+    size_t size = parameters.size();
+    void* extra[] = {cuda::PARAMETERS, parameters.data(), cuda::PARAMETERS_SIZE, &size,
+                     cuda::PARAMETERS_END};
+    driver.check(driver.launch(function, call.grid, 1, 1, kernel.threads, 1, 1, kernel.shared_bytes,
+                               stream, nullptr, extra),
+                 "cuLaunchKernel");
+}
+
+void copy(Copy const& copy, Memory const& memory, cuda::Stream stream) {
+    void const* const from = memory.inputs[copy.input];
+    void* const to = memory.outputs[copy.output];
+    if (from == to || copy.bytes == 0) return;
+    cuda::Driver const& driver = cuda::driver();
+    driver.check(driver.copy(reinterpret_cast<cuda::Pointer>(to),
+                             reinterpret_cast<cuda::Pointer>(from),
+                             static_cast<size_t>(copy.bytes), stream),
+                 "cuMemcpyDtoDAsync");
+}
+
+// Where a recipe's buffers shrink as an axis grows, too little was reserved: no kernel may then write.
+void expect_workspace(Content const& content, int64_t needed, void const* memory) {
+    int64_t const reserved = content.workspace;
+    bool const enough = reserved < 0 || needed <= reserved;
+    if (needed == 0 || (memory && enough)) return;
+    throw RecipeError(std::to_string(needed) + " bytes of workspace are needed, and " +
+                      (memory ? std::to_string(reserved) + " were reserved" : "there are none"));
+}
+
+void run(Content& content, Schedule const& schedule, Memory const& memory, cuda::Stream stream) {
+    expect_workspace(content, schedule.workspace, memory.workspace);
+    for (Copy const& one : schedule.copies) copy(one, memory, stream);
+    for (Call const& call : schedule.calls) launch(content, call, memory, stream);
+}
+
+}  // namespace
+
+Content::Content(char const* operator_name, std::string node_name, std::string recipe_text,
+                 std::string kernel_images, int64_t workspace)
+    : operator_name(operator_name),
+      node_name(std::move(node_name)),
+      recipe_text(std::move(recipe_text)),
+      images(std::move(kernel_images)),
+      recipe(read_recipe(this->recipe_text, images.size())),
+      workspace(workspace) {}
+
+Plugin::Plugin(std::shared_ptr<Content> content)
+    : content_(std::move(content)),
+      fields_{text_field(RECIPE, content_->recipe_text), text_field(KERNELS, content_->images),
+              {WORKSPACE, &workspace_, PluginFieldType::kINT64, 1}},
+      collection_{3, fields_} {}
+
+v_1_0::IPluginCapability* Plugin::getCapabilityInterface(PluginCapabilityType type) noexcept {
+    switch (type) {
+        case PluginCapabilityType::kCORE: return static_cast<v_1_0::IPluginV3OneCore*>(this);
+        case PluginCapabilityType::kBUILD: return static_cast<v_1_0::IPluginV3OneBuild*>(this);
+        case PluginCapabilityType::kRUNTIME: return static_cast<v_1_0::IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+}
+
+v_1_0::IPluginV3* Plugin::clone() noexcept {
+    v_1_0::IPluginV3* made = nullptr;
+    succeeds(*content_, [&] {
+        auto copy = std::make_unique<Plugin>(content_);
+        copy->input_count_ = input_count_;
+        made = copy.release();
+    });
+    return made;
+}
+
+// What is wrong with a recipe for these inputs ends the build here, and not the first run.
+int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t input_count,
+                                DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
+    return succeeds(*content_, [&] {
+        expect_outputs(content_->recipe, output_count);
+        bound(content_->recipe, inputs, input_count);
+        input_count_ = input_count;
+    }) ? 0 : 1;
+}
+
+int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t output_count, DataType const*,
+                                   int32_t) const noexcept {
+    return succeeds(*content_, [&] {
+        expect_outputs(content_->recipe, output_count);
+        for (Output const& output : content_->recipe.outputs)
+            *output_types++ = data_type(output.type);
+    }) ? 0 : 1;
+}
+
+int32_t Plugin::getOutputShapes(DimsExprs const* inputs, int32_t input_count, DimsExprs const*,
+                                int32_t, DimsExprs* outputs, int32_t output_count,
+                                IExprBuilder& builder) noexcept {
+    return succeeds(*content_, [&] {
+        expect_outputs(content_->recipe, output_count);
+        for (Output const& output : content_->recipe.outputs)
+            make_shape(output, inputs, input_count, builder, *outputs++);
+    }) ? 0 : 1;
+}
+
+bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors,
+                                       int32_t input_count, int32_t) noexcept {
+    PluginTensorDesc const& tensor = tensors[position].desc;
+    if (tensor.format != TensorFormat::kLINEAR) return false;
+    if (position < input_count) return true;
+    auto const& outputs = content_->recipe.outputs;
+    size_t const output = static_cast<size_t>(position - input_count);
+    if (output >= outputs.size() || tensor.type != data_type(outputs[output].type)) return false;
+    int64_t const alias = outputs[output].alias;
+    return alias < 0 || (alias < input_count && tensors[alias].desc.type == tensor.type);
+}
+
+int32_t Plugin::getNbOutputs() const noexcept {
+    return static_cast<int32_t>(content_->recipe.outputs.size());
+}
+
+size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t input_count,
+                                DynamicPluginTensorDesc const*, int32_t) const noexcept {
+    int64_t bytes = 0;
+    // A failure was the end of configurePlugin already.
+    succeeds(*content_, [&] { bytes = bound(content_->recipe, inputs, input_count); });
+    // Of several profiles the greatest: TensorRT reserves that for each.
+    bytes = std::max(bytes, content_->workspace.load());
+    content_->workspace = bytes;
+    return static_cast<size_t>(bytes);
+}
+
+int32_t Plugin::onShapeChange(PluginTensorDesc const*, int32_t input_count,
+                              PluginTensorDesc const*, int32_t) noexcept {
+    input_count_ = input_count;
+    return 0;
+}
+
+Schedule const& Plugin::schedule_for(PluginTensorDesc const* inputs) {
+    bool known = schedule_ && shapes_.size() == static_cast<size_t>(input_count_);
+    for (size_t i = 0; known && i < shapes_.size(); ++i) known = same(shapes_[i], inputs[i].dims);
+    if (!known) {
+        schedule_.reset();
+        shapes_ = shapes_of(inputs, input_count_, &PluginTensorDesc::dims);
+        schedule_ = schedule(content_->recipe, shapes_);
+    }
+    return *schedule_;
+}
+
+int32_t Plugin::enqueue(PluginTensorDesc const* input_descriptions, PluginTensorDesc const*,
+                        void const* const* inputs, void* const* outputs, void* workspace,
+                        CUstream_st* stream) noexcept {
+    return succeeds(*content_, [&] {
+        Memory const memory{inputs, outputs, static_cast<char*>(workspace)};
+        run(*content_, schedule_for(input_descriptions), memory, stream);
+    }) ? 0 : 1;
+}
+
+v_1_0::IPluginV3* Plugin::attachToContext(IPluginResourceContext*) noexcept {
+    return clone();
+}
+
+PluginFieldCollection const* Plugin::getFieldsToSerialize() noexcept {
+    workspace_ = content_->workspace;  // TensorRT asks for the size before it serialises
+    return &collection_;
+}
+
+}  // namespace lmcast
