@@ -192,11 +192,11 @@ def edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
     return apply
 
 
-def resign(key: str, **left_out: list[str]) -> Callable[[Path], None]:
+def resign(key: str, *left_out: str) -> Callable[[Path], None]:
     """Sign with model-signing itself, which can leave files out."""
 
     def apply(engine: Path) -> None:
-        config = hashing.Config().set_ignored_paths(paths=[SIGNATURE, *left_out.get("paths", [])])
+        config = hashing.Config().set_ignored_paths(paths=[SIGNATURE, *left_out])
         signer = signing.Config().set_hashing_config(config)
         path = engine.parent / "key"
         path.write_bytes(MADE[key][0].private_bytes(Encoding.PEM, PKCS8, PLAIN))
@@ -248,9 +248,9 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str, int]] = {
         f"model.sig: {CHANGED}",
         1,
     ),
-    "less than all signed": (resign("P-256", paths=["plans"]), f"model.sig: {OTHERS}", 1),
-    "not engine.json": (resign("P-256", paths=[ENGINE_JSON]), f"model.sig: {OTHERS}", 1),
-    "nothing signed": (resign("P-256", paths=["."]), f"model.sig: {OTHERS}", 1),
+    "less than all signed": (resign("P-256", "plans"), f"model.sig: {OTHERS}", 1),
+    "not engine.json": (resign("P-256", ENGINE_JSON), f"model.sig: {OTHERS}", 1),
+    "nothing signed": (resign("P-256", "."), f"model.sig: {OTHERS}", 1),
     "no name of a key": (edit(lambda b: b[MATERIAL]["publicKey"].pop("hint")), NONE, 1),
     "an empty name": (edit(lambda b: b[MATERIAL]["publicKey"].update(hint="")), ANOTHER, 1),
     "no envelope": (edit(lambda b: b.pop("dsseEnvelope")), "model.sig: cannot be read: ", 1),
