@@ -221,22 +221,52 @@ def inspect(path: Path, batch: int, context: int | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("engine", type=DIRECTORY)
+@click.option("--key", type=DIRECTORY, required=True, metavar="PRIVATE.pem",
+              help="Elliptic-curve key in PEM form, not encrypted.")  # fmt: skip
 @as_json
-def verify(engine: Path, as_json: bool) -> None:
+def sign(engine: Path, key: Path, as_json: bool) -> None:
+    """Sign every file of ENGINE as it is, into model.sig; needs lmcast[sign].
+
+    Weights that ENGINE links to are not signed, but for their size, time and header: see
+    `lmcast pack`. A command that writes ENGINE anew drops the signature. Keys are on P-256, P-384
+    or P-521; a pair is made by
+
+    \b
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out PRIVATE.pem
+    openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem
+
+    Example: lmcast sign engine --key PRIVATE.pem
+    """
+    from lmcast.exporter.signing import sign as run
+
+    report(run(engine, key), as_json)
+
+
+@cli.command()
+@click.argument("engine", type=DIRECTORY)
+@click.option("--key", type=DIRECTORY, metavar="PUBLIC.pem",
+              help="Also check the signature, which covers all but linked weights.")  # fmt: skip
+@as_json
+def verify(engine: Path, key: Path | None, as_json: bool) -> None:
     """Recompute everything in ENGINE's manifest; exit status 1 if anything differs.
 
-    Example: lmcast verify engine
+    Example: lmcast verify engine --key PUBLIC.pem
     """
-    from lmcast.exporter.manifest import verify as run
+    from lmcast.exporter import manifest, signing
 
-    problems = run(engine)
+    problems = signing.verify(engine, key) if key else manifest.verify(engine)
     if as_json:
         listed = [{"path": p.path, "message": p.message} for p in problems]
         click.echo(json.dumps({"ok": not problems, "problems": listed}, indent=1))
     else:
         for problem in problems:
             click.echo(str(problem))
-        click.echo(f"{len(problems)} problems" if problems else "every file is as it was written")
+        whole = "every file is as it was written"
+        if key:
+            whole += f", and signed with the key of {key}"
+        elif (engine / manifest.SIGNATURE).exists():
+            whole += f"; {manifest.SIGNATURE} was not checked: give --key"
+        click.echo(f"{len(problems)} problems" if problems else whole)
     if problems:
         raise SystemExit(CHECK_FAILED)
 

@@ -16,6 +16,7 @@ from typing import Any
 from lmcast.plugins.errors import InputError
 
 ENGINE_JSON = "engine.json"
+SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
 FORMAT = 1
 # Kilobytes in practice; far above what a list of a million files needs of a reader's memory.
 MAX_BYTES = 64 << 20
@@ -34,8 +35,8 @@ class EngineError(InputError):
         super().__init__("".join(shown))
 
 
-class _DamagedError(ValueError):
-    """What is wrong with engine.json, without its path."""
+class DamagedError(ValueError):
+    """What is wrong with engine.json or model.sig, without its path."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,15 @@ def write_manifest(
 ) -> None:
     """Write engine.json for all that lies in the directory; equal content gives equal bytes.
 
+    A signature that lies there is removed: it was made for what was there before.
+
     fields: JSON values (no NaN), none of them named as in RESERVED. hashes: sha256 already
     known, by relative path; those files are not read again. advance: called with a number of
     bytes as they are hashed, from several threads. Raises EngineError for anything in the
     directory that is neither a directory nor a regular file.
     """
     assert not RESERVED & fields.keys(), f"reserved: {RESERVED & fields.keys()}"
+    (directory / SIGNATURE).unlink(missing_ok=True)
     found = {path: status for path, status in _walk(directory) if path != ENGINE_JSON}
     for path, status in found.items():
         if not stat.S_ISREG(status.st_mode):
@@ -103,10 +107,10 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and validate engine.json, not the files it lists; raises EngineError."""
     path = directory / ENGINE_JSON
     try:
-        return _parse(directory, _read(path))
+        return _parse(directory, read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         raise EngineError(_no_engine(directory)) from None
-    except _DamagedError as error:
+    except DamagedError as error:
         raise EngineError(f"{path}: {error}") from None
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror}.") from error
@@ -115,7 +119,7 @@ def read_manifest(directory: Path) -> Manifest:
 def is_engine(directory: Path) -> bool:
     """Whether lmcast wrote this directory, however damaged its contents are by now."""
     try:
-        body = json.loads(_read(directory / ENGINE_JSON))
+        body = json.loads(read_regular(directory / ENGINE_JSON))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(body, dict) and {"format", "lmcast"} <= body.keys()
@@ -131,11 +135,11 @@ def verify(
     Raises EngineError where there is no engine at all.
     """
     try:
-        manifest = _parse(directory, _read(directory / ENGINE_JSON))
+        manifest = _parse(directory, read_regular(directory / ENGINE_JSON))
         found = dict(_walk(directory))
     except (FileNotFoundError, NotADirectoryError):
         raise EngineError(_no_engine(directory)) from None
-    except _DamagedError as error:
+    except DamagedError as error:
         return [Problem(ENGINE_JSON, str(error))]
     except OSError as error:
         raise EngineError(f"{error.filename} cannot be read: {error.strerror}.") from error
@@ -144,6 +148,8 @@ def verify(
     if not quick:
         for path in found.keys() - listed.keys() - {ENGINE_JSON}:
             regular = stat.S_ISREG(found[path].st_mode)
+            if path == SIGNATURE and regular:
+                continue  # right or wrong, as signing.verify says
             what = "not part of the engine" if regular else f"is {_kind(found[path])}"
             problems.append(Problem(path, what))
         broken = {problem.path for problem in problems}
@@ -180,7 +186,8 @@ def open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def _read(path: Path) -> bytes:
+def read_regular(path: Path) -> bytes:
+    """Return a small file; raises DamagedError for one that is too large or no regular file."""
     try:
         with open(path, "rb", opener=open_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -190,9 +197,9 @@ def _read(path: Path) -> bytes:
         if stat.S_ISREG(status.st_mode):
             raise
     if not stat.S_ISREG(status.st_mode):
-        raise _DamagedError(f"is {_kind(status)}; it must be a regular file.")
+        raise DamagedError(f"is {_kind(status)}; it must be a regular file.")
     if len(data) > MAX_BYTES:
-        raise _DamagedError(f"is larger than {MAX_BYTES >> 20} MiB, which no engine needs.")
+        raise DamagedError(f"is larger than {MAX_BYTES >> 20} MiB, which no engine needs.")
     return data
 
 
@@ -200,23 +207,23 @@ def _parse(directory: Path, data: bytes) -> Manifest:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
-        raise _DamagedError("is not valid JSON: damaged, export again.") from None
+        raise DamagedError("is not valid JSON: damaged, export again.") from None
     if not isinstance(body, dict) or not RESERVED - {"self"} <= body.keys():
-        raise _DamagedError("is not the manifest of an lmcast engine: export again.")
+        raise DamagedError("is not the manifest of an lmcast engine: export again.")
     if type(body["format"]) is not int or body["format"] < 1:
-        raise _DamagedError(f"format is {body['format']!r}; {FORMAT} is accepted: export again.")
+        raise DamagedError(f"format is {body['format']!r}; {FORMAT} is accepted: export again.")
     if body["format"] > FORMAT:
-        raise _DamagedError(
+        raise DamagedError(
             f"format {body['format']} was made by a newer lmcast ({body['lmcast']!r}); this one"
             f" reads up to {FORMAT}: upgrade lmcast."
         )
     _check_self(body, data)
     if not isinstance(body["lmcast"], str) or not isinstance(body["files"], list):
-        raise _DamagedError("lmcast must be a text and files a list: export again.")
+        raise DamagedError("lmcast must be a text and files a list: export again.")
     files = tuple(_file_entry(item) for item in body["files"])
     paths = [entry.path for entry in files]
     if paths != sorted(set(paths)):
-        raise _DamagedError("files is not sorted or names a file twice: export again.")
+        raise DamagedError("files is not sorted or names a file twice: export again.")
     fields = {key: value for key, value in body.items() if key not in RESERVED}
     _check_linked(fields.get("linked", []))
     return Manifest(directory, body["lmcast"], fields, files)
@@ -230,7 +237,7 @@ def _check_self(body: Mapping[str, Any], data: bytes) -> None:
     except ValueError:  # NaN and Infinity, which json reads but _render refuses
         intact = False
     if not intact:
-        raise _DamagedError("does not match its own sha256: edited or damaged, export again.")
+        raise DamagedError("does not match its own sha256: edited or damaged, export again.")
 
 
 def _file_entry(item: object) -> FileEntry:
@@ -240,12 +247,12 @@ def _file_entry(item: object) -> FileEntry:
             and size >= 0
             and not isinstance(size, bool)
             and re.fullmatch("[0-9a-f]{64}", digest)
-            and path != ENGINE_JSON
+            and path not in (ENGINE_JSON, SIGNATURE)
             and "\0" not in path
             and all(part not in ("", ".", "..") for part in path.split("/"))
         ):
             return FileEntry(path, size, digest)
-    raise _DamagedError(
+    raise DamagedError(
         f"files has {str(item)[:200]!r}; accepted: a relative path inside the engine, its size and"
         " sha256: export again."
     )
@@ -253,13 +260,13 @@ def _file_entry(item: object) -> FileEntry:
 
 def _check_linked(linked: object) -> None:
     if not isinstance(linked, list):
-        raise _DamagedError(f"linked is {type(linked).__name__}; a list is accepted.")
+        raise DamagedError(f"linked is {type(linked).__name__}; a list is accepted.")
     for item in linked:
         match item:
             case {"path": str(), "size": int(), "mtime_ns": int(), "header_sha256": str(), **rest}:
                 if not rest:
                     continue
-        raise _DamagedError(
+        raise DamagedError(
             f"linked has {str(item)[:200]!r}; accepted: path, size, mtime_ns and header_sha256."
         )
 

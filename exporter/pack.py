@@ -15,7 +15,7 @@ from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
 from lmcast.exporter.engine import MODEL, Engine
 from lmcast.exporter.lowering import DTYPES
-from lmcast.exporter.manifest import EngineError, write_manifest
+from lmcast.exporter.manifest import SIGNATURE, EngineError, write_manifest
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.staging import staged
 from lmcast.exporter.weights import Entry, location, write
@@ -24,7 +24,8 @@ from lmcast.exporter.weights import Entry, location, write
 def pack(engine: Path, output: Path | None = None, progress: Progress = silent) -> Engine:
     """Write `engine` with its weights inside to `output`, by default in its own place.
 
-    Raises EngineError if it is not linked, or its checkpoint has moved or changed.
+    A signature is not kept: it is of other files. Raises EngineError if the engine is not linked,
+    or its checkpoint has moved or changed.
     """
     source = Engine(engine)
     if not source.linked:
@@ -32,6 +33,7 @@ def pack(engine: Path, output: Path | None = None, progress: Progress = silent) 
     graph = ir.load(engine / MODEL)
     entries = [_entry(value) for value in graph.graph.initializers.values()]
     destination = output or engine
+    signed = any((folder / SIGNATURE).exists() for folder in (engine, destination))
     total = sum(entry.nbytes for entry in entries)
     with staged(destination) as directory:
         with progress.stage("copying weights", total) as step:
@@ -52,6 +54,8 @@ def pack(engine: Path, output: Path | None = None, progress: Progress = silent) 
         fields = dict(source.manifest.fields)
         fields |= {"linked": [], "graph": {**fields["graph"], "weights": "copy"}}
         write_manifest(directory, fields, hashes)
+    if signed:
+        progress.warn(f"{destination} is not signed now, as its files are new: sign it again")
     return Engine(destination)
 
 

@@ -47,6 +47,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Case | st
     return get
 
 
+@pytest.fixture
+def lmcast(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command: exit status, standard output, standard error."""
+    from lmcast.exporter.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["lmcast", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        return status, *capsys.readouterr()
+
+    return run
+
+
 Report = Callable[[str, dict[str, Any]], None]
 
 

@@ -13,7 +13,7 @@ import torch
 from tiny_llama import tiny_llama
 
 from lmcast.exporter import export
-from lmcast.exporter.cli import cli, main
+from lmcast.exporter.cli import cli
 
 BYTES = 4  # of a float32
 # Embedding, head and last norm; per layer q and o, k and v, three of the FFN, two norms.
@@ -26,30 +26,13 @@ PER_TOKEN = 2 * 2 * 2 * 8  # layers, key and value, key heads, width
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory):
     """A folder with a checkpoint and its engine."""
-    before, arguments = torch.get_num_threads(), sys.argv
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cli")
     tiny_llama(folder / "checkpoint")
     export(folder / "checkpoint", folder / "engine", weights="copy", parity=False)
     yield folder
     torch.set_num_threads(before)
-    sys.argv = arguments
-
-
-@pytest.fixture
-def lmcast(capsys: pytest.CaptureFixture):
-    """Return a function that runs a command: exit status, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        sys.argv = ["lmcast", *map(str, arguments)]
-        status = 0
-        try:
-            main()
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("command", [None, *cli.commands])
@@ -73,6 +56,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "numpy", "onnx", "onnx_ir", "onnxruntime", "tokenizers", "jinja2", "rich"}
+    heavy |= {"model_signing", "sigstore", "cryptography"}
     assert not heavy & set(eval(done.stderr))
     assert "Usage: lmcast" in done.stdout
 

@@ -11,6 +11,7 @@ import pytest
 
 from lmcast.exporter.manifest import (
     ENGINE_JSON,
+    SIGNATURE,
     EngineError,
     Problem,
     read_manifest,
@@ -123,6 +124,8 @@ PROBLEMS = [
     (lambda e: (e / "model.onnx").write_bytes(b"Graph"), ["model.onnx: sha256 differs"], False),
     (lambda e: (e / "weights/new").write_bytes(b""), ["weights/new: not part"], False),
     (lambda e: os.mkfifo(e / "pipe"), ["pipe: is a FIFO"], False),
+    (lambda e: (e / SIGNATURE).write_bytes(b""), [], True),
+    (lambda e: (e / SIGNATURE).symlink_to("model.onnx"), ["model.sig: is a symbolic"], False),
     (fifo, ["model.onnx: is a FIFO; recorded as a regular file"], True),
     (link, ["model.onnx: is a symbolic link; recorded as a regular file"], True),
     (
@@ -177,6 +180,7 @@ DAMAGED = [
     ({"files": [{"path": "a", "size": 1, "sha256": "G" * 64}]}, "sha256"),
     ({"files": [{"path": "a", "size": 1}]}, "sha256"),
     ({"files": [{"path": ENGINE_JSON, "size": 1, "sha256": "0" * 64}]}, "relative path"),
+    ({"files": [{"path": SIGNATURE, "size": 1, "sha256": "0" * 64}]}, "relative path"),
     ({"files": [{"path": "a", "size": 1, "sha256": "0" * 64}] * 2}, "twice"),
     ({"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in "ba"]}, "not sorted"),
     ({"linked": {}}, "linked is dict"),

@@ -56,6 +56,8 @@ OWNED = {
     "onnxruntime": "exporter/backends/",
     "click": "exporter/cli.py",
     "gguf": "exporter/checkpoint/",
+    "model_signing": "exporter/signing.py",
+    "cryptography": "exporter/signing.py",
     "tokenizers": "exporter/",
     "onnx_ir": "exporter/",
     "onnx": "plugins/",  # reads the bodies of operators
