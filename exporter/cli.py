@@ -23,6 +23,28 @@ prepack = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
+def plan_options(command: Any) -> Any:
+    """Add what TensorRT plans are built for."""
+    for option in (
+        click.option("--opt-tokens", type=int, help="Of a usual prompt.  [default: 128]"),
+        click.option("--opt-batch", type=int, help="Usual rows of a call.  [default: 1]"),
+        click.option("--max-tokens", type=int, help="Most of one call.  [default: 2048]"),
+        click.option("--max-context", type=int, help="Tokens of a row.  [default: 4096]"),
+        click.option("--max-batch", type=int, help="Rows of a call.  [default: 1]"),
+        click.option("--sm", metavar="89,120", help="GPUs of a plan.  [default: the one here]"),
+    ):
+        command = option(command)
+    return command
+
+
+def of_plan(sm: str | None, sizes: dict[str, int | None]) -> dict[str, Any]:
+    """Return what plan_options gave, as export and build take it."""
+    from lmcast.exporter.backends.tensorrt.request import Sizes, parse_sms
+
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    return {"sms": parse_sms(sm) if sm else (), "sizes": Sizes(**given)}
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="lmcast")
 def cli() -> None:
@@ -38,8 +60,10 @@ def cli() -> None:
 @cli.command()
 @click.argument("checkpoint", type=DIRECTORY)
 @click.option("-o", "--output", type=DIRECTORY, required=True, help="Engine directory to write.")
-@click.option("--target", default="cpu", show_default=True, metavar="cpu|onnx",
-              help="onnx: standard operators only, for any runtime.")  # fmt: skip
+@click.option("--target", default="cpu", show_default=True,
+              metavar="cpu|onnx|tensorrt-rtx|tensorrt",
+              help="onnx: standard operators only, for any runtime; tensorrt-rtx, tensorrt: a plan"
+                   " compiled ahead of time, beside that graph.")  # fmt: skip
 @click.option("--dtype", default="auto", show_default=True,
               type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
               help="What to compute in; auto loses nothing of the checkpoint.")  # fmt: skip
@@ -55,6 +79,7 @@ def cli() -> None:
 @click.option("--no-tokenizer", is_flag=True, help="Accept a checkpoint without a tokenizer.")
 @click.option("--matformer-config", type=DIRECTORY, metavar="FILE",
               help="Export a slice: JSON with intermediate_size, and layers or skip.")  # fmt: skip
+@plan_options
 @as_json
 def export(
     checkpoint: Path,
@@ -69,10 +94,14 @@ def export(
     no_tokenizer: bool,
     matformer_config: Path | None,
     as_json: bool,
+    sm: str | None,
+    **sizes: int | None,
 ) -> None:
     """Write CHECKPOINT (a Hugging Face directory or GGUF file) as an engine.
 
     Example: lmcast export ./SmolLM2-135M-Instruct -o engine
+
+    For NVIDIA GPUs, here or elsewhere: --target tensorrt-rtx --sm 89,120 --max-context 8192
     """
     # What a trace makes lives to its end: looking for garbage took a fifth of an export.
     gc.disable()
@@ -91,9 +120,30 @@ def export(
         full_check=True if check == "full" else None,
         tokenizer=not no_tokenizer,
         matformer=matformer_config,
+        **of_plan(sm, sizes),
         progress=Terminal(),
     )
     report(engine.summary(), as_json)
+
+
+@cli.command()
+@click.argument("engine", type=DIRECTORY)
+@click.option("--target", default="tensorrt-rtx", show_default=True,
+              metavar="tensorrt-rtx|tensorrt")  # fmt: skip
+@plan_options
+@as_json
+def build(engine: Path, target: str, as_json: bool, sm: str | None, **sizes: int | None) -> None:
+    """Compile the portable graph of ENGINE for NVIDIA GPUs, into ENGINE.
+
+    For an engine of --target onnx, or one with plans for other GPUs.
+
+    Example: lmcast build engine --target tensorrt-rtx --sm 89,120
+    """
+    from lmcast.exporter.build import build as run
+    from lmcast.exporter.progress import Terminal
+
+    result = run(engine, target, **of_plan(sm, sizes), progress=Terminal())
+    report(result.summary(), as_json)
 
 
 @cli.command()

@@ -70,7 +70,7 @@ def contract(
     return {
         "file": MODEL,
         "weights": placement.mode,
-        "optimized": target != "onnx",
+        "optimized": target == "cpu",
         "split_experts": target == "cpu" and any(isinstance(m, MoE) for m in found.model.modules()),
         # Whether rows of different lengths take several tokens together, or one row at a time.
         "append": "row" if in_rows else "batch",

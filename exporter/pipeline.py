@@ -1,6 +1,7 @@
 """The way of a checkpoint to an engine, stage by stage."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -14,6 +15,9 @@ from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
 from lmcast.exporter import passes
 from lmcast.exporter.attach import attach
 from lmcast.exporter.backends.onnxruntime import require_kernels
+from lmcast.exporter.backends.tensorrt.build import build_plan, order, weight_bytes
+from lmcast.exporter.backends.tensorrt.libraries import LIBRARIES
+from lmcast.exporter.backends.tensorrt.request import Request, Sizes
 from lmcast.exporter.capture import capture
 from lmcast.exporter.checkpoint import CheckpointError, open_checkpoint
 from lmcast.exporter.checkpoint.files import read_capped
@@ -50,17 +54,21 @@ def export(
     full_check: bool | None = None,
     tokenizer: bool = True,
     matformer: str | PathLike[str] | None = None,
+    sms: tuple[int, ...] = (),
+    sizes: Sizes | None = None,
     progress: Progress = silent,
 ) -> Engine:
     """Write `checkpoint` as an engine at `output` and return it loaded.
 
-    target: 'onnx' (portable) or 'cpu'. dtype: 'float32', 'float16', 'bfloat16', or None for one
-    that loses nothing of the checkpoint's. weights: 'link', 'copy', or None to link where the bytes
-    allow it. inert: config keys to ignore. context: most tokens of a row, None for what config.json
-    says. full_check: look for NaN in all linked weights, None for up to 8 GiB. tokenizer: refuse a
-    checkpoint without one. matformer: a JSON file that says which slice of the model to export (see
-    graphs/matformer.py), which is copied unless asked otherwise. Raises InputError for what cannot
-    be exported and CheckFailed for an engine that fails its parity; then nothing is written.
+    target: 'onnx' (portable), 'cpu', 'tensorrt-rtx' or 'tensorrt'. dtype: 'float32', 'float16',
+    'bfloat16', or None for one that loses nothing of the checkpoint's. weights: 'link', 'copy', or
+    None to link where the bytes allow it. inert: config keys to ignore. context: most tokens of a
+    row, None for what config.json says. full_check: look for NaN in all linked weights, None for up
+    to 8 GiB. tokenizer: refuse a checkpoint without one. matformer: a JSON file that says which
+    slice of the model to export (see graphs/matformer.py), which is copied unless asked otherwise.
+    sms, sizes: the GPUs of a TensorRT plan, by default the one at hand, and the bounds of a call.
+    Raises InputError for what cannot be exported and CheckFailed for an engine that fails its
+    parity; then nothing is written.
     """
     with progress.stage("reading headers"):
         source = open_checkpoint(Path(checkpoint))
@@ -68,6 +76,7 @@ def export(
         identities = [SourceFile.of(f) for f in sorted({s.file for s in source.tensors.values()})]
         found, part = take_slice(understand(source, inert, tokenizer), matformer)
     own = {"inert": sorted(inert), "context": choose_context(found, context), **part}
+    plan = order(target, sms, own["context"], sizes or Sizes()) if target in LIBRARIES else None
     if found.left_out:
         progress.warn(f"left out {found.left_out}")
     format = choose_format(found, source, target, dtype, parity)
@@ -83,9 +92,12 @@ def export(
             file.check()
         fields = own | describe(found, source, target, format, placement, graph, identities)
         write_manifest(directory, fields, placement.hashes)
-        if parity:
+        if plan:
+            fields["plans"] = [build_plan(directory, plan, weight_bytes(fields), progress)]
+            write_manifest(directory, fields, placement.hashes)
+        if parity and provable(format, plan, progress):
             with progress.stage("proving parity"), one_thread():
-                prove(directory, found, source)
+                prove(directory, found, source, portable=not (plan and plan.here))
             write_manifest(directory, fields, placement.hashes)
     if signed:
         progress.warn(f"{output} is not signed now, as its files are new: sign it again")
@@ -138,9 +150,26 @@ def place_weights(
     return placement
 
 
-def prove(directory: Path, found: Definition, source: Checkpoint) -> None:
-    """Write parity.json; raises CheckFailed where the engine is not equal to eager."""
-    report = check(Engine(directory, threads=1), found, source)
+def provable(format: Format, plan: Request | None, progress: Progress) -> bool:
+    """Say whether an engine can run here, its plan or its portable graph; warn where neither can.
+
+    Without a plan, choose_format has refused what cannot.
+    """
+    if not plan or plan.here or format.dtype != torch.bfloat16:
+        return True
+    progress.warn(
+        "parity is not proven: no GPU of the plan is here, and ONNX Runtime's CPU has no bfloat16;"
+        " run `lmcast parity` on the device, or give --dtype float16"
+    )
+    return False
+
+
+def prove(directory: Path, found: Definition, source: Checkpoint, portable: bool = False) -> None:
+    """Write parity.json; raises CheckFailed where the engine is not equal to eager.
+
+    portable: run the portable graph, where the plan of the engine cannot.
+    """
+    report = check(Engine(directory, threads=1, portable=portable), found, source)
     if not report.passed:
         raise CheckFailed(f"the engine is not equal to eager PyTorch: {report.worst()}")
     text = json.dumps(report.as_json(), indent=1, sort_keys=True) + "\n"
@@ -169,7 +198,8 @@ def choose_format(
         raise EngineError(f"target {target!r} is unknown; accepted: {', '.join(passes.TARGETS)}")
     if asked is not None and asked not in FORMATS:
         raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(FORMATS)}")
-    if runs or target != "onnx":
+    ahead = target in LIBRARIES
+    if not ahead and (runs or target != "onnx"):
         require_kernels(asked or "float32")
     fp8 = found.binding.fp8
     special: dict[str, Collection[torch.dtype]] = {
@@ -191,7 +221,18 @@ def choose_format(
             f" accepted: {', '.join(names)}"
             f"{' (float64 with --dtype)' if plain and asked is None else ''}"
         )
-    return FORMATS[asked or "float32"]  # every accepted format fits into float32
+    # Every accepted format fits into float32. A GPU computes in what most weights are stored in.
+    return FORMATS[asked or (stored_format(found, source) if ahead else "float32")]
+
+
+def stored_format(found: Definition, source: Checkpoint) -> str:
+    """Return the format that most bytes of the weights are in; of FP8 and MXFP4, bfloat16."""
+    sizes = Counter[str]()
+    for tensor in found.binding.tensors():
+        stored = source.tensors[tensor]
+        format = BY_DTYPE.get(stored.dtype)
+        sizes[format.name if format else "bfloat16"] += stored.nbytes
+    return sizes.most_common(1)[0][0]
 
 
 def choose_context(found: Definition, asked: int | None) -> int:
@@ -223,7 +264,8 @@ def cast(
     with progress.stage("tracing"):
         graph = trace(found, source, format)
         attach(graph, found.binding, placement, source, directory)
-        passes.run(graph, target)
+        # A plan is built from the portable graph, which travels with it to other GPUs.
+        passes.run(graph, "onnx" if target in LIBRARIES else target)
     (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     return graph
 

@@ -1,0 +1,135 @@
+"""Build a plan in a process of its own, look at what came out, and say of it what engine.json does.
+
+The plan is checked to be for every SM that was asked for, with every plugin and every fused
+attention that the graph has: a part that fell back to something slower is an error, not a surprise.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lmcast.exporter.backends.onnxruntime import BackendError
+from lmcast.exporter.backends.tensorrt import libraries
+from lmcast.exporter.backends.tensorrt.plan import read_plan
+from lmcast.exporter.backends.tensorrt.request import Request, Sizes, resolve
+from lmcast.exporter.progress import Progress
+
+PLANS = "plans"
+WORKER = "lmcast.exporter.backends.tensorrt.worker"
+# Of the bytes of weights, in memory at the peak: measured, tests/benchmarks/README.md.
+PEAK_OF_WEIGHTS = 3.3
+KEPT_LINES = 5  # of what a process says before it ends
+
+
+def order(target: str, sms: tuple[int, ...], context: int, sizes: Sizes) -> Request:
+    """Return a request that the library here can fulfil; raises BackendError for any other.
+
+    context: tokens that a row of the engine may hold.
+    """
+    library = libraries.require(target)
+    return resolve(target, libraries.choose_sms(library, sms), context, sizes)
+
+
+def plan_file(request: Request) -> str:
+    """Return the path of a plan inside an engine: plans/tensorrt-rtx-sm89-sm120.plan."""
+    return f"{PLANS}/{'-'.join((request.target, *(f'sm{sm}' for sm in request.sms)))}.plan"
+
+
+def build_plan(engine: Path, request: Request, weights: int, progress: Progress) -> dict[str, Any]:
+    """Build the plan of an engine directory into it; return its entry of engine.json.
+
+    weights: their bytes, for the estimate that is told before. Raises BackendError, also where the
+    library ends the process, and where the plan lacks what it should have.
+    """
+    require_memory(weights)
+    file = plan_file(request)
+    path = engine / file
+    path.parent.mkdir(exist_ok=True)
+    facts = run(engine, path, request, progress)
+    found = read_plan(path)
+    found.check(request, facts["operators"])
+    return {
+        "file": file,
+        "request": request.as_json(),
+        **facts,
+        "bytes": path.stat().st_size,
+        "fused": dict(found.fused),
+    }
+
+
+def weight_bytes(fields: Mapping[str, Any]) -> int:
+    """Return the bytes of the weights that engine.json counts."""
+    return sum(entry["bytes"] for entry in fields["weights"].values())
+
+
+def require_memory(weights: int) -> None:
+    """Refuse a build that this machine has no memory for, rather than be killed in it."""
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = int(weights * PEAK_OF_WEIGHTS)
+    if need > have:
+        raise BackendError(
+            f"a plan of {weights:,} bytes of weights needs about {need:,} bytes of memory to be"
+            f" built; this machine has {have:,}: build on a larger one with `lmcast build`"
+        )
+
+
+def run(engine: Path, output: Path, request: Request, progress: Progress) -> dict[str, Any]:
+    """Run the worker and follow it; return what it says of the plan."""
+    # -P: nothing is imported from the working directory. Its own environment keeps Triton from
+    # interpreting kernels that are to be compiled.
+    command = [sys.executable, "-P", "-m", WORKER, str(engine), str(output)]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    with tempfile.TemporaryFile() as noise:
+        process = subprocess.Popen(
+            [*command, json.dumps(request.as_json())],
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            env=environment,
+            text=True,
+        )
+        with process:
+            try:
+                assert process.stdout is not None
+                ended = follow(process.stdout, progress)
+            finally:
+                process.kill()  # after an exception here; ended otherwise
+        noise.seek(0)
+        said = noise.read().decode(errors="replace").strip().splitlines()
+    if "built" in ended:
+        return ended["built"]
+    output.unlink(missing_ok=True)
+    if "error" in ended:
+        raise BackendError(ended["error"])
+    last = "; ".join((ended["messages"] or said)[-KEPT_LINES:]) or "nothing"
+    status = _status(process.returncode)
+    raise BackendError(f"the process that builds the plan ended with {status}; it said: {last}")
+
+
+def follow(events: Iterator[str], progress: Progress) -> dict[str, Any]:
+    """Show the events of a worker until it ends; return the last, or the messages before it."""
+    messages: deque[str] = deque(maxlen=KEPT_LINES)
+    with ExitStack() as stage:
+        for line in events:
+            match json.loads(line):
+                case {"stage": name, **rest}:
+                    stage.close()
+                    total = rest.get("total")
+                    step = stage.enter_context(progress.stage(f"TensorRT: {name}", total))
+                case {"done": done}:
+                    step(done)
+                case {"message": text}:
+                    messages.append(" ".join(text.split()))
+                case {"built": _} | {"error": _} as last:
+                    return last
+    return {"messages": list(messages)}
+
+
+def _status(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"status {code}"

@@ -1,0 +1,85 @@
+"""What a plan is to be built for, and the sizes that it takes."""
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lmcast.exporter.backends.onnxruntime import BackendError
+from lmcast.exporter.backends.tensorrt.libraries import local_sm
+
+Range = tuple[int, int, int]  # least, usual, most
+
+CONTEXT = 4096  # tokens that a row may hold unless asked; states are reserved for all of them
+TOKENS = 2048  # most tokens of one call unless asked
+USUAL_TOKENS = 128
+MOST_BATCH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bounds of a call that a plan is to take; None: a usual one, or what the context leaves."""
+
+    max_batch: int = 1
+    max_context: int | None = None  # tokens that a row can hold
+    max_tokens: int | None = None  # of one call; a longer prompt goes in several
+    opt_batch: int = 1
+    opt_tokens: int | None = None  # of a usual prompt
+
+
+@dataclass(frozen=True)
+class Request:
+    """A target, the SMs of its GPUs (89 for SM89), and bounds of a call."""
+
+    target: str
+    sms: tuple[int, ...]
+    max_batch: int
+    max_context: int  # tokens that a row can hold
+    max_tokens: int  # of one call
+    opt_batch: int
+    opt_tokens: int  # the usual number of tokens of a prompt
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"sms": list(self.sms)}
+
+    @property
+    def here(self) -> bool:
+        """Whether a GPU of this kind is at hand."""
+        return local_sm() in self.sms
+
+    @property
+    def profiles(self) -> list[dict[str, Range]]:
+        """The ranges of the axes of the graph: of a decoding step, then of a prompt.
+
+        B rows, T tokens of a call, R rows of logits; C, the capacity, is fixed.
+        """
+        batch = (1, self.opt_batch, self.max_batch)
+        capacity = (self.max_context,) * 3
+        step = {"B": batch, "T": (1, 1, 1), "R": (1, 1, 1), "C": capacity}
+        # As many rows of logits as a usual prompt has tokens: for parity and perplexity.
+        prompt = {"B": batch, "T": (1, self.opt_tokens, self.max_tokens), "C": capacity}
+        return [step, prompt | {"R": (1, 1, self.opt_tokens)}]
+
+
+def resolve(target: str, sms: tuple[int, ...], context: int, sizes: Sizes) -> Request:
+    """Return a checked request; context: of the engine. Raises BackendError for what is no size."""
+    capacity = _within("max-context", sizes.max_context, min(CONTEXT, context), context)
+    most = _within("max-tokens", sizes.max_tokens, min(TOKENS, capacity), capacity)
+    batch = _within("max-batch", sizes.max_batch, 1, MOST_BATCH)
+    usual = _within("opt-batch", sizes.opt_batch, 1, batch)
+    tokens = _within("opt-tokens", sizes.opt_tokens, min(USUAL_TOKENS, most), most)
+    return Request(target, sms, batch, capacity, most, usual, tokens)
+
+
+def _within(name: str, asked: int | None, usual: int, most: int) -> int:
+    value = usual if asked is None else asked
+    if not 1 <= value <= most:
+        raise BackendError(f"--{name} is {value}; accepted: 1 to {most}")
+    return value
+
+
+def parse_sms(text: str) -> tuple[int, ...]:
+    """Return the SMs of '89,120', as numbers in order; raises BackendError for anything else."""
+    words = [word.strip().lower().removeprefix("sm").replace(".", "") for word in text.split(",")]
+    if not all(re.fullmatch("[1-9][0-9]{1,2}", word) for word in words):
+        raise BackendError(f"--sm is {text!r:.80}; accepted: compute capabilities such as 89,120")
+    return tuple(sorted({int(word) for word in words}))

@@ -1,0 +1,211 @@
+"""A process that builds one plan: some graphs make the library abort, and that must end it alone.
+
+Arguments: an engine directory, the file to write, a Request as JSON. Each line on standard output
+is an event as JSON: {"stage": name, "total": steps}, {"done": steps}, {"message": text} and at the
+end {"built": facts} or {"error": text}.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from lmcast.exporter import passes
+from lmcast.exporter.backends.onnxruntime import ROOT, BackendError
+from lmcast.exporter.backends.tensorrt import libraries
+from lmcast.exporter.backends.tensorrt.embed import embed, forms, load_plugins
+from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
+from lmcast.exporter.backends.tensorrt.request import Request
+from lmcast.exporter.manifest import read_manifest
+from lmcast.graphs import archs
+from lmcast.plugins.errors import InputError
+
+Tell = Callable[..., None]
+NOT_AN_ERROR = "cudaError 35"  # no driver: nothing here needs one
+
+
+@dataclass
+class Build:
+    """One build on its way: the library, and what it says."""
+
+    trt: ModuleType
+    request: Request
+    tell: Tell
+    messages: list[str] = field(default_factory=list)
+
+    def logger(self) -> Any:
+        """Return a logger that keeps what is wrong; the library's own would print it."""
+        trt, messages, tell = self.trt, self.messages, self.tell
+
+        class Logger(trt.ILogger):
+            def log(self, severity: Any, message: str) -> None:
+                if severity <= trt.ILogger.Severity.ERROR and NOT_AN_ERROR not in message:
+                    messages.append(message)
+                    tell(message=message)
+
+        return Logger()
+
+    def monitor(self) -> Any:
+        """Return what the builder tells how far it is; only its outermost phases are shown."""
+        trt, tell = self.trt, self.tell
+
+        class Monitor(trt.IProgressMonitor):
+            def __init__(self) -> None:
+                super().__init__()
+                self.outer: set[str] = set()
+
+            def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+                if parent is None:
+                    self.outer.add(name)
+                    tell(stage=name, total=steps)
+
+            def step_complete(self, name: str, step: int) -> bool:
+                if name in self.outer:
+                    tell(done=1)
+                return True
+
+            def phase_finish(self, name: str) -> None:
+                self.outer.discard(name)
+
+        return Monitor()
+
+
+def prepare(engine: Path, request: Request) -> ir.Model:
+    """Return an engine's portable graph rewritten for TensorRT, of fixed capacity."""
+    graph = ir.load(engine / read_manifest(engine).fields["graph"]["file"])
+    passes.run(graph, request.target)
+    for value in [*graph.graph.inputs, *(v for node in graph.graph for v in node.outputs)]:
+        if value.shape is not None:
+            sizes = [request.max_context if str(size) == "C" else size for size in value.shape]
+            value.shape = ir.Shape(sizes)
+    return graph
+
+
+def parse(build: Build, parser: Any, graph: ir.Model, engine: Path, linked: bool) -> list[Any]:
+    """Hand a graph to the parser, weights by pointer; return what must outlive the build."""
+    data = ir.to_proto(graph).SerializeToString()
+    mapped: dict[str, np.ndarray] = {}
+    failed = not parser.load_model_proto(data, str(engine / "model.onnx"))
+    for name, value in graph.graph.initializers.items():
+        tensor = value.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        path = os.path.join(ROOT if linked else engine, tensor.location)
+        if path not in mapped:
+            mapped[path] = np.memmap(path, mode="r", dtype=np.uint8)
+        start = mapped[path].ctypes.data + (tensor.offset or 0)
+        failed = failed or not parser.load_initializer(name, start, tensor.nbytes)
+    if failed or not parser.parse_model_proto():
+        raise BackendError(parser_errors(parser) or "; ".join(build.messages))
+    return [data, *mapped.values()]
+
+
+def parser_errors(parser: Any) -> str:
+    """Return what a parser found, by the names of our layers."""
+    found = []
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        lines = [line for line in error.desc().splitlines() if NOT_AN_ERROR not in line]
+        found.append(f"{error.node_name()} ({error.node_operator()}): {' '.join(lines)}")
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    return "; ".join(found[:3]) + more
+
+
+def configure(build: Build, builder: Any, graph: ir.Model) -> Any:
+    """Return the builder's settings: profiles, SMs, and full precision for fp32."""
+    trt, request = build.trt, build.request
+    config = builder.create_builder_config()
+    config.progress_monitor = build.monitor()
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: parity is held to it
+    for ranges in request.profiles:
+        profile = builder.create_optimization_profile()
+        for value in graph.graph.inputs:
+            assert value.shape is not None
+            axes = [size if isinstance(size, int) else ranges[str(size)] for size in value.shape]
+            if all(isinstance(size, int) for size in axes):
+                continue
+            bounds = [[a if isinstance(a, int) else a[end] for a in axes] for end in range(3)]
+            profile.set_shape(value.name, *bounds)
+        config.add_optimization_profile(profile)
+    if hasattr(config, "num_compute_capabilities"):
+        config.num_compute_capabilities = len(request.sms)
+        for i, sm in enumerate(request.sms):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), i)
+    return config
+
+
+def write(build: Build, builder: Any, network: Any, config: Any, output: Path) -> None:
+    """Build the plan into a file as it comes: a second copy in memory would double the peak."""
+
+    class Writer(build.trt.IStreamWriter):
+        def write(self, data: Any) -> int:
+            return file.write(data)
+
+    with open(output, "wb") as file:
+        built = builder.build_serialized_network_to_stream(network, config, Writer())
+    if not built or not output.stat().st_size:
+        raise BackendError(f"TensorRT builds no plan: {'; '.join(build.messages[-3:])}")
+
+
+def run(engine: Path, output: Path, request: Request, tell: Tell) -> dict[str, Any]:
+    """Build one plan; return what there is to say of it. Raises InputError."""
+    started = time.monotonic()
+    library = libraries.require(request.target)
+    trt = libraries.load(library)
+    provide_parser_library(trt)
+    build = Build(trt, request, tell)
+    fields = read_manifest(engine).fields
+    linked = fields["graph"]["weights"] == "link"
+    archs.get(fields["architecture"])  # its operators register themselves
+    tell(stage="rewriting the graph")
+    graph = prepare(engine, request)
+    tell(stage="compiling kernels")
+    logger = build.logger()
+    in_place = embed(graph, request)
+    found = forms(graph)
+    if any("plugin" in kinds for kinds in found.values()):
+        load_plugins(trt, logger)
+    tell(stage="parsing")
+    builder = trt.Builder(logger)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    held = parse(build, parser, graph, engine, linked)
+    config = configure(build, builder, graph)
+    write(build, builder, network, config, output)
+    del held
+    return {
+        "library": f"{library.module} {trt.__version__}",
+        "operators": found,
+        "in_place": in_place,
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def main(engine: str, output: str, given: str) -> None:
+    # The library and what it loads print where they like: only events go to the reader.
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def tell(**event: Any) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    fields = json.loads(given)
+    request = Request(**fields | {"sms": tuple(fields["sms"])})
+    try:
+        tell(built=run(Path(engine), Path(output), request, tell))
+    except InputError as error:
+        tell(error=str(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

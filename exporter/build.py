@@ -1,0 +1,63 @@
+"""Add a compiled plan to an engine that exists: export and build can be on different machines."""
+
+import os
+import shutil
+from pathlib import Path
+
+from lmcast.exporter.backends.tensorrt import libraries
+from lmcast.exporter.backends.tensorrt.build import build_plan, order, weight_bytes
+from lmcast.exporter.backends.tensorrt.request import Sizes
+from lmcast.exporter.engine import PARITY, Engine
+from lmcast.exporter.manifest import EngineError, write_manifest
+from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.staging import staged
+
+
+def build(
+    engine: Path,
+    target: str,
+    sms: tuple[int, ...] = (),
+    sizes: Sizes | None = None,
+    progress: Progress = silent,
+) -> Engine:
+    """Compile the portable graph of `engine` for a target, into the engine; return it.
+
+    target: 'tensorrt-rtx' or 'tensorrt'; sms: of the GPUs, by default of the one at hand. A plan of
+    the same target and SMs is replaced. Raises EngineError for an engine without a portable graph,
+    BackendError where the plan cannot be built; then the engine is as it was.
+    """
+    if target not in libraries.LIBRARIES:
+        accepted = ", ".join(libraries.LIBRARIES)
+        raise EngineError(f"target {target!r} is not built ahead of time; accepted: {accepted}")
+    source = Engine(engine)
+    fields = dict(source.manifest.fields)
+    if fields["graph"]["optimized"]:
+        raise EngineError(
+            f"{engine}: its graph was rewritten for target {fields['target']}; plans are built from"
+            " a portable one: export again with --target onnx"
+        )
+    request = order(target, sms, source.context, sizes or Sizes())
+    with staged(engine) as directory:
+        for file in source.manifest.files:
+            if file.path != PARITY:  # of what the engine was
+                carry(engine / file.path, directory / file.path)
+        write_manifest(directory, fields, hashes := _hashes(source))
+        entry = build_plan(directory, request, weight_bytes(fields), progress)
+        kept = [plan for plan in fields.get("plans", []) if plan["file"] != entry["file"]]
+        plans = sorted([*kept, entry], key=lambda plan: plan["file"])
+        fields |= {"target": target, "plans": plans}
+        write_manifest(directory, fields, hashes)
+    return Engine(engine)
+
+
+def carry(file: Path, to: Path) -> None:
+    """Have a file of one engine in another: by a second name for it, or a copy across disks."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, to)  # the engine that is replaced gives up its own name for it
+    except OSError:
+        shutil.copyfile(file, to)
+
+
+def _hashes(source: Engine) -> dict[str, str]:
+    return {f.path: f.sha256 for f in source.manifest.files if f.path != PARITY}
