@@ -13,7 +13,7 @@ import torch
 import triton
 from lmcast_tensorrt import LIBRARY
 from onnx import TensorProto, helper
-from recipes import Case, Kernel, Launch, Output, Recipe
+from plugin_recipes import Case, Kernel, Launch, Output, Recipe
 from triton.backends.compiler import GPUTarget
 
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library

@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_library import schedule, workspace
-from recipes import Case, Kernel, Launch, Output, Recipe, WrongError, evaluate, expected, layout
+from plugin_recipes import (
+    Case,
+    Kernel,
+    Launch,
+    Output,
+    Recipe,
+    WrongError,
+    evaluate,
+    expected,
+    layout,
+)
 
 TESTS = Path(__file__).parent
 SHAPES = [[2, 3], [4, 5, 6], [7]]
