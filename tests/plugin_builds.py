@@ -50,7 +50,7 @@ def route() -> tuple[Recipe, list[bytes]]:
     numbers: list[tuple] = [("fp32", -1.0), ("fp32", 1.0), ("null",), ("null",)]
     launch = Launch(0, "0.0", [("in", 0), ("out", 0), ("out", 1), *numbers])
     outputs = [Output("fp32", -1, ["0.0", ROUTES]), Output("i64", -1, ["0.0", ROUTES])]
-    return Recipe([kernel], outputs, [Case([], [], [launch])]), cubins
+    return Recipe([kernel], outputs, [Case([], [("*", "0.0", 1000)], [launch])]), cubins
 
 
 def model(recipe: str, kernels: bytes) -> bytes:
