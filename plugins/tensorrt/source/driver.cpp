@@ -12,7 +12,8 @@ constexpr char const* LIBRARY = "libcuda.so.1";
 template <typename Function>
 void find(void* library, char const* name, Function& function) {
     function = reinterpret_cast<Function>(dlsym(library, name));
-    if (!function) throw Error(std::string(LIBRARY) + " has no " + name + ": a newer driver is needed");
+    if (!function)
+        throw Error(std::string(LIBRARY) + " has no " + name + ": a newer driver is needed");
 }
 
 // The names with _v2 are what cuda.h turns the plain ones into.

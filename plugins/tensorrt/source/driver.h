@@ -1,5 +1,5 @@
-// The functions of NVIDIA's driver that a launch takes, found when the first one is due: the library
-// builds without a CUDA toolkit, and loads on a machine without a GPU.
+// The functions of NVIDIA's driver that a launch takes, found when the first one is due: so the
+// library builds without a CUDA toolkit, and loads on a machine without a GPU.
 #pragma once
 
 #include <cstddef>

@@ -27,7 +27,7 @@ struct Axis {
 std::string text(Axis axis);
 
 struct Term {
-    // The letter of an operator, with 'm' for min and 'M' for max; 'n' for a number, 'a' for an axis.
+    // The letter of an operator, 'm' of min and 'M' of max; 'n' of a number, 'a' of an axis.
     char kind;
     int64_t number;
     Axis axis;
@@ -39,7 +39,7 @@ struct Term {
 // memory by its own length, and no depth of calls.
 using Expression = std::vector<Term>;
 
-// Throws RecipeError where an axis is not there, where 64 bits are too few, and for a division by 0.
+// Throws RecipeError for an axis that is not there, for more than 64 bits, for a division by 0.
 int64_t evaluate(Expression const& expression, Shapes const& shapes);
 
 int64_t product(int64_t first, int64_t second);

@@ -118,7 +118,8 @@ public:
     virtual ~VExprBuilder() noexcept = default;
     virtual IDimensionExpr const* constant(int64_t value) = 0;
     virtual IDimensionExpr const* operation(
-        DimensionOperation operation, IDimensionExpr const& first, IDimensionExpr const& second) = 0;
+        DimensionOperation operation, IDimensionExpr const& first,
+        IDimensionExpr const& second) = 0;
     virtual IDimensionExpr const* declareSizeTensor(
         int32_t output, IDimensionExpr const& optimum, IDimensionExpr const& upper) = 0;
 };

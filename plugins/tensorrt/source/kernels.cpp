@@ -30,10 +30,12 @@ int64_t sm_of_current_device(cuda::Driver const& driver) {
     return 10 * major + minor;
 }
 
-cuda::Function find_function(cuda::Driver const& driver, cuda::Module module, Kernel const& kernel) {
+cuda::Function find_function(cuda::Driver const& driver, cuda::Module module,
+                             Kernel const& kernel) {
     constexpr uint32_t WITHOUT_ASKING = 48 << 10;  // CUDA's limit for a block's shared memory
     cuda::Function function;
-    driver.check(driver.get_function(&function, module, kernel.name.c_str()), "cuModuleGetFunction");
+    driver.check(driver.get_function(&function, module, kernel.name.c_str()),
+                 "cuModuleGetFunction");
     if (kernel.shared_bytes > WITHOUT_ASKING)
         driver.check(driver.set_attribute(function, cuda::MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                           static_cast<int>(kernel.shared_bytes)),

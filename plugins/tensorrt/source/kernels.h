@@ -19,7 +19,7 @@ public:
     LoadedKernels& operator=(LoadedKernels const&) = delete;
     ~LoadedKernels();
 
-    // Loads the kernel into the current context the first time. From any thread; throws cuda::Error.
+    // Loads the kernel into the current context the first time. Thread-safe; throws cuda::Error.
     cuda::Function get(Recipe const& recipe, std::string const& images, size_t kernel);
 
 private:

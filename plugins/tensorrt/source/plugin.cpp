@@ -155,7 +155,7 @@ void copy(Copy const& copy, Memory const& memory, cuda::Stream stream) {
                  "cuMemcpyDtoDAsync");
 }
 
-// Where a recipe's buffers shrink as an axis grows, too little was reserved: no kernel may then write.
+// Where a recipe's buffers shrink as an axis grows, too little was reserved: no kernel may write.
 void expect_workspace(Content const& content, int64_t needed, void const* memory) {
     int64_t const reserved = content.workspace;
     bool const enough = reserved < 0 || needed <= reserved;

@@ -69,7 +69,8 @@ private:
 
     [[noreturn]] void fail(std::string const& accepted) const {
         // Not the whole token: it may be as long as the text.
-        std::string const found = token_.empty() ? "the end" : "'" + std::string(token_.substr(0, 40)) + "'";
+        std::string const shown(token_.substr(0, 40));
+        std::string const found = shown.empty() ? "the end" : "'" + shown + "'";
         throw RecipeError(
             "recipe, token " + std::to_string(count_) + " is " + found + ", not " + accepted);
     }
@@ -155,7 +156,8 @@ private:
         Case made;
         several("ranges", 0, [&] { made.ranges.push_back(range()); });
         several("buffers", 0, [&] { made.buffers.push_back(expression()); });
-        several("launches", 0, [&] { made.launches.push_back(launch(recipe, made.buffers.size())); });
+        several("launches", 0,
+                [&] { made.launches.push_back(launch(recipe, made.buffers.size())); });
         return made;
     }
 
