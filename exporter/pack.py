@@ -33,9 +33,9 @@ def pack(engine: Path, output: Path | None = None, progress: Progress = silent) 
     graph = ir.load(engine / MODEL)
     entries = [_entry(value) for value in graph.graph.initializers.values()]
     destination = output or engine
-    signed = any((folder / SIGNATURE).exists() for folder in (engine, destination))
     total = sum(entry.nbytes for entry in entries)
-    with staged(destination) as directory:
+    signed = (engine / SIGNATURE).exists()
+    with staged(destination, progress) as directory:
         with progress.stage("copying weights", total) as step:
             placed, hashes = write(entries, directory, step)
         Engine(engine)  # refuses a checkpoint that has changed while it was copied
@@ -54,8 +54,8 @@ def pack(engine: Path, output: Path | None = None, progress: Progress = silent) 
         fields = dict(source.manifest.fields)
         fields |= {"linked": [], "graph": {**fields["graph"], "weights": "copy"}}
         write_manifest(directory, fields, hashes)
-    if signed:
-        progress.warn(f"{destination} is not signed now, as its files are new: sign it again")
+    if signed and output:
+        progress.warn(f"{output} is not signed, as {engine} is: sign it too")
     return Engine(destination)
 
 

@@ -26,7 +26,7 @@ from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.description import describe
 from lmcast.exporter.engine import MODEL, PARITY, TEMPLATE, TOKENIZER, Engine
-from lmcast.exporter.manifest import SIGNATURE, EngineError, write_manifest
+from lmcast.exporter.manifest import EngineError, write_manifest
 from lmcast.exporter.onnx_export import assemble
 from lmcast.exporter.parity import check
 from lmcast.exporter.progress import Progress, silent
@@ -82,8 +82,7 @@ def export(
     format = choose_format(found, source, target, dtype, parity)
     asked = weights or ("copy" if part else None)  # linked, every call would cut it out anew
     mode = choose_mode(found.binding, source, format, asked, parity or target != "onnx")
-    signed = Path(output, SIGNATURE).exists()  # as an engine that is replaced may be
-    with staged(Path(output)) as directory:
+    with staged(Path(output), progress) as directory:
         # Weights before the graph: what is wrong with them is said without waiting for a trace.
         placement = place_weights(found, source, format, mode, directory, full_check, progress)
         graph = cast(found, source, target, format, placement, directory, progress)
@@ -99,8 +98,6 @@ def export(
             with progress.stage("proving parity"), one_thread():
                 prove(directory, found, source, portable=not (plan and plan.here))
             write_manifest(directory, fields, placement.hashes)
-    if signed:
-        progress.warn(f"{output} is not signed now, as its files are new: sign it again")
     return Engine(Path(output))
 
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lmcast.exporter.lock import TOKEN, Owner, Place, Signals, holds, locked
-from lmcast.exporter.manifest import EngineError, is_engine
+from lmcast.exporter.manifest import SIGNATURE, EngineError, is_engine
+from lmcast.exporter.progress import Progress, silent
 
 # What the surroundings can do to any write; other errors are defects and keep their traceback.
 REFUSALS = {
@@ -25,14 +26,15 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
-def staged(destination: Path) -> Iterator[Path]:
+def staged(destination: Path, progress: Progress = silent) -> Iterator[Path]:
     """Yield an empty directory that becomes the destination when the block ends normally.
 
     The destination may be absent, an empty directory or an lmcast engine, which is exchanged in
-    one step; it is untouched until then. After any exception, Ctrl-C, SIGTERM and SIGHUP (which
-    become SystemExit) nothing of this run is left; what a killed run left is removed by the next
-    one. Raises EngineError when the destination is anything else or is being written by another
-    process, and when the disk is full, read-only or not ours.
+    one step, its signature too, of which progress hears; it is untouched until then. After any
+    exception, Ctrl-C, SIGTERM and SIGHUP (which become SystemExit) nothing of this run is left;
+    what a killed run left is removed by the next one. Raises EngineError when the destination is
+    anything else or is being written by another process, and when the disk is full, read-only or
+    not ours.
     """
     place = _place(destination)
     with Signals() as signals, _refusing(place):
@@ -40,6 +42,7 @@ def staged(destination: Path) -> Iterator[Path]:
         with _parents(place.destination.parent, signals), locked(place, signals) as owner:
             _sweep(place)
             _check_replaceable(place.destination)
+            signed = (place.destination / SIGNATURE).exists()
             staging = place.beside(owner.token)
             try:
                 os.mkdir(staging)
@@ -47,6 +50,8 @@ def staged(destination: Path) -> Iterator[Path]:
                 _sync_tree(staging)
                 with signals.held():
                     _publish(place, staging, owner)
+                if signed:
+                    progress.warn(f"{destination} is not signed now: its files are new, sign again")
             finally:
                 with signals.held(), suppress(FileNotFoundError):
                     _remove(staging)

@@ -354,7 +354,8 @@ def test_writing_anew_drops_the_signature(signed: Path, keys: Path, tmp_path: Pa
         assert (status, said in before) == (0, command[0] == "pack")
         status, _, error = lmcast(*command)
         assert status == 0
-        assert f"warning: {written} is not signed now" in error
+        assert f"warning: {written} is not signed" in error
+        assert error.count("\n") == 1
         assert not (written / SIGNATURE).exists()
     shutil.rmtree(checkpoint)
     status, out, _ = lmcast("sign", signed, "--key", keys / KEY)
