@@ -2,7 +2,9 @@
 
 The engine runs alone in a fresh process, so that the peaks are its own. Peak private memory is
 anonymous memory (RssAnon): weights read from a mapped file are page cache, which processes share
-and the kernel takes back at will, so they count in the peak RSS only.
+and the kernel takes back at will, so they count in the peak RSS only. Where a plan runs, weights
+and states lie in the memory of the GPU: the peak there is of what all processes took since the
+start, and the read bandwidth is the GPU's.
 """
 
 import json
@@ -16,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from statistics import median
@@ -53,6 +56,8 @@ class BenchReport:
     decode_tokens_per_second: float
     peak_rss: int  # with the pages of mapped weights
     peak_private: int  # anonymous memory, Python and the runtime included
+    gpu: str | None  # its name, where a plan ran
+    peak_gpu: int | None
     weight_bytes_per_step: int  # read in a decoding step of one row; rows share all but experts
     read_bandwidth: float  # bytes a second, by the same number of threads in the same process
     bandwidth_share: float  # of it, what reading the weights in decode reaches
@@ -68,13 +73,14 @@ class BenchReport:
             "prefill": f"{self.prefill_tokens_per_second:.1f} tokens/s",
             "decode": f"{self.decode_tokens_per_second:.1f} tokens/s",
             "peak memory": f"{self.peak_private / MB:.0f} MB private, {self.peak_rss / MB:.0f} MB"
-            " with the mapped weights",
+            " with the mapped weights"
+            + ("" if self.peak_gpu is None else f", {self.peak_gpu / MB:.0f} MB of the GPU"),
             "weights read": f"{self.weight_bytes_per_step / MB:.0f} MB a step,"
             f" {self.bandwidth_share:.0%} of {self.read_bandwidth / GB:.1f} GB/s read bandwidth",
         }
         setting = (
             f"{self.batch} x {self.prompt_tokens} + {self.new_tokens} tokens,"
-            f" {self.threads} threads, median of {self.runs}"
+            f" {self.gpu or f'{self.threads} threads'}, median of {self.runs}"
         )
         return "\n".join([setting, *(f"{name:<13} {value}" for name, value in rows.items())])
 
@@ -87,15 +93,21 @@ def bench(
     threads: int | None = None,
     runs: int = 3,
     prepack: bool = False,
+    portable: bool = False,
 ) -> BenchReport:
     """Measure an engine in a process of its own, on random token ids picked greedily.
 
-    threads: None for all processors of this process. prepack: as for Engine. Raises BenchError for
-    numbers below 1 or a process that dies, EngineError for a directory that is no whole engine.
+    threads: None for all processors of this process. prepack, portable: as for Engine. Raises
+    BenchError for numbers below 1 or a process that dies, EngineError for a directory that is no
+    whole engine.
     """
-    engine = Engine(engine_dir)
+    engine = Engine(engine_dir, portable=portable)
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
-    setting = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch}
+    setting: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "batch": batch,
+    }
     setting |= {"threads": threads, "runs": runs}
     for name, value in setting.items():
         if value < 1:
@@ -106,7 +118,8 @@ def bench(
             f" of this engine, {engine.context}"
         )
     directory = str(engine.directory)
-    request = json.dumps({"directory": directory, "prepack": prepack, **setting})
+    given = {"directory": directory, "prepack": prepack, "portable": portable, **setting}
+    request = json.dumps(given)
     done = subprocess.run(
         [sys.executable, "-m", __name__, request], capture_output=True, text=True, check=False
     )
@@ -178,27 +191,61 @@ def _bytes(size: str) -> int:
     return int(size.split()[0]) << 10
 
 
+class GpuPeaks(Peaks):
+    """Also the largest memory of the GPU that was taken since the start."""
+
+    def __init__(self, gpu: Any):
+        super().__init__()
+        self.gpu, self.taken = gpu, 0
+        self._start = gpu.used()
+
+    def look(self) -> None:
+        super().look()
+        self.taken = max(self.taken, self.gpu.used() - self._start)
+
+
 class Bandwidth:
     """How fast threads of this process read memory: the largest number of a large array each."""
 
     def __init__(self, threads: int):
-        # Written once, so that every page exists.
-        self.parts = np.array_split(np.ones(READ_BYTES // 4, np.int32), threads)
+        self.threads, self.parts = threads, list[np.ndarray]()
 
-    def measure(self) -> float:
+    def bandwidth(self, size: int) -> float:
         """Return bytes a second. numpy lets go of the interpreter lock while it reduces."""
+        if not self.parts:
+            # Written once, so that every page exists.
+            self.parts = np.array_split(np.ones(size // 4, np.int32), self.threads)
         seconds = []
         with ThreadPoolExecutor(len(self.parts)) as pool:
             for _ in range(READS):
                 start = time.perf_counter()
                 list(pool.map(np.max, self.parts))
                 seconds.append(time.perf_counter() - start)
-        return READ_BYTES / min(seconds)
+        return size / min(seconds)
+
+
+def loaded(request: Mapping[str, Any]) -> Engine:
+    """Return the engine that is measured; its graph is loaded when first asked for."""
+    return Engine(request["directory"], request["threads"], request["prepack"], request["portable"])
+
+
+def prepare(request: Mapping[str, Any]) -> Peaks:
+    """Import what the engine needs, which is not part of loading; return what watches memory."""
+    engine = loaded(request)
+    if not engine.runs_plan:
+        import_module("lmcast.exporter.backends.onnxruntime")
+        return Peaks()
+    import_module("lmcast.exporter.backends.tensorrt.runner")
+    plans = import_module("lmcast.exporter.plans")
+    for module in plans.modules(engine.manifest):
+        if find_spec(module) is not None:
+            import_module(module)
+    return GpuPeaks(plans.gpu(engine.manifest))
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     """Do the runs in this process: what `bench` starts its process for."""
-    import_module("lmcast.exporter.backends.onnxruntime")  # imports are not part of loading
+    peaks = prepare(request)
     prompt, new, batch = (request[n] for n in ("prompt_tokens", "new_tokens", "batch"))
     prefill: list[float] = []
     decode: list[float] = []
@@ -217,25 +264,28 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         decode.append(batch * new / (time.perf_counter() - start - first))
         return first
 
-    peaks = Peaks()
     with peaks.watching():
         wall, cpu = time.perf_counter(), time.process_time()
-        engine = Engine(request["directory"], request["threads"], request["prepack"])
+        engine = loaded(request)
         assert engine.runner
         load, load_cpu = time.perf_counter() - wall, time.process_time() - cpu
         first = run()
-    memory = Bandwidth(request["threads"])  # after the peaks: it is not the engine's
-    bandwidth.append(memory.measure())
+    # After the peaks: it is not the engine's.
+    gpu = engine.runner.gpu
+    memory = Bandwidth(request["threads"]) if gpu is None else gpu
+    bandwidth.append(memory.bandwidth(READ_BYTES))
     # Side by side, because what else runs on the machine changes from one second to the next.
     for _ in range(request["runs"] - 1):
         run()
-        bandwidth.append(memory.measure())
+        bandwidth.append(memory.bandwidth(READ_BYTES))
     once = {
         "load_seconds": load,
         "load_cpu_seconds": load_cpu,
         "first_token_seconds": load + first,
         "peak_rss": peaks.rss,
         "peak_private": peaks.private,
+        "gpu": None if gpu is None else gpu.name,
+        "peak_gpu": peaks.taken if isinstance(peaks, GpuPeaks) else None,
     }
     return {"once": once, "prefill": prefill, "decode": decode, "bandwidth": bandwidth}
 

@@ -70,11 +70,17 @@ class Engine:
     """One engine directory, checked and ready to run.
 
     Raises EngineError where files are missing or resized or where the checkpoint that a linked
-    engine points into has moved or changed. The graph itself is loaded on first use.
+    engine points into has moved or changed. The graph itself is loaded on first use: a plan, where
+    there are some, for the GPU at hand, or the portable graph in ONNX Runtime, which threads and
+    prepack are for. portable: that graph in any case.
     """
 
     def __init__(
-        self, directory: str | PathLike[str], threads: int | None = None, prepack: bool = False
+        self,
+        directory: str | PathLike[str],
+        threads: int | None = None,
+        prepack: bool = False,
+        portable: bool = False,
     ):
         self.directory = Path(directory)
         if threads is not None and threads < 1:
@@ -85,6 +91,7 @@ class Engine:
         if problems:
             raise EngineError(f"{self.directory}: {problems[0]}")
         self._threads, self._prepack = threads, prepack
+        self.runs_plan: bool = bool(self.manifest.fields.get("plans")) and not portable
         fields = self.manifest.fields
         self.context: int = fields["context"]
         self.vocab_size: int = fields["vocab_size"]
@@ -112,7 +119,11 @@ class Engine:
 
     @cached_property
     def runner(self) -> Any:
-        """The graph, loaded."""
+        """The graph or the plan, loaded; raises InputError where it cannot run here."""
+        if self.runs_plan:
+            from lmcast.exporter.backends.tensorrt.runner import open_runner
+
+            return open_runner(self.manifest)
         from lmcast.exporter.backends.onnxruntime import Runner, require_kernels
 
         require_kernels(self.manifest.fields["dtype"])
@@ -168,10 +179,13 @@ class Engine:
         given. Raises InputError before anything runs.
         """
         ids = self.encode([prompts] if isinstance(prompts, str) else prompts, chat)
+        session, longest = self.session(max(1, len(ids))), max(map(len, ids), default=0)
         if max_new_tokens is None:
-            max_new_tokens = max(1, min(NEW_TOKENS, self.context - max(map(len, ids), default=0)))
+            max_new_tokens = max(1, min(NEW_TOKENS, session.context - longest))
+        if session.context < self.context:
+            session.check_room(longest + max_new_tokens)  # says how to build a larger plan
         return generate(
-            self.session(max(1, len(ids))),
+            session,
             ids,
             max_new_tokens=max_new_tokens,
             sampling=sampling or Sampling(),
@@ -208,11 +222,15 @@ class Engine:
 
 
 def load(
-    engine_dir: str | PathLike[str], threads: int | None = None, prepack: bool = False
+    engine_dir: str | PathLike[str],
+    threads: int | None = None,
+    prepack: bool = False,
+    portable: bool = False,
 ) -> Engine:
     """Return the engine of a directory.
 
     threads: for its kernels, None for all cores. prepack: copy the weights into memory in the
     kernels' own layout: slower to load and as much private memory as the weights, but faster.
+    portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
     """
-    return Engine(engine_dir, threads, prepack)
+    return Engine(engine_dir, threads, prepack, portable)

@@ -148,7 +148,7 @@ def check(
     """
     windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
-    length = min(max([tokens, *lengths]), engine.context)
+    length = min(max([tokens, *lengths]), engine.session(1).context)
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
     format = FORMATS[engine.manifest.fields["dtype"]]
     reference = _reference(found, source, rows, format.dtype)
@@ -228,7 +228,17 @@ def _steps(engine: Engine, rows: list[list[int]]) -> Got:
 
 
 def _ragged(engine: Engine, rows: list[list[int]]) -> Got:
-    """All rows in one batch, padded; what is held back comes in single tokens."""
+    """All rows in one batch, padded; what is held back comes in single tokens.
+
+    A plan for fewer rows gets them in several batches.
+    """
+    limits = engine.runner.limits
+    if limits is not None and limits.rows < len(rows):
+        most, got = limits.rows, list[tuple[int, int, np.ndarray]]()
+        for start in range(0, len(rows), most):
+            part = _ragged(engine, rows[start : start + most])
+            got += [(start + r, t, logits) for r, t, logits in part]
+        return got
     held = min(4, min(map(len, rows)) - 1)
     heads = [row[: len(row) - held] for row in rows]
     counts = np.array([len(head) for head in heads])
@@ -237,7 +247,7 @@ def _ragged(engine: Engine, rows: list[list[int]]) -> Got:
         ids[r, : len(head)] = head
     session = engine.session(len(rows))
     logits = session.append(ids, counts)
-    got: Got = [(r, int(counts[r]) - 1, logits[r]) for r in range(len(rows))]
+    got = [(r, int(counts[r]) - 1, logits[r]) for r in range(len(rows))]
     for step in range(held):
         logits = session.append([[row[len(row) - held + step]] for row in rows])
         got += [(r, int(counts[r]) + step, logits[r]) for r in range(len(rows))]
@@ -279,13 +289,19 @@ def parity(
     tokens: int | None = None,
     bisect: bool = False,
     progress: Progress = silent,
+    portable: bool = False,
 ) -> Report:
     """Compare an engine directory with the checkpoint it was made from.
 
-    prompts: a file as `lmcast generate --file` reads it; None for `tokens` drawn ids. Raises
-    InputError where the two do not belong together.
+    prompts: a file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as
+    for Engine. Raises InputError where the two do not belong together.
     """
-    loaded = Engine(engine)
+    loaded = Engine(engine, portable=portable)
+    if bisect and loaded.runs_plan:
+        raise EngineError(
+            f"{engine}: a plan shows none of its inner values to --bisect; those of the portable"
+            " graph can be compared (--portable)"
+        )
     if tokens is not None and not 1 <= tokens <= loaded.context:
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {loaded.context}")
     source = open_checkpoint(against)

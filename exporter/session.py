@@ -3,9 +3,8 @@
 Letters: B rows, T tokens of one call, R rows of logits, V vocabulary, C capacity in tokens.
 """
 
-import math
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,19 +12,48 @@ import numpy as np
 from lmcast.plugins.errors import InputError
 
 FIRST_CAPACITY = 256  # tokens; buffers double from here
-NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+Shaped = tuple[str, tuple[int, ...], str]  # a state's name, sizes and dtype
 
 
 class SessionError(InputError, IndexError):
     """Token ids or lengths that the engine cannot take."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The most that a plan takes: its sizes are fixed when it is built."""
+
+    rows: int
+    context: int  # tokens that a row holds: the capacity of its states
+    tokens: int  # of a row in one call
+    logits: int  # rows of logits of a row in one call
+    build: str  # the command that builds it, to which other sizes can be added
+
+
 class Runner(Protocol):
-    """What a backend offers."""
+    """What a backend offers. States are its own: a session keeps them and hands them back."""
+
+    @property
+    def limits(self) -> Limits | None: ...
+
+    @property
+    def place(self) -> str:
+        """What has the memory that states lie in, in words."""
+        ...
+
+    def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
+        """Return the bytes that states would take, and those that there are."""
+        ...
+
+    def allocate(self, states: Sequence[Shaped]) -> Any:
+        """Return states of zeros; the first axis of each is the rows of the session."""
+        ...
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], states: Sequence[tuple[str, np.ndarray]]
-    ) -> list[np.ndarray]: ...
+        self, inputs: Mapping[str, np.ndarray], states: Any, *, rows: slice
+    ) -> list[np.ndarray]:
+        """Run once over these rows of the states, and return the logits R,V of each row."""
+        ...
 
 
 class Session:
@@ -36,12 +64,20 @@ class Session:
     ):
         if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
             raise SessionError(f"batch is {batch!r}; accepted: an integer from 1")
+        self._limits, self._trained = runner.limits, context
+        if self._limits is not None:
+            context = min(context, self._limits.context)
+            if batch > self._limits.rows:
+                raise SessionError(
+                    f"batch is {batch}; the plan of this engine takes up to {self._limits.rows}"
+                    f" rows: `{self._limits.build} --max-batch {batch}` makes one that takes more"
+                )
         self.context, self.batch = context, batch
         self._runner, self._graph, self._vocab = runner, graph, vocab
-        self._require_memory(min(FIRST_CAPACITY, context))
+        self._require_memory(context if self._limits else min(FIRST_CAPACITY, context))
         self.lengths = np.zeros(batch, np.int64)  # tokens held per row
         self._capacity = 0
-        self._states: list[tuple[str, np.ndarray]] = []
+        self._states: Any = []
 
     def append(self, input_ids: Any, counts: Any = None) -> np.ndarray:
         """Add tokens to every row and return float32 B,V: logits at each row's last new token.
@@ -56,28 +92,57 @@ class Session:
     def check_room(self, tokens: int) -> None:
         """Refuse to hold more than the context; raises SessionError."""
         longest = int(self.lengths.max()) + tokens
-        if longest > self.context:
+        if longest > self._trained:
             raise SessionError(
-                f"a row would hold {longest} tokens; the context of this engine is {self.context}"
+                f"a row would hold {longest} tokens; the context of this engine is {self._trained}"
+            )
+        if self._limits is not None and longest > self.context:
+            raise SessionError(
+                f"a row would hold {longest} tokens; the plan of this engine holds {self.context}:"
+                f" `{self._limits.build} --max-context {longest}` makes one that holds more"
             )
 
     def run(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Add checked tokens; return float32 B,R,V: logits at positions `rows` B,R of this call."""
         self.reserve(int(self.lengths.max()) + ids.shape[1])
-        fresh = not self.lengths.any() and bool((counts == ids.shape[1]).all())
-        if self._graph["append"] == "row" and ids.shape[1] > 1 and self.batch > 1 and not fresh:
-            # The kernel takes rows of different lengths in single tokens only. A row's states are
-            # a contiguous slice, so nothing is copied, and no padding is computed.
-            parts = []
-            for b in range(self.batch):
+        if self._limits is None:
+            return self._append(ids, counts, rows)
+        most = self._limits.tokens
+        if rows.shape[1] > self._limits.logits:  # a part with fewer tokens has fewer to ask for
+            most = min(most, self._limits.logits)
+        logits = np.empty((*rows.shape, self._vocab), np.float32)
+        for start in range(0, ids.shape[1], most):
+            part = ids[:, start : start + most]
+            held = np.clip(counts - start, 0, part.shape[1])
+            inside = (rows >= start) & (rows < start + part.shape[1])  # B,R
+            wanted, places = distinct(rows - start, inside)
+            logits[inside] = self._append(part, held, wanted)[places]
+        return logits
+
+    def _append(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Add tokens in one call, or in one for each row where it must be; as `run`."""
+        if self._in_rows(ids.shape[1], counts):
+            # A row's states are a contiguous slice, so nothing is copied, and no padding computed.
+            parts = [np.zeros((1, rows.shape[1], self._vocab), np.float32)] * self.batch
+            for b in np.flatnonzero(counts):
                 count, row = int(counts[b]), slice(b, b + 1)
                 kept = np.minimum(rows[row], count - 1)
-                parts.append(self._call(row, ids[row, :count], counts[row], kept))
+                parts[b] = self._call(row, ids[row, :count], counts[row], kept)
             logits = np.concatenate(parts)
         else:
             logits = self._call(slice(0, self.batch), ids, counts, rows)
         self.lengths += counts
         return logits.astype(np.float32, copy=False)
+
+    def _in_rows(self, tokens: int, counts: np.ndarray) -> bool:
+        """Say whether a call must be one for each row."""
+        if self.batch == 1:
+            return False
+        if self._limits is not None and int(self.lengths.max()) + tokens > self.context:
+            return True  # padding would be written behind the end of the states
+        # GroupQueryAttention takes rows of different lengths in single tokens only.
+        fresh = not self.lengths.any() and bool((counts == tokens).all())
+        return self._graph["append"] == "row" and tokens > 1 and not fresh
 
     def _call(
         self, rows: slice, ids: np.ndarray, counts: np.ndarray, wanted: np.ndarray
@@ -88,8 +153,7 @@ class Session:
             "token_counts": np.ascontiguousarray(counts),
             "logit_rows": np.ascontiguousarray(wanted),
         }
-        states = [(name, array[rows]) for name, array in self._states]
-        return self._runner.run(inputs, states)[0]
+        return self._runner.run(inputs, self._states, rows=rows)[0]
 
     def _checked(self, input_ids: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
         ids = check_ids(input_ids, self._vocab)
@@ -111,42 +175,53 @@ class Session:
         self.check_room(longest - int(self.lengths.max()))
         return ids[:, : int(valid.max())], valid
 
-    def reserve(self, tokens: int) -> list[tuple[str, np.ndarray]]:
-        """Make room for `tokens` per row and return the states by name, as they lie in memory.
+    def reserve(self, tokens: int) -> Any:
+        """Make room for `tokens` per row and return the states as the backend keeps them.
 
-        Raises SessionError if this machine's memory cannot hold them.
+        Raises SessionError if the memory cannot hold them.
         """
-        if tokens <= self._capacity:
+        if tokens <= self._capacity or (self._limits and self._capacity):
             return self._states
         # Padding may lie beyond the context, so the last step is as long as the call needs.
         doubled = max(FIRST_CAPACITY, 2 * self._capacity)
-        capacity = max(tokens, min(doubled, self.context))
-        declared = self._graph["states"]
+        capacity = self.context if self._limits else max(tokens, min(doubled, self.context))
         self._require_memory(capacity)
-        # Zeroed: attention multiplies what it masks by 0, and 0 times NaN is NaN.
-        fresh = [
-            (s["name"], np.zeros(self._shape(s, capacity), NUMPY[s["dtype"]])) for s in declared
-        ]
-        for (_, old), (_, new) in zip(self._states, fresh, strict=False):
-            new[tuple(slice(0, n) for n in old.shape)] = old
+        fresh = self._runner.allocate(self._shaped(capacity))
+        if self._capacity:
+            for (_, old), (_, new) in zip(self._states, fresh, strict=True):
+                new[tuple(slice(0, n) for n in old.shape)] = old
         self._states, self._capacity = fresh, capacity
         return fresh
 
     def _require_memory(self, capacity: int) -> None:
-        need = sum(
-            math.prod(self._shape(state, capacity)) * np.dtype(NUMPY[state["dtype"]]).itemsize
-            for state in self._graph["states"]
-        )
-        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        need, have = self._runner.memory(self._shaped(capacity))
         if need > have:
             raise SessionError(
-                f"{self.batch} rows of {capacity} tokens need {need:,} bytes of state; this machine"
-                f" has {have:,} bytes of memory"
+                f"{self.batch} rows of {capacity} tokens need {need:,} bytes of state;"
+                f" {self._runner.place} has {have:,} bytes of memory"
             )
 
-    def _shape(self, state: Mapping[str, Any], capacity: int) -> tuple[int, ...]:
+    def _shaped(self, capacity: int) -> list[Shaped]:
         axes = {"B": self.batch, "C": capacity}
-        return tuple(axes.get(n, n) for n in state["shape"])
+        return [
+            (s["name"], tuple(axes.get(n, n) for n in s["shape"]), s["dtype"])
+            for s in self._graph["states"]
+        ]
+
+
+def distinct(rows: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return each row's distinct positions among those inside, padded with 0, and where they went.
+
+    rows B,R integers, inside B,R bool -> positions B,P, P at least 1; indices into B,P of the
+    positions inside, in their order.
+    """
+    each = [np.unique(row[kept]) for row, kept in zip(rows, inside, strict=True)]
+    wanted = np.zeros((len(rows), max(1, *map(len, each))), np.int64)
+    for row, positions in zip(wanted, each, strict=True):
+        row[: len(positions)] = positions
+    batch, _ = np.nonzero(inside)
+    columns = [np.searchsorted(at, r[k]) for at, r, k in zip(each, rows, inside, strict=True)]
+    return wanted, (batch, np.concatenate(columns))
 
 
 def check_ids(input_ids: Any, vocab: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """ONNX Runtime: what its CPU provider can do, loading a graph, and running it in place."""
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,10 @@ import numpy as np
 import onnxruntime as ort
 
 from lmcast.exporter.manifest import EngineError
+from lmcast.exporter.session import Shaped
 from lmcast.plugins.errors import InputError
 
+NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
 ROOT = "/"  # linked weights are named by their absolute path without it
 
 
@@ -22,6 +26,10 @@ class Runner:
 
     model: the bytes of the graph, None for the file that `graph` names in `directory`.
     """
+
+    limits = None
+    place = "this machine"
+    gpu = None
 
     def __init__(
         self,
@@ -68,13 +76,27 @@ class Runner:
                 f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}"
             ) from None
 
+    def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
+        """Return the bytes that states would take, and those of this machine."""
+        need = sum(math.prod(shape) * np.dtype(NUMPY[dtype]).itemsize for _, shape, dtype in states)
+        return need, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def allocate(self, states: Sequence[Shaped]) -> list[tuple[str, np.ndarray]]:
+        """Return zeros: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
+        return [(name, np.zeros(shape, NUMPY[dtype])) for name, shape, dtype in states]
+
     def run(
         self,
         inputs: Mapping[str, np.ndarray],
         states: Sequence[tuple[str, np.ndarray]],
         outputs: Sequence[str] = ("logits",),
+        *,
+        rows: slice = slice(None),
     ) -> list[np.ndarray]:
-        """Run once and return the named outputs. Every state is read and written where it lies."""
+        """Run once over these rows of the states; return the named outputs.
+
+        Every state is read and written where it lies.
+        """
         binding = self._session.io_binding()
         held = []  # OrtValues must outlive the run
         for name, array in inputs.items():
@@ -84,7 +106,7 @@ class Runner:
         for name in outputs:
             binding.bind_output(name, "cpu")
         for name, array in states:
-            value = ort.OrtValue.ortvalue_from_numpy(array)
+            value = ort.OrtValue.ortvalue_from_numpy(array[rows])
             held.append(value)
             binding.bind_ortvalue_input(f"{name}.past", value)
             binding.bind_ortvalue_output(f"{name}.present", value)

@@ -1,0 +1,326 @@
+"""Running a plan: states on the GPU, a context for prompts, one with a CUDA graph for each step.
+
+TensorRT keeps in a context what a captured graph refers to, so that a context whose graph is still
+to be run may not be changed: decoding steps have contexts of their own, never bound again. All work
+is on one stream, so all contexts share the memory that a call needs beside its states.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmcast.calib.formats import FORMATS
+from lmcast.exporter.backends.cuda import Cuda
+from lmcast.exporter.manifest import Manifest
+from lmcast.exporter.plans import Loaded, load_plan
+from lmcast.exporter.session import Limits, SessionError, Shaped
+
+STEP, PROMPT = 0, 1  # optimization profiles
+ALIGNED = 256  # bytes: of every address that TensorRT is given
+INPUTS = ("input_ids", "cache_lengths", "token_counts", "logit_rows")
+Bound = tuple[str, Tensor, Tensor]  # a state's name, what is read, what is written
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "INT64": torch.int64,
+}
+
+
+def open_runner(manifest: Manifest) -> "Runner":
+    """Return the plan of an engine that fits this machine, loaded; raises InputError."""
+    loaded = load_plan(manifest)
+    try:
+        return Runner(loaded, manifest.fields)
+    except torch.OutOfMemoryError:
+        raise loaded.failed("finds too little free memory on the GPU to run in") from None
+
+
+@dataclass
+class State:
+    """One state on the device. back: where a call writes it, None for where it lies."""
+
+    name: str
+    front: Tensor
+    back: Tensor | None
+
+    @property
+    def written(self) -> Tensor:
+        return self.front if self.back is None else self.back
+
+    def swap(self) -> None:
+        if self.back is not None:
+            self.front, self.back = self.back, self.front
+
+
+@dataclass
+class Step:
+    """A context for decoding steps over states as they lie; replay: its graph, once captured."""
+
+    context: Any
+    tried: bool = False  # to capture it
+    replay: Callable[[], None] | None = None
+
+
+@dataclass(eq=False)
+class Held:
+    """What a plan keeps of one session."""
+
+    rows: int
+    states: list[State]
+    call: "Call"  # of steps
+    swapped: bool = False
+    steps: dict[bool, Step] = field(default_factory=dict)
+    contexts: list[Any] = field(default_factory=list)  # those of its steps
+
+    def swap(self) -> None:
+        for state in self.states:
+            state.swap()
+        self.swapped ^= any(state.back is not None for state in self.states)
+
+
+class Call:
+    """The inputs and the logits of one call, here and on the device."""
+
+    def __init__(self, device: Cuda, sizes: tuple[int, int, int], vocab: int, dtype: torch.dtype):
+        self.device, (rows, tokens, wanted) = device, sizes
+        shapes = ((rows, tokens), (rows,), (rows,), (rows, wanted))
+        self.shapes = dict(zip(INPUTS, shapes, strict=True))
+        starts = [0]
+        for shape in shapes:  # one after the other, so that one copy takes all
+            starts.append(starts[-1] + _up(8 * math.prod(shape)) // 8)
+        self._starts = dict(zip(INPUTS, starts, strict=False))
+        self._host = device.host((starts[-1],), torch.int64)
+        self._inputs = device.zeros((starts[-1],), torch.int64)
+        self._result = device.host((rows, wanted, vocab), torch.float32)
+        self.logits = device.zeros((rows, wanted, vocab), dtype)
+
+    def address(self, name: str) -> int:
+        """Return where an input lies on the device."""
+        return self._inputs.data_ptr() + 8 * self._starts[name]
+
+    def put(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Enqueue the copy of the inputs to the device."""
+        flat = self._host.numpy()
+        for name, start in self._starts.items():
+            flat[start : start + inputs[name].size] = inputs[name].ravel()
+        self._inputs.copy_(self._host, non_blocking=True)
+
+    def get(self) -> np.ndarray:
+        """Wait for the call and return its logits B,R,V."""
+        self._result.copy_(self.logits.float(), non_blocking=True)
+        self.device.wait()
+        return self._result.numpy().copy()
+
+
+class Runner:
+    """One loaded plan. Sessions share it; their states are apart."""
+
+    def __init__(self, loaded: Loaded, fields: Mapping[str, Any]):
+        self._loaded, self.gpu, self._engine = loaded, loaded.device, loaded.engine
+        engine, plan = loaded.engine, loaded.plan
+        self._vocab: int = fields["vocab_size"]
+        self._names = [state["name"] for state in fields["graph"]["states"]]
+        self._require_contract(fields["graph"]["states"])
+        self.place = f"this GPU ({self.gpu.name})"
+        most = [engine.get_tensor_profile_shape(n, PROMPT)[2] for n in ("input_ids", "logit_rows")]
+        (rows, tokens), (_, logits) = map(tuple, most)
+        self.limits = Limits(rows, plan.max_context, tokens, logits, loaded.build)
+        self._dtype = DTYPES[engine.get_tensor_dtype("logits").name]
+        self._aliased = {n for n in self._names if self._in_place(n)}
+        with self.gpu.active():
+            size = max(engine.device_memory_size_v2, ALIGNED)
+            self._scratch = self.gpu.zeros((size,), torch.uint8)
+            self._configs = _configs(loaded.trt, engine)
+            self._prompt = self._context(PROMPT)
+        self._idle: list[Any] = []  # contexts of sessions that have ended
+
+    def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
+        """Return the bytes that states would take, and those of the GPU."""
+        need = 0
+        for name, shape, dtype in states:
+            buffers = 1 if name in self._aliased else 2
+            need += buffers * math.prod(shape) * FORMATS[dtype].dtype.itemsize
+        return need, self.gpu.bytes
+
+    def allocate(self, states: Sequence[Shaped]) -> Held:
+        """Return zeros: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
+        (rows,) = {shape[0] for _, shape, _ in states}
+        made = []
+        try:
+            with self.gpu.active():
+                for name, shape, dtype in states:
+                    kind, apart = FORMATS[dtype].dtype, name not in self._aliased
+                    buffers = [self.gpu.zeros(shape, kind) for _ in range(1 + apart)]
+                    made.append(State(name, buffers[0], buffers[1] if apart else None))
+                held = Held(rows, made, self._call(rows, 1, 1))
+        except torch.OutOfMemoryError:
+            need, _ = self.memory(states)
+            raise SessionError(
+                f"{rows} rows need {need:,} bytes of state, and {self.place} has less than that"
+                " free: run fewer rows, or build a plan with a shorter --max-context"
+            ) from None
+        weakref.finalize(held, self._idle.extend, held.contexts).atexit = False
+        return held
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], states: Held, *, rows: slice
+    ) -> list[np.ndarray]:
+        """Run once over these rows of the states, and return the logits R,V of each."""
+        batch, tokens = inputs["input_ids"].shape
+        wanted = inputs["logit_rows"].shape[1]
+        whole = batch == states.rows
+        step = whole and tokens == wanted == 1
+        with self.gpu.active():
+            call = states.call if step else self._call(batch, tokens, wanted)
+            call.put(inputs)
+            if step:
+                self._step(states)
+            elif whole:
+                self._all_rows(call, states)
+            else:
+                self._some_rows(call, states, rows)
+            if whole:
+                states.swap()
+            return [call.get()]
+
+    def _step(self, held: Held) -> None:
+        """Enqueue a step; the first binds a context, the second captures it for all others."""
+        step = held.steps.get(held.swapped)
+        if step is None:
+            context = self._idle.pop() if self._idle else self._context(STEP)
+            held.contexts.append(context)
+            self._bind(context, held.call, [(s.name, s.front, s.written) for s in held.states])
+            held.steps[held.swapped] = Step(context)
+            # What a shape needs for the first time is done here, where it need not be captured.
+            self._execute(context)
+            return
+        if not step.tried:
+            step.tried, step.replay = True, self._captured(step.context)
+        if step.replay is not None:
+            step.replay()
+        else:
+            self._execute(step.context)
+
+    def _captured(self, context: Any) -> Callable[[], None] | None:
+        stream = self.gpu.stream
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
+            return None
+        return self.gpu.capture(lambda: context.execute_async_v3(stream))
+
+    def _all_rows(self, call: Call, held: Held) -> None:
+        self._bind(self._prompt, call, [(s.name, s.front, s.written) for s in held.states])
+        self._execute(self._prompt)
+
+    def _some_rows(self, call: Call, held: Held, rows: slice) -> None:
+        """Run over some rows; their states are afterwards where those of the other rows are."""
+        bound: list[Bound] = []
+        for state in held.states:
+            place = state.front[rows]
+            past = self._copy(place) if place.data_ptr() % ALIGNED else place
+            present = past if state.back is None else self._copy(place)
+            bound.append((state.name, past, present))
+        self._bind(self._prompt, call, bound)
+        self._execute(self._prompt)
+        for state, (_, _, present) in zip(held.states, bound, strict=True):
+            if present.data_ptr() != state.front[rows].data_ptr():
+                state.front[rows].copy_(present)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        return self.gpu.zeros(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+    def _call(self, rows: int, tokens: int, wanted: int) -> Call:
+        return Call(self.gpu, (rows, tokens, wanted), self._vocab, self._dtype)
+
+    def _context(self, profile: int) -> Any:
+        context = self._engine.create_execution_context(self._configs[profile])
+        if context is None:
+            raise self._loaded.failed("makes no context to run it in")
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.nbytes)
+        if not context.set_optimization_profile_async(profile, self.gpu.stream):
+            raise self._loaded.failed(f"does not take its profile {profile}")
+        return context
+
+    def _bind(self, context: Any, call: Call, states: Sequence[Bound]) -> None:
+        """Tell a context the sizes of its inputs and where all tensors lie."""
+        done = [context.set_tensor_address("logits", call.logits.data_ptr())]
+        outputs = {"logits": tuple(call.logits.shape)}
+        for name in self._given:
+            done.append(context.set_input_shape(name, call.shapes[name]))
+            done.append(context.set_tensor_address(name, call.address(name)))
+        for name, past, present in states:
+            done.append(context.set_input_shape(f"{name}.past", tuple(past.shape)))
+            done.append(context.set_tensor_address(f"{name}.past", past.data_ptr()))
+            done.append(context.set_tensor_address(f"{name}.present", present.data_ptr()))
+            outputs[f"{name}.present"] = tuple(present.shape)
+        if not all(done):
+            raise self._loaded.failed(f"does not take a call of {call.shapes}")
+        for name, shape in outputs.items():
+            found = tuple(context.get_tensor_shape(name))
+            if found != shape:
+                raise self._loaded.failed(f"would write {name} of {list(found)}, not {list(shape)}")
+
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(self.gpu.stream):
+            raise self._loaded.failed("does not run it")
+
+    def _in_place(self, name: str) -> bool:
+        """Say whether a state is to be written where it is read."""
+        other = self._engine.get_aliased_input_tensor(f"{name}.present")
+        if other and other != f"{name}.past":
+            raise self._loaded.failed(f"has {name}.present in the memory of {other}")
+        return bool(other) or name in self._loaded.plan.in_place
+
+    def _require_contract(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse a plan of another graph than engine.json describes."""
+        engine = self._engine
+        names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+        kinds = {f"{s['name']}.{end}": s["dtype"] for s in states for end in ("past", "present")}
+        wanted = {name: FORMATS[kind].dtype for name, kind in kinds.items()}
+        # An input that the graph does not use may be gone.
+        self._given = [name for name in INPUTS if name in names]
+        wanted |= dict.fromkeys(self._given, torch.int64)
+        if wrong := sorted(names ^ {*wanted, "logits"}):
+            raise self._loaded.failed(
+                f"is not of this engine: {wrong[0]} is in one of the two alone"
+            )
+        for name in sorted(names):
+            found = engine.get_tensor_dtype(name).name
+            if DTYPES.get(found) not in ([wanted[name]] if name in wanted else FLOATS):
+                raise self._loaded.failed(f"is not of this engine: its {name} is {found}")
+            if engine.get_tensor_location(name) != self._loaded.trt.TensorLocation.DEVICE:
+                raise self._loaded.failed(f"wants {name} in host memory")
+        if engine.num_optimization_profiles != len((STEP, PROMPT)):
+            raise self._loaded.failed(f"has {engine.num_optimization_profiles} profiles, not 2")
+
+
+def _configs(trt: ModuleType, engine: Any) -> tuple[Any, Any]:
+    """Return what contexts are made with: of steps, and of prompts.
+
+    TensorRT for RTX compiles kernels as it meets shapes. Those of a step must be there when it is
+    captured; prompts are of many lengths, so theirs may come later, and general ones run till then.
+    """
+    managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return managed, managed
+    kinds = trt.DynamicShapesKernelSpecializationStrategy
+    step, prompt = engine.create_runtime_config(), engine.create_runtime_config()
+    compiled = step.create_runtime_cache()
+    for config, kind in ((step, kinds.EAGER), (prompt, kinds.LAZY)):
+        config.set_execution_context_allocation_strategy(managed)
+        config.dynamic_shapes_kernel_specialization_strategy = kind
+        config.set_runtime_cache(compiled)
+    return step, prompt
+
+
+def _up(size: int) -> int:
+    """Return the next multiple of ALIGNED."""
+    return -(-size // ALIGNED) * ALIGNED
