@@ -2,6 +2,7 @@
 
     python tests/compiled_kernels.py build 89   # cubins for SM89, on any machine
     python tests/compiled_kernels.py run        # every case of every operator, on this GPU
+    python tests/compiled_kernels.py recipes FOLDER 89 120  # two recipes for these SMs
 
 Prints JSON.
 """
@@ -31,6 +32,7 @@ from lmcast.plugins.kernels import (
     sparse_attention_triton,
     sparse_index_triton,
 )
+from lmcast.plugins.kernels.recipe import Bounds, Given, recipe
 from lmcast.plugins.kernels.step import Step
 from lmcast.plugins.moe_experts import ACTIVATIONS
 from lmcast.plugins.plugin import REGISTRY
@@ -181,7 +183,23 @@ def run() -> list[dict[str, Any]]:
     return found
 
 
+def recipes(folder: str, *archs: str) -> list[str]:
+    """Write recipes and their cubins at the sizes of Qwen3-Next; the others take minutes."""
+    dtype, places = torch.bfloat16, ("B", "T")
+    held, counts = Given(dtype, ("B", 3, 8192)), Given(torch.int64, ("B",))
+    conv = (Given(dtype, (*places, 8192)), Given(dtype, (8192, 1, 4)), held, counts, None, True)
+    route = (Given(dtype, (*places, 512)), None, 10, "softmax", 1, 1, 0.0, 1.0)
+    tokens = (Bounds(1, 1, 1), Bounds(1, 4096, 512))
+    cases = [{"B": Bounds(1, 8, 1), "T": bounds} for bounds in tokens]
+    works = {"causal_conv": conv, "moe_route": route}
+    for name, arguments in works.items():
+        script, blob = recipe(name, arguments, cases, [int(arch) for arch in archs])
+        Path(folder, name).write_text(script)
+        Path(folder, f"{name}.cubins").write_bytes(blob)
+    return list(works)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     task, *rest = sys.argv[1:]
-    print(json.dumps({"build": build, "run": run}[task](*rest)))
+    print(json.dumps({"build": build, "run": run, "recipes": recipes}[task](*rest)))

@@ -1,6 +1,10 @@
 """Recipes of kernels against the operators, with open sizes; and the sizes themselves."""
 
+import json
 import operator
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -189,6 +193,32 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     cubins.cubin.cache_clear()
 
 
+def test_recipes_of_released_sizes_compile(tmp_path: Path):
+    """In a process without the interpreter; the machine code is where the text says."""
+    child = Path(__file__).with_name("compiled_kernels.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path / "triton"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(child), "recipes", str(tmp_path), "89", "120"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = {}
+    for name in json.loads(done.stdout):
+        blob = (tmp_path / f"{name}.cubins").read_bytes()
+        kernels[name] = Reader((tmp_path / name).read_text()).recipe().kernels
+        for entry, threads, _, codes in kernels[name]:
+            assert threads % 32 == 0 and [code.sm for code in codes] == [89, 120]
+            for sm, offset, size in codes:
+                cubin = blob[offset : offset + size]
+                assert cubin[:4] == b"\x7fELF" and f".text.{entry}".encode() in cubin
+                assert sm in cubin[48:50]  # of the flags of the ELF header
+                assert b"kernels" not in cubin  # no folder of the machine that it was built on
+    # Steps and prompts convolve differently, and choose experts alike.
+    assert {name: len(found) for name, found in kernels.items()} == {
+        "causal_conv": 2,
+        "moe_route": 1,
+    }
+
+
 def test_layers_of_one_shape_compile_once(compiles: list[str]):
     first = recipe("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90])
     # One place alone needs no order, and few places have smaller tiles than many.
@@ -222,6 +252,8 @@ def test_what_would_bind_a_recipe_to_one_size_is_refused():
         draft("causal_conv", CONVOLUTION, [PREFILL | {"B": Bounds(1, 2**28, 1)}])
     with pytest.raises(InputError, match="float64"):
         draft("causal_conv", [Given(torch.float64, ("B", "T", 40)), *CONVOLUTION[1:]], [DECODE])
+    with pytest.raises(InputError, match="window_keys has no kernels"):
+        draft("window_keys", CONVOLUTION, [DECODE])
     turned = Buffer(FLOAT, (6, Size("0.0", 1, 4, 1), 8)).mT
     assert turned.stride()[:2] == (turned.stride()[0], 1) and turned.mT.is_contiguous()
     with pytest.raises(TypeError, match="copy"):

@@ -35,7 +35,7 @@ from lmcast.plugins.errors import InputError
 from lmcast.plugins.kernels.buffer import Buffer
 from lmcast.plugins.kernels.cubins import Cubin, cubin
 from lmcast.plugins.kernels.sizes import Count, Size, largest, text
-from lmcast.plugins.kernels.step import CONSTANT, FLOATS, TYPES, Kernel, Step
+from lmcast.plugins.kernels.step import CONSTANT, FLOATS, TYPES, Kernel, Step, Steps
 from lmcast.plugins.plugin import REGISTRY
 
 MOST = 2**31 - 1  # of a 32-bit argument, and of the programs of a launch
@@ -151,19 +151,26 @@ def output(made: Buffer, inputs: Sequence[Buffer]) -> str:
     return " ".join([TYPES[made.dtype], str(alias), str(len(axes)), *axes])
 
 
+def host_code(operator: str) -> Steps:
+    """Return what gives the launches of an operator; InputError where it has no kernels."""
+    import_module(f"lmcast.plugins.{operator}")  # operators register themselves
+    if "triton" not in REGISTRY[operator].kernels:
+        raise InputError(f"{operator} has no kernels in Triton")
+    return import_module(f"lmcast.plugins.kernels.{operator}_triton").steps
+
+
 def draft(operator: str, arguments: Sequence[Any], cases: Sequence[Case]) -> Draft:
     """Return what an operator launches in each case; nothing is compiled.
 
     arguments: all of the operator's, in its order; tensors as Given, or None where optional ones
-    are absent. Cases come in the order in which they are tried. Raises InputError for an axis
-    without bounds, for sizes beyond 32 bits, and what host code refuses; TypeError where host code
-    would decide by an open size.
+    are absent. Cases come in the order in which they are tried. Raises InputError for an operator
+    without kernels, an axis without bounds, sizes beyond 32 bits, and what host code refuses;
+    TypeError where host code would decide by an open size.
     """
     first = arguments[0]
     if first.dtype not in FLOATS:
         raise InputError(f"{operator}: Triton kernels take {FLOATS}, not {first.dtype}")
-    import_module(f"lmcast.plugins.{operator}")  # operators register themselves
-    steps = import_module(f"lmcast.plugins.kernels.{operator}_triton").steps
+    steps = host_code(operator)
     kinds = [str(argument.type) for argument in REGISTRY[operator].schema.arguments]
     kernels: dict[Kernel, int] = {}
     outputs: list[tuple[str, ...]] = []
