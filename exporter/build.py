@@ -37,7 +37,7 @@ def build(
             " a portable one: export again with --target onnx"
         )
     request = order(target, sms, source.context, sizes or Sizes())
-    with staged(engine) as directory:
+    with staged(engine, progress) as directory:
         for file in source.manifest.files:
             if file.path != PARITY:  # of what the engine was
                 carry(engine / file.path, directory / file.path)

@@ -4,8 +4,6 @@ before: lmcast.mla_attention <scale = 0.1> (query, ..., value_up)
 after:  lmcast.mla_attention <recipe = "...", kernels = ...> (query, ..., value_up)
 """
 
-import re
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,7 +20,6 @@ from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
 PACKAGE = "lmcast_tensorrt"  # has the library of plugins that replay recipes
 TORCH = {kind: dtype for dtype, kind in DTYPES.items()}
-Forms = dict[str, dict[str, int]]  # operator -> 'plugin', 'fused' or 'body' -> how many calls
 
 
 def embed(graph: ir.Model, request: Request) -> list[str]:
@@ -39,10 +36,11 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
             f"{names}: TensorRT runs these as plugins, which are in the package lmcast-tensorrt:"
             " pip install lmcast-tensorrt (in the sources: pip install ./plugins/tensorrt)"
         )
-    from lmcast.plugins.kernels.recipe import Bounds, recipe
+    for operator in {node.op_type for node in nodes}:
+        REGISTRY[operator].kernels["triton"]()  # raises InputError without triton
+    from lmcast.plugins.kernels.recipe import recipe
 
-    axes = [{axis: Bounds(*(r[0], r[2], r[1])) for axis, r in p.items()} for p in request.profiles]
-    cases = [{name: case[name] for name in "BT"} for case in axes]
+    cases = cases_of(request)
     updated = []
     for node in nodes:
         text, blob = recipe(node.op_type, given(node), cases, request.sms)
@@ -58,6 +56,22 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
     return sorted(updated)
 
 
+def cases_of(request: Request) -> list[dict[str, Any]]:
+    """Return the calls that recipes are made for, in the order in which they are tried.
+
+    The profiles of the plan, but first a step of one row: one place alone takes a shorter way.
+    """
+    from lmcast.plugins.kernels.recipe import Bounds
+
+    profiles = [{axis: profile[axis] for axis in "BT"} for profile in request.profiles]
+    alone = {"B": (1, 1, 1), "T": (1, 1, 1)}
+    ranges = [alone, *(profile for profile in profiles if profile != alone)]
+    return [
+        {axis: Bounds(least, most, usual) for axis, (least, usual, most) in profile.items()}
+        for profile in ranges
+    ]
+
+
 def load_plugins(trt: ModuleType, logger: Any) -> None:
     """Register the plugins with a library of TensorRT."""
     trt.init_libnvinfer_plugins(logger, "")
@@ -65,7 +79,11 @@ def load_plugins(trt: ModuleType, logger: Any) -> None:
 
 
 def attributes(text: str, blob: bytes) -> Mapping[str, Any]:
-    return {"recipe": text, "kernels": blob, "plugin_version": "1", "plugin_namespace": DOMAIN}
+    """Return a plugin's attributes; kernels are bytes, which the parser takes as they are.
+
+    ONNX has texts alone, but this graph is never a file.
+    """
+    return {"recipe": text, "kernels": ir.Attr("kernels", ir.AttributeType.STRING, blob)}
 
 
 def given(node: ir.Node) -> list[Any]:
@@ -114,23 +132,3 @@ def _size(axis: str, inputs: list[ir.Value]) -> int | str | None:
     assert shape is not None
     size = shape[int(at)]
     return size if isinstance(size, int) else size.value
-
-
-def forms(graph: ir.Model) -> Forms:
-    """Return in which form each operator of ours is in a graph for TensorRT, by the names of nodes.
-
-    'plugin': one node; 'fused': its body, with an attention that has a fused kernel; 'body'.
-    """
-    # layers.3.mixer.cached_attention_2.attended: the call, and the operator that it is of.
-    name = re.compile(rf"(.*?\.({'|'.join(REGISTRY)})(?:_\d+)?)(?:\.|$)")
-    calls: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for node in graph.graph:
-        if found := name.match(str(node.name)):
-            fused = node.op_type == "Attention" and "TRT_decomposable" not in node.attributes
-            form = "plugin" if node.domain == DOMAIN else "fused" if fused else "body"
-            calls[found[1], found[2]].add(form)
-    counted: dict[str, Counter[str]] = defaultdict(Counter)
-    for (_, operator), found_forms in calls.items():
-        best = next(form for form in ("plugin", "fused", "body") if form in found_forms)
-        counted[operator][best] += 1
-    return {operator: dict(counts) for operator, counts in sorted(counted.items())}

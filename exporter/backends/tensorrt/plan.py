@@ -37,7 +37,7 @@ class Plan:
                     f"the plan has {self.plugins.get(name, 0)} plugins {name} for"
                     f" {forms.get('plugin', 0)} of the graph: TensorRT took another form"
                 )
-        attentions = sum(forms.get("fused", 0) for forms in operators.values())
+        attentions = sum(forms.get("native", 0) for forms in operators.values())
         if sum(self.fused.values()) < attentions:
             raise BackendError(
                 f"the plan calls {sum(self.fused.values())} kernels of fused attention for"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +22,10 @@ import onnx_ir as ir
 from lmcast.exporter import passes
 from lmcast.exporter.backends.onnxruntime import ROOT, BackendError
 from lmcast.exporter.backends.tensorrt import libraries
-from lmcast.exporter.backends.tensorrt.embed import embed, forms, load_plugins
+from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.exporter.backends.tensorrt.request import Request
+from lmcast.exporter.forms import forms
 from lmcast.exporter.manifest import read_manifest
 from lmcast.graphs import archs
 from lmcast.plugins.errors import InputError
@@ -170,7 +171,7 @@ def run(engine: Path, output: Path, request: Request, tell: Tell) -> dict[str, A
     tell(stage="compiling kernels")
     logger = build.logger()
     in_place = embed(graph, request)
-    found = forms(graph)
+    found = forms(graph, plugins=True)
     if any("plugin" in kinds for kinds in found.values()):
         load_plugins(trt, logger)
     tell(stage="parsing")
@@ -191,10 +192,8 @@ def run(engine: Path, output: Path, request: Request, tell: Tell) -> dict[str, A
     }
 
 
-def main(engine: str, output: str, given: str) -> None:
-    # The library and what it loads print where they like: only events go to the reader.
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+def serve(engine: str, output: str, given: str, events: TextIO) -> None:
+    """Build one plan; write what happens as events."""
 
     def tell(**event: Any) -> None:
         events.write(json.dumps(event) + "\n")
@@ -208,4 +207,7 @@ def main(engine: str, output: str, given: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    # The library and what it loads print where they like: only events go to the reader.
+    stream = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    serve(*sys.argv[1:], stream)

@@ -1,0 +1,34 @@
+"""In which form each operator of ours is in a graph that was rewritten for a target."""
+
+import re
+from collections import Counter, defaultdict
+
+import onnx_ir as ir
+
+from lmcast.plugins.plugin import DOMAIN, REGISTRY
+
+Forms = dict[str, dict[str, int]]  # operator -> form -> how many calls
+
+# Operators that a runtime has a kernel of its own for, as the passes of its target leave them.
+NATIVE = {"Attention", "GroupQueryAttention", "LinearAttention", "CausalConvWithState"}
+BEST = ("plugin", "native", "body")
+
+
+def forms(graph: ir.Model, plugins: bool) -> Forms:
+    """Return the forms by the names of nodes, which begin with those of the calls that they were.
+
+    'native': nodes among which is one that the runtime has a kernel for; 'body': nothing but plain
+    operators; 'plugin': a node of ours that is left, where these are plugins, a body otherwise.
+    """
+    # layers.3.mixer.cached_attention_2.attended: the call, and the operator that it is of.
+    name = re.compile(rf"(.*?\.({'|'.join(REGISTRY)})(?:_\d+)?)(?:\.|$)")
+    calls: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for node in graph.graph:
+        if found := name.match(str(node.name)):
+            own = plugins and node.domain == DOMAIN
+            form = "plugin" if own else "native" if node.op_type in NATIVE else "body"
+            calls[found[1], found[2]].add(form)
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+    for (_, operator), found_forms in calls.items():
+        counted[operator][next(best for best in BEST if best in found_forms)] += 1
+    return {operator: dict(counts) for operator, counts in sorted(counted.items())}

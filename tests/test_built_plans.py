@@ -1,0 +1,52 @@
+"""A plan of TensorRT for RTX for every family, built with no GPU and read back."""
+
+from collections.abc import Iterator
+
+import forms
+import pytest
+from plan_builder import Builder
+from tiny import Case
+
+from lmcast.exporter import export, pipeline
+from lmcast.exporter.backends.tensorrt import build
+from lmcast.exporter.backends.tensorrt.plan import read_plan
+from lmcast.exporter.backends.tensorrt.request import Sizes
+
+SMS = (89, 120)
+SIZES = Sizes(max_batch=4, max_context=64)
+OPTIONS = {"parity": False, "tokenizer": False, "sms": SMS, "sizes": SIZES}
+
+
+@pytest.fixture(scope="module")
+def builder() -> Iterator[Builder]:
+    made = Builder()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("case", forms.first_cases(), ids=lambda case: case.architecture)
+def test_family_builds(case: Case, checkpoint, builder, tmp_path, monkeypatch, report):
+    source = checkpoint(case)
+    graph = forms.traced(source, "float16")
+    cpu = forms.rewritten(graph.clone(), "cpu")
+    monkeypatch.setattr(build, "run", builder.run)
+    monkeypatch.setattr(pipeline, "trace", lambda *_: graph)  # which takes most of an export
+    engine = export(source, tmp_path / "engine", "tensorrt-rtx", "float16", **OPTIONS)
+    (plan,) = engine.manifest.fields["plans"]
+    found = read_plan(engine.directory / plan["file"])
+    operators = plan["operators"]
+    assert operators, "every family has an attention or something in its place"
+    # What the plan says, against the graph that it was built from: nothing fell back.
+    assert found.sms == SMS
+    native = sum(count.get("native", 0) for count in operators.values())
+    # Of each fused attention one kernel for a prompt, one for a step.
+    assert sorted(found.fused.values()) == [native, native] * (native > 0)
+    assert dict(found.plugins) == {n: c["plugin"] for n, c in operators.items() if "plugin" in c}
+    assert len(builder.kernels) == sum(found.plugins.values())
+    assert all(builder.kernels), "the kernels in the plan are those that were compiled"
+    rows = forms.rows(case.architecture, cpu, operators)
+    assert not set(rows) - set(forms.DOCUMENT.read_text().splitlines()), "run tests/forms.py"
+    report(
+        "Plans for SM89 and SM120",
+        {"family": case.architecture, "bytes": plan["bytes"], "seconds": plan["seconds"]},
+    )
