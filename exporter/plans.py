@@ -149,7 +149,7 @@ def _plan(item: Any, manifest: Manifest) -> Plan:
         ):
             plugins = tuple(sorted(name for name, forms in operators.items() if "plugin" in forms))
             in_place = frozenset(item.get("in_place", []))
-            asked = {name: sizes[name] for name in SIZES}
+            asked: dict[str, Any] = {name: sizes[name] for name in SIZES}
             return Plan(file, target, tuple(sms), asked, library, plugins, in_place)
     raise EngineError(
         f"{manifest.directory / ENGINE_JSON}: plans has {str(item)[:200]!r}; accepted: file,"
