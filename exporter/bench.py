@@ -118,17 +118,9 @@ def bench(
             f" of this engine, {engine.context}"
         )
     directory = str(engine.directory)
-    given = {"directory": directory, "prepack": prepack, "portable": portable, **setting}
-    request = json.dumps(given)
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, request], capture_output=True, text=True, check=False
+    measured = measured_apart(
+        {"directory": directory, "prepack": prepack, "portable": portable, **setting}
     )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BenchError(
-            f"{directory}: the measured process ended with status {done.returncode}: {reason}"
-        )
-    measured = json.loads(done.stdout)
     weight_bytes = weight_bytes_per_step(engine)
     steps = [rate / batch for rate in measured["decode"]]
     shares = [s * weight_bytes / b for s, b in zip(steps, measured["bandwidth"], strict=True)]
@@ -142,6 +134,23 @@ def bench(
         read_bandwidth=median(measured["bandwidth"]),
         bandwidth_share=median(shares),
     )
+
+
+def measured_apart(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `measure` gives in a process of its own; raises BenchError if that dies."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, json.dumps(request)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise BenchError(
+            f"{request['directory']}: the measured process ended with status {done.returncode}:"
+            f" {reason}"
+        )
+    return json.loads(done.stdout)
 
 
 def weight_bytes_per_step(engine: Engine) -> int:

@@ -3,11 +3,13 @@
 import hashlib
 import mmap
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,7 @@ from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.manifest import ENGINE_JSON, EngineError, Manifest, open_without_waiting
 
+SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens")
 PLUGINS = "lmcast_tensorrt"  # the package with the plugins of our operators
 
 
@@ -26,7 +29,7 @@ class Plan:
     file: str
     target: str
     sms: tuple[int, ...]
-    max_context: int
+    sizes: Mapping[str, int]  # by the names of the options that it was built with
     library: str  # 'tensorrt_rtx 1.7.1.116': plans are for this version alone
     plugins: tuple[str, ...]  # operators of ours in it that are plugins
     in_place: frozenset[str]  # states that plugins write where they lie
@@ -37,13 +40,17 @@ class Loaded:
     """A plan as TensorRT has it, with what it runs on."""
 
     plan: Plan
-    build: str  # the command that builds the plan again
+    directory: Path  # of its engine
     device: Cuda
     trt: ModuleType
     logger: Any
     messages: deque[str]  # the last errors that the logger was told
     runtime: Any
     engine: Any = None
+
+    def rebuild(self, **sizes: int) -> str:
+        """Return the command that builds the plan again, with these of its sizes changed."""
+        return build_command(self.directory, self.plan, **sizes)
 
     def failed(self, what: str) -> BackendError:
         """Return the error that says what TensorRT does not do with the plan."""
@@ -53,14 +60,15 @@ class Loaded:
 
 def load_plan(manifest: Manifest) -> Loaded:
     """Return the plan of an engine that fits this machine; raises InputError."""
-    plan, device, trt, build = choose(manifest)
+    plan, device, trt = choose(manifest)
     library, (logger, messages) = plugin_library(plan), _logger(trt)
-    loaded = Loaded(plan, build, device, trt, logger, messages, trt.Runtime(logger))
+    where, runtime = manifest.directory, trt.Runtime(logger)
+    loaded = Loaded(plan, where, device, trt, logger, messages, runtime)
     if library is not None:
         _load_plugins(trt, library)
-    engine = loaded.runtime.deserialize_cuda_engine(checked(manifest, plan))
+    engine = runtime.deserialize_cuda_engine(checked(manifest, plan))
     if engine is None:
-        raise loaded.failed(f"does not take it (`{build}` builds it again)")
+        raise loaded.failed(f"does not take it (`{loaded.rebuild()}` builds it again)")
     return replace(loaded, engine=engine)
 
 
@@ -69,24 +77,23 @@ def read_plans(manifest: Manifest) -> list[Plan]:
     return [_plan(item, manifest) for item in manifest.fields.get("plans", [])]
 
 
-def choose(manifest: Manifest) -> tuple[Plan, Cuda, ModuleType, str]:
-    """Return the first plan that runs here, the GPU, the library and the command that builds it.
+def choose(manifest: Manifest) -> tuple[Plan, Cuda, ModuleType]:
+    """Return the first plan that runs here, the GPU and the library.
 
     Raises InputError that says what would make one run.
     """
     plans, where, device = read_plans(manifest), manifest.directory, gpu(manifest)
     fitting = [plan for plan in plans if device.sm in plan.sms]
     if not fitting:
-        build = build_command(where, _target(plans[0].target, device.sm), (device.sm,))
+        target = _target(plans[0].target, device.sm)
         raise BackendError(
             f"{where}: has plans for {_kinds(plans)}; this GPU, {device.name}, is SM{device.sm}:"
-            f" `{build}` makes one"
+            f" `lmcast build {quote(str(where))} --target {target} --sm {device.sm}` makes one"
         )
     problems = []
     for plan in fitting:
-        build = build_command(where, plan.target, plan.sms)
         try:
-            return plan, device, _library(plan, build), build
+            return plan, device, _library(plan, build_command(where, plan))
         except BackendError as error:
             problems.append(error)
     raise problems[0]
@@ -108,9 +115,12 @@ def modules(manifest: Manifest) -> list[str]:
     return [libraries.LIBRARIES[plan.target].module for plan in read_plans(manifest)]
 
 
-def build_command(engine: Path, target: str, sms: tuple[int, ...]) -> str:
-    """Return the command that builds a plan."""
-    return f"lmcast build {engine} --target {target} --sm {','.join(map(str, sms))}"
+def build_command(engine: Path, plan: Plan, **sizes: int) -> str:
+    """Return the command that builds a plan, with these of its sizes changed."""
+    sms = ",".join(map(str, plan.sms))
+    options = [f"--{n.replace('_', '-')} {size}" for n, size in {**plan.sizes, **sizes}.items()]
+    words = ["lmcast build", quote(str(engine)), f"--target {plan.target} --sm {sms}", *options]
+    return " ".join(words)
 
 
 def plugin_library(plan: Plan) -> str | None:
@@ -129,17 +139,18 @@ def _plan(item: Any, manifest: Manifest) -> Plan:
     match item:
         case {
             "file": str(file),
-            "request": {
-                "target": str(target),
-                "sms": [int(_), *_] as sms,
-                "max_context": int(held),
-            },
+            "request": {"target": str(target), "sms": [int(), *_] as sms, **sizes},
             "library": str(library),
             "operators": dict(operators),
-        } if target in libraries.LIBRARIES and file in {f.path for f in manifest.files}:
+        } if (
+            target in libraries.LIBRARIES
+            and file in {f.path for f in manifest.files}
+            and all(isinstance(number, int) for number in (*sms, *map(sizes.get, SIZES)))
+        ):
             plugins = tuple(sorted(name for name, forms in operators.items() if "plugin" in forms))
             in_place = frozenset(item.get("in_place", []))
-            return Plan(file, target, tuple(sms), held, library, plugins, in_place)
+            asked: dict[str, Any] = {name: sizes[name] for name in SIZES}
+            return Plan(file, target, tuple(sms), asked, library, plugins, in_place)
     raise EngineError(
         f"{manifest.directory / ENGINE_JSON}: plans has {str(item)[:200]!r}; accepted: file,"
         " request, library and operators of a plan that is listed: build it again"

@@ -3,7 +3,7 @@
 Letters: B rows, T tokens of one call, R rows of logits, V vocabulary, C capacity in tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ class Limits:
     context: int  # tokens that a row holds: the capacity of its states
     tokens: int  # of a row in one call
     logits: int  # rows of logits of a row in one call
-    build: str  # the command that builds it, to which other sizes can be added
+    rebuild: Callable[..., str]  # of new sizes by name: the command that builds such a plan
 
 
 class Runner(Protocol):
@@ -70,7 +70,7 @@ class Session:
             if batch > self._limits.rows:
                 raise SessionError(
                     f"batch is {batch}; the plan of this engine takes up to {self._limits.rows}"
-                    f" rows: `{self._limits.build} --max-batch {batch}` makes one that takes more"
+                    f" rows: `{self._limits.rebuild(max_batch=batch)}` makes one that takes more"
                 )
         self.context, self.batch = context, batch
         self._runner, self._graph, self._vocab = runner, graph, vocab
@@ -99,7 +99,7 @@ class Session:
         if self._limits is not None and longest > self.context:
             raise SessionError(
                 f"a row would hold {longest} tokens; the plan of this engine holds {self.context}:"
-                f" `{self._limits.build} --max-context {longest}` makes one that holds more"
+                f" `{self._limits.rebuild(max_context=longest)}` makes one that holds more"
             )
 
     def run(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:

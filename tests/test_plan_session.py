@@ -202,7 +202,7 @@ def test_generate(both):
     assert [row.ids for row in got] == [row.ids for row in want]
     (longest,) = planned.generate(["Hello"], chat=False)
     assert len(longest.prompt) + len(longest.ids) <= 16
-    with pytest.raises(ValueError, match=r"would hold 22 tokens.*--max-context 22`"):
+    with pytest.raises(ValueError, match=r"would hold 22 tokens.*--max-context 22 "):
         planned.generate(["Hello, who"], max_new_tokens=12, chat=False)
     with pytest.raises(ValueError, match="would hold 110 tokens; the context of this engine is 64"):
         planned.generate(["Hello, who"], max_new_tokens=100, chat=False)
@@ -241,14 +241,15 @@ def test_logits_of_two_bytes():
 
 
 def test_limits_are_refused(both):
-    planned, portable = both(LLAMA, max_batch=2, max_context=16)
+    planned, portable = both(LLAMA, max_batch=2, max_context=16, max_tokens=8, opt_tokens=4)
     build = f"`lmcast build {planned.directory} --target tensorrt-rtx --sm 89,120"
+    others = "--max-tokens 8 --opt-batch 1 --opt-tokens 4`"
     with pytest.raises(ValueError, match=r"batch is 5.*up to 2 rows") as refused:
         planned.session(5)
-    assert f"{build} --max-batch 5`" in str(refused.value)
+    assert f"{build} --max-batch 5 --max-context 16 {others}" in str(refused.value)
     with pytest.raises(ValueError, match=r"would hold 17 tokens.*holds 16") as refused:
         planned.session(2).append(drawn(2, 17))
-    assert f"{build} --max-context 17`" in str(refused.value)
+    assert f"{build} --max-batch 2 --max-context 17 {others}" in str(refused.value)
     with pytest.raises(ValueError, match="would hold 65 tokens; the context of this engine is 64"):
         planned.logits(drawn(1, 65))
     portable.session(5).append(drawn(5, 17))
@@ -290,8 +291,9 @@ def test_another_gpu(both, monkeypatch):
 def test_another_version(both, monkeypatch):
     planned, _ = both(LLAMA)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.module("1.8.0.2"))
-    _refused(planned, "was built by tensorrt_rtx 1.7.1.116, and here is tensorrt_rtx 1.8.0.2",
-             f"`lmcast build {planned.directory} --target tensorrt-rtx --sm 89,120`")  # fmt: skip
+    build = f"`lmcast build {planned.directory} --target tensorrt-rtx --sm 89,120 --max-batch 3"
+    versions = "was built by tensorrt_rtx 1.7.1.116, and here is tensorrt_rtx 1.8.0.2"
+    _refused(planned, versions, build)
 
 
 def test_no_library(both, monkeypatch):
@@ -337,6 +339,7 @@ BAD_ENTRIES: dict[str, Any] = {
     "an unknown target": {"request": {"target": "cuda", "sms": [89], "max_context": 64}},
     "no SMs": {"request": {"target": "tensorrt-rtx", "sms": [], "max_context": 64}},
     "no library": {"library": None},
+    "a size that is none": {"request": {"target": "tensorrt-rtx", "sms": [89], "max_context": "9"}},
 }
 
 

@@ -133,7 +133,7 @@ class Runner:
         self.place = f"this GPU ({self.gpu.name})"
         most = [engine.get_tensor_profile_shape(n, PROMPT)[2] for n in ("input_ids", "logit_rows")]
         (rows, tokens), (_, logits) = map(tuple, most)
-        self.limits = Limits(rows, plan.max_context, tokens, logits, loaded.build)
+        self.limits = Limits(rows, plan.sizes["max_context"], tokens, logits, loaded.rebuild)
         self._dtype = DTYPES[engine.get_tensor_dtype("logits").name]
         self._aliased = {n for n in self._names if self._in_place(n)}
         with self.gpu.active():
