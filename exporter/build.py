@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 from lmcast.exporter.backends.tensorrt import libraries
-from lmcast.exporter.backends.tensorrt.build import build_plan, order, weight_bytes
+from lmcast.exporter.backends.tensorrt.build import build_plan, order, plan_file
 from lmcast.exporter.backends.tensorrt.request import Sizes
-from lmcast.exporter.engine import PARITY, Engine
+from lmcast.exporter.engine import Engine
 from lmcast.exporter.manifest import EngineError, write_manifest
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.staging import staged
@@ -38,15 +38,15 @@ def build(
         )
     request = order(target, sms, source.context, sizes or Sizes())
     with staged(engine, progress) as directory:
-        for file in source.manifest.files:
-            if file.path != PARITY:  # of what the engine was
-                carry(engine / file.path, directory / file.path)
-        write_manifest(directory, fields, hashes := _hashes(source))
-        entry = build_plan(directory, request, weight_bytes(fields), progress)
-        kept = [plan for plan in fields.get("plans", []) if plan["file"] != entry["file"]]
-        plans = sorted([*kept, entry], key=lambda plan: plan["file"])
+        replaced = plan_file(request)
+        kept = {f.path: f.sha256 for f in source.manifest.files if f.path != replaced}
+        for path in kept:
+            carry(engine / path, directory / path)
+        entry = build_plan(directory, fields, request, progress)
+        others = [plan for plan in fields.get("plans", []) if plan["file"] != replaced]
+        plans = sorted([*others, entry], key=lambda plan: plan["file"])
         fields |= {"target": target, "plans": plans}
-        write_manifest(directory, fields, hashes)
+        write_manifest(directory, fields, kept)
     return Engine(engine)
 
 
@@ -57,7 +57,3 @@ def carry(file: Path, to: Path) -> None:
         os.link(file, to)  # the engine that is replaced gives up its own name for it
     except OSError:
         shutil.copyfile(file, to)
-
-
-def _hashes(source: Engine) -> dict[str, str]:
-    return {f.path: f.sha256 for f in source.manifest.files if f.path != PARITY}

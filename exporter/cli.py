@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lmcast.exporter.cli_plans import of_plan, plan_options
 from lmcast.plugins.errors import CheckFailed, InputError
 
 # Everything else is imported inside the commands, so that --help answers at once.
@@ -21,28 +22,6 @@ prepack = click.option(
     help="Copy the weights for faster kernels: more memory and load time.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-
-
-def plan_options(command: Any) -> Any:
-    """Add what TensorRT plans are built for."""
-    for option in (
-        click.option("--opt-tokens", type=int, help="Of a usual prompt.  [default: 128]"),
-        click.option("--opt-batch", type=int, help="Usual rows of a call.  [default: 1]"),
-        click.option("--max-tokens", type=int, help="Most of one call.  [default: 2048]"),
-        click.option("--max-context", type=int, help="Tokens of a row.  [default: 4096]"),
-        click.option("--max-batch", type=int, help="Rows of a call.  [default: 1]"),
-        click.option("--sm", metavar="89,120", help="GPUs of a plan.  [default: the one here]"),
-    ):
-        command = option(command)
-    return command
-
-
-def of_plan(sm: str | None, sizes: dict[str, int | None]) -> dict[str, Any]:
-    """Return what plan_options gave, as export and build take it."""
-    from lmcast.exporter.backends.tensorrt.request import Sizes, parse_sms
-
-    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
-    return {"sms": parse_sms(sm) if sm else (), "sizes": Sizes(**given)}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -221,6 +200,7 @@ def generate(
 @click.option("--against", type=DIRECTORY, required=True, help="The checkpoint it was made from.")
 @click.option("--prompts", type=DIRECTORY, help="Prompts to compare on. Default: drawn ids.")
 @click.option("--tokens", type=int, help="Length of drawn prompts.  [default: 64]")
+@click.option("--portable", is_flag=True, help="Run the graph on this CPU, not the plan.")
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
 @click.option("--json", "json_file", type=DIRECTORY, help="Write the report; - prints it.")
 @click.option("--junit", type=DIRECTORY, help="Write a JUnit report for CI.")
@@ -229,6 +209,7 @@ def parity(
     against: Path,
     prompts: Path | None,
     tokens: int | None,
+    portable: bool,
     bisect: bool,
     json_file: Path | None,
     junit: Path | None,
@@ -240,7 +221,7 @@ def parity(
     from lmcast.exporter.parity import parity as run
     from lmcast.exporter.progress import Terminal
 
-    result = run(engine, against, prompts, tokens, bisect, Terminal())
+    result = run(engine, against, prompts, tokens, bisect, Terminal(), portable)
     text = json.dumps(result.as_json(), indent=1)
     if str(json_file) == "-":
         click.echo(text)

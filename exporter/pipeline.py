@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,7 @@ from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
 from lmcast.exporter import passes
 from lmcast.exporter.attach import attach
 from lmcast.exporter.backends.onnxruntime import require_kernels
-from lmcast.exporter.backends.tensorrt.build import build_plan, order, weight_bytes
+from lmcast.exporter.backends.tensorrt.build import build_plan, order
 from lmcast.exporter.backends.tensorrt.libraries import LIBRARIES
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes
 from lmcast.exporter.capture import capture
@@ -61,44 +61,46 @@ def export(
     """Write `checkpoint` as an engine at `output` and return it loaded.
 
     target: 'onnx' (portable), 'cpu', 'tensorrt-rtx' or 'tensorrt'. dtype: 'float32', 'float16',
-    'bfloat16', or None for one that loses nothing of the checkpoint's. weights: 'link', 'copy', or
-    None to link where the bytes allow it. inert: config keys to ignore. context: most tokens of a
-    row, None for what config.json says. full_check: look for NaN in all linked weights, None for up
-    to 8 GiB. tokenizer: refuse a checkpoint without one. matformer: a JSON file that says which
-    slice of the model to export (see graphs/matformer.py), which is copied unless asked otherwise.
-    sms, sizes: the GPUs of a TensorRT plan, by default the one at hand, and the bounds of a call.
-    Raises InputError for what cannot be exported and CheckFailed for an engine that fails its
-    parity; then nothing is written.
+    'bfloat16', None to lose nothing of the checkpoint's. weights: 'link', 'copy', None to link if
+    the bytes allow it. inert: config keys to ignore. context: most tokens of a row, None for what
+    config.json says. full_check: look for NaN in all linked weights, None for up to 8 GiB.
+    tokenizer: refuse a checkpoint without one. matformer: a JSON file that says which slice of the
+    model to export (graphs/matformer.py). sms, sizes: GPUs of a TensorRT plan, by default the one
+    at hand, and bounds of a call. Raises InputError for what cannot be exported and CheckFailed for
+    an engine that fails its parity; then nothing is written.
     """
     with progress.stage("reading headers"):
-        source = open_checkpoint(Path(checkpoint))
-        # Taken now: a file that changes under the export must not pass for the one that was read.
-        identities = [SourceFile.of(f) for f in sorted({s.file for s in source.tensors.values()})]
+        source, identities = identified(Path(checkpoint))
         found, part = take_slice(understand(source, inert, tokenizer), matformer)
     own = {"inert": sorted(inert), "context": choose_context(found, context), **part}
     plan = order(target, sms, own["context"], sizes or Sizes()) if target in LIBRARIES else None
-    if found.left_out:
-        progress.warn(f"left out {found.left_out}")
     format = choose_format(found, source, target, dtype, parity)
     asked = weights or ("copy" if part else None)  # linked, every call would cut it out anew
     mode = choose_mode(found.binding, source, format, asked, parity or target != "onnx")
     with staged(Path(output), progress) as directory:
-        # Weights before the graph: what is wrong with them is said without waiting for a trace.
+        # Before the graph: what is wrong with weights is said without waiting for a trace.
         placement = place_weights(found, source, format, mode, directory, full_check, progress)
         graph = cast(found, source, target, format, placement, directory, progress)
-        write_texts(source, directory)
-        for file in identities:
-            file.check()
+        write_texts(source, directory, identities)
         fields = own | describe(found, source, target, format, placement, graph, identities)
-        write_manifest(directory, fields, placement.hashes)
         if plan:
-            fields["plans"] = [build_plan(directory, plan, weight_bytes(fields), progress)]
-            write_manifest(directory, fields, placement.hashes)
+            fields["plans"] = [build_plan(directory, fields, plan, progress)]
+        write_manifest(directory, fields, placement.hashes)
         if parity and provable(format, plan, progress):
             with progress.stage("proving parity"), one_thread():
-                prove(directory, found, source, portable=not (plan and plan.here))
+                prove(directory, found, source, plan)
             write_manifest(directory, fields, placement.hashes)
     return Engine(Path(output))
+
+
+def identified(path: Path) -> tuple[Checkpoint, list[SourceFile]]:
+    """Return a checkpoint and the identities of its files.
+
+    Taken now: a file that changes under the export must not pass for the one that was read.
+    """
+    source = open_checkpoint(path)
+    files = sorted({stored.file for stored in source.tensors.values()})
+    return source, [SourceFile.of(file) for file in files]
 
 
 def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> Definition:
@@ -133,6 +135,8 @@ def place_weights(
     progress: Progress,
 ) -> Placement:
     """Link or write the weights, having looked at them; raises InputError for what is wrong."""
+    if found.left_out:
+        progress.warn(f"left out {found.left_out}")
     check_copies(found.binding, source)
     total = sum(source.tensors[tensor].nbytes for tensor in found.binding.tensors())
     shapes = {n: tuple(p.shape) for n, p in found.model.named_parameters()}
@@ -161,11 +165,14 @@ def provable(format: Format, plan: Request | None, progress: Progress) -> bool:
     return False
 
 
-def prove(directory: Path, found: Definition, source: Checkpoint, portable: bool = False) -> None:
+def prove(
+    directory: Path, found: Definition, source: Checkpoint, plan: Request | None = None
+) -> None:
     """Write parity.json; raises CheckFailed where the engine is not equal to eager.
 
-    portable: run the portable graph, where the plan of the engine cannot.
+    Of an engine with a plan for other GPUs than the one at hand, the portable graph is run.
     """
+    portable = plan is not None and not plan.here
     report = check(Engine(directory, threads=1, portable=portable), found, source)
     if not report.passed:
         raise CheckFailed(f"the engine is not equal to eager PyTorch: {report.worst()}")
@@ -267,7 +274,10 @@ def cast(
     return graph
 
 
-def write_texts(source: Checkpoint, directory: Path) -> None:
+def write_texts(source: Checkpoint, directory: Path, identities: Sequence[SourceFile]) -> None:
+    """Write what the engine takes as it is, after all else was read; refuse what has changed."""
+    for file in identities:
+        file.check()
     texts = source.texts
     if texts.tokenizer is not None:
         (directory / TOKENIZER).write_bytes(texts.tokenizer)

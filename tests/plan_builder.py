@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 
@@ -20,23 +19,20 @@ class Builder:
     """Such a process, seen from outside; `run` stands for that of build.py."""
 
     def __init__(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
             text=True,
         )
         self.kernels: list[bool] = []  # of the last plan: whether it has each, byte by byte
 
-    def run(self, engine: Path, output: Path, request: Any, progress: Any) -> dict[str, Any]:
+    def run(self, job: Any, progress: Any) -> dict[str, Any]:
         from lmcast.exporter.backends.tensorrt.build import BackendError, follow
 
         assert self._process.stdin is not None and self._process.stdout is not None
-        job = [str(engine), str(output), json.dumps(request.as_json())]
-        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.write(job.as_json() + "\n")
         self._process.stdin.flush()
         ended = follow(self._process.stdout, progress)
         self.kernels = json.loads(self._process.stdout.readline() or '{"kernels": []}')["kernels"]
@@ -64,10 +60,12 @@ def serve() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         given.clear()
-        engine, output, request = json.loads(line)
-        worker.serve(engine, output, request, events)
+        worker.serve(line, events)
         found = []
-        with contextlib.suppress(FileNotFoundError, ValueError), open(output, "rb") as file:
+        with (
+            contextlib.suppress(FileNotFoundError, ValueError),
+            open(worker.read_job(line).output, "rb") as file,
+        ):
             plan = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             found = [plan.find(blob) >= 0 for blob in given]
         events.write(json.dumps({"kernels": found}) + "\n")

@@ -77,7 +77,7 @@ def inline(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
 
 def _filled(attribute: ir.Attr, call: ir.Node) -> ir.Attr:
     """Return an attribute of a function's node, with the call's value where it names one."""
-    if not attribute.is_ref():
+    if attribute.ref_attr_name is None:
         return attribute
     return ir.Attr(attribute.name, attribute.type, call.attributes[attribute.ref_attr_name].value)
 

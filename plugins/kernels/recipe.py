@@ -30,6 +30,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from triton import knobs
 
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.kernels.buffer import Buffer
@@ -220,5 +221,6 @@ def recipe(
     Raises also InputError where a kernel does not fit an SM. Each kernel is compiled once in a
     process, for all recipes.
     """
+    knobs.runtime.interpret = False  # TRITON_INTERPRET is for kernels that run
     drawn = draft(operator, arguments, cases)
     return written(drawn, [{sm: cubin(kernel, sm) for sm in sms} for kernel in drawn.kernels])

@@ -15,14 +15,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lmcast.exporter.backends.onnxruntime import BackendError
+from lmcast.exporter.backends.onnxruntime import ROOT, BackendError
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.plan import read_plan
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes, resolve
+from lmcast.exporter.backends.tensorrt.worker import Job
 from lmcast.exporter.progress import Progress
 
 PLANS = "plans"
-WORKER = "lmcast.exporter.backends.tensorrt.worker"
+WORKER = Job.__module__
 # Of the bytes of weights, in memory at the peak: measured, tests/benchmarks/README.md.
 PEAK_OF_WEIGHTS = 3.3
 KEPT_LINES = 5  # of what a process says before it ends
@@ -42,26 +43,26 @@ def plan_file(request: Request) -> str:
     return f"{PLANS}/{'-'.join((request.target, *(f'sm{sm}' for sm in request.sms)))}.plan"
 
 
-def build_plan(engine: Path, request: Request, weights: int, progress: Progress) -> dict[str, Any]:
-    """Build the plan of an engine directory into it; return its entry of engine.json.
+def build_plan(
+    engine: Path, fields: Mapping[str, Any], request: Request, progress: Progress
+) -> dict[str, Any]:
+    """Build a plan into an engine directory; return its entry of engine.json.
 
-    weights: their bytes, for the estimate that is told before. Raises BackendError, also where the
+    fields: of engine.json, which may be still to be written. Raises BackendError, also where the
     library ends the process, and where the plan lacks what it should have.
     """
-    require_memory(weights)
-    file = plan_file(request)
-    path = engine / file
+    require_memory(weight_bytes(fields))
+    graph = fields["graph"]
+    path = engine / (file := plan_file(request))
     path.parent.mkdir(exist_ok=True)
-    facts = run(engine, path, request, progress)
+    folder = ROOT if graph["weights"] == "link" else str(engine.absolute())
+    job = Job(str(engine / graph["file"]), folder, fields["architecture"], str(path), request)
+    facts = run(job, progress)
     found = read_plan(path)
     found.check(request, facts["operators"])
-    return {
-        "file": file,
-        "request": request.as_json(),
-        **facts,
-        "bytes": path.stat().st_size,
-        "fused": dict(found.fused),
-    }
+    size = path.stat().st_size
+    asked = request.as_json()
+    return {"file": file, "request": asked, **facts, "bytes": size, "fused": dict(found.fused)}
 
 
 def weight_bytes(fields: Mapping[str, Any]) -> int:
@@ -80,18 +81,15 @@ def require_memory(weights: int) -> None:
         )
 
 
-def run(engine: Path, output: Path, request: Request, progress: Progress) -> dict[str, Any]:
+def run(job: Job, progress: Progress) -> dict[str, Any]:
     """Run the worker and follow it; return what it says of the plan."""
-    # -P: nothing is imported from the working directory. Its own environment keeps Triton from
-    # interpreting kernels that are to be compiled.
-    command = [sys.executable, "-P", "-m", WORKER, str(engine), str(output)]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    # -P: nothing is imported from the working directory.
+    command = [sys.executable, "-P", "-m", WORKER, job.as_json()]
     with tempfile.TemporaryFile() as noise:
         process = subprocess.Popen(
-            [*command, json.dumps(request.as_json())],
+            command,
             stdout=subprocess.PIPE,
             stderr=noise,
-            env=environment,
             text=True,
         )
         with process:
@@ -104,7 +102,7 @@ def run(engine: Path, output: Path, request: Request, progress: Progress) -> dic
         said = noise.read().decode(errors="replace").strip().splitlines()
     if "built" in ended:
         return ended["built"]
-    output.unlink(missing_ok=True)
+    Path(job.output).unlink(missing_ok=True)
     if "error" in ended:
         raise BackendError(ended["error"])
     last = "; ".join((ended["messages"] or said)[-KEPT_LINES:]) or "nothing"
@@ -118,9 +116,8 @@ def follow(events: Iterator[str], progress: Progress) -> dict[str, Any]:
     with ExitStack() as stage:
         for line in events:
             match json.loads(line):
-                case {"stage": name, **rest}:
+                case {"stage": name, "total": int() | None as total}:
                     stage.close()
-                    total = rest.get("total")
                     step = stage.enter_context(progress.stage(f"TensorRT: {name}", total))
                 case {"done": done}:
                     step(done)

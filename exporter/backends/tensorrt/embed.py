@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter.backends.onnxruntime import BackendError
+from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.lowering import DTYPES
 from lmcast.exporter.passes.rewrite import insert, replace
@@ -30,14 +31,16 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
     nodes = [node for node in graph.graph if node.domain == DOMAIN]
     if not nodes:
         return []
-    if find_spec(PACKAGE) is None:
-        names = ", ".join(sorted({node.op_type for node in nodes}))
-        raise BackendError(
-            f"{names}: TensorRT runs these as plugins, which are in the package lmcast-tensorrt:"
-            " pip install lmcast-tensorrt (in the sources: pip install ./plugins/tensorrt)"
-        )
-    for operator in {node.op_type for node in nodes}:
-        REGISTRY[operator].kernels["triton"]()  # raises InputError without triton
+    for package, install in (
+        (PACKAGE, "lmcast-tensorrt (in the sources: pip install ./plugins/tensorrt)"),
+        ("triton", f"'lmcast[{libraries.LIBRARIES[request.target].extra}]'"),
+    ):
+        if find_spec(package) is None:
+            names = ", ".join(sorted({node.op_type for node in nodes}))
+            raise BackendError(
+                f"{names}: TensorRT runs these as plugins, which need the package {package}, which"
+                f" is not installed: pip install {install}"
+            )
     from lmcast.plugins.kernels.recipe import recipe
 
     cases = cases_of(request)
@@ -101,8 +104,7 @@ def given(node: ir.Node) -> list[Any]:
             found.append(None)
             continue
         assert value.dtype is not None and value.shape is not None, f"{node.name}: {value}"
-        shape = tuple(size if isinstance(size, int) else size.value for size in value.shape)
-        found.append(Given(TORCH[value.dtype], shape))
+        found.append(Given(TORCH[value.dtype], tuple(map(_known, value.shape))))
     return found
 
 
@@ -123,12 +125,18 @@ def describe(node: ir.Node, text: str) -> list[str]:
     return updated
 
 
-def _size(axis: str, inputs: list[ir.Value]) -> int | str | None:
+def _size(axis: str, inputs: list[ir.Value]) -> int | str:
     """Return a size that a recipe says: a number, or I.A, axis A of input I."""
     source, _, at = axis.partition(".")
     if not at:
         return int(axis)
     shape = inputs[int(source)].shape
     assert shape is not None
-    size = shape[int(at)]
-    return size if isinstance(size, int) else size.value
+    return _known(shape[int(at)])
+
+
+def _known(size: int | ir.SymbolicDim) -> int | str:
+    if isinstance(size, int):
+        return size
+    assert size.value is not None, "a size that neither a trace nor a recipe says"
+    return str(size.value)

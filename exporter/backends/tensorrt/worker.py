@@ -1,8 +1,7 @@
 """A process that builds one plan: some graphs make the library abort, and that must end it alone.
 
-Arguments: an engine directory, the file to write, a Request as JSON. Each line on standard output
-is an event as JSON: {"stage": name, "total": steps}, {"done": steps}, {"message": text} and at the
-end {"built": facts} or {"error": text}.
+Argument: a Job as JSON. Each line on standard output is an event as JSON: {"stage": name, "total":
+steps}, {"done": steps}, {"message": text} and at the end {"built": facts} or {"error": text}.
 """
 
 import json
@@ -11,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -20,18 +19,37 @@ import numpy as np
 import onnx_ir as ir
 
 from lmcast.exporter import passes
-from lmcast.exporter.backends.onnxruntime import ROOT, BackendError
+from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.forms import forms
-from lmcast.exporter.manifest import read_manifest
 from lmcast.graphs import archs
 from lmcast.plugins.errors import InputError
 
 Tell = Callable[..., None]
 NOT_AN_ERROR = "cudaError 35"  # no driver: nothing here needs one
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan to build."""
+
+    graph: str  # the file of the portable graph
+    folder: str  # that the files of its weights are named below
+    architecture: str
+    output: str
+    request: Request
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def read_job(text: str) -> Job:
+    fields = json.loads(text)
+    request = fields["request"]
+    return Job(**fields | {"request": Request(**request | {"sms": tuple(request["sms"])})})
 
 
 @dataclass
@@ -45,44 +63,38 @@ class Build:
 
     def logger(self) -> Any:
         """Return a logger that keeps what is wrong; the library's own would print it."""
-        trt, messages, tell = self.trt, self.messages, self.tell
 
-        class Logger(trt.ILogger):
-            def log(self, severity: Any, message: str) -> None:
-                if severity <= trt.ILogger.Severity.ERROR and NOT_AN_ERROR not in message:
-                    messages.append(message)
-                    tell(message=message)
+        def log(_: Any, severity: Any, message: str) -> None:
+            if severity <= self.trt.ILogger.Severity.ERROR and NOT_AN_ERROR not in message:
+                self.messages.append(message)
+                self.tell(message=message)
 
-        return Logger()
+        return type("Logger", (self.trt.ILogger,), {"log": log})()
 
     def monitor(self) -> Any:
         """Return what the builder tells how far it is; only its outermost phases are shown."""
-        trt, tell = self.trt, self.tell
+        outer = set[str]()
 
-        class Monitor(trt.IProgressMonitor):
-            def __init__(self) -> None:
-                super().__init__()
-                self.outer: set[str] = set()
+        def phase_start(_: Any, name: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                outer.add(name)
+                self.tell(stage=name, total=steps)
 
-            def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-                if parent is None:
-                    self.outer.add(name)
-                    tell(stage=name, total=steps)
+        def step_complete(_: Any, name: str, step: int) -> bool:
+            if name in outer:
+                self.tell(done=1)
+            return True
 
-            def step_complete(self, name: str, step: int) -> bool:
-                if name in self.outer:
-                    tell(done=1)
-                return True
+        def phase_finish(_: Any, name: str) -> None:
+            outer.discard(name)
 
-            def phase_finish(self, name: str) -> None:
-                self.outer.discard(name)
-
-        return Monitor()
+        methods = {f.__name__: f for f in (phase_start, step_complete, phase_finish)}
+        return type("Monitor", (self.trt.IProgressMonitor,), methods)()
 
 
-def prepare(engine: Path, request: Request) -> ir.Model:
-    """Return an engine's portable graph rewritten for TensorRT, of fixed capacity."""
-    graph = ir.load(engine / read_manifest(engine).fields["graph"]["file"])
+def prepare(file: str, request: Request) -> ir.Model:
+    """Return a portable graph rewritten for TensorRT, of fixed capacity."""
+    graph = ir.load(file)
     passes.run(graph, request.target)
     for value in [*graph.graph.inputs, *(v for node in graph.graph for v in node.outputs)]:
         if value.shape is not None:
@@ -91,15 +103,15 @@ def prepare(engine: Path, request: Request) -> ir.Model:
     return graph
 
 
-def parse(build: Build, parser: Any, graph: ir.Model, engine: Path, linked: bool) -> list[Any]:
+def parse(build: Build, parser: Any, graph: ir.Model, job: Job) -> list[Any]:
     """Hand a graph to the parser, weights by pointer; return what must outlive the build."""
     data = ir.to_proto(graph).SerializeToString()
     mapped: dict[str, np.ndarray] = {}
-    failed = not parser.load_model_proto(data, str(engine / "model.onnx"))
+    failed = not parser.load_model_proto(data, job.graph)
     for name, value in graph.graph.initializers.items():
         tensor = value.const_value
         assert isinstance(tensor, ir.ExternalTensor)
-        path = os.path.join(ROOT if linked else engine, tensor.location)
+        path = os.path.join(job.folder, tensor.location)
         if path not in mapped:
             mapped[path] = np.memmap(path, mode="r", dtype=np.uint8)
         start = mapped[path].ctypes.data + (tensor.offset or 0)
@@ -146,42 +158,38 @@ def configure(build: Build, builder: Any, graph: ir.Model) -> Any:
 def write(build: Build, builder: Any, network: Any, config: Any, output: Path) -> None:
     """Build the plan into a file as it comes: a second copy in memory would double the peak."""
 
-    class Writer(build.trt.IStreamWriter):
-        def write(self, data: Any) -> int:
-            return file.write(data)
-
     with open(output, "wb") as file:
-        built = builder.build_serialized_network_to_stream(network, config, Writer())
+        methods = {"write": lambda _, data: file.write(data)}
+        writer = type("Writer", (build.trt.IStreamWriter,), methods)()
+        built = builder.build_serialized_network_to_stream(network, config, writer)
     if not built or not output.stat().st_size:
         raise BackendError(f"TensorRT builds no plan: {'; '.join(build.messages[-3:])}")
 
 
-def run(engine: Path, output: Path, request: Request, tell: Tell) -> dict[str, Any]:
+def run(job: Job, tell: Tell) -> dict[str, Any]:
     """Build one plan; return what there is to say of it. Raises InputError."""
-    started = time.monotonic()
+    started, request = time.monotonic(), job.request
     library = libraries.require(request.target)
     trt = libraries.load(library)
     provide_parser_library(trt)
     build = Build(trt, request, tell)
-    fields = read_manifest(engine).fields
-    linked = fields["graph"]["weights"] == "link"
-    archs.get(fields["architecture"])  # its operators register themselves
-    tell(stage="rewriting the graph")
-    graph = prepare(engine, request)
-    tell(stage="compiling kernels")
+    archs.get(job.architecture)  # its operators register themselves
+    tell(stage="rewriting the graph", total=None)
+    graph = prepare(job.graph, request)
+    tell(stage="compiling kernels", total=None)
     logger = build.logger()
     in_place = embed(graph, request)
     found = forms(graph, plugins=True)
     if any("plugin" in kinds for kinds in found.values()):
         load_plugins(trt, logger)
-    tell(stage="parsing")
+    tell(stage="parsing", total=None)
     builder = trt.Builder(logger)
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
-    held = parse(build, parser, graph, engine, linked)
+    held = parse(build, parser, graph, job)
     config = configure(build, builder, graph)
-    write(build, builder, network, config, output)
+    write(build, builder, network, config, Path(job.output))
     del held
     return {
         "library": f"{library.module} {trt.__version__}",
@@ -192,16 +200,14 @@ def run(engine: Path, output: Path, request: Request, tell: Tell) -> dict[str, A
     }
 
 
-def serve(engine: str, output: str, given: str, events: TextIO) -> None:
-    """Build one plan; write what happens as events."""
+def serve(text: str, events: TextIO) -> None:
+    """Build the plan of a job as JSON; write what happens as events."""
 
     def tell(**event: Any) -> None:
         events.write(json.dumps(event) + "\n")
 
-    fields = json.loads(given)
-    request = Request(**fields | {"sms": tuple(fields["sms"])})
     try:
-        tell(built=run(Path(engine), Path(output), request, tell))
+        tell(built=run(read_job(text), tell))
     except InputError as error:
         tell(error=str(error))
 
@@ -210,4 +216,4 @@ if __name__ == "__main__":
     # The library and what it loads print where they like: only events go to the reader.
     stream = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    serve(*sys.argv[1:], stream)
+    serve(sys.argv[1], stream)
