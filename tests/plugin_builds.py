@@ -10,14 +10,13 @@ from pathlib import Path
 
 import tensorrt_rtx as trt
 import torch
-import triton
 from lmcast_tensorrt import LIBRARY
 from onnx import TensorProto, helper
 from plugin_recipes import Case, Kernel, Launch, Output, Recipe
-from triton.backends.compiler import GPUTarget
 
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.plugins.kernels import moe_route_triton
+from lmcast.plugins.kernels.cubins import cubin
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
 EXPERTS, ROUTES = 8, 2
@@ -41,11 +40,11 @@ def route() -> tuple[Recipe, list[bytes]]:
     (step,), _ = moe_route_triton.steps(*given)
     cubins, images, offset = [], [], 0
     for sm in SMS:
-        made = triton.compile(step.source(), target=GPUTarget("cuda", sm, 32), options=step.options)
-        cubins.append(made.asm["cubin"])
+        made = cubin(step.compiled, sm)
+        cubins.append(made.code)
         images.append((sm, offset, len(cubins[-1])))
         offset += len(cubins[-1])
-    kernel = Kernel(made.metadata.name, 32, made.metadata.shared, images)
+    kernel = Kernel(made.name, made.threads, made.shared, images)
     # Triton's two pointers to scratch memory are last.
     numbers: list[tuple] = [("fp32", -1.0), ("fp32", 1.0), ("null",), ("null",)]
     launch = Launch(0, "0.0", [("in", 0), ("out", 0), ("out", 1), *numbers])

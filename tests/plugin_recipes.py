@@ -98,8 +98,8 @@ def layout(buffers: Iterable[Expression], shapes: Shapes) -> list[int]:
     """Return where each buffer starts, and last the end of all."""
     offsets = [0]
     for buffer in buffers:
-        size = within(evaluate(buffer, shapes), 0, 2**62)
-        offsets.append(offsets[-1] + math.ceil(size / 256) * 256)
+        size = within(evaluate(buffer, shapes), 0, 2**63 - 1)
+        offsets.append(within(offsets[-1] - (-size // 256) * 256, 0, 2**63 - 1))
     return offsets
 
 

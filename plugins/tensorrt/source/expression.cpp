@@ -22,7 +22,10 @@ int64_t quotient(int64_t first, int64_t second) {
 }
 
 int64_t remainder(int64_t first, int64_t second) {
-    return difference(first, product(quotient(first, second), second));
+    if (second == 0) throw RecipeError("a division by 0");
+    if (second == -1) return 0;
+    int64_t const result = first % second;
+    return result != 0 && (result < 0) != (second < 0) ? result + second : result;
 }
 
 int64_t apply(char kind, int64_t first, int64_t second) {
