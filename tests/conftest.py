@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tiny import Case
 
 # Triton kernels run in its interpreter, on CPU tensors; it reads this once, when imported.
-# test_kernels compiles them in processes without it.
+# test_compiled_kernels compiles them in processes without it.
 os.environ["TRITON_INTERPRET"] = "1"
 
 
