@@ -11,8 +11,8 @@ import pytest
 import torch
 
 CHILD = Path(__file__).with_name("compiled_kernels.py")
-# Every way to compile is compiled for the SM with least shared memory, and for that which multiplies
-# by instructions of its own.
+# Every way to compile, for the SM with least shared memory and for that which multiplies by
+# instructions of its own.
 WHOLE = (89, 90)
 # For these, of each kernel those that take most at SM89: Triton 3.9 gives each of the 73 ways as
 # much shared memory here as there, or less.
