@@ -1,7 +1,8 @@
 """A process of its own that compiles Triton kernels, where the tests' own process interprets them.
 
-    python tests/compiled_kernels.py build 89   # cubins for SM89, on any machine
-    python tests/compiled_kernels.py run        # every case of every operator, on this GPU
+    python tests/compiled_kernels.py build 89       # cubins for SM89, on any machine
+    python tests/compiled_kernels.py build 80 0 73  # of these steps alone
+    python tests/compiled_kernels.py run            # every case of every operator, on this GPU
     python tests/compiled_kernels.py recipes FOLDER 89 120  # two recipes for these SMs
 
 Prints JSON.
@@ -134,16 +135,19 @@ def stack(cubin: bytes) -> int:
     return max(int(found) for found in re.findall(r"STACK:(\d+)", usage))
 
 
-def build(arch: str) -> list[dict[str, Any]]:
-    """Compile all steps for an SM, and say what came out."""
+def build(arch: str, *chosen: str) -> list[dict[str, Any]]:
+    """Compile all steps for an SM, or the chosen ones by number, and say what came out."""
     built = []
-    for step in steps():
+    for number, step in enumerate(steps()):
+        if chosen and str(number) not in chosen:
+            continue
         target = GPUTarget("cuda", int(arch), 32)
         kernel = step.compiled
         made = triton.compile(kernel.source(), target=target, options=kernel.options)
         cubin = made.asm["cubin"]
         built.append(
             {
+                "step": number,
                 "kernel": made.metadata.name,
                 "elf": cubin[:4] == b"\x7fELF" and f".text.{made.metadata.name}".encode() in cubin,
                 "arch": f"sm_{arch}".encode() in cubin,

@@ -1,5 +1,6 @@
 """What tests share: tiny checkpoints, and tables of measured numbers, printed at the end."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -12,12 +13,14 @@ if TYPE_CHECKING:
     from tiny import Case
 
 # Triton kernels run in its interpreter, on CPU tensors; it reads this once, when imported.
-# test_kernels compiles them in processes without it.
+# test_compiled_kernels compiles them in processes without it.
 os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_sessionstart() -> None:
     """Undo what a runner may have ignored for us: tests of signals and their children need it."""
+    # What a trace makes lives to its end: looking for garbage as often as usual takes a fifth of it.
+    gc.set_threshold(200_000, 20, 100)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

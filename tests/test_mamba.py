@@ -1,20 +1,14 @@
-"""Granite 4.0 and Bamba: settings, lengths around a chunk, states that are kept, padded rows."""
+"""Granite 4.0 and Bamba: settings, names, roundings."""
 
-import json
 import math
-import shutil
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import case, defined, gap, logits, oracle, oracle_model, ours, prompt, read
-from tiny_llama import DROP, WEIGHTS, write_json
+from safetensors.torch import load_file
+from tiny import case, defined, gap, logits, oracle_model, ours, prompt, read
+from tiny_llama import DROP, WEIGHTS
 
-from lmcast.exporter import Engine, export, load
-from lmcast.exporter.inspection import inspect
 from lmcast.graphs import ConfigError
 from lmcast.graphs.blocks.step import Step
 
@@ -163,127 +157,3 @@ def mixed(model: Any, x: torch.Tensor) -> torch.Tensor:
     counts = torch.full((len(x),), x.shape[1])
     past = model.empty_states(len(x), x.shape[1])[0]
     return model.layers[0].mixer(x, Step(torch.zeros_like(counts), counts, x.shape[1]), past)[0]
-
-
-# Engines. Chunks are of 64 tokens in the body of the operator, and of 16 at Hugging Face here.
-
-LENGTHS = (1, 63, 64, 65, 200)
-ENGINES = [(BAMBA, "cpu"), (TINY, "cpu"), (TINY, "onnx")]
-
-
-@pytest.fixture(scope="module")
-def engine(checkpoint, tmp_path_factory: pytest.TempPathFactory):
-    """Return a function from the name of a case and a target to an engine, made once."""
-    made: dict[tuple[str, str], Engine] = {}
-
-    def get(name: str, target: str = "cpu") -> Engine:
-        if (name, target) not in made:
-            folder = tmp_path_factory.mktemp("engine") / "engine"
-            options = {"parity": False, "tokenizer": False, "context": 256}
-            export(checkpoint(name), folder, target, **options)
-            made[name, target] = load(folder, threads=1)
-        return made[name, target]
-
-    return get
-
-
-def bound(name: str, directory: Path, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return Hugging Face's logits, and the bound of the main job on the gap to them."""
-    found, exact = (oracle(case(name), directory, ids, d) for d in (torch.float32, torch.float64))
-    return found, min(1e-3, 4 * gap(found, exact) + 2e-5)
-
-
-@pytest.mark.parametrize(("name", "target"), ENGINES)
-@torch.no_grad()
-def test_prefill_of_any_length_is_hugging_faces(name, target, checkpoint, engine, report):
-    model = ours(*read(checkpoint(name)))
-    for tokens in LENGTHS:
-        ids = prompt(2, tokens)
-        theirs, limit = bound(name, checkpoint(name), ids)
-        eager = gap(model(ids), theirs)
-        error = gap(torch.from_numpy(engine(name, target).logits(ids)), theirs)
-        row = {"case": name, "target": target, "tokens": tokens, "eager": eager, "engine": error}
-        report("Mamba-2 prefill against Hugging Face, fp32", {**row, "bound": limit})
-        assert max(eager, error) <= limit
-
-
-COUNTS = (65, 1, 64, 3)
-
-
-@pytest.mark.parametrize(("name", "target"), ENGINES)
-@torch.no_grad()
-def test_padded_rows_are_what_they_are_alone(name, target, checkpoint, engine):
-    ids, counts = prompt(len(COUNTS), max(COUNTS)), torch.tensor(COUNTS)
-    model, session = ours(*read(checkpoint(name))), engine(name, target).session(len(COUNTS))
-    past = model.empty_states(len(COUNTS), 80)
-    eager, past = model.step(ids, torch.zeros_like(counts), counts, past)
-    got = session.append(ids, counts)
-    more = prompt(len(COUNTS), 1, seed=1)
-    next_eager, _ = model.step(more, counts, torch.ones_like(counts), past)
-    next_got = session.append(more)
-    for row, count in enumerate(COUNTS):
-        alone = torch.cat([ids[row, :count], more[row]])[None]
-        theirs, limit = bound(name, checkpoint(name), alone)
-        assert gap(eager[row, :count], theirs[0, :-1]) <= limit
-        assert gap(torch.from_numpy(got[row]), theirs[0, -2]) <= limit
-        assert gap(next_eager[row, 0], theirs[0, -1]) <= limit
-        assert gap(torch.from_numpy(next_got[row]), theirs[0, -1]) <= limit
-
-
-@pytest.mark.parametrize(("name", "target"), ENGINES)
-@torch.no_grad()
-def test_sequences_go_on_from_a_saved_state(name, target, checkpoint, engine, tmp_path):
-    ids, built = prompt(2, 70), engine(name, target)
-    theirs, limit = bound(name, checkpoint(name), ids)
-    session = built.session(2)
-    session.append(ids[:, :66])
-    np.savez(tmp_path / "saved.npz", **dict(session.reserve(0)))
-    again = load(built.directory, threads=1).session(2)
-    saved = np.load(tmp_path / "saved.npz")
-    for state, held in again.reserve(66):
-        held[:] = saved[state]
-    again.lengths[:] = 66
-    for n in range(66, 70):
-        got = session.append(ids[:, n : n + 1])
-        np.testing.assert_array_equal(again.append(ids[:, n : n + 1]), got)
-        assert gap(torch.from_numpy(got), theirs[:, n]) <= limit
-
-
-def test_eager_goes_on_from_a_saved_state(checkpoint, tmp_path):
-    ids, model = prompt(2, 70), ours(*read(checkpoint(TINY)))
-    lengths, count = torch.zeros(2, dtype=torch.int64), torch.tensor([66, 66])
-    with torch.no_grad():
-        whole = model(ids)
-        _, past = model.step(ids[:, :66], lengths, count, model.empty_states(2, 80))
-        named = {f"{i}.{j}": t for i, layer in enumerate(past) for j, t in enumerate(layer)}
-        save_file(named, tmp_path / "saved.safetensors")
-        saved = load_file(tmp_path / "saved.safetensors")
-        past = [tuple(saved[f"{i}.{j}"] for j in range(len(layer))) for i, layer in enumerate(past)]
-        rest, _ = model.step(ids[:, 66:], count, torch.tensor([4, 4]), past)
-    # 1e-5: sums of the same numbers in another order, of logits near 1
-    assert gap(rest, whole[:, 66:]) < 1e-5
-
-
-# Layers of Mamba: 8 heads of 12 x 8 in fp32, and 3 inputs of the 64 + 2 * groups * 12 channels.
-# Layers of attention: 2 heads of 8 keys and 8 values.
-STATES = [
-    ("granitemoehybrid/no attention", 2 * (8 * 12 * 8 + 3 * (64 + 2 * 2 * 12)), 0),
-    (TINY, 3 * (8 * 12 * 8 + 3 * (64 + 2 * 12)), 2 * (8 + 8)),
-]
-
-
-@pytest.mark.parametrize(("name", "fixed", "each"), STATES)
-def test_states_of_mamba_do_not_grow(name, fixed, each, checkpoint, tmp_path):
-    source = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint(name), source)
-    config = json.loads((source / "config.json").read_text())
-    write_json(source / "config.json", config | {"max_position_embeddings": 1 << 20})
-    built = export(source, tmp_path / "engine", parity=False, tokenizer=False)
-    for context in (1024, 1 << 20):
-        for path in (source, tmp_path / "engine"):
-            state = inspect(path, context=context).state
-            assert state.fixed_bytes_per_sequence == 4 * fixed
-            assert state.bytes == 4 * (fixed + each * context)
-        if not each:  # of the other, a million tokens would take memory
-            held = built.session(1).reserve(context)
-            assert sum(state.nbytes for _, state in held) == 4 * fixed

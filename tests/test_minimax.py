@@ -1,20 +1,17 @@
-"""MiniMax-Text-01 and M1: settings in both spellings, decays, lengths, states, padding, kinds."""
+"""MiniMax-Text-01 and M1: settings in both spellings, decays, kinds of layers."""
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from minimax_files import model as oracle_model
 from safetensors.torch import load_file
-from tiny import case, defined, gap, logits, oracle, ours, prompt, read
+from tiny import defined, gap, logits, ours, prompt, read
 from tiny_configs import FULL
 from tiny_llama import DROP, WEIGHTS
 from tiny_minimax import LINEAR
 
-from lmcast.exporter import Engine, export, load
 from lmcast.exporter.capture import capture
-from lmcast.exporter.inspection import inspect
 from lmcast.graphs import ConfigError, WeightError
 from lmcast.graphs.blocks.lightning import EPS, Decay
 
@@ -194,109 +191,6 @@ def test_the_last_layer_still_forgets():
     falling = torch.stack([Decay(64, layer, 80).slope for layer in range(80)])
     assert (falling.diff(dim=0) < 0).all()
     assert (falling.diff(dim=1) < 0).all()
-
-
-# Lengths, states, padding
-
-
-@pytest.fixture(scope="module", params=["cpu", "onnx"])
-def engine(request, checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    directory = tmp_path_factory.mktemp("minimax") / "engine"
-    export(checkpoint(GAINS), directory, request.param, parity=False, tokenizer=False)
-    return load(directory, threads=1)
-
-
-def limit(theirs: torch.Tensor, exact: torch.Tensor) -> float:
-    """Four times what Hugging Face's fp32 is off, and 2e-5: the bound of the main job."""
-    return min(1e-3, 4 * gap(theirs, exact) + 2e-5)
-
-
-# Around a multiple of Hugging Face's blocks, of 16 tokens here, and of ONNX Runtime's, of 64.
-@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 200])
-@torch.no_grad()
-def test_lengths_around_a_block(tokens, checkpoint, engine, report):
-    directory, ids = checkpoint(GAINS), prompt(2, tokens)
-    theirs = oracle(case(GAINS), directory, ids)
-    bound = limit(theirs, oracle(case(GAINS), directory, ids, torch.float64))
-    mine = gap(ours(*read(directory))(ids), theirs)
-    built = gap(torch.from_numpy(engine.logits(ids)), theirs)
-    row = {"target": engine.manifest.fields["target"], "tokens": tokens}
-    report("MiniMax against Hugging Face, fp32", {**row, "eager": mine, "engine": built})
-    assert max(mine, built) <= bound
-
-
-@torch.no_grad()
-def test_steps_equal_one_pass_of_hugging_face(checkpoint, engine):
-    """Of one pass: with a linear first layer, its own steps count positions from none."""
-    directory, ids = checkpoint(GAINS), prompt(2, 75)
-    theirs = oracle(case(GAINS), directory, ids)
-    bound = limit(theirs, oracle(case(GAINS), directory, ids, torch.float64))
-    model, session = ours(*read(directory)), engine.session(2)
-    lengths, past = torch.zeros(2, dtype=torch.int64), model.empty_states(2, 80)
-    for start, end in ((0, 65), *((i, i + 1) for i in range(65, 75))):
-        counts = torch.full((2,), end - start)
-        mine, past = model.step(ids[:, start:end], lengths, counts, past)
-        built = torch.from_numpy(session.append(ids[:, start:end]))
-        lengths = lengths + counts
-        assert gap(mine, theirs[:, start:end]) <= bound
-        assert gap(built, theirs[:, end - 1]) <= bound
-
-
-def test_a_saved_state_is_resumed(engine, tmp_path):
-    ids = prompt(2, 90)
-    session = engine.session(2)
-    session.append(ids[:, :67])
-    np.savez(tmp_path / "states.npz", lengths=session.lengths, **dict(session.reserve(0)))
-    want = [session.append(ids[:, 67:80]), *(session.append(ids[:, i : i + 1]) for i in (80, 81))]
-    saved = np.load(tmp_path / "states.npz")
-    again = engine.session(2)
-    for name, state in again.reserve(90):
-        state[...] = saved[name]
-    again.lengths[:] = saved["lengths"]
-    got = [again.append(ids[:, 67:80]), *(again.append(ids[:, i : i + 1]) for i in (80, 81))]
-    for one, other in zip(got, want, strict=True):
-        np.testing.assert_array_equal(one, other)
-    for name, _ in again.reserve(0):  # each of them counts
-        other = engine.session(2)
-        for own, state in other.reserve(90):
-            state[...] = 0 if own == name else saved[own]
-        other.lengths[:] = saved["lengths"]
-        assert np.abs(other.append(ids[:, 67:80]) - want[0]).max() > 1e-3
-
-
-def test_padded_rows_equal_rows_alone(engine):
-    ids, counts = prompt(4, 70), [70, 1, 33, 64]
-    session, wrong = engine.session(4), (ids + 1) % 97  # padding that would show
-    padded = torch.stack(
-        [torch.cat([a[:n], b[n:]]) for a, b, n in zip(ids, wrong, counts, strict=True)]
-    )
-    together = [session.append(padded, counts), session.append([[3], [4], [5], [6]])]
-    for row, count in enumerate(counts):
-        alone = engine.session(1)
-        for got, fed in zip(together, (ids[row : row + 1, :count], [[3 + row]]), strict=True):
-            # 2e-5, the floor of the main job: other widths of a batch add up in another order.
-            assert np.abs(alone.append(fed)[0] - got[row]).max() <= 2e-5
-
-
-MATRIX = 4 * 16 * 16 * 4  # bytes: four heads of 16 x 16 numbers in fp32
-KEYS = 2 * 2 * 16  # keys and values of two heads of 16
-
-
-@pytest.mark.parametrize("where", ["checkpoint", "engine"])
-def test_only_full_attention_grows_with_the_context(where, checkpoint, engine):
-    path = checkpoint(GAINS) if where == "checkpoint" else engine.directory
-    for context in (1000, 1_000_000):
-        state = inspect(path, context=context).state
-        assert state.fixed_bytes_per_sequence == 4 * MATRIX
-        assert state.elements_per_token == KEYS
-        assert state.bytes == 4 * MATRIX + context * KEYS * 4
-
-
-def test_without_full_attention_nothing_grows(checkpoint, tmp_path):
-    export(checkpoint(ALONE), tmp_path / "engine", parity=False, tokenizer=False)
-    for path in (checkpoint(ALONE), tmp_path / "engine"):
-        sizes = [inspect(path, context=n).state.bytes for n in (1000, 1_000_000)]
-        assert sizes == [3 * 6 * 8 * 8 * 4] * 2
 
 
 # Kinds of layers

@@ -1,27 +1,22 @@
-"""Nemotron-H: settings, names, the floor of time steps, lengths around a chunk, states, padding."""
+"""Nemotron-H: settings, names, roundings, the floor of time steps."""
 
-import json
 import math
-import shutil
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import case, defined, gap, logits, oracle, oracle_model, ours, prompt, read
-from tiny_llama import DROP, WEIGHTS, write_json
+from tiny import case, defined, gap, logits, oracle_model, ours, prompt, read
+from tiny_llama import DROP, WEIGHTS
 
-from lmcast.exporter import Engine, export, load
 from lmcast.exporter.checkpoint import open_checkpoint
-from lmcast.exporter.inspection import inspect
 from lmcast.graphs import ConfigError
 
 NANO2, NANO3, SUPER, ULTRA = (
     f"nemotron_h/Nemotron-{name}" for name in ("Nano-9B-v2", "3-Nano", "3-Super", "3-Ultra")
 )
-PLAIN, LATENTS = "nemotron_h/plain", "nemotron_h/latents, groups, biases"
+LATENTS = "nemotron_h/latents, groups, biases"
 GELU = "nemotron_h/no bias of the convolution, MHA, gelu"
 PATTERN, INFINITY = "hybrid_override_pattern", {"__float__": "Infinity"}
 OLD = ["mamba", "mlp", "mamba", "attention", "mlp"]
@@ -206,102 +201,3 @@ def test_hugging_face_floors_steps_of_prompts_alone(checkpoint):
     one = torch.ones_like(counts)
     assert gap(model.step(ids[:, 20:], counts, one, past)[0], second) < 1e-4
     assert gap(floored.step(ids[:, 20:], counts, one, past)[0], second) > 1e-2
-
-
-# Engines. Chunks are of 64 tokens in the body of the operator, and of 16 at Hugging Face here.
-
-LENGTHS, COUNTS = (1, 63, 64, 65, 200), (65, 1, 64, 3)
-ENGINES = pytest.mark.parametrize(
-    ("name", "target"), [(NANO2, "cpu"), (SUPER, "cpu"), (SUPER, "onnx")]
-)
-
-
-@pytest.fixture(scope="module")
-def engine(checkpoint, tmp_path_factory: pytest.TempPathFactory):
-    """Return a function from the name of a case and a target to an engine, made once."""
-    made: dict[tuple[str, str], Engine] = {}
-
-    def get(name: str, target: str) -> Engine:
-        if (name, target) not in made:
-            folder = tmp_path_factory.mktemp("engine") / "engine"
-            options = {"parity": False, "tokenizer": False, "context": 256}
-            export(checkpoint(name), folder, target, **options)
-            made[name, target] = load(folder, threads=1)
-        return made[name, target]
-
-    return get
-
-
-def wanted(name: str, checkpoint: Any, ids: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return Hugging Face's logits, and the bound of the main job on the gap to them."""
-    given = case(name), checkpoint(name), ids
-    found, exact = oracle(*given), oracle(*given, torch.float64)
-    return found, min(1e-3, 4 * gap(found, exact) + 2e-5)
-
-
-@ENGINES
-@torch.no_grad()
-def test_prefill_of_any_length_is_hugging_faces(name, target, checkpoint, engine, report):
-    model = ours(*read(checkpoint(name)))
-    for tokens in LENGTHS:
-        ids = prompt(2, tokens)
-        theirs, limit = wanted(name, checkpoint, ids)
-        eager = gap(model(ids), theirs)
-        error = gap(torch.from_numpy(engine(name, target).logits(ids)), theirs)
-        row = {"case": name, "target": target, "tokens": tokens, "eager": eager, "engine": error}
-        report("Nemotron-H prefill against Hugging Face, fp32", {**row, "bound": limit})
-        assert max(eager, error) <= limit
-
-
-@ENGINES
-@torch.no_grad()
-def test_padded_rows_are_what_they_are_alone(name, target, checkpoint, engine):
-    rows, counts = len(COUNTS), torch.tensor(COUNTS)
-    ids, more = prompt(rows, max(COUNTS)), prompt(rows, 1, seed=1)
-    model, session = ours(*read(checkpoint(name))), engine(name, target).session(rows)
-    empty = model.empty_states(rows, 80)
-    first, past = model.step(ids, torch.zeros_like(counts), counts, empty)
-    next_, _ = model.step(more, counts, torch.ones_like(counts), past)
-    got = [torch.from_numpy(a) for a in (session.append(ids, counts), session.append(more))]
-    for row, count in enumerate(COUNTS):
-        alone = torch.cat([ids[row, :count], more[row]])[None]
-        (theirs,), limit = wanted(name, checkpoint, alone)
-        assert gap(first[row, :count], theirs[:-1]) <= limit
-        assert gap(next_[row, 0], theirs[-1]) <= limit
-        for found, want in zip(got, theirs[-2:], strict=True):
-            assert gap(found[row], want) <= limit
-
-
-@ENGINES
-@torch.no_grad()
-def test_sequences_go_on_from_a_saved_state(name, target, checkpoint, engine, tmp_path):
-    ids, built = prompt(2, 70), engine(name, target)
-    theirs, limit = wanted(name, checkpoint, ids)
-    session = built.session(2)
-    session.append(ids[:, :66])
-    np.savez(tmp_path / "saved.npz", **dict(session.reserve(0)))
-    again = load(built.directory, threads=1).session(2)
-    saved = np.load(tmp_path / "saved.npz")
-    for state, held in again.reserve(66):
-        held[:] = saved[state]
-    again.lengths[:] = 66
-    for n in range(66, 70):
-        got = session.append(ids[:, n : n + 1])
-        np.testing.assert_array_equal(again.append(ids[:, n : n + 1]), got)
-        assert gap(torch.from_numpy(got), theirs[:, n]) <= limit
-
-
-def test_states_of_mamba_do_not_grow(checkpoint, tmp_path):
-    """Two layers with 6 heads of 12 x 8, and 3 inputs of 48 + 2 * 2 * 12 channels; one with 2 heads
-    of 16 keys and 16 values, and two with nothing: of fp32."""
-    source = tmp_path / "checkpoint"
-    shutil.copytree(checkpoint(PLAIN), source)
-    config = json.loads((source / "config.json").read_text())
-    write_json(source / "config.json", config | {"max_position_embeddings": 1 << 20})
-    export(source, tmp_path / "engine", parity=False, tokenizer=False)
-    fixed, each = 2 * (6 * 12 * 8 + 3 * (48 + 2 * 2 * 12)), 2 * (16 + 16)
-    for context in (1 << 10, 1 << 20):
-        for path in (source, tmp_path / "engine"):
-            state = inspect(path, context=context).state
-            assert state.fixed_bytes_per_sequence == 4 * fixed
-            assert state.bytes == 4 * (fixed + each * context)

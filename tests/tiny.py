@@ -174,8 +174,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 @cache
-def oracle_model(case: Case, directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Return Hugging Face's model with eager attention, converted from fp32 to `dtype`."""
+def _loaded(case: Case, directory: Path) -> Any:
     import transformers
 
     cls = getattr(transformers, case.model_class)
@@ -183,8 +182,13 @@ def oracle_model(case: Case, directory: Path, dtype: torch.dtype = torch.float32
     written = json.loads((directory / "config.json").read_text())
     if written.pop("model_type") != cls.config_class.model_type:  # a name that remote code goes by
         eager["config"] = cls.config_class.from_dict(written)
-    model = cls.from_pretrained(directory, dtype=torch.float32, **eager)
-    return model.to(dtype).eval()
+    return cls.from_pretrained(directory, dtype=torch.float32, **eager).eval()
+
+
+@cache
+def oracle_model(case: Case, directory: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Return Hugging Face's model with eager attention, converted from fp32 to `dtype`."""
+    return deepcopy(_loaded(case, directory)).to(dtype)
 
 
 def oracle(case: Case, directory: Path, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
