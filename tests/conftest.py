@@ -19,7 +19,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 def pytest_sessionstart() -> None:
     """Undo what a runner may have ignored for us: tests of signals and their children need it."""
-    # What a trace makes lives to its end: looking for garbage as often as usual takes a fifth of it.
+    # What a trace makes lives to its end: looking for garbage meanwhile took a fifth of it.
     gc.set_threshold(200_000, 20, 100)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGTERM):

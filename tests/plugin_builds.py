@@ -89,8 +89,8 @@ def main(folder: str) -> None:
     registry.load_library(str(LIBRARY))
     creators = [c for c in registry.all_creators if c.plugin_namespace == DOMAIN]
     recipe, cubins = route()
-    for sm, cubin in zip(SMS, cubins, strict=True):
-        Path(folder, f"{sm}.cubin").write_bytes(cubin)
+    for sm, code in zip(SMS, cubins, strict=True):
+        Path(folder, f"{sm}.cubin").write_bytes(code)
     refused, _ = build(model(recipe.text() + " more", b"".join(cubins)), logger)
     reasons = list(logger.messages)
     layers, plan = build(model(recipe.text(), b"".join(cubins)), logger)
