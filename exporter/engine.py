@@ -37,6 +37,7 @@ class Summary:
     bytes: int  # of the engine directory
     linked: tuple[str, ...]  # files of the checkpoint that it points into
     parity: dict[str, Any] | None
+    plans: tuple[dict[str, Any], ...] = ()  # file, SMs, bytes
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,13 +48,19 @@ class Summary:
             f"{self.architecture}, {self.parameters:,} parameters, computes in {self.dtype},"
             f" target {self.target}"
         ]
+        lines += [
+            f"plan for {', '.join(f'SM{sm}' for sm in plan['sms'])}: {plan['file']},"
+            f" {plan['bytes']:,} bytes"
+            for plan in self.plans
+        ]
         if self.parity is None:
             lines.append("parity: not measured")
         else:
             worst = max(self.parity["results"], key=lambda r: r["error"])
+            of = " of the portable graph" if self.plans and self.parity["ran"] == "graph" else ""
             lines.append(
-                f"parity: within {worst['error']:.1e} of fp64 (eager: {worst['eager_error']:.1e};"
-                f" allowed {worst['bound']:.1e})"
+                f"parity{of}: within {worst['error']:.1e} of fp64 (eager:"
+                f" {worst['eager_error']:.1e}; allowed {worst['bound']:.1e})"
             )
         if self.linked:
             files = self.linked[0] if len(self.linked) == 1 else f"{len(self.linked)} files"
@@ -115,6 +122,10 @@ class Engine:
             bytes=sum(file.size for file in self.manifest.files),
             linked=tuple(s["path"] for s in fields["linked"]),
             parity=json.loads(parity.read_bytes()) if parity.exists() else None,
+            plans=tuple(
+                {"file": p["file"], "sms": p["request"]["sms"], "bytes": p["bytes"]}
+                for p in fields.get("plans", [])
+            ),
         )
 
     @cached_property

@@ -69,6 +69,7 @@ class Report:
     beyond_window: bool | None  # None: no layer has a window
     results: tuple[Result, ...]
     bisection: Bisection | None = None
+    ran: str = "graph"  # or 'plan': what of the engine was compared
 
     @property
     def passed(self) -> bool:
@@ -83,6 +84,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         return {
+            "ran": self.ran,
             "dtype": self.dtype,
             "tokens": self.tokens,
             "beyond_window": self.beyond_window,
@@ -158,7 +160,8 @@ def check(
         results.append(_compare(name, run(engine, rows), reference, format.name))
     longest = max(map(len, rows))
     beyond = longest > max(windows) if windows else None
-    return Report(format.name, longest, beyond, tuple(results))
+    ran = "plan" if engine.runs_plan else "graph"
+    return Report(format.name, longest, beyond, tuple(results), ran=ran)
 
 
 def drawn(vocab: int, length: int) -> list[list[int]]:

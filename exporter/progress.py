@@ -17,6 +17,9 @@ class Progress:
     def warn(self, message: str) -> None:
         """Say something that the user should know of a job that goes on."""
 
+    def say(self, message: str) -> None:
+        """Say what a long stage will take, before it begins."""
+
 
 silent = Progress()
 
@@ -54,3 +57,7 @@ class Terminal(Progress):
         self.console.print(
             f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
         )
+
+    def say(self, message: str) -> None:
+        if self.console.is_terminal:
+            self.console.print(message, markup=False, highlight=False, soft_wrap=True)

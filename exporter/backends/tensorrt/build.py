@@ -24,8 +24,9 @@ from lmcast.exporter.progress import Progress
 
 PLANS = "plans"
 WORKER = Job.__module__
-# Of the bytes of weights, in memory at the peak: measured, tests/benchmarks/README.md.
-PEAK_OF_WEIGHTS = 3.3
+# Of a build: tests/benchmarks/plans.py measures both, on two cores.
+BASE_BYTES, TIMES_WEIGHTS = 500_000_000, 5
+BASE_SECONDS, SECONDS_OF_LAYER = 5, 0.6
 KEPT_LINES = 5  # of what a process says before it ends
 
 
@@ -51,8 +52,13 @@ def build_plan(
     fields: of engine.json, which may be still to be written. Raises BackendError, also where the
     library ends the process, and where the plan lacks what it should have.
     """
-    require_memory(weight_bytes(fields))
-    graph = fields["graph"]
+    weights, layers, graph = weight_bytes(fields), fields["layers"], fields["graph"]
+    memory, seconds = estimate(weights, layers)
+    require_memory(weights)
+    progress.say(
+        f"building a plan of {layers} layers and {weights / 1e9:.1f} GB of weights: about"
+        f" {memory / 1e9:.1f} GB of memory and {seconds:.0f} s"
+    )
     path = engine / (file := plan_file(request))
     path.parent.mkdir(exist_ok=True)
     folder = ROOT if graph["weights"] == "link" else str(engine.absolute())
@@ -70,10 +76,15 @@ def weight_bytes(fields: Mapping[str, Any]) -> int:
     return sum(entry["bytes"] for entry in fields["weights"].values())
 
 
+def estimate(weights: int, layers: int) -> tuple[int, float]:
+    """Return about how many bytes of memory, and seconds, a build will take."""
+    return BASE_BYTES + TIMES_WEIGHTS * weights, BASE_SECONDS + SECONDS_OF_LAYER * layers
+
+
 def require_memory(weights: int) -> None:
     """Refuse a build that this machine has no memory for, rather than be killed in it."""
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    need = int(weights * PEAK_OF_WEIGHTS)
+    need, _ = estimate(weights, 0)
     if need > have:
         raise BackendError(
             f"a plan of {weights:,} bytes of weights needs about {need:,} bytes of memory to be"

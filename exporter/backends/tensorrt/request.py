@@ -79,7 +79,9 @@ def _within(name: str, asked: int | None, usual: int, most: int) -> int:
 
 def parse_sms(text: str) -> tuple[int, ...]:
     """Return the SMs of '89,120', as numbers in order; raises BackendError for anything else."""
-    words = [word.strip().lower().removeprefix("sm").replace(".", "") for word in text.split(",")]
-    if not all(re.fullmatch("[1-9][0-9]{1,2}", word) for word in words):
+    found = [
+        re.fullmatch(r"(?:sm)?(\d{2,3}|\d{1,2}\.\d)", w.strip().lower()) for w in text.split(",")
+    ]
+    if not all(found):
         raise BackendError(f"--sm is {text!r:.80}; accepted: compute capabilities such as 89,120")
-    return tuple(sorted({int(word) for word in words}))
+    return tuple(sorted({int(word[1].replace(".", "")) for word in found if word}))

@@ -6,9 +6,8 @@ steps}, {"done": steps}, {"message": text} and at the end {"built": facts} or {"
 
 import json
 import os
-import resource
+import re
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,11 +24,19 @@ from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.forms import forms
+from lmcast.exporter.lowering import DTYPES
 from lmcast.graphs import archs
 from lmcast.plugins.errors import InputError
 
 Tell = Callable[..., None]
 NOT_AN_ERROR = "cudaError 35"  # no driver: nothing here needs one
+# What the library says, and what its user can do.
+ADVICE = (
+    (r"K exceeds the maximum value allowed \((\d+)\)",
+     "TopK takes at most {0} of a row there: this model runs with --target onnx or cpu alone"),
+    (r"for Turing \(SM75\): FP32 GEMM", "SM75 multiplies no fp32: export with --dtype float16"),
+)  # fmt: skip
+FIRST_FP4 = 100  # SM
 
 
 @dataclass(frozen=True)
@@ -95,12 +102,26 @@ class Build:
 def prepare(file: str, request: Request) -> ir.Model:
     """Return a portable graph rewritten for TensorRT, of fixed capacity."""
     graph = ir.load(file)
+    require_formats(graph, request)
     passes.run(graph, request.target)
     for value in [*graph.graph.inputs, *(v for node in graph.graph for v in node.outputs)]:
         if value.shape is not None:
             sizes = [request.max_context if str(size) == "C" else size for size in value.shape]
             value.shape = ir.Shape(sizes)
     return graph
+
+
+def require_formats(graph: ir.Model, request: Request) -> None:
+    """Refuse weights in a format that a plan cannot hold, or that an SM has no arithmetic for."""
+    for name, value in graph.graph.initializers.items():
+        if value.dtype in DTYPES.values():
+            continue
+        format = value.dtype.name if value.dtype else "of no known format"
+        old = [sm for sm in request.sms if sm < FIRST_FP4]
+        found = f"weight {name} is {format}, which plans do not hold yet"
+        if value.dtype == ir.DataType.FLOAT4E2M1 and old:
+            found = f"weight {name} is FP4, which SM{old[0]} has no arithmetic for"
+        raise BackendError(f"{found}: export with --weights copy, which multiplies it out")
 
 
 def parse(build: Build, parser: Any, graph: ir.Model, job: Job) -> list[Any]:
@@ -163,12 +184,20 @@ def write(build: Build, builder: Any, network: Any, config: Any, output: Path) -
         writer = type("Writer", (build.trt.IStreamWriter,), methods)()
         built = builder.build_serialized_network_to_stream(network, config, writer)
     if not built or not output.stat().st_size:
-        raise BackendError(f"TensorRT builds no plan: {'; '.join(build.messages[-3:])}")
+        raise BackendError(f"TensorRT builds no plan: {advised('; '.join(build.messages[-3:]))}")
+
+
+def advised(message: str) -> str:
+    """Return what the library says, behind what can be done about it if that is known."""
+    for pattern, advice in ADVICE:
+        if found := re.search(pattern, message):
+            return f"{advice.format(*found.groups())} ({message})"
+    return message
 
 
 def run(job: Job, tell: Tell) -> dict[str, Any]:
     """Build one plan; return what there is to say of it. Raises InputError."""
-    started, request = time.monotonic(), job.request
+    request = job.request
     library = libraries.require(request.target)
     trt = libraries.load(library)
     provide_parser_library(trt)
@@ -195,8 +224,6 @@ def run(job: Job, tell: Tell) -> dict[str, Any]:
         "library": f"{library.module} {trt.__version__}",
         "operators": found,
         "in_place": in_place,
-        "seconds": round(time.monotonic() - started, 2),
-        "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
