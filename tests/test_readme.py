@@ -72,6 +72,8 @@ def test_make_targets(command: str):
 @pytest.mark.parametrize("command", of("pip"))
 def test_pip_installs(command: str):
     """The requirements and the constraints agree; nothing is changed."""
-    words = [sys.executable, "-m", *shlex.split(command), "--dry-run", "--no-build-isolation"]
+    words = [sys.executable, "-m", *shlex.split(command), "--dry-run"]
+    if "plugins" not in command:  # what those are built with is only where they are built
+        words.append("--no-build-isolation")
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
