@@ -21,6 +21,9 @@ prepack = click.option(
     is_flag=True,
     help="Copy the weights for faster kernels: more memory and load time.",
 )
+portable = click.option(
+    "--portable", is_flag=True, help="Run the graph on this CPU, where the engine has plans."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 
 
@@ -142,6 +145,7 @@ def build(engine: Path, target: str, as_json: bool, sm: str | None, **sizes: int
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
 @click.option("--threads", type=int, help="Default: all cores.")
 @prepack
+@portable
 @as_json
 def generate(
     engine: Path,
@@ -154,6 +158,7 @@ def generate(
     stop: tuple[str, ...],
     threads: int | None,
     prepack: bool,
+    portable: bool,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -174,16 +179,13 @@ def generate(
         prompts = [with_system(p, system) for p in prompts]
     streaming = len(prompts) == 1 and not (as_json or ids)
 
-    def show(row: int, piece: str) -> None:
-        click.echo(piece, nl=False)
-
-    results = load(engine, threads, prepack).generate(
+    results = load(engine, threads, prepack, portable).generate(
         prompts,
         max_new_tokens=max_new_tokens,
         sampling=Sampling(**sampling),
         stop=stop,
         chat=chat,
-        on_token=show if streaming else None,
+        on_token=(lambda _row, piece: click.echo(piece, nl=False)) if streaming else None,
     )
     if streaming:
         click.echo()
@@ -200,7 +202,7 @@ def generate(
 @click.option("--against", type=DIRECTORY, required=True, help="The checkpoint it was made from.")
 @click.option("--prompts", type=DIRECTORY, help="Prompts to compare on. Default: drawn ids.")
 @click.option("--tokens", type=int, help="Length of drawn prompts.  [default: 64]")
-@click.option("--portable", is_flag=True, help="Run the graph on this CPU, not the plan.")
+@portable
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
 @click.option("--json", "json_file", type=DIRECTORY, help="Write the report; - prints it.")
 @click.option("--junit", type=DIRECTORY, help="Write a JUnit report for CI.")
@@ -324,6 +326,7 @@ def pack(engine: Path, output: Path | None, as_json: bool) -> None:
 @click.option("--batch", type=int, default=1, show_default=True)
 @click.option("--threads", type=int, help="Default: all cores.")
 @prepack
+@portable
 @click.option("--runs", type=int, default=3, show_default=True)
 @as_json
 def bench(
@@ -333,6 +336,7 @@ def bench(
     batch: int,
     threads: int | None,
     prepack: bool,
+    portable: bool,
     runs: int,
     as_json: bool,
 ) -> None:
@@ -342,7 +346,8 @@ def bench(
     """
     from lmcast.exporter.bench import bench as run
 
-    report(run(engine, prompt_tokens, new_tokens, batch, threads, runs, prepack), as_json)
+    given = (prompt_tokens, new_tokens, batch, threads, runs, prepack, portable)
+    report(run(engine, *given), as_json)
 
 
 def report(result: Any, as_json: bool) -> None:

@@ -1,8 +1,10 @@
 """The two TensorRT libraries: how each is found, and what it can build here, as it says itself."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -87,6 +89,13 @@ def _elsewhere(library: Library, sm: int | None) -> str:
     if library.target == "tensorrt-rtx" and sm in (90, 100, 103):  # data-centre GPUs
         return f"; SM{sm} is of --target tensorrt, built on such a GPU"
     return ""
+
+
+def cuda_version(library: Library) -> int | None:
+    """Return the CUDA version that a library's package is for, whose drivers its plans need."""
+    names = packages_distributions().get(library.module, [])
+    found = [int(match[1]) for name in names if (match := re.search(r"cu(\d+)$", name))]
+    return found[0] if found else None
 
 
 def capabilities(trt: ModuleType) -> list[int]:

@@ -222,6 +222,7 @@ def run(job: Job, tell: Tell) -> dict[str, Any]:
     del held
     return {
         "library": f"{library.module} {trt.__version__}",
+        "cuda": libraries.cuda_version(library),
         "operators": found,
         "in_place": in_place,
     }
