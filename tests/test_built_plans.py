@@ -44,8 +44,9 @@ def test_family_builds(case: Case, checkpoint, builder, tmp_path, monkeypatch, r
     assert dict(found.plugins) == {n: c["plugin"] for n, c in operators.items() if "plugin" in c}
     assert len(builder.kernels) == sum(found.plugins.values())
     assert all(builder.kernels), "the kernels in the plan are those that were compiled"
-    rows = forms.rows(case.architecture, cpu, operators)
-    assert not set(rows) - set(forms.DOCUMENT.read_text().splitlines()), "run tests/forms.py"
+    documented = forms.DOCUMENT.read_text().splitlines()
+    own = [line for line in documented if line.startswith(f"| {case.architecture} |")]
+    assert own == forms.rows(case.architecture, cpu, operators), "run tests/forms.py"
     report(
         "Plans for SM89 and SM120",
         {"family": case.architecture, "bytes": plan["bytes"], "plugins": len(builder.kernels)},

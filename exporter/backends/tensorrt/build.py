@@ -98,12 +98,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     # -P: nothing is imported from the working directory.
     command = [sys.executable, "-P", "-m", WORKER, job.as_json()]
     with tempfile.TemporaryFile() as noise:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=noise,
-            text=True,
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True)
         with process:
             try:
                 assert process.stdout is not None

@@ -177,8 +177,7 @@ def configure(build: Build, builder: Any, graph: ir.Model) -> Any:
 
 
 def write(build: Build, builder: Any, network: Any, config: Any, output: Path) -> None:
-    """Build the plan into a file as it comes: a second copy in memory would double the peak."""
-
+    """Build the plan into a file as it comes, without a second copy of it in memory."""
     with open(output, "wb") as file:
         methods = {"write": lambda _, data: file.write(data)}
         writer = type("Writer", (build.trt.IStreamWriter,), methods)()
