@@ -20,7 +20,8 @@ from lmcast.exporter.passes.rewrite import nodes_of
 from lmcast.plugins.errors import CheckFailed
 
 FIELDS = {
-    "dtype", "tokens", "beyond_window", "passed", "times_allowed", "floor", "bisection", "results",
+    "ran", "dtype", "tokens", "beyond_window", "passed", "times_allowed", "floor", "bisection",
+    "results",
 }  # fmt: skip
 SCENARIOS = ["prefill", "step by step", "ragged batch"]
 
