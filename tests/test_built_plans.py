@@ -59,3 +59,13 @@ def test_family_builds(case: Case, checkpoint, builders, tmp_path, monkeypatch, 
         "Plans for SM89 and SM120",
         {"family": case.architecture, "bytes": plan["bytes"], "plugins": len(builder.kernels)},
     )
+
+
+def test_bfloat16_of_one_row(checkpoint, builders, tmp_path, monkeypatch):
+    """What a user gets by default of a checkpoint in bf16: a plan for one row."""
+    monkeypatch.setattr(build, "run", builders[2].run)
+    options = OPTIONS | {"sizes": Sizes()}
+    source = checkpoint("qwen3_moe/plain")
+    engine = export(source, tmp_path / "engine", "tensorrt-rtx", "bfloat16", **options)
+    (plan,) = engine.manifest.fields["plans"]
+    assert sum(plan["fused"].values()) == 2 * plan["operators"]["cached_attention"]["native"] > 0

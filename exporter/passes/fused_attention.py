@@ -42,6 +42,10 @@ PLAIN = """rest = Constant <value_ints = [-1]> ()
 CAPPED = "steep = Tanh (scaled)\n    bent = Mul (steep, cap)"
 MASKED = "never = Constant <value_float = -inf> ()\n    allowed = Where (mask, score, never)"
 SHIFTED = "wide_mask = Cast <to = 1> (mask)\n    allowed = Add (score, wide_mask)"
+ADDED = """nothing = Constant <value_float = 0.0> ()
+    never = Constant <value_float = -inf> ()
+    wide = Where (mask, nothing, never)
+    added = CastLike (wide, key)"""
 SHORT = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 LEAST, MOST, STEP = 16, 256, 8  # widths of heads
 KEEPS_WIDTH = {"Transpose", "TensorScatter", "Concat", "Pad", "Identity"}  # in bodies of ours
@@ -75,9 +79,9 @@ def _decompose(model: ir.Model, node: ir.Node, cap: float) -> None:
     given["slope"] = constant(model, node, scale / (cap or 1.0), one, f"{name}.slope")
     if cap:
         given["cap"] = constant(model, node, cap, one, f"{name}.cap")
-    added = (producer := mask.producer()) is not None and producer.op_type == "Concat"  # of sinks
     text = PLAIN.format(
-        capped=CAPPED if cap else "bent = Identity (scaled)", masked=SHIFTED if added else MASKED
+        capped=CAPPED if cap else "bent = Identity (scaled)",
+        masked=SHIFTED if _is_added(mask) else MASKED,
     )
     replace(model, node, written(model, node, text, given, ["out"]))
 
@@ -85,6 +89,11 @@ def _decompose(model: ir.Model, node: ir.Node, cap: float) -> None:
 def _pad(model: ir.Model, node: ir.Node, wide: int) -> None:
     """Give queries, keys and values a width by zeros, which change no score, and take it back."""
     *parts, mask = node.inputs
+    key = parts[1]
+    assert mask is not None and key is not None
+    if _described(key).dtype == ir.DataType.BFLOAT16 and not _is_added(mask):
+        # With a mask of booleans and one row, TensorRT for RTX 1.7 gives two values one name.
+        (mask,) = written(model, node, ADDED, {"mask": mask, "key": key}, ["added"])
     padded = [_padded(model, node, part, wide) for part in parts if part is not None]
     scale = {"scale": node.attributes["scale"].as_float()}
     name, narrow = str(node.name), _width(parts[2])
@@ -96,6 +105,12 @@ def _pad(model: ir.Model, node: ir.Node, wide: int) -> None:
         ]
         (out,) = insert(model, node, "Slice", [out, *bounds], name=f"{name}.narrow")
     replace(model, node, [out])
+
+
+def _is_added(mask: ir.Value) -> bool:
+    """Whether a mask is a number to add, as that with sinks is."""
+    producer = mask.producer()
+    return producer is not None and producer.op_type == "Concat"
 
 
 def _padded(model: ir.Model, node: ir.Node, value: ir.Value, wide: int) -> ir.Value:
