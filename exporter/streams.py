@@ -13,11 +13,13 @@ from lmcast.graphs.mxfp4 import unpack
 from lmcast.graphs.sources import (
     Joined,
     Mxfp4,
+    Packed,
     Scaled,
     Source,
     Stack,
     View,
     in_runs,
+    packed_values,
     pieces,
 )
 
@@ -31,6 +33,8 @@ def values(checkpoint: Checkpoint, source: Source) -> Iterator[Tensor]:
         yield from _whole(checkpoint, source)
     elif isinstance(source, View | Scaled):
         yield from _part(checkpoint, source)
+    elif isinstance(source, Packed):
+        yield from _packed(checkpoint, source)
     elif isinstance(source, Mxfp4):
         yield from _mxfp4(checkpoint, source)
     elif isinstance(source, Stack) or source.axis == 0:
@@ -87,6 +91,28 @@ def _reader(checkpoint: Checkpoint, source: View | Scaled) -> Callable[[int, int
         return rows
 
     return read
+
+
+def _packed(checkpoint: Checkpoint, source: Packed) -> Iterator[Tensor]:
+    stored = checkpoint.tensors[source.layout.tensors[0]]
+    shape = source.layout.shape({n: checkpoint.tensors[n].shape for n in source.layout.tensors})
+    whole: dict[str, Tensor] = {}
+
+    def read(name: str, begin: int, end: int | None) -> Tensor:
+        if end is not None:
+            return checkpoint.rows(name, begin, end)
+        if name not in whole:  # scales: few, and wanted by every run of rows
+            whole[name] = checkpoint.read(name)
+        return whole[name]
+
+    entries = source.values.runs or shape[0]
+    each = math.prod(shape) * 4 // entries
+    step = entries if source.values.turned and len(shape) == 2 else max(1, BLOCK_BYTES // each)
+    done = 0
+    for block in packed_values(source, shape, read, step):
+        check_block(stored, block, done)
+        done += block.numel()
+        yield (block.mT if source.values.turned else block).contiguous()
 
 
 def _mxfp4(checkpoint: Checkpoint, source: Mxfp4) -> Iterator[Tensor]:

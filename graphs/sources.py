@@ -1,7 +1,7 @@
 """Where the values of a parameter come from: expressions over the tensors of a checkpoint."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,13 +9,7 @@ from torch import Tensor
 
 from lmcast.graphs.fp8 import NUMBERS, RUN_VALUES, SCALE, SCALES, Block, dequantize, scale_shapes
 from lmcast.graphs.mxfp4 import BLOCK_BYTES, unpack
-from lmcast.plugins.errors import InputError
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-class WeightError(InputError):
-    """Tensors that do not fit the definition."""
+from lmcast.graphs.quantized import Layout, ReadRows, Shapes, WeightError
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,15 @@ class Scaled:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """What `values` takes of a quantized weight, whose layout says how it is stored; the view's
+    tensor is the weight's name, which need not be the name of anything stored."""
+
+    values: View
+    layout: Layout
+
+
+@dataclass(frozen=True)
 class Stack:
     """Parts of one shape along a new first axis."""
 
@@ -69,7 +72,7 @@ class Joined:
     axis: int
 
 
-Leaf = View | Mxfp4 | Scaled
+Leaf = View | Mxfp4 | Scaled | Packed
 Source = Leaf | Stack | Joined
 
 
@@ -90,6 +93,8 @@ def tensors_of(source: Source) -> list[str]:
         return [source.blocks, source.scales]
     if isinstance(source, Scaled):
         return [source.values.tensor, source.scales]
+    if isinstance(source, Packed):
+        return list(source.layout.tensors)
     return [tensor for part in source.parts for tensor in tensors_of(part)]
 
 
@@ -125,6 +130,8 @@ def shape_of(source: Source, shapes: Shapes) -> tuple[int, ...]:
     if isinstance(source, Scaled):
         _require_scales(source, shapes)
         return shape_of(source.values, shapes)
+    if isinstance(source, Packed):
+        return shape_of(source.values, {source.values.tensor: source.layout.shape(shapes)})
     parts = [shape_of(part, shapes) for part in source.parts]
     for part, found in zip(source.parts, parts, strict=True):
         if found != parts[0]:
@@ -212,6 +219,8 @@ def load_into(out: Tensor, source: Source, read: Callable[[str], Tensor]) -> Non
             row.copy_(unpack(block, scale))
     elif isinstance(source, Scaled):
         _load_scaled(out, source, read)
+    elif isinstance(source, Packed):
+        _load_packed(out, source, read)
     elif isinstance(source, Stack):
         for row, part in zip(out, source.parts, strict=True):
             load_into(row, part, read)
@@ -237,6 +246,28 @@ def _load_scaled(out: Tensor, source: Scaled, read: Callable[[str], Tensor]) -> 
         block = take(dequantize(values[begin:end], scales, source.block, begin))
         rest[: len(block)] = block
         rest = rest[len(block) :]
+
+
+def _load_packed(out: Tensor, source: Packed, read: Callable[[str], Tensor]) -> None:
+    whole = {name: read(name) for name in source.layout.tensors}
+
+    def rows(name: str, begin: int, end: int | None) -> Tensor:
+        return whole[name][begin:end] if whole[name].dim() else whole[name]
+
+    shape = source.layout.shape({name: tuple(value.shape) for name, value in whole.items()})
+    rest = out.mT if source.values.turned else out
+    for block in packed_values(source, shape, rows, _entries_at_once(source.values, shape)):
+        rest[: len(block)] = block
+        rest = rest[len(block) :]
+
+
+def packed_values(
+    source: Packed, shape: tuple[int, ...], read: ReadRows, step: int
+) -> Iterator[Tensor]:
+    """Yield what a source gives in fp32, `step` entries of axis 0 at a time, none of them turned;
+    `shape` is that of the whole weight."""
+    for begin, end, take in pieces(source.values, shape, step):
+        yield take(source.layout.values(read, begin, end))
 
 
 def _entries_at_once(view: View, shape: tuple[int, ...]) -> int:

@@ -1,4 +1,4 @@
-"""The catalogue of number formats that weights are stored and computed in."""
+"""The formats that models are computed in, and plain weights are stored in."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,107 @@
+"""A recipe: which weights of a model are quantized and how, and how inputs are rounded."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmcast.graphs import Definition
+from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
+from lmcast.graphs.quantized import Blocks, Scheme
+from lmcast.graphs.sources import Packed, Source, View
+from lmcast.graphs.weights import Binding
+from lmcast.plugins.errors import InputError
+
+
+class RecipeError(InputError):
+    """A recipe that is not whole, or of another checkpoint."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `lmcast calibrate` found.
+
+    weights: parameter of the model -> how it is stored. inputs: linear layer -> how its inputs are
+    rounded. report: what was measured, for a person.
+
+    The values lie in tensors beside it: of a quantized parameter P those named `tensors(P)`, of a
+    layer L with InputFormat.smooth or .static its parameters `L.smooth` and `L.input_scale` by
+    their own names, as are plain parameters that calibration changed.
+    """
+
+    weights: Mapping[str, Scheme]
+    inputs: Mapping[str, InputFormat]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        weights = {
+            name: {**dataclasses.asdict(s), "block": list(s.block), "scale": _name(s.scale)}
+            for name, s in self.weights.items()
+        }
+        inputs = {name: dataclasses.asdict(given) for name, given in self.inputs.items()}
+        return {"weights": weights, "inputs": inputs, "report": dict(self.report)}
+
+
+def read_recipe(fields: Mapping[str, Any]) -> Recipe:
+    """Return a recipe from its JSON; raises RecipeError where it is not one."""
+    try:
+        weights = {
+            name: Scheme(**s | {"block": tuple(s["block"]), "scale": getattr(torch, s["scale"])})
+            for name, s in fields["weights"].items()
+        }
+        inputs = {name: InputFormat(**given) for name, given in fields["inputs"].items()}
+        return Recipe(weights, inputs, fields["report"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(f"the recipe is damaged ({error}); calibrate again") from None
+
+
+def tensors(parameter: str, scheme: Scheme) -> Blocks:
+    """Return where the values of a quantized parameter lie among the tensors of a recipe."""
+    shared = f"{parameter}.shared" if scheme.shared else None
+    return Blocks(scheme, f"{parameter}.codes", f"{parameter}.scales", shared)
+
+
+def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definition:
+    """Return a definition whose weights come from a recipe where it has them.
+
+    names: the tensors of the recipe, which must then be among those of the checkpoint. Raises
+    RecipeError where the recipe is of another model.
+    """
+    model = copy.deepcopy(found.model.to("meta"))
+    for name, inputs in recipe.inputs.items():
+        _replace(model, name, inputs)
+    sources: dict[str, Source] = {}
+    for name, _ in model.named_parameters():
+        if name in recipe.weights:
+            sources[name] = Packed(View(name), tensors(name, recipe.weights[name]))
+        elif name in names:
+            sources[name] = View(name)
+        elif name in found.binding.sources:
+            sources[name] = found.binding.sources[name]
+        else:
+            raise RecipeError(f"the recipe has no tensor {name}; calibrate again")
+    if unknown := recipe.weights.keys() - sources.keys():
+        raise RecipeError(f"the recipe is of another model: {min(unknown)} is no weight of this")
+    scales = frozenset(name for name in sources if name.endswith(".input_scale"))
+    old = found.binding
+    binding = Binding(sources, old.copies, old.ignored, old.wide | scales)
+    return dataclasses.replace(found, model=model, binding=binding)
+
+
+def _replace(model: nn.Module, name: str, inputs: InputFormat) -> None:
+    parent, _, leaf = name.rpartition(".")
+    try:
+        linear = model.get_submodule(name)
+    except AttributeError:
+        raise RecipeError(f"the recipe is of another model: it has no layer {name}") from None
+    if not isinstance(linear, nn.Linear):
+        raise RecipeError(f"the recipe rounds inputs of {name}, which is no linear layer")
+    setattr(model.get_submodule(parent), leaf, QuantizedLinear(linear, inputs))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
