@@ -52,6 +52,12 @@ class Text:
         """Return token ids, with the special tokens that the tokenizer puts around a text."""
         return self._encode(text, special=True)
 
+    def prefix(self) -> list[int]:
+        """Return the special tokens that the tokenizer puts before a text: BOS, or none."""
+        encoded = self._tokenizer.encode("x")
+        marks = enumerate(encoded.special_tokens_mask)
+        return encoded.ids[: next((i for i, special in marks if not special), 0)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids; special tokens and ids that the tokenizer lacks give none."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
