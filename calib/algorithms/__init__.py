@@ -1,0 +1,71 @@
+"""The catalogue of algorithms that choose the codes of a weight."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lmcast.calib.algorithms.candidate import Candidate, output_error
+from lmcast.calib.algorithms.gptq import gptq, refined
+from lmcast.calib.algorithms.problem import Problem, pose
+from lmcast.calib.algorithms.scales import searched
+from lmcast.calib.algorithms.smoothing import Smoothing, awq, balanced, smoothquant
+from lmcast.calib.formats import WeightFormat
+from lmcast.calib.statistics import InputStatistics
+from lmcast.graphs.blocks.quantized import InputFormat
+from lmcast.graphs.quantized import Quantized
+
+__all__ = ["ALGORITHMS", "Algorithm", "Candidate", "output_error"]
+
+
+def nearest(problem: Problem, format: WeightFormat) -> Quantized:
+    return format.pack(problem.weight)
+
+
+def clipped(problem: Problem, format: WeightFormat) -> Quantized:
+    scales, shared = searched(problem.weight, format, problem.gram.diagonal())
+    return format.pack(problem.weight, scales, shared)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How to smooth, then how to choose codes."""
+
+    name: str
+    rounding: Callable[[Problem, WeightFormat], Quantized]
+    smoothing: Smoothing | None = None
+
+    def run(
+        self,
+        weight: Tensor,
+        statistics: InputStatistics,
+        format: WeightFormat,
+        inputs: InputFormat,
+    ) -> Candidate:
+        """Return codes for a weight N,K fp32 of a layer that rounds its inputs so.
+
+        The candidate's `smooth` is None where none is better: InputFormat.smooth of the layer says
+        whether it is there. `inputs.static` does not matter here.
+        """
+        smooth = self.smoothing and self.smoothing(weight, statistics, format, inputs)
+        problem = pose(weight, statistics, inputs, smooth)
+        return Candidate(self.rounding(problem, format), smooth)
+
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    a.name: a
+    for a in (
+        Algorithm("rtn", nearest),
+        Algorithm("clip", clipped),
+        Algorithm("awq", nearest, awq),
+        Algorithm("awq+clip", clipped, awq),
+        Algorithm("smoothquant", nearest, smoothquant),
+        Algorithm("balance+clip", clipped, balanced),
+        Algorithm("gptq", gptq),
+        Algorithm("gptq+refine", refined),
+        Algorithm("awq+gptq", gptq, awq),
+        Algorithm("awq+gptq+refine", refined, awq),
+        Algorithm("smoothquant+gptq+refine", refined, smoothquant),
+        Algorithm("balance+gptq+refine", refined, balanced),
+    )
+}

@@ -1,0 +1,112 @@
+"""A weight while its codes are chosen, column by column.
+
+Letters: C scales tried, B columns of a block, N rows, K columns of the weight. Values lie turned,
+K,N, and in the order they are chosen in.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.algorithms.problem import Problem
+from lmcast.calib.algorithms.scales import searched, spread, tried
+from lmcast.calib.formats import WeightFormat
+from lmcast.graphs.quantized import Quantized
+
+LAZY = 128  # columns after which the rest of the weight hears of their errors
+WIDE = 32  # columns of a block where scales are not found block by block
+
+
+@dataclass(frozen=True)
+class Columns:
+    """order K: the column of the weight at each place. target, values K,N fp32: what is wanted, and
+    what was chosen. gram K,K in the same order. blocks: places, in order. scales: of the whole
+    weight as stored; where blocks have their own, they are written as they are chosen. factors K,N:
+    what values are multiplied with where the scales stay as they are.
+    """
+
+    format: WeightFormat
+    order: Tensor
+    blocks: tuple[slice, ...]
+    gram: Tensor
+    target: Tensor
+    values: Tensor
+    scales: Tensor
+    shared: Tensor | None
+    factors: Tensor | None
+
+    @classmethod
+    def of(cls, problem: Problem, format: WeightFormat) -> "Columns":
+        weight, energy = problem.target, problem.gram.diagonal()
+        scales, shared = searched(weight, format, energy)
+        order, blocks = _order(energy, format.scheme.block[1] if own_scales(format) else 0)
+        factors = None
+        if not own_scales(format):
+            factors = spread(weight, format, scales, shared).T[order].contiguous()
+        target = weight.T[order].contiguous()
+        gram = problem.gram[order][:, order]
+        values = torch.zeros_like(target)
+        return cls(format, order, blocks, gram, target, values, scales, shared, factors)
+
+    def runs(self) -> Iterator[tuple[int, int, list[slice]]]:
+        """Yield where runs of about LAZY columns begin and end, and their blocks."""
+        run: list[slice] = []
+        for block in self.blocks:
+            run.append(block)
+            if block.stop - run[0].start >= LAZY or block is self.blocks[-1]:
+                yield run[0].start, block.stop, run
+                run = []
+
+    def tried(self, block: slice, wanted: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return scales C,N to try for wanted values B,N, and factors C,1,N or 1,B,N.
+
+        Scales are None where they stay as they are.
+        """
+        if self.factors is not None:
+            return None, self.factors[None, block]
+        return tried(wanted, self.format, self.shared)
+
+    def choose(self, block: slice, values: Tensor, scales: Tensor | None, rows: Tensor) -> None:
+        """Set values B,N and scales N of a block, in those rows (N bool) that are to change."""
+        self.values[block] = torch.where(rows, values, self.values[block])
+        if scales is not None:
+            place = int(self.order[block.start]) // self.format.scheme.block[1]
+            old = self.scales[:, place]
+            self.scales[:, place] = torch.where(rows, scales.float(), old.float()).to(old.dtype)
+
+    def packed(self) -> Quantized:
+        """Return what was chosen, as it is stored."""
+        weight = torch.empty_like(self.values)
+        weight[self.order] = self.values
+        return self.format.pack(weight.T.contiguous(), self.scales, self.shared)
+
+
+def own_scales(format: WeightFormat) -> bool:
+    """Whether a row has scales for runs of columns that no other row shares."""
+    high, wide = format.scheme.block
+    return high == 1 and wide > 0
+
+
+def _order(energy: Tensor, wide: int) -> tuple[Tensor, tuple[slice, ...]]:
+    """Return an order of columns, those of most energy K first, and its blocks.
+
+    wide: how many neighbours share scales, which then stay together; 0: none.
+    """
+    if not wide:
+        order = energy.argsort(descending=True, stable=True)
+        ends = list(range(WIDE, len(order), WIDE)) + [len(order)]
+    else:
+        parts = [
+            part + begin * wide
+            for begin, part in enumerate(
+                run.argsort(descending=True, stable=True) for run in energy.split(wide)
+            )
+        ]
+        total = torch.stack([run.mean() for run in energy.split(wide)])
+        parts = [parts[i] for i in total.argsort(descending=True, stable=True).tolist()]
+        order = torch.cat(parts)
+        ends = torch.tensor([len(part) for part in parts]).cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    return order, tuple(slice(a, b) for a, b in zip(starts, ends, strict=True))

@@ -1,0 +1,112 @@
+"""GPTQ (Frantar et al. 2022) with scales found on the way, and descent on what it leaves.
+
+Letters: C scales tried, B columns of a block, N rows, K columns of the weight; values lie turned.
+"""
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.algorithms.columns import Columns
+from lmcast.calib.algorithms.problem import Problem
+from lmcast.calib.formats import WeightFormat
+from lmcast.graphs.quantized import Quantized
+
+SWEEPS = 3
+
+
+def gptq(problem: Problem, format: WeightFormat, sweeps: int = 0) -> Quantized:
+    """Return codes chosen column by column, each error made good by the columns that follow.
+
+    Columns that matter most come first; where columns share scales, whole blocks of them. sweeps:
+    how often all blocks are then chosen anew, given all others.
+    """
+    columns = Columns.of(problem, format)
+    upper = inverse_root(columns.gram)
+    rest = columns.target.clone()  # what columns not chosen yet should now be
+    errors = torch.zeros_like(rest)
+    every = torch.ones(rest.shape[1], dtype=torch.bool)
+    for begin, end, blocks in columns.runs():
+        for block in blocks:
+            scales, factors = columns.tried(block, rest[block])
+            best, values, errors[block], _ = encode(
+                rest[block], upper[block, block], factors, format
+            )
+            columns.choose(block, values, _picked(scales, best), every)
+            rest[block.stop : end] -= upper[block, block.stop : end].T @ errors[block]
+        rest[end:] -= upper[begin:end, end:].T @ errors[begin:end]
+    for _ in range(sweeps):
+        sweep(columns)
+    return columns.packed()
+
+
+def refined(problem: Problem, format: WeightFormat) -> Quantized:
+    """Return what GPTQ finds after SWEEPS sweeps of descent."""
+    return gptq(problem, format, SWEEPS)
+
+
+def sweep(columns: Columns) -> None:
+    """Choose every block anew, its scales and codes, as is best given all others.
+
+    Given the others, the error is a quadratic form of the block around where it would be least:
+    that is the block's target. What is no better than before is not taken.
+    """
+    gram = columns.gram
+    slope = gram @ (columns.values - columns.target)  # K,N
+    for begin, end, blocks in columns.runs():
+        start = columns.values[begin:end].clone()
+        for block in blocks:
+            own, old = gram[block, block], columns.values[block].clone()
+            away = torch.linalg.solve(own, slope[block])  # from where the error would be least
+            before = (away * slope[block]).sum(0)
+            scales, factors = columns.tried(block, old - away)
+            best, values, _, after = encode(old - away, inverse_root(own), factors, columns.format)
+            columns.choose(block, values, _picked(scales, best), after < before)
+            slope[begin:end] += gram[begin:end, block] @ (columns.values[block] - old)
+        moved = columns.values[begin:end] - start
+        slope[:begin] += gram[:begin, begin:end] @ moved
+        slope[end:] += gram[end:, begin:end] @ moved
+
+
+def encode(
+    target: Tensor, upper: Tensor, factors: Tensor, format: WeightFormat
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Round a block of columns B,N one after the other, with each of several factors.
+
+    upper B,B: root of the inverse gram. factors C,1 or B,N: what is tried. Returns which is best
+    for each row (N), the values B,N it gives, their errors B,N as later columns see them, and the
+    sum of the errors' squares (N), which is the squared error of the outputs.
+    """
+    width, rows = target.shape
+    rest = target[:, None].repeat(1, len(factors), 1)  # B,C,N
+    values, errors = torch.empty_like(rest), torch.empty_like(rest)
+    by_column = factors.expand(-1, width, -1).transpose(0, 1)
+    roots = upper.diagonal().tolist()
+    for place in range(width):
+        values[place] = format.round(rest[place], by_column[place])
+        errors[place] = (rest[place] - values[place]) / roots[place]
+        rest[place + 1 :] -= upper[place, place + 1 :, None, None] * errors[place]
+    total = errors.square().sum(0)  # C,N
+    best = total.argmin(0)
+    index = best.expand(width, 1, rows)
+    return (
+        best,
+        values.gather(1, index)[:, 0],
+        errors.gather(1, index)[:, 0],
+        total.gather(0, best[None])[0],
+    )
+
+
+def inverse_root(gram: Tensor) -> Tensor:
+    """Return the upper triangular U with U^T U = gram^-1: K,K."""
+    # With both axes reversed, the lower triangular root of the gram becomes an upper one, whose
+    # inverse is U: one decomposition and no explicit inverse of the gram.
+    root = torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve_triangular(root, identity, upper=True)
+
+
+def _picked(scales: Tensor | None, best: Tensor) -> Tensor | None:
+    """Return of scales C,N the best of every row."""
+    if scales is None:
+        return None
+    return scales.float().gather(0, best[None])[0].to(scales.dtype)

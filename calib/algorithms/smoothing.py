@@ -1,0 +1,75 @@
+"""A factor for every input channel, which the weight's columns are divided by."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.algorithms.candidate import Candidate, fitted, output_error
+from lmcast.calib.algorithms.scales import searched
+from lmcast.calib.formats import WeightFormat
+from lmcast.calib.statistics import InputStatistics
+from lmcast.graphs.blocks.quantized import InputFormat
+
+Smoothing = Callable[[Tensor, InputStatistics, WeightFormat, InputFormat], Tensor | None]
+GRID = [step / 10 for step in range(1, 11)]
+LEAST = 1e-5  # of the largest magnitude: channels that are nearly always 0 get no larger factor
+
+
+def awq(
+    weight: Tensor, statistics: InputStatistics, format: WeightFormat, inputs: InputFormat
+) -> Tensor | None:
+    """Activation-aware scaling (Lin et al. 2023): channels of large inputs get finer weights."""
+    size = _bounded(statistics.mean)
+    return _best((size**-power for power in GRID), weight, statistics, format, inputs)
+
+
+def smoothquant(
+    weight: Tensor, statistics: InputStatistics, format: WeightFormat, inputs: InputFormat
+) -> Tensor | None:
+    """SmoothQuant (Xiao et al. 2022): ranges move from the inputs to the weights."""
+    most, largest = _bounded(statistics.most), _bounded(weight.abs().amax(0))
+    tried = (largest ** (1 - power) / most**power for power in GRID)
+    return _best(tried, weight, statistics, format, inputs)
+
+
+def balanced(
+    weight: Tensor, statistics: InputStatistics, format: WeightFormat, inputs: InputFormat
+) -> Tensor | None:
+    """Root mean squares instead of ranges: where neighbours are turned, their sums matter."""
+    size = _bounded(statistics.gram.diagonal().sqrt())
+    length = _bounded(weight.square().sum(0).sqrt())
+    tried = ((length / size) ** power for power in GRID)
+    return _best(tried, weight, statistics, format, inputs)
+
+
+def _best(
+    tried: Iterable[Tensor],
+    weight: Tensor,
+    statistics: InputStatistics,
+    format: WeightFormat,
+    inputs: InputFormat,
+) -> Tensor | None:
+    """Return the factors with the least error on the rows that were kept, None for ones."""
+    rows, importance = statistics.rows, statistics.gram.diagonal()
+
+    def error(smooth: Tensor | None) -> float:
+        held = fitted(weight, inputs, smooth)
+        counted = importance if smooth is None else importance * smooth.square()
+        if inputs.rotation:
+            counted = counted.unflatten(0, (-1, inputs.rotation)).mean(1)
+            counted = counted.repeat_interleave(inputs.rotation)
+        quantized = format.pack(held, *searched(held, format, counted))
+        return output_error(weight, Candidate(quantized, smooth), rows, inputs)
+
+    best, least = None, error(None)
+    for factors in tried:
+        smooth = factors / torch.sqrt(factors.amax() * factors.amin())
+        if (found := error(smooth)) < least:
+            best, least = smooth, found
+    return best
+
+
+def _bounded(size: Tensor) -> Tensor:
+    most = size.amax()
+    return size.clamp(min=float(most) * LEAST) if most > 0 else torch.ones_like(size)
