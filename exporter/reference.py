@@ -1,6 +1,9 @@
-"""The eager model, one part in memory at a time: what engines are held against."""
+"""The eager model, one part in memory at a time: what engines are held against.
 
-from collections.abc import Callable, Iterator
+Letters: B rows, T tokens, R positions that logits are wanted at, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +12,8 @@ from torch import Tensor, nn
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.graphs import Definition, fill
 from lmcast.graphs.blocks.step import Step, empty
+
+Watch = Callable[[int, nn.Module, torch.dtype], None]
 
 
 def full_pass(
@@ -19,7 +24,7 @@ def full_pass(
     dtypes: tuple[torch.dtype, ...],
     rows: Tensor | None = None,
     *,
-    watch: Callable[[int, nn.Module, torch.dtype], None] | None = None,
+    watch: Watch | None = None,
 ) -> dict[torch.dtype, Tensor]:
     """Run input_ids B,T int64 through the definition in each dtype: dtype -> logits B,R,V.
 
@@ -28,40 +33,69 @@ def full_pass(
     part of the model at a time, whatever its size. `watch(index, layer, dtype)` is called before a
     layer runs, with its weights in place, so that hooks can be set.
     """
-    batch, tokens = input_ids.shape
-    lengths = torch.zeros(batch, dtype=torch.int64)
-    steps = {dtype: Step(lengths, counts, tokens) for dtype in dtypes}
-    model = found.model.to("meta")
-    hidden: dict[torch.dtype, Tensor] = {}
-    with torch.no_grad():
-        for dtype in dtypes:
-            with _filled(found, model.embed, source, dtype) as embed:
-                hidden[dtype] = embed(input_ids)
-        if model.side is not None:
-            for dtype in dtypes:
-                with _filled(found, model.side, source, dtype) as side:
-                    side(input_ids, hidden[dtype], steps[dtype])
-        for index, (layer, states) in enumerate(zip(model.layers, model.states(), strict=True)):
-            for dtype in dtypes:
-                with _filled(found, layer, source, dtype):
-                    if watch is not None:
-                        watch(index, layer, dtype)
-                    past = empty(states, batch, tokens, dtype)
-                    hidden[dtype] = layer(hidden[dtype], steps[dtype], past)[0]
-        logits = {}
-        for dtype in dtypes:
-            with _filled(found, model.final, source, dtype) as final:
-                logits[dtype] = final(hidden[dtype], rows)
+    batch = [(input_ids, counts)]
+    passes = {dtype: Pass(found, source.read, batch, dtype) for dtype in dtypes}
+    for index in range(len(found.model.layers)):
+        for one in passes.values():
+            one.hidden = one.layer(index, one.hidden, watch)
+    logits = {}
+    for dtype, one in passes.items():
+        with one.final() as final:
+            logits[dtype] = final(one.hidden[0], rows)
     return logits
 
 
-@contextmanager
-def _filled(
-    found: Definition, part: nn.Module, source: Checkpoint, dtype: torch.dtype
-) -> Iterator[nn.Module]:
-    """Give a part of the model its weights for as long as the block runs."""
-    fill(found, part, source.read, dtype)
-    try:
-        yield part
-    finally:
-        part.to("meta")
+class Pass:
+    """Batches on their way through a definition in one dtype; every weight is read once for all.
+
+    batches: ids B,T int64 and how many of each row are valid, B int64. hidden: of each batch B,T,D
+    behind the parts that have run, the embedding at first; the caller sets it.
+    """
+
+    def __init__(
+        self,
+        found: Definition,
+        read: Callable[[str], Tensor],
+        batches: Sequence[tuple[Tensor, Tensor]],
+        dtype: torch.dtype,
+    ):
+        self._found, self._read, self._dtype = found, read, dtype
+        self._model = model = found.model.to("meta")
+        self._steps = [Step(torch.zeros_like(n), n, ids.shape[1]) for ids, n in batches]
+        with self._filled(model.embed) as embed:
+            self.hidden: list[Tensor] = [embed(ids) for ids, _ in batches]
+        if model.side is not None:
+            with self._filled(model.side) as side:
+                for (ids, _), x, step in zip(batches, self.hidden, self._steps, strict=True):
+                    side(ids, x, step)
+
+    def layer(
+        self, index: int, inputs: Sequence[Tensor], watch: Watch | None = None
+    ) -> list[Tensor]:
+        """Return what a layer makes of inputs B,T,D, one for each batch."""
+        states = self._model.states()[index]
+        outputs = []
+        with self._filled(self._model.layers[index]) as layer:
+            if watch is not None:
+                watch(index, layer, self._dtype)
+            for x, step in zip(inputs, self._steps, strict=True):
+                batch, tokens = step.positions.shape
+                past = empty(states, batch, tokens, self._dtype)
+                outputs.append(layer(x, step, past)[0])
+        return outputs
+
+    @contextmanager
+    def final(self) -> Iterator[nn.Module]:
+        """Enclose the use of the norm and the head: `final(hidden, rows)` -> logits B,R,V."""
+        with self._filled(self._model.final) as final:
+            yield final
+
+    @contextmanager
+    def _filled(self, part: nn.Module) -> Iterator[nn.Module]:
+        """Give a part of the model its weights for as long as the block runs."""
+        fill(self._found, part, self._read, self._dtype)
+        try:
+            with torch.no_grad():
+                yield part
+        finally:
+            part.to("meta")
