@@ -1,0 +1,20 @@
+"""MXFP8 (OCP MX 1.0): E4M3 numbers, a power of two (E8M0) for every 32 columns."""
+
+import torch
+
+from lmcast.calib.formats.scales import next_powers, powers
+from lmcast.calib.formats.weight import WeightFormat
+from lmcast.graphs.quantized import Scheme
+from lmcast.plugins.numbers import E4M3_MOST
+
+# The largest number is 1.75 * 2^8: what is above 1.75 times a power rounds up, so that nothing
+# saturates.
+EXPONENT, CARRY = 8, (1 << 21) - 1
+
+MXFP8 = WeightFormat(
+    "mxfp8",
+    Scheme("e4m3", (1, 32), torch.float8_e8m0fnu),
+    E4M3_MOST,
+    powers(EXPONENT, CARRY),
+    next_powers,
+)

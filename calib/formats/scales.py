@@ -1,0 +1,85 @@
+"""How scales follow from the largest magnitudes of blocks, and which are their neighbours.
+
+A block of zeros has the scale 1: it is exact, and nothing that divides by it goes wrong.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.formats.strips import FormatError
+from lmcast.plugins.numbers import E2M1_MOST, round_e4m3
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+SHRINKS = tuple(1 - step / 40 for step in range(1, 21))  # to one half, as far as clipping ever pays
+E4M3_LEAST = 2.0**-9  # subnormal; a scale of 0 would lose a block that its values do not round to 0
+E8M0_BIAS = 127
+# E4M3 scales are tried from half the rule's to 1.75 times it, where 4 instead of 6 is the largest.
+E4M3_STEPS = (*range(-8, 0), *range(1, 7))
+
+
+def quotients(span: float, dtype: torch.dtype) -> Rule:
+    """Return the rule that maps the largest magnitude to `span`: rounded to fp32, then to dtype.
+
+    Scales are at least the smallest normal number of dtype. Raises FormatError above the largest.
+    """
+    numbers = torch.finfo(dtype)
+
+    def rule(largest: Tensor, shared: Tensor) -> Tensor:
+        scales = torch.where(largest > 0, (largest / span).clamp(min=numbers.tiny), 1.0)
+        if float(scales.max()) > numbers.max:
+            raise FormatError(
+                f"a weight has a magnitude of {float(largest.max()):.3g}; accepted with scales in"
+                f" {dtype}: up to {numbers.max * span:.3g}"
+            )
+        return scales.to(dtype)
+
+    return rule
+
+
+def powers(exponent: int, carry: int) -> Rule:
+    """Return the rule of MX: floor(log2(largest)) - exponent, as E8M0 (OCP MX 1.0, section 6.3).
+
+    exponent: that of the largest element. carry: of 2^23 parts of the mantissa, how many below the
+    next power the floor is that power already; 0 is OCP's rule.
+    """
+
+    def rule(largest: Tensor, shared: Tensor) -> Tensor:
+        codes = ((largest.view(torch.int32) + carry) >> 23) - exponent
+        # Above, the largest element would be more than fp32 has.
+        codes = codes.clamp(0, 2 * E8M0_BIAS - exponent)
+        codes = torch.where(largest > 0, codes, E8M0_BIAS)
+        return codes.to(torch.uint8).view(torch.float8_e8m0fnu)
+
+    return rule
+
+
+def shared_quotients(largest: Tensor, shared: Tensor) -> Tensor:
+    """The rule of NVFP4: the largest magnitude becomes 6, by the nearest number of E4M3."""
+    ratios = round_e4m3(largest / (E2M1_MOST * shared)).clamp(min=E4M3_LEAST)
+    return torch.where(largest > 0, ratios, 1.0).to(torch.float8_e4m3fn)
+
+
+def shrunk(scales: Tensor) -> Iterator[Tensor]:
+    """Yield smaller scales, down to one half: large values saturate, others have finer steps."""
+    for times in SHRINKS:
+        least = torch.finfo(scales.dtype).tiny
+        yield (scales.float() * times).clamp(min=least).to(scales.dtype)
+
+
+def next_powers(scales: Tensor) -> Iterator[Tensor]:
+    """Yield half and twice of E8M0 scales."""
+    yield from _steps(scales, (-1, 1), 2 * E8M0_BIAS - 8)
+
+
+def next_codes(scales: Tensor) -> Iterator[Tensor]:
+    """Yield every E4M3 scale from one half to 1.75 times of those given."""
+    yield from _steps(scales, E4M3_STEPS, 0x7E)
+
+
+def _steps(scales: Tensor, steps: tuple[int, ...], most: int) -> Iterator[Tensor]:
+    codes = scales.view(torch.uint8).int()
+    for step in steps:
+        near = (codes + step).clamp(min(1, int(codes.min())), most)
+        yield near.to(torch.uint8).view(scales.dtype)

@@ -1,0 +1,188 @@
+"""Work on a weight by strips of its rows, in as many threads as torch uses.
+
+Letters as in weight.py; what a call adds to memory is its result and some strips.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from lmcast.graphs.quantized import BITS, Block, Element, Scheme, values_of
+from lmcast.plugins.errors import InputError
+
+VALUES = 1 << 20  # of a strip: what it needs besides fits in caches
+INFINITE = 0x7F800000  # the bits of Inf in fp32; those of NaN are above
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class FormatError(InputError):
+    """A weight, or scales of it, that a format cannot hold."""
+
+
+def loops() -> ModuleType:
+    """Return the compiled loops; raises FormatError where their compiler is not installed."""
+    try:
+        from lmcast.calib.formats import kernels
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        raise FormatError("packing weights needs numba: pip install 'lmcast[calib]'") from None
+    return kernels
+
+
+def check(name: str, weight: Tensor) -> None:
+    """Raise FormatError for what is no weight in memory."""
+    if weight.dtype not in DTYPES or weight.device.type != "cpu":
+        raise FormatError(
+            f"{name}: a weight is {weight.dtype} on {weight.device.type}; accepted:"
+            f" {', '.join(map(str, DTYPES))} on cpu"
+        )
+    if weight.dim() < 2 or not weight.numel():
+        raise FormatError(f"{name}: a weight has shape {list(weight.shape)}; accepted: ...,N,K")
+
+
+def largest(weight: Tensor, block: Block) -> Tensor:
+    """Return the largest magnitude of every block, fp32; raises FormatError for Inf and NaN."""
+    matrices, width = _matrices(weight), block[1]
+    out = torch.empty(*matrices.shape[:2], _blocks(weight, width), dtype=torch.int32)
+
+    def work(matrix: int, begin: int, end: int) -> None:
+        bits, shift = _bits(matrices[matrix, begin:end])
+        loops().largest(bits, shift, width, out[matrix, begin:end].numpy().view("uint32"))
+
+    _each_strip(matrices, work)
+    found = _by_rows(out, block[0], torch.amax)
+    _require_finite(int(found.max()))
+    return found.view(torch.float32).reshape(*weight.shape[:-2], *found.shape[1:])
+
+
+def encode(weight: Tensor, factors: Tensor, scheme: Scheme) -> Tensor:
+    """Return codes, uint8; factors: of every block, fp32."""
+    matrices, (high, width) = _matrices(weight), scheme.block
+    out = torch.empty(scheme.codes_shape(tuple(weight.shape)), dtype=torch.uint8)
+    places, of = _matrices(out), _matrices(factors.contiguous())
+    kernels, element = loops(), _element(scheme.element)
+
+    def work(matrix: int, begin: int, end: int) -> None:
+        bits, shift = _bits(matrices[matrix, begin:end])
+        rows = places[matrix, begin:end].numpy()
+        args = (bits, shift, of[matrix].numpy(), high, width, begin, element, rows)
+        _require_finite(int(kernels.encode(*args)))
+
+    _each_strip(matrices, work)
+    return out
+
+
+def errors(weight: Tensor, factors: Tensor, importance: Tensor, scheme: Scheme) -> Tensor:
+    """Return the squared errors of every block, fp64."""
+    matrices, (high, width) = _matrices(weight), scheme.block
+    out = torch.empty(*matrices.shape[:2], _blocks(weight, width), dtype=torch.float64)
+    times = importance.float().expand(*weight.shape[:-2], -1).reshape(len(matrices), -1)
+    of, table = _matrices(factors.contiguous()), values_of(scheme.element).numpy()
+    kernels, element = loops(), _element(scheme.element)
+
+    def work(matrix: int, begin: int, end: int) -> None:
+        bits, shift = _bits(matrices[matrix, begin:end])
+        given = (bits, shift, of[matrix].numpy(), high, width, begin, element, table)
+        kernels.errors(*given, times[matrix].numpy(), out[matrix, begin:end].numpy())
+
+    _each_strip(matrices, work)
+    return _by_rows(out, high, torch.sum).reshape(factors.shape)
+
+
+def rounded(values: Tensor, factors: Tensor, element: Element) -> Tensor:
+    """Return the values that codes times factors have, fp32, in the shape of the values."""
+    flat = values.detach().float().contiguous().flatten()
+    times = factors.detach().float().expand(values.shape).contiguous().flatten()
+    out, table = torch.empty_like(flat), values_of(element).numpy()
+    kernels, code = loops(), _element(element)
+
+    def work(matrix: int, begin: int, end: int) -> None:
+        part = slice(begin, end)
+        kernels.rounded(flat[part].numpy(), times[part].numpy(), code, table, out[part].numpy())
+
+    if len(flat):
+        _each_strip(flat[None, :, None], work)
+    return out.reshape(values.shape)
+
+
+def regroup(blocks: Iterable[Tensor], high: int) -> Iterator[Tensor]:
+    """Yield the same rows in runs of multiples of `high`, but for the last."""
+    rest: Tensor | None = None
+    for block in blocks:
+        rows = block if rest is None else torch.cat([rest, block])
+        whole = len(rows) // high * high
+        if whole:
+            yield rows[:whole]
+        rest = rows[whole:] if whole < len(rows) else None
+    if rest is not None:
+        yield rest
+
+
+def _each_strip(matrices: Tensor, work: Callable[[int, int, int], None]) -> None:
+    """Call work(matrix, first row, end) for all rows of M,N,K."""
+    count, rows, columns = matrices.shape
+    step = max(1, VALUES // columns)
+    places = [
+        (matrix, begin, min(begin + step, rows))
+        for matrix in range(count)
+        for begin in range(0, rows, step)
+    ]
+    threads = torch.get_num_threads()
+    if threads == 1 or len(places) == 1:
+        for place in places:
+            work(*place)
+        return
+    with ThreadPoolExecutor(min(threads, len(places))) as pool:
+        for _ in pool.map(lambda place: work(*place), places):
+            pass
+
+
+def _bits(rows: Tensor) -> tuple[object, int]:
+    """Return rows as integers in numpy, and how far left they are in the bits of fp32."""
+    rows = rows.detach()
+    if rows.dtype == torch.bfloat16:
+        return rows.contiguous().view(torch.int16).numpy().view("uint16"), 16
+    return rows.float().contiguous().view(torch.int32).numpy().view("uint32"), 0
+
+
+def _matrices(of: Tensor) -> Tensor:
+    return of.reshape(-1, *of.shape[-2:])
+
+
+def _blocks(weight: Tensor, width: int) -> int:
+    return -(-weight.shape[-1] // width) if width else 1
+
+
+def _by_rows(rows: Tensor, high: int, reduce: Callable[..., Tensor]) -> Tensor:
+    """Reduce M,N,B to one entry for each `high` rows (0: all of them)."""
+    if high == 1:
+        return rows
+    if not high:
+        return reduce(rows, 1, keepdim=True)
+    count, size, blocks = rows.shape
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, -size % high))  # zeros change neither
+    return reduce(padded.reshape(count, -1, high, blocks), 2)
+
+
+def _element(element: Element) -> int:
+    kernels = loops()
+    numbers: dict[Element, int] = {
+        "e2m1": kernels.E2M1,
+        "e4m3": kernels.E4M3,
+        "int4": kernels.INT4,
+        "int8": kernels.INT8,
+    }
+    assert numbers.keys() == BITS.keys()
+    return numbers[element]
+
+
+def _require_finite(most: int) -> None:
+    if most >= INFINITE:
+        raise FormatError(
+            "a weight has Inf or NaN, which formats of few bits have no code for; repair the"
+            " checkpoint"
+        )

@@ -1,0 +1,176 @@
+"""One format of a quantized weight: its scales, its codes, and what is lost.
+
+Letters: ... a stack's axis or none, N rows (output features), K columns (input features), B blocks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.formats import strips
+from lmcast.calib.formats.onnx_form import OnnxForm, onnx_form
+from lmcast.calib.formats.strips import FormatError
+from lmcast.graphs.quantized import Quantized, Scheme
+
+LEAST = 2.0**-126  # of fp32 scales: what is smaller has fewer bits, and products of it none
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How a weight is packed: ...,N,K in fp32, bf16 or fp16, of finite numbers.
+
+    rule: (largest magnitudes of blocks, shared) -> their scales, both fp32; shared is 1 or, if the
+    scheme has it, what scales are multiplied with. candidates: scales -> what search tries, as
+    stored. span: the largest magnitude that a block can hold when its scale is 1, with the largest
+    scale if those have a shared one.
+    """
+
+    name: str
+    scheme: Scheme
+    span: float
+    rule: Callable[[Tensor, Tensor], Tensor]
+    candidates: Callable[[Tensor], Iterator[Tensor]]
+
+    @property
+    def onnx(self) -> OnnxForm:
+        """What DequantizeLinear needs."""
+        return onnx_form(self.scheme)
+
+    @property
+    def whole(self) -> bool:
+        """Whether scales depend on all rows: of rows alone they follow with `most` only."""
+        return self.scheme.shared or not self.scheme.block[0]
+
+    def most(self, weight: Tensor) -> Tensor:
+        """Return the largest magnitude of each matrix: ...,1,1 fp32 (of parts: torch.maximum)."""
+        self.check(weight)
+        return strips.largest(weight, (0, 0))
+
+    def scales(self, weight: Tensor, most: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the scales of the blocks by their largest values, as stored, and the shared one.
+
+        most: of the whole matrices, where `weight` has only some of their rows.
+        """
+        self.check(weight)
+        if self.scheme.block == (0, 0) and most is not None:
+            return self.rule(most, torch.ones(())), None
+        largest = strips.largest(weight, self.scheme.block)
+        if not self.scheme.shared:
+            return self.rule(largest, torch.ones(())), None
+        top = largest.amax((-2, -1), keepdim=True) if most is None else most
+        shared = torch.where(top > 0, (top / self.span).clamp(min=LEAST), 1.0)
+        return self.rule(largest, shared), shared if weight.dim() > 2 else shared.reshape(())
+
+    def pack(
+        self, weight: Tensor, scales: Tensor | None = None, shared: Tensor | None = None
+    ) -> Quantized:
+        """Return the nearest codes, ties to the even one, saturating.
+
+        scales: as stored; None: by the largest values. shared: of scales that were made with one;
+        None: by the largest value. Raises FormatError for Inf and NaN, in weight or scales: OCP
+        lets a block of MX be NaN, but a checkpoint that has one is damaged.
+        """
+        self.check(weight)
+        if scales is None or (self.scheme.shared and shared is None):
+            own, shared = self.scales(weight) if shared is None else self._with(weight, shared)
+            scales = own if scales is None else scales
+        factors = self._factors(weight, scales, shared)
+        codes = strips.encode(weight, factors, self.scheme)
+        return Quantized(self.scheme, codes, scales, shared)
+
+    def round(self, values: Tensor, factors: Tensor) -> Tensor:
+        """Return the nearest values that codes times factors have, fp32: what pack and dequantize
+        give. factors: positive, fp32, of any shape that broadcasts to that of the values."""
+        return strips.rounded(values, factors, self.scheme.element)
+
+    def search(
+        self, weight: Tensor, importance: Tensor | None = None, shared: Tensor | None = None
+    ) -> Tensor:
+        """Return scales, as stored, with the least squared error among neighbours of the rule's.
+
+        importance: K or ...,K fp32, what the squared error of every column is multiplied with.
+        shared: as in pack. Where several are as good, the first candidate is kept, the rule's own.
+        """
+        scales, shared = self.scales(weight) if shared is None else self._with(weight, shared)
+        best = self.squares(weight, scales, shared, importance)
+        for other in self.candidates(scales):
+            squares = self.squares(weight, other, shared, importance)
+            better = squares < best
+            best = torch.where(better, squares, best)
+            scales = _choose(better, other, scales)
+        return scales
+
+    def squares(
+        self,
+        weight: Tensor,
+        scales: Tensor,
+        shared: Tensor | None = None,
+        importance: Tensor | None = None,
+    ) -> Tensor:
+        """Return the squared errors of every block, summed: fp64 in the shape of the scales."""
+        self.check(weight)
+        columns = weight.shape[-1]
+        if importance is None:
+            importance = torch.ones(columns)
+        if importance.shape not in ((columns,), (*weight.shape[:-2], columns)):
+            raise FormatError(
+                f"{self.name}: importance has shape {list(importance.shape)} for a weight"
+                f" {list(weight.shape)}; accepted: one number for each of {columns} columns"
+            )
+        factors = self._factors(weight, scales, shared)
+        return strips.errors(weight, factors, importance, self.scheme)
+
+    def error(self, weight: Tensor, packed: Quantized) -> float:
+        """Return the mean squared error of a packed weight."""
+        lost = packed.dequantize().sub_(weight).double()
+        return float(lost.square_().mean())
+
+    def pack_rows(
+        self, blocks: Iterable[Tensor], most: Tensor | None = None
+    ) -> Iterator[Quantized]:
+        """Pack a matrix that comes as runs of its rows n,K: yield its parts, in order.
+
+        Where `whole`, most is the largest magnitude of all rows, of a first pass: else None. Parts
+        have whole blocks, but for the last.
+        """
+        if self.whole and most is None:
+            raise FormatError(f"{self.name}: scales of rows need the largest value of all rows")
+        for rows in strips.regroup(blocks, self.scheme.block[0] or 1):
+            scales, shared = self.scales(rows, most)
+            if self.scheme.block == (0, 0):
+                scales = scales.reshape(1, 1)
+            yield self.pack(rows, scales, shared)
+
+    def check(self, weight: Tensor) -> None:
+        """Raise FormatError for what no scheme of this format can hold."""
+        strips.check(self.name, weight)
+        block, columns = self.scheme.block, weight.shape[-1]
+        if block[0] == 1 and block[1] and columns % block[1]:
+            raise FormatError(
+                f"{self.name}: a weight {list(weight.shape)} has {columns} columns; accepted:"
+                f" multiples of {block[1]}, the columns that share a scale"
+            )
+
+    def _with(self, weight: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rule(strips.largest(weight, self.scheme.block), shared), shared
+
+    def _factors(self, weight: Tensor, scales: Tensor, shared: Tensor | None) -> Tensor:
+        accepted = self.scheme.scales_shape(tuple(weight.shape))
+        if tuple(scales.shape) != accepted or scales.dtype != self.scheme.scale:
+            raise FormatError(
+                f"{self.name}: scales are {scales.dtype} {list(scales.shape)} for a weight"
+                f" {list(weight.shape)}; accepted: {self.scheme.scale} {list(accepted)}"
+            )
+        factors = scales.float() if shared is None else scales.float() * shared.float()
+        if not bool(((factors >= 0) & (factors < torch.inf)).all()):
+            raise FormatError(f"{self.name}: scales are NaN, Inf or negative; accepted: from 0 on")
+        return factors
+
+
+def _choose(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Like torch.where, which knows no numbers of 8 bits."""
+    if yes.dtype.itemsize > 1:
+        return torch.where(which, yes, no)
+    return torch.where(which, yes.view(torch.uint8), no.view(torch.uint8)).view(yes.dtype)
