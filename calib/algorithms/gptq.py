@@ -9,7 +9,8 @@ from torch import Tensor
 from lmcast.calib.algorithms.columns import Columns
 from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.formats import WeightFormat
-from lmcast.graphs.quantized import Quantized
+from lmcast.calib.formats.strips import _element, loops
+from lmcast.graphs.quantized import Quantized, values_of
 
 SWEEPS = 3
 
@@ -76,24 +77,16 @@ def encode(
     for each row (N), the values B,N it gives, their errors B,N as later columns see them, and the
     sum of the errors' squares (N), which is the squared error of the outputs.
     """
-    width, rows = target.shape
-    rest = target[:, None].repeat(1, len(factors), 1)  # B,C,N
-    values, errors = torch.empty_like(rest), torch.empty_like(rest)
-    by_column = factors.expand(-1, width, -1).transpose(0, 1)
-    roots = upper.diagonal().tolist()
-    for place in range(width):
-        values[place] = format.round(rest[place], by_column[place])
-        errors[place] = (rest[place] - values[place]) / roots[place]
-        rest[place + 1 :] -= upper[place, place + 1 :, None, None] * errors[place]
-    total = errors.square().sum(0)  # C,N
-    best = total.argmin(0)
-    index = best.expand(width, 1, rows)
-    return (
-        best,
-        values.gather(1, index)[:, 0],
-        errors.gather(1, index)[:, 0],
-        total.gather(0, best[None])[0],
-    )
+    loops()
+    from lmcast.calib.algorithms.kernels import choose
+
+    element, rows = format.scheme.element, target.shape[1]
+    best, total = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    values, errors = torch.empty(target.shape), torch.empty(target.shape)
+    given = [x.contiguous().numpy() for x in (target, upper, factors)]
+    found = [x.numpy() for x in (best, values, errors, total)]
+    choose(*given, _element(element), values_of(element).numpy(), *found)
+    return best, values, errors, total
 
 
 def inverse_root(gram: Tensor) -> Tensor:

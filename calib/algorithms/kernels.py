@@ -1,0 +1,50 @@
+"""The compiled loop of GPTQ over a block of columns.
+
+Letters: C scales tried, B columns of a block, N rows of the weight; values lie turned: B,N.
+"""
+
+import numpy as np
+
+from lmcast.calib.formats.kernels import compiled, rounded
+
+STRIP = 256  # rows at a time: a block of them fits in the innermost cache
+
+
+@compiled
+def choose(target, upper, factors, element, table, best, values, errors, total):
+    """Round the columns of target B,N one after the other, with each of several factors.
+
+    upper B,B: root of the inverse gram. factors C,1,N or C,B,N. Writes which factors are best for
+    each row (N), the values they give B,N, their errors B,N as later columns see them, and the sum
+    of the errors' squares (N): the squared error of the outputs. All fp32 but best, int64.
+    """
+    width, count = target.shape
+    own = factors.shape[1] > 1
+    for begin in range(0, count, STRIP):
+        end = min(begin + STRIP, count)
+        rest, near = (
+            np.empty((width, end - begin), np.float32),
+            np.empty((width, end - begin), np.float32),
+        )
+        sums = np.empty(end - begin, np.float32)
+        for tried in range(len(factors)):
+            rest[:] = target[:, begin:end]
+            sums[:] = 0
+            for j in range(width):
+                of = factors[tried, j if own else 0, begin:end]
+                rounded(rest[j], of, element, table, near[j])
+                one = np.float32(1) / upper[j, j]
+                for r in range(end - begin):
+                    error = (rest[j, r] - near[j, r]) * one
+                    rest[j, r] = error
+                    sums[r] += error * error
+                for k in range(j + 1, width):
+                    times = upper[j, k]
+                    for r in range(end - begin):
+                        rest[k, r] -= times * rest[j, r]
+            for r in range(end - begin):
+                if tried == 0 or sums[r] < total[begin + r]:
+                    total[begin + r], best[begin + r] = sums[r], tried
+                    for j in range(width):
+                        values[j, begin + r] = near[j, r]
+                        errors[j, begin + r] = rest[j, r]
