@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.lowering import DTYPES
+from lmcast.exporter.packed import PackedWeight, Part
 from lmcast.exporter.weights import Placed, Placement, location
 from lmcast.graphs.mxfp4 import BLOCK_BYTES
-from lmcast.graphs.sources import Joined, Mxfp4, Scaled, Source, Stack, View, in_runs
+from lmcast.graphs.sources import Joined, Mxfp4, Packed, Scaled, Source, Stack, View, in_runs
 from lmcast.graphs.weights import Binding
 
 
@@ -20,7 +21,7 @@ def attach(
     """Point the weights of `graph` at where they lie.
 
     A weight that lies otherwise than the graph wants it (a stack of experts, a transposed or
-    interleaved matrix, MXFP4) is computed by nodes from the tensors as they are stored.
+    interleaved matrix, a quantized one) is computed by nodes from the tensors as they are stored.
     """
     _Attaching(graph.graph, binding, placement, checkpoint, directory).run()
 
@@ -35,7 +36,8 @@ class _Attaching:
         directory: Path,
     ):
         self.graph, self.sources, self.checkpoint = graph, binding.sources, checkpoint
-        self.placed, self.directory = placement.placed, str(directory)
+        self.placed, self.packed = placement.placed, placement.packed
+        self.directory = str(directory)
         self.first = graph[0] if len(graph) else None
         self.param, self.dtype, self.count = "", ir.DataType.FLOAT, 0
 
@@ -46,7 +48,10 @@ class _Attaching:
                 continue
             assert value.dtype is not None
             self.param, self.dtype, self.count = name, value.dtype, 0
-            derived = self.emit(self.sources[name])
+            if name in self.packed:
+                derived = self.unpack(name, _shape(value), self.packed[name])
+            else:
+                derived = self.emit(self.sources[name])
             del self.graph.initializers[name]
             value.replace_all_uses_with(derived)
             derived.name = name
@@ -65,7 +70,7 @@ class _Attaching:
                 shape = [_shape(found)[axis] for axis in axes]
                 found = self.node("Transpose", [found], {"perm": axes}, shape)
             return found
-        assert not isinstance(source, Scaled)  # which is never linked
+        assert not isinstance(source, Scaled | Packed)  # which are never linked
         if isinstance(source, Mxfp4):
             return self.select(self.dequantize(source), source.index)
         parts = [self.emit_row(part) for part in source.parts] if isinstance(source, Stack) else [
@@ -92,6 +97,61 @@ class _Attaching:
         scale = self.initializer(source.scales, scales, ir.DataType.FLOAT8E8M0)
         attributes = {"axis": -1, "block_size": 2 * BLOCK_BYTES, "output_dtype": self.dtype}
         return self.node("DequantizeLinear", [packed, scale], attributes, list(shape))
+
+    def unpack(self, name: str, shape: tuple[int, ...], weight: PackedWeight) -> ir.Value:
+        """Return a quantized weight as ONNX defines it: codes, with scales of their blocks."""
+        parts = {p: self.part(f"{name}.{p}", given) for p, given in weight.parts.items()}
+        scales, kind = parts["scales"], parts["scales"].dtype
+        if "shared" in parts:
+            scales, kind = self.shared(parts, weight.divides), ir.DataType.FLOAT
+        taken = [parts["codes"], scales]
+        if "zeros" in parts:
+            taken.append(parts["zeros"])
+        elif weight.offset:
+            taken.append(self.fill(_shape(scales), weight.offset, parts["codes"].dtype))
+        if kind == ir.DataType.FLOAT8E8M0:
+            kind = self.dtype
+        attributes: dict[str, Any] = {"axis": 0}
+        if len(_shape(scales)) == len(shape):
+            attributes = {"axis": len(shape) - 1, "block_size": weight.block or shape[-1]}
+        if parts["scales"].dtype == ir.DataType.FLOAT8E8M0:
+            attributes["output_dtype"] = self.dtype
+        out = self.node("DequantizeLinear", taken, attributes, list(shape), kind)
+        return self.cast(out, self.dtype)
+
+    def part(self, name: str, given: Part) -> ir.Value:
+        """Return a part of a quantized weight as a weight of the graph."""
+        value = ir.Value(name=name, type=ir.TensorType(given.kind), shape=ir.Shape(given.shape))
+        value.const_value = self._external(value, self.placed[name])
+        self.graph.initializers[name] = value
+        return value
+
+    def shared(self, parts: Mapping[str, ir.Value], divides: bool) -> ir.Value:
+        """Return block scales multiplied with, or divided by, the one of their matrix."""
+        scales, shared = parts["scales"], parts["shared"]
+        shape, kind = list(_shape(scales)), ir.DataType.FLOAT
+        if not divides:
+            return self.node("DequantizeLinear", [scales, shared], {"axis": 0}, shape, kind)
+        one = self.node("Constant", [], {"value_float": 1.0}, [], kind)
+        wide = self.node("DequantizeLinear", [scales, one], {}, shape, kind)
+        if len(shape) == 3:
+            sizes = self.numbers([-1, 1, 1])
+            shared = self.node("Reshape", [shared, sizes], {}, [shape[0], 1, 1], kind)
+        return self.node("Div", [wide, shared], {}, shape, kind)
+
+    def fill(self, shape: tuple[int, ...], code: int, kind: ir.DataType | None) -> ir.Value:
+        """Return one code for every block; ONNX Runtime fills with no numbers of 4 bits."""
+        assert kind is not None
+        one = ir.tensor([code], dtype=ir.DataType.UINT8)
+        sizes = self.numbers(list(shape))
+        value = {"value": one}
+        out = self.node("ConstantOfShape", [sizes], value, list(shape), ir.DataType.UINT8)
+        return self.cast(out, kind)
+
+    def cast(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
+        if value.dtype == kind:
+            return value
+        return self.node("Cast", [value], {"to": kind}, list(_shape(value)), kind)
 
     def select(self, value: ir.Value, index: tuple[slice, ...]) -> ir.Value:
         """Return the part of a value that slices of its leading axes select."""

@@ -9,7 +9,10 @@ from typing import Any
 
 import click
 
+from lmcast.exporter.cli_calibrate import calibrate
 from lmcast.exporter.cli_plans import of_plan, plan_options
+from lmcast.exporter.cli_quality import quality
+from lmcast.exporter.cli_recipes import recipe
 from lmcast.plugins.errors import CheckFailed, InputError
 
 # Everything else is imported inside the commands, so that --help answers at once.
@@ -61,6 +64,7 @@ def cli() -> None:
 @click.option("--no-tokenizer", is_flag=True, help="Accept a checkpoint without a tokenizer.")
 @click.option("--matformer-config", type=DIRECTORY, metavar="FILE",
               help="Export a slice: JSON with intermediate_size, and layers or skip.")  # fmt: skip
+@recipe
 @plan_options
 @as_json
 def export(
@@ -75,6 +79,7 @@ def export(
     check: str,
     no_tokenizer: bool,
     matformer_config: Path | None,
+    recipe: Path | None,
     as_json: bool,
     sm: str | None,
     **sizes: int | None,
@@ -102,6 +107,7 @@ def export(
         full_check=True if check == "full" else None,
         tokenizer=not no_tokenizer,
         matformer=matformer_config,
+        recipe=recipe,
         **of_plan(sm, sizes),
         progress=Terminal(),
     )
@@ -348,6 +354,10 @@ def bench(
 
     given = (prompt_tokens, new_tokens, batch, threads, runs, prepack, portable)
     report(run(engine, *given), as_json)
+
+
+cli.add_command(calibrate)
+cli.add_command(quality)
 
 
 def report(result: Any, as_json: bool) -> None:

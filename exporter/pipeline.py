@@ -28,13 +28,16 @@ from lmcast.exporter.description import describe
 from lmcast.exporter.engine import MODEL, PARITY, TEMPLATE, TOKENIZER, Engine
 from lmcast.exporter.manifest import EngineError, write_manifest
 from lmcast.exporter.onnx_export import assemble
+from lmcast.exporter.packed import Form, without_kernel
 from lmcast.exporter.parity import check
 from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.recipe_files import open_recipe
 from lmcast.exporter.staging import staged
 from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, place
 from lmcast.graphs import Definition, define
 from lmcast.graphs.fp8 import NUMBERS, SCALE, SCALES
 from lmcast.graphs.matformer import sliced
+from lmcast.graphs.sources import Packed, leaves
 from lmcast.plugins.errors import CheckFailed
 
 SLICE_BYTES = 1 << 20  # of the description of a slice: a few numbers for each layer
@@ -54,6 +57,7 @@ def export(
     full_check: bool | None = None,
     tokenizer: bool = True,
     matformer: str | PathLike[str] | None = None,
+    recipe: str | PathLike[str] | None = None,
     sms: tuple[int, ...] = (),
     sizes: Sizes | None = None,
     progress: Progress = silent,
@@ -65,28 +69,37 @@ def export(
     the bytes allow it. inert: config keys to ignore. context: most tokens of a row, None for what
     config.json says. full_check: look for NaN in all linked weights, None for up to 8 GiB.
     tokenizer: refuse a checkpoint without one. matformer: a JSON file that says which slice of the
-    model to export (graphs/matformer.py). sms, sizes: GPUs of a TensorRT plan, by default the one
-    at hand, and bounds of a call. Raises InputError for what cannot be exported and CheckFailed for
-    an engine that fails its parity; then nothing is written.
+    model to export (graphs/matformer.py). recipe: a directory that `lmcast calibrate` wrote. sms,
+    sizes: GPUs of a TensorRT plan, by default the one at hand, and bounds of a call. Raises
+    InputError for what cannot be exported and CheckFailed for an engine that fails its parity; then
+    nothing is written.
     """
     with progress.stage("reading headers"):
         source, identities = identified(Path(checkpoint))
         found, part = take_slice(understand(source, inert, tokenizer), matformer)
+        if recipe is not None:
+            files = open_recipe(Path(recipe), identities)
+            found, source = files.take(found, source)
+            part["recipe"] = files.sha256
     own = {"inert": sorted(inert), "context": choose_context(found, context), **part}
     plan = order(target, sms, own["context"], sizes or Sizes()) if target in LIBRARIES else None
     format = choose_format(found, source, target, dtype, parity)
-    asked = weights or ("copy" if part else None)  # linked, every call would cut it out anew
+    # Linked, every call would cut a slice out anew.
+    asked = weights or ("copy" if "matformer" in part else None)
     mode = choose_mode(found.binding, source, format, asked, parity or target != "onnx")
     with staged(Path(output), progress) as directory:
         # Before the graph: what is wrong with weights is said without waiting for a trace.
-        placement = place_weights(found, source, format, mode, directory, full_check, progress)
+        form: Form = "kernels" if target == "cpu" else "standard"
+        placement = place_weights(
+            found, source, format, mode, form, directory, full_check, progress
+        )
         graph = cast(found, source, target, format, placement, directory, progress)
         write_texts(source, directory, identities)
         fields = own | describe(found, source, target, format, placement, graph, identities)
         if plan:
             fields["plans"] = [build_plan(directory, fields, plan, progress)]
         write_manifest(directory, fields, placement.hashes)
-        if parity and provable(format, plan, progress):
+        if parity and provable(found, format, plan, progress):
             with progress.stage("proving parity"), one_thread():
                 prove(directory, found, source, plan)
             write_manifest(directory, fields, placement.hashes)
@@ -130,6 +143,7 @@ def place_weights(
     source: Checkpoint,
     format: Format,
     mode: Mode,
+    form: Form,
     directory: Path,
     full_check: bool | None,
     progress: Progress,
@@ -143,7 +157,7 @@ def place_weights(
     name = "checking weights" if mode == "link" else "writing weights"
     with progress.stage(name, total) as step:
         placement = place(
-            found.binding, shapes, source, format, mode, directory,
+            found.binding, shapes, source, format, mode, directory, form=form,
             full_check=full_check, advance=step,
         )  # fmt: skip
     if placement.finite and placement.finite.mode == "sampled":
@@ -151,18 +165,24 @@ def place_weights(
     return placement
 
 
-def provable(format: Format, plan: Request | None, progress: Progress) -> bool:
+def provable(found: Definition, format: Format, plan: Request | None, progress: Progress) -> bool:
     """Say whether an engine can run here, its plan or its portable graph; warn where neither can.
 
     Without a plan, choose_format has refused what cannot.
     """
-    if not plan or plan.here or format.dtype != torch.bfloat16:
+    if not plan or plan.here:
         return True
-    progress.warn(
-        "parity is not proven: no GPU of the plan is here, and ONNX Runtime's CPU has no bfloat16;"
-        " run `lmcast parity` on the device, or give --dtype float16"
-    )
-    return False
+    why, remedy = "", ""
+    if format.dtype == torch.bfloat16:
+        why, remedy = "no bfloat16", ", or give --dtype float16"
+    if strange := without_kernel(found.binding):
+        why, remedy = f"no kernel for {strange}", ""
+    if why:
+        progress.warn(
+            "parity is not proven: no GPU of the plan is here, and ONNX Runtime's CPU has"
+            f" {why}; run `lmcast parity` on the device{remedy}"
+        )
+    return not why
 
 
 def prove(
@@ -205,15 +225,23 @@ def choose_format(
     ahead = target in LIBRARIES
     if not ahead and (runs or target != "onnx"):
         require_kernels(asked or "float32")
+    if runs and target == "onnx" and (strange := without_kernel(found.binding)):
+        raise EngineError(
+            f"target onnx: ONNX Runtime's CPU has no kernel for {strange}, so parity cannot be"
+            " proven here; use --target cpu, or --no-parity for another runtime"
+        )
     fp8 = found.binding.fp8
     special: dict[str, Collection[torch.dtype]] = {
         **dict.fromkeys(found.binding.packed, (torch.uint8,)),
         **dict.fromkeys(fp8, NUMBERS),
         **dict.fromkeys(fp8.values(), SCALES),
     }
+    quantized = quantized_tensors(found)  # whose layout says what they are
     for tensor in found.binding.tensors():
         stored = source.tensors[tensor]
         plain = tensor not in special
+        if tensor in quantized:
+            continue
         if stored.dtype in special.get(tensor, BY_DTYPE):
             continue
         if plain and asked and stored.dtype == torch.float64:
@@ -230,13 +258,25 @@ def choose_format(
 
 
 def stored_format(found: Definition, source: Checkpoint) -> str:
-    """Return the format that most bytes of the weights are in; of FP8 and MXFP4, bfloat16."""
-    sizes = Counter[str]()
+    """Return the format that most bytes of the weights are in; of FP8 and MXFP4, bfloat16.
+
+    Quantized weights do not count where there are others.
+    """
+    sizes = Counter[str]({"bfloat16": 0})
+    quantized = quantized_tensors(found)
     for tensor in found.binding.tensors():
+        if tensor in quantized:
+            continue
         stored = source.tensors[tensor]
         format = BY_DTYPE.get(stored.dtype)
         sizes[format.name if format else "bfloat16"] += stored.nbytes
     return sizes.most_common(1)[0][0]
+
+
+def quantized_tensors(found: Definition) -> frozenset[str]:
+    """Return the names of all tensors of quantized weights: codes and scales."""
+    parts = (leaf for source in found.binding.sources.values() for leaf in leaves(source))
+    return frozenset(t for leaf in parts if isinstance(leaf, Packed) for t in leaf.layout.tensors)
 
 
 def choose_context(found: Definition, asked: int | None) -> int:

@@ -1,19 +1,22 @@
 """Recipes on disk: recipe.json, and the weights that calibration packed."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmcast.calib.recipe import Recipe, RecipeError, read_recipe
+from lmcast.calib.recipe import Recipe, RecipeError, apply, read_recipe
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.exporter.manifest import RECIPE_JSON
+from lmcast.graphs import Definition
+from lmcast.graphs.sources import shape_of
 
-RECIPE = "recipe.json"
 VERSION = 1
 MOST_BYTES = 64 << 20  # of recipe.json: a few hundred bytes for each weight
 
@@ -25,17 +28,35 @@ class RecipeFiles:
     path: Path
     recipe: Recipe
     tensors: Mapping[str, StoredTensor]
+    sha256: str  # of recipe.json
 
     def extend(self, source: Checkpoint) -> Checkpoint:
         """Return a checkpoint that has the tensors of the recipe too."""
         return dataclasses.replace(source, tensors={**source.tensors, **self.tensors})
+
+    def take(self, found: Definition, source: Checkpoint) -> tuple[Definition, Checkpoint]:
+        """Return the quantized definition, and the checkpoint that has what it reads.
+
+        Raises RecipeError or WeightError where the recipe is of another model.
+        """
+        extended = self.extend(source)
+        quantized = apply(found, self.recipe, frozenset(self.tensors))
+        shapes = {name: stored.shape for name, stored in extended.tensors.items()}
+        for name, parameter in quantized.model.named_parameters():
+            shape = shape_of(quantized.binding.sources[name], shapes)
+            if shape != tuple(parameter.shape):
+                raise RecipeError(
+                    f"{self.path}: is of another model: {name} has shape {list(shape)} there, and"
+                    f" {list(parameter.shape)} in this"
+                )
+        return quantized, extended
 
 
 def write_recipe(directory: Path, recipe: Recipe, identities: Iterable[SourceFile]) -> None:
     """Write recipe.json; the tensors lie in weights/*.safetensors already."""
     fields = {"version": VERSION, "source": identity(identities), **recipe.as_json()}
     text = json.dumps(fields, indent=1, sort_keys=True) + "\n"
-    (directory / RECIPE).write_text(text, encoding="utf-8")
+    (directory / RECIPE_JSON).write_text(text, encoding="utf-8")
 
 
 def identity(identities: Iterable[SourceFile]) -> list[dict[str, Any]]:
@@ -47,10 +68,11 @@ def identity(identities: Iterable[SourceFile]) -> list[dict[str, Any]]:
 
 def open_recipe(path: Path, identities: Iterable[SourceFile]) -> RecipeFiles:
     """Return the recipe of a directory; raises RecipeError if it is of another checkpoint."""
-    file = path / RECIPE
+    file = path / RECIPE_JSON
     if not file.is_file():
-        raise RecipeError(f"{path}: has no {RECIPE}; accepted: what `lmcast calibrate` writes")
-    fields = parse_object(read_capped(file, MOST_BYTES), file)
+        raise RecipeError(f"{path}: has no {RECIPE_JSON}; accepted: what `lmcast calibrate` writes")
+    data = read_capped(file, MOST_BYTES)
+    fields = parse_object(data, file)
     if fields.get("version") != VERSION:
         raise RecipeError(f"{file}: version is {fields.get('version')!r:.40}; accepted: {VERSION}")
     if fields.get("source") != json.loads(json.dumps(identity(identities))):
@@ -58,4 +80,4 @@ def open_recipe(path: Path, identities: Iterable[SourceFile]) -> RecipeFiles:
     found: dict[str, StoredTensor] = {}
     for weights in sorted((path / "weights").glob("*.safetensors")):
         found |= read_header(weights.resolve(), weights)
-    return RecipeFiles(path, read_recipe(fields), found)
+    return RecipeFiles(path, read_recipe(fields), found, hashlib.sha256(data).hexdigest())

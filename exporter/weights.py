@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,14 +16,16 @@ from lmcast.calib.formats import BY_DTYPE, Format
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.exporter.packed import Form, PackedWeight, packed_weight
 from lmcast.exporter.streams import values
-from lmcast.graphs.sources import Mxfp4, Scaled, Source, View, alike, leaves, tensors_of
+from lmcast.graphs.sources import Mxfp4, Packed, Scaled, Source, View, alike, leaves, tensors_of
 from lmcast.graphs.weights import Binding
 from lmcast.plugins.errors import InputError
 
 Mode = Literal["link", "copy"]
 Progress = Callable[[int], None]
 SHARD_BYTES = 4 << 30  # 4 GiB: most file systems and transports take files of this size
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "U8": 1}  # bytes
 ALIGNMENT = 64  # of the first byte of data: a cache line
 
 
@@ -61,13 +63,15 @@ class Placement:
     """All weights of an engine, and the hashes of the files written for them.
 
     `placed` has parameters that lie as they are, by name, and of those that are linked in parts or
-    otherwise laid out the tensors they are made of, by the checkpoint's name.
+    otherwise laid out the tensors they are made of, by the checkpoint's name; of quantized ones
+    their parts: 'P.codes', 'P.scales'.
     """
 
     mode: Mode
     placed: Mapping[str, Placed]
     hashes: Mapping[str, str]  # relative path -> sha256
     finite: FiniteReport | None  # how linked weights were looked at; copied ones are read in full
+    packed: Mapping[str, PackedWeight] = field(default_factory=dict)
 
 
 def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
@@ -124,6 +128,9 @@ def _not_linkable(
     if isinstance(source, Mxfp4):
         why = "is MXFP4, which ONNX Runtime's CPU has no kernel for"
         return (checkpoint.tensors[source.blocks], why) if runs else None
+    for leaf in leaves(source):
+        if isinstance(leaf, Packed):
+            return checkpoint.tensors[leaf.layout.tensors[0]], "is quantized"
     for leaf in _scaled(source):
         each = "" if leaf.block is None else f" for each block of {leaf.block[0]} x {leaf.block[1]}"
         return checkpoint.tensors[leaf.values.tensor], f"is FP8 with a scale{each}"
@@ -144,10 +151,11 @@ def place(
     mode: Mode,
     directory: Path,
     *,
+    form: Form = "standard",
     full_check: bool | None = None,
     advance: Progress | None = None,
 ) -> Placement:
-    """Link or stream every parameter of these shapes.
+    """Link or stream every parameter of these shapes, quantized ones in this form.
 
     Raises CheckpointError on NaN, Inf or a lossy overflow.
     """
@@ -162,15 +170,33 @@ def place(
                 placed[name if whole else tensor] = at
         return Placement(mode, placed, {}, report)
     entries = []
+    packed = {}
     for name, source in binding.sources.items():
+        weight = packed_weight(checkpoint, source, shapes[name], format.dtype, form)
+        if weight is not None:
+            packed[name] = weight
+            entries += _parts(name, weight, checkpoint)
+            continue
         stored = checkpoint.tensors[tensors_of(source)[0]]
         kept = BY_DTYPE[binding.dtype(name, stored.dtype, format.dtype)]
         shape = shapes[name]
         size = kept.bytes * math.prod(shape)
         blocks = _converted(checkpoint, source, kept)
         entries.append(Entry(name, kept.safetensors, shape, size, blocks))
+    if packed:  # numbers of 4 bytes first, of 1 last: all begin at a multiple of their size
+        entries.sort(key=lambda entry: -WIDTHS[entry.dtype])
     placed, hashes = write(entries, directory, advance)
-    return Placement(mode, placed, hashes, None)
+    return Placement(mode, placed, hashes, None, packed)
+
+
+def _parts(name: str, weight: PackedWeight, checkpoint: Checkpoint) -> list[Entry]:
+    def stream(part: str) -> Callable[[], Iterator[memoryview]]:
+        return lambda: map(as_bytes, weight.blocks(checkpoint, part))
+
+    return [
+        Entry(f"{name}.{part}", *given.stored, given.nbytes, stream(part))
+        for part, given in weight.parts.items()
+    ]
 
 
 def _typed(binding: Binding, checkpoint: Checkpoint) -> Checkpoint:
