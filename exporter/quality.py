@@ -3,12 +3,13 @@
 import copy
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lmcast.calib.recipe import apply
+from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.comparison import Comparison, LayerError, Mean, Measured
 from lmcast.exporter.corpus import CorpusError, chunks, read_corpus, text_of
@@ -57,9 +58,7 @@ def quality(
     with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:
         reference = _begin(exact(found), source, ids, step)
         if recipe is not None:
-            files = open_recipe(recipe, identities)
-            changed = apply(found, files.recipe, frozenset(files.tensors))
-            alone = _begin(changed, files.extend(source), ids)
+            alone = _begin(*_quantized(loaded, recipe, found, source, identities), ids)
         layers = _run(len(found.model.layers), reference, alone)
     compared = Comparison(ids)
     with progress.stage("comparing"), reference.final() as final:
@@ -137,6 +136,23 @@ def _definition(engine: Engine, source: Checkpoint) -> Definition:
                 " checkpoint that the engine was made from, or the one that was quantized for it"
             )
     return found
+
+
+def _quantized(
+    engine: Engine,
+    recipe: Path,
+    found: Definition,
+    source: Checkpoint,
+    identities: Iterable[SourceFile],
+) -> tuple[Definition, Checkpoint]:
+    """Return what a recipe makes of a checkpoint; raises InputError if the engine has another."""
+    files = open_recipe(recipe, identities)
+    if engine.manifest.fields.get("recipe") != files.sha256:
+        raise EngineError(
+            f"{engine.directory}: was not made with the recipe {recipe}; give the one that it was"
+            " exported with, or none"
+        )
+    return files.take(found, source)
 
 
 def _chunks(
