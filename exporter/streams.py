@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, Checkpoint
 from lmcast.graphs.fp8 import dequantize
 from lmcast.graphs.mxfp4 import unpack
+from lmcast.graphs.quantized import Layout
 from lmcast.graphs.sources import (
     Joined,
     Mxfp4,
@@ -19,7 +21,6 @@ from lmcast.graphs.sources import (
     Stack,
     View,
     in_runs,
-    packed_values,
     pieces,
 )
 
@@ -27,14 +28,12 @@ from lmcast.graphs.sources import (
 def values(checkpoint: Checkpoint, source: Source) -> Iterator[Tensor]:
     """Yield the values of a source in order (C), in the dtypes they are stored in, all finite.
 
-    Packed numbers become fp32. Raises CheckpointError on NaN and Inf.
+    Quantized numbers become fp32. Raises CheckpointError on NaN and Inf.
     """
     if isinstance(source, View) and source.whole:
         yield from _whole(checkpoint, source)
-    elif isinstance(source, View | Scaled):
+    elif isinstance(source, View | Scaled | Packed):
         yield from _part(checkpoint, source)
-    elif isinstance(source, Packed):
-        yield from _packed(checkpoint, source)
     elif isinstance(source, Mxfp4):
         yield from _mxfp4(checkpoint, source)
     elif isinstance(source, Stack) or source.axis == 0:
@@ -52,31 +51,35 @@ def _whole(checkpoint: Checkpoint, source: View) -> Iterator[Tensor]:
         yield block
 
 
-def _part(checkpoint: Checkpoint, source: View | Scaled) -> Iterator[Tensor]:
-    view = _view(source)
-    stored, read = checkpoint.tensors[view.tensor], _reader(checkpoint, source)
-    shape = stored.shape if view.runs is None else in_runs(view.tensor, stored.shape, view.runs)
+@dataclass(frozen=True)
+class _Rows:
+    """A tensor that is read by rows: plain numbers, all finite, `nbytes` in all."""
+
+    shape: tuple[int, ...]
+    nbytes: int
+    read: Callable[[int, int], Tensor]  # begin, end
+
+
+def _part(checkpoint: Checkpoint, source: View | Scaled | Packed) -> Iterator[Tensor]:
+    view, rows = _view(source), _rows(checkpoint, source)
+    shape = rows.shape if view.runs is None else in_runs(view.tensor, rows.shape, view.runs)
     if len(shape) == 2 and view.turned:
         step = shape[0]  # columns become rows: all of them are needed at once
     else:
-        step = max(1, BLOCK_BYTES // (_read_bytes(checkpoint, source) // shape[0]))
-    for begin, end, take in pieces(view, stored.shape, step):
-        block = take(read(begin, end))
+        step = max(1, BLOCK_BYTES // (rows.nbytes // shape[0]))
+    for begin, end, take in pieces(view, rows.shape, step):
+        block = take(rows.read(begin, end))
         yield (block.mT if view.turned else block).contiguous()
 
 
-def _view(source: View | Scaled) -> View:
-    return source.values if isinstance(source, Scaled) else source
+def _view(source: View | Scaled | Packed) -> View:
+    return source if isinstance(source, View) else source.values
 
 
-def _read_bytes(checkpoint: Checkpoint, source: View | Scaled) -> int:
-    """Return the size of a stored tensor as `_reader` gives it."""
-    stored = checkpoint.tensors[_view(source).tensor]
-    return math.prod(stored.shape) * (4 if isinstance(source, Scaled) else stored.dtype.itemsize)
-
-
-def _reader(checkpoint: Checkpoint, source: View | Scaled) -> Callable[[int, int], Tensor]:
-    """Return what reads rows begin..end-1 of a stored tensor: plain numbers, all finite."""
+def _rows(checkpoint: Checkpoint, source: View | Scaled | Packed) -> _Rows:
+    """Return how the whole of what a view looks at is read."""
+    if isinstance(source, Packed):
+        return _unpacked(checkpoint, source.layout)
     stored = checkpoint.tensors[_view(source).tensor]
     scales: Tensor | None = None
     if isinstance(source, Scaled):
@@ -90,29 +93,32 @@ def _reader(checkpoint: Checkpoint, source: View | Scaled) -> Callable[[int, int
         check_block(stored, rows, begin * rows[0].numel())
         return rows
 
-    return read
+    size = math.prod(stored.shape) * (4 if isinstance(source, Scaled) else stored.dtype.itemsize)
+    return _Rows(stored.shape, size, read)
 
 
-def _packed(checkpoint: Checkpoint, source: Packed) -> Iterator[Tensor]:
-    stored = checkpoint.tensors[source.layout.tensors[0]]
-    shape = source.layout.shape({n: checkpoint.tensors[n].shape for n in source.layout.tensors})
+def _unpacked(checkpoint: Checkpoint, layout: Layout) -> _Rows:
+    codes = checkpoint.tensors[layout.tensors[0]]
+    shape = layout.shape({name: checkpoint.tensors[name].shape for name in layout.tensors})
     whole: dict[str, Tensor] = {}
 
     def read(name: str, begin: int, end: int | None) -> Tensor:
+        stored = checkpoint.tensors[name]
         if end is not None:
-            return checkpoint.rows(name, begin, end)
-        if name not in whole:  # scales: few, and wanted by every run of rows
+            rows = checkpoint.rows(name, begin, end)
+            check_block(stored, rows, begin * math.prod(stored.shape[1:]))
+            return rows
+        if name not in whole:  # what every run of rows wants again
             whole[name] = checkpoint.read(name)
-        return whole[name]
+            check_block(stored, whole[name])
+        return whole[name][begin:] if begin else whole[name]
 
-    entries = source.values.runs or shape[0]
-    each = math.prod(shape) * 4 // entries
-    step = entries if source.values.turned and len(shape) == 2 else max(1, BLOCK_BYTES // each)
-    done = 0
-    for block in packed_values(source, shape, read, step):
-        check_block(stored, block, done)
-        done += block.numel()
-        yield (block.mT if source.values.turned else block).contiguous()
+    def values(begin: int, end: int) -> Tensor:
+        rows = layout.values(read, begin, end)
+        check_block(codes, rows, begin * rows[0].numel())  # a scale of E8M0 or a product
+        return rows
+
+    return _Rows(shape, math.prod(shape) * 4, values)
 
 
 def _mxfp4(checkpoint: Checkpoint, source: Mxfp4) -> Iterator[Tensor]:
@@ -134,17 +140,17 @@ def _side_by_side(checkpoint: Checkpoint, source: Joined) -> Iterator[Tensor]:
     """Yield parts joined along an inner axis, in runs of rows of all of them."""
     views, parts = [], {}
     for part in source.parts:
-        assert isinstance(part, View | Scaled)
+        assert isinstance(part, View | Scaled | Packed)
         view = _view(part)
         assert not view.turned and view.runs is None
         assert not view.index or view.index[0] == slice(None)
         views.append(view)
         parts[view.tensor] = part
-    readers = {name: _reader(checkpoint, part) for name, part in parts.items()}
-    rows = checkpoint.tensors[views[0].tensor].shape[0]
-    size = sum(_read_bytes(checkpoint, part) for part in parts.values())
+    read = {name: _rows(checkpoint, part) for name, part in parts.items()}
+    rows = read[views[0].tensor].shape[0]
+    size = sum(found.nbytes for found in read.values())
     step = max(1, BLOCK_BYTES // (size // rows))
     for begin in range(0, rows, step):
         end = min(begin + step, rows)
-        blocks = {name: read(begin, end) for name, read in readers.items()}
+        blocks = {name: found.read(begin, end) for name, found in read.items()}
         yield torch.cat([blocks[view.tensor][view.index] for view in views], source.axis)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from lmcast.graphs.arch import Arch, ConfigError, read_config
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.fp8 import ACTIVATION
+from lmcast.graphs.layouts.tensors import Tensors, is_activation
 from lmcast.graphs.multimodal import Multimodal
-from lmcast.graphs.quantization import take_fp8
+from lmcast.graphs.quantization import take, take_fp8
 from lmcast.graphs.sources import View, alike, load_into, plain, tensors_of
 from lmcast.graphs.weights import Binding, WeightError, bind, spared
 
-__all__ = ["ConfigError", "Definition", "WeightError", "define", "fill", "load"]
+__all__ = ["ConfigError", "Definition", "WeightError", "define", "defined", "fill", "load"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Definition:
         for name in self.binding.ignored:
             known = (module for module in beside if name.startswith(f"{module}."))
             other = name.split(".")
-            module = next(known, other[-1] if name.endswith(ACTIVATION) else ".".join(other[:2]))
+            module = next(known, other[-1] if is_activation(name) else ".".join(other[:2]))
             counted[module] = counted.get(module, 0) + 1
         shown = [f"{count} of {module}" for module, count in sorted(counted.items())]
         more = ", ..." if len(shown) > 6 else ""
@@ -94,11 +94,15 @@ class Definition:
 
 
 def define(
-    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], inert: Collection[str] = ()
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    inert: Collection[str] = (),
+    dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> Definition:
     """Read a config.json and bind tensors of these names and shapes to its model on meta.
 
-    Raises ConfigError or WeightError naming what does not fit.
+    dtypes: theirs, without which no quantized checkpoint is understood. Raises ConfigError or
+    WeightError naming what does not fit.
     """
     name = archs.name_of(config)
     if name not in archs.NAMES:
@@ -107,6 +111,9 @@ def define(
         )
     arch = archs.get(name)
     fp8, raw = take_fp8(name, config, shapes, isinstance(arch, Multimodal), inert)
+    tensors = Tensors(shapes, dtypes or {})
+    quantized, raw = take(name, raw, tensors, isinstance(arch, Multimodal), inert)
+    shapes = quantized.shapes(shapes)
     within = ""
     if isinstance(arch, Multimodal):
         arch, raw, within = *arch.text(raw, shapes, inert), "text_config."
@@ -133,7 +140,27 @@ def define(
     model.eval()
     table = arch.table(typed)
     beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
-    return Definition(arch, typed, model, bind(model, table, shapes, beside, fp8))
+    beside += tuple(quantized.beside)
+    binding = bind(model, table, shapes, beside, fp8, quantized.layouts)
+    return Definition(arch, typed, model, binding)
+
+
+class HasShape(Protocol):
+    """What is known of a tensor before it is read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def defined(
+    config: Mapping[str, Any], tensors: Mapping[str, HasShape], inert: Collection[str] = ()
+) -> Definition:
+    """Read a config.json and bind the tensors of a checkpoint to its model on meta, as `define`."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return define(config, shapes, inert, {name: tensor.dtype for name, tensor in tensors.items()})
 
 
 def fill(
@@ -176,8 +203,7 @@ def load(checkpoint: str | PathLike[str], dtype: torch.dtype = torch.float32) ->
     """
     (reader,) = entry_points(group="lmcast.checkpoints", name="open")
     source = reader.load()(checkpoint)
-    shapes = {name: stored.shape for name, stored in source.tensors.items()}
-    found = define(source.config, shapes)
+    found = defined(source.config, source.tensors)
     for copy, original in found.binding.copies:
         if not alike(source.read(copy), source.read(original)):
             raise WeightError(

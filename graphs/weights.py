@@ -10,9 +10,12 @@ from torch import nn
 
 from lmcast.graphs.fp8 import SCALE, Fp8Settings, activation_scale
 from lmcast.graphs.inert import LEFTOVERS
+from lmcast.graphs.quantized import Layout, Scheme
 from lmcast.graphs.sources import (
     Joined,
+    Leaf,
     Mxfp4,
+    Packed,
     Scaled,
     Shapes,
     Source,
@@ -121,23 +124,29 @@ def bind(
     shapes: Shapes,
     beside: Iterable[str] = (),
     fp8: Fp8Settings | None = None,
+    layouts: Mapping[str, Layout] | None = None,
 ) -> Binding:
     """Give every parameter of `model` a source among tensors of these names and shapes.
 
     Raises WeightError on a missing or misshaped tensor, and on a surplus one under a module that
     the model has: the definition would be wrong. `beside` are modules that it does not have. fp8:
-    what config.json says of FP8; then scales are read, and those of activations left out.
+    what config.json says of FP8; then scales are read, and those of activations left out. layouts:
+    how the weights of these names are stored, whose shapes are those of plain ones.
     """
+    layouts = layouts or {}
     sources = {
-        name: _source(name, parameter, table, shapes, fp8)
+        name: packed(name, _source(name, parameter, table, shapes, fp8), layouts)
         for name, parameter in model.named_parameters()
     }
     used = {tensor for source in sources.values() for tensor in tensors_of(source)}
+    parts = [leaf for source in sources.values() for leaf in leaves(source)]
+    used |= {leaf.values.tensor for leaf in parts if isinstance(leaf, Packed)}
     beside = frozenset(beside)
     if fp8 is not None and fp8.activation_scheme == "static":
         beside |= {activation_scale(tensor) for tensor in used if f"{tensor}{SCALE}" in used}
-    copies = tuple(sorted(_copies(model, table, sources, shapes)))
-    rest = sorted(shapes.keys() - used - {copy for copy, _ in copies})
+    ties = _copies(model, table, sources, shapes)
+    copies = tuple(sorted(pair for tie in ties for pair in _as_stored(*tie, layouts)))
+    rest = sorted(shapes.keys() - used - {copy for copy, _ in ties})
     rest = [name for name in rest if not LEFTOVERS.search(name)]
     root = _root(table)
     built = {path for name in used for path in _ancestors(name, root)}
@@ -194,6 +203,29 @@ def _source(
     return source
 
 
+def packed(name: str, source: Source, layouts: Mapping[str, Layout]) -> Source:
+    """Return a source that reads quantized weights by their layouts; raises WeightError where the
+    parts of one parameter are stored in several ways."""
+    if isinstance(source, View):
+        layout = layouts.get(source.tensor)
+        return source if layout is None else Packed(source, layout)
+    if not layouts or not isinstance(source, Stack | Joined):
+        return source
+    out = replace(source, parts=tuple(packed(name, part, layouts) for part in source.parts))
+    first, *others = leaves(out)
+    for leaf in others:
+        if _stored_as(leaf) != _stored_as(first):
+            raise WeightError(
+                f"tensors {tensors_of(first)[0]} and {tensors_of(leaf)[0]} are parts of one weight"
+                f" ({name}), but they are not quantized alike; accepted: all in one format, or none"
+            )
+    return out
+
+
+def _stored_as(leaf: Leaf) -> tuple[type, Scheme | None]:
+    return (type(leaf.layout), leaf.layout.scheme) if isinstance(leaf, Packed) else (View, None)
+
+
 def _lookup(name: str, table: Table) -> tuple[Entry, str]:
     """Return what the table says of a parameter, and the number of its layer ('' outside)."""
     index = re.search(r"\.(\d+)(?=\.|$)", name)
@@ -246,7 +278,7 @@ class Wide(nn.Module):
 def _copies(
     model: nn.Module, table: Table, sources: Mapping[str, Source], shapes: Shapes
 ) -> list[tuple[str, str]]:
-    """Return (stored copy, original) of parameters that modules share."""
+    """Return (copy, original) of parameters that modules share, by the names of plain weights."""
     first = {id(p): name for name, p in model.named_parameters()}
     found = []
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -258,6 +290,9 @@ def _copies(
         copy, source = _lookup(f"{module}.{name.rpartition('.')[2]}", table)[0], sources[original]
         if not isinstance(copy, str) or copy not in shapes:
             continue
+        if isinstance(source, Packed):
+            found.append((copy, source.values.tensor))
+            continue
         if not isinstance(source, View | Scaled):
             continue
         repeated, *scales = tensors_of(source)
@@ -268,6 +303,21 @@ def _copies(
             )
         found += [(copy, repeated), *((f"{copy}{SCALE}", scale) for scale in scales)]
     return found
+
+
+def _as_stored(
+    copy: str, original: str, layouts: Mapping[str, Layout]
+) -> Iterable[tuple[str, str]]:
+    """Return which stored tensors must be equal for a weight to be the copy of another."""
+    one, other = layouts.get(copy), layouts.get(original)
+    if one is None and other is None:
+        return [(copy, original)]
+    if one is None or other is None or one.scheme != other.scheme:
+        raise WeightError(
+            f"tensors {copy} and {original} are one weight, but they are not quantized alike;"
+            " accepted: both in one format, or neither"
+        )
+    return zip(one.tensors, other.tensors, strict=True)
 
 
 def _root(table: Table) -> str:

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from tiny_configs import COMMON_KEYS, SIZES, VOCABULARY
 from torch import Tensor
 
-from lmcast.graphs import Definition, define, fill
+from lmcast import graphs
+from lmcast.graphs import Definition, fill
 from lmcast.graphs.blocks.decoder import Decoder
 
 # Each has VARIANTS, settings for Hugging Face's config class, and RELEASED, config.json as written.
@@ -206,7 +207,7 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def defined(config: dict[str, Any], tensors: dict[str, Tensor]) -> Definition:
-    return define(config, {name: tuple(t.shape) for name, t in tensors.items()})
+    return graphs.defined(config, tensors)
 
 
 def ours(

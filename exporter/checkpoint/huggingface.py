@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder, open_regular, read_capped, read_into
@@ -16,10 +17,14 @@ from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensor_parallel import is_split, read_split
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.checkpoint.texts import read_texts
+from lmcast.graphs.arch import ConfigError
+from lmcast.graphs.layouts.modelopt import agreed, of_file
+from lmcast.graphs.quantization import KEY
 
 CONFIG_BYTES = 16 << 20  # 16 MiB; real ones have kilobytes
 INDEX_BYTES = 100 << 20  # of a trillion parameters in small tensors: about 20 MB
 SINGLE = "model.safetensors"
+MODELOPT = "hf_quant_config.json"
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COMPARED_BYTES = 4096  # of each tensor, between a single file and the shards beside it
@@ -35,7 +40,7 @@ def open_directory(path: Path) -> Checkpoint:
     data = folder.read("config.json", CONFIG_BYTES)
     params = None if data is not None else folder.read(PARAMS, CONFIG_BYTES)
     if data is not None:
-        config = parse_object(data, folder.root / "config.json")
+        config = _quantized(folder, parse_object(data, folder.root / "config.json"))
         tensors = _tensors(folder, names, SINGLE)
     elif params is not None:
         shown = folder.root / PARAMS
@@ -46,6 +51,22 @@ def open_directory(path: Path) -> Checkpoint:
     if not tensors:
         raise CheckpointError(f"{folder.root}: its safetensors files hold no tensor")
     return Checkpoint(folder.root, config, tensors, read_texts(folder))
+
+
+def _quantized(folder: Folder, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json with what ModelOpt says of quantization in a file of its own."""
+    data = folder.read(MODELOPT, CONFIG_BYTES)
+    if data is None:
+        return config
+    shown = folder.root / MODELOPT
+    try:
+        section = of_file(parse_object(data, shown), str(shown))
+        given = config.get(KEY)
+        if given:
+            section = agreed(given, section, (str(folder.root / "config.json"), str(shown)))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    return {**config, KEY: section}
 
 
 def _what_it_is(folder: Folder, names: list[str]) -> str:

@@ -1,0 +1,1 @@
+"""How checkpoints store quantized weights: one format a file."""

@@ -1,0 +1,163 @@
+"""GPTQ (AutoGPTQ, GPTQModel): integers in words along the inputs, input-first."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lmcast.graphs.arch import ConfigError, parse
+from lmcast.graphs.layouts.stored import SIGNS, bytes_of, halves, require_shape
+from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
+from lmcast.graphs.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError, decode
+
+# How the quantizing went and what runs the result: nothing of it changes what is stored.
+_INERT = """
+act_group_aware adapter backend batch_size block_name_to_quantize cache_block_outputs
+checkpoint_meta damp_auto_increment damp_percent dataset disable_exllama exllama_config fail_safe
+failsafe
+is_marlin_format max_input_length meta method model_file_base_name model_name_or_path model_seqlen
+module_name_preceding_first_block modules_in_block_to_quantize mse offload_to_disk
+offload_to_disk_path pad_token_id quantizer static_groups tokenizer true_sequential use_cuda_fp16
+use_exllama
+"""
+INERT = _INERT.split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gptq:
+    """A quantization_config of GPTQ; which modules are quantized, their tensors tell."""
+
+    quant_method: Literal["gptq"]
+    bits: Literal[4, 8]
+    group_size: int  # -1: a row
+    desc_act: bool = False  # the groups are not runs of neighbours
+    sym: bool = True
+    checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"
+    format: Literal["gptq", "gptq_v2"] | None = None
+    lm_head: bool = False
+    pack_dtype: Literal["int32"] = "int32"
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1 and self.group_size != -1:
+            raise ValueError(f"group_size is {self.group_size}; accepted: -1 or from 1")
+        if self.format not in (None, self.checkpoint_format):
+            raise ValueError(f"format is {self.format!r}, checkpoint_format another; accepted: one")
+
+    def find(self, tensors: Tensors) -> Found:
+        """Return the weights of all modules that have words."""
+        modules = tensors.modules("qweight")
+        if not modules:
+            raise ConfigError("quant_method is 'gptq', but no tensor is quantized (X.qweight)")
+        return Found({f"{x}.weight": self._layout(tensors, x) for x in modules})
+
+    def _layout(self, tensors: Tensors, module: str) -> "InputFirst":
+        packed = f"{module}.qweight"
+        for name in (packed, f"{module}.qzeros"):
+            tensors.dtype(name, (torch.int32,), packed)
+        scale = tensors.dtype(f"{module}.scales", FLOATS, packed)
+        order = f"{module}.g_idx"
+        if self.desc_act or order in tensors.shapes:
+            tensors.dtype(order, (torch.int32, torch.int64), packed)
+        if len(tensors.shapes[packed]) != 2:
+            raise WeightError(
+                f"tensor {packed} has shape {list(tensors.shapes[packed])}; accepted: a matrix"
+            )
+        group = 0 if self.group_size == -1 else self.group_size
+        return InputFirst(
+            Scheme("int4" if self.bits == 4 else "int8", (1, group), scale, zeros=not self.sym),
+            module,
+            order if order in tensors.shapes else None,
+            sorted=not self.desc_act,
+            offset=1 if self.checkpoint_format == "gptq" else 0,
+        )
+
+
+def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> Gptq:
+    """Return the settings of a quantization_config; raises ConfigError for what is not read."""
+    path = at.rpartition(": ")[2]
+    return parse(Gptq, raw, at, {*inert, *(f"{path}{key}" for key in INERT)})
+
+
+@dataclass(frozen=True)
+class InputFirst:
+    """Words K * bits / 32,N; scales G,N; zeros G,N * bits / 32, `offset` less than they are.
+
+    order: the group of every column, which must be that of its place if `sorted`.
+    """
+
+    format: Scheme
+    module: str
+    order: str | None
+    sorted: bool
+    offset: int
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        names = tuple(f"{self.module}.{leaf}" for leaf in ("qweight", "qzeros", "scales"))
+        return (*names, *([self.order] if self.order else []))
+
+    @property
+    def scheme(self) -> Scheme | None:
+        return self.format if self.sorted else None
+
+    def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        words, rows = shapes[self.tensors[0]]
+        columns = words * 32 // self.format.bits
+        high = self.format.scales_shape((rows, columns))[1]
+        how = f"groups of {self.format.block[1] or columns}"
+        name = self.tensors[0]
+        require_shape(self.tensors[2], shapes, [(high, rows)], name, how)
+        require_shape(self.tensors[1], shapes, [(high, rows * self.format.bits // 32)], name, how)
+        if self.order:
+            require_shape(self.order, shapes, [(columns,)], name, "columns")
+        return rows, columns
+
+    def values(self, read: ReadRows, begin: int, end: int) -> Tensor:
+        if self.sorted:
+            return self.codes(read, begin, end).dequantize()
+        assert self.order is not None
+        codes, scales, zeros = self._parts(read, begin, end)
+        groups = read(self.order, 0, None).long()
+        if not 0 <= int(groups.min()) <= int(groups.max()) < scales.shape[1]:
+            raise WeightError(
+                f"tensor {self.order} has group {int(groups.max())} of {scales.shape[1]}"
+            )
+        numbers = decode(codes, self.format.element) - zeros[:, groups]
+        return numbers.mul_(scales.float()[:, groups])
+
+    def codes(self, read: ReadRows, begin: int, end: int) -> Quantized:
+        codes, scales, zeros = self._parts(read, begin, end)
+        if self.order is not None:
+            self._require_sorted(read(self.order, 0, None))
+        return Quantized(self.format, codes, scales, zeros=zeros if self.format.zeros else None)
+
+    def _parts(self, read: ReadRows, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes n,K in bytes, scales n,G and zeros n,G of rows of the weight."""
+        packed, packed_zeros, scales = (read(name, 0, None) for name in self.tensors[:3])
+        bits = self.format.bits
+        codes = bytes_of(packed[:, begin:end].T) ^ SIGNS[bits]
+        numbers = bytes_of(packed_zeros)  # G,N * bits / 8
+        stored = (halves(numbers) if bits == 4 else numbers).short()[:, begin:end].T
+        if self.offset and (stored == (1 << bits) - 1).any():
+            # Tools disagree whether this is a zero of 0 or of the whole range.
+            raise WeightError(
+                f"tensor {self.tensors[1]} holds {(1 << bits) - 1}, which has no one meaning in"
+                " checkpoint_format 'gptq'; save the checkpoint as 'gptq_v2'"
+            )
+        zeros = stored + self.offset - (1 << (bits - 1))
+        if not self.format.zeros and zeros.any():
+            raise WeightError(
+                f"tensor {self.tensors[1]} has zeros beside the middle of the range, but"
+                " quantization_config.sym is true; one of the two is wrong"
+            )
+        return codes, scales[:, begin:end].T, zeros
+
+    def _require_sorted(self, order: Tensor) -> None:
+        size = self.format.block[1] or len(order)
+        if not torch.equal(order.long(), torch.arange(len(order)) // size):
+            raise WeightError(
+                f"tensor {self.order} does not count up by groups of {size}, but"
+                " quantization_config.desc_act is false; one of the two is wrong"
+            )

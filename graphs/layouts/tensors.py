@@ -1,0 +1,138 @@
+"""What a quantized checkpoint holds, and which of it are weights."""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+import torch
+
+from lmcast.graphs.arch import ConfigError
+from lmcast.graphs.quantized import Layout, Shapes, WeightError
+
+# Scales of what a layer takes, beside its weight; and of what a cache keeps: known, and left out.
+INPUTS = re.compile(
+    r"(.+?)(\.|_)(activation_scale|input_scale|input_global_scale|input_zero_point|output_scale)$"
+)
+CACHE = re.compile(r"[._](q_scale|k_scale|v_scale|k_zero_point|v_zero_point|prob_scale)$")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+E8M0 = (torch.uint8, torch.float8_e8m0fnu)  # a byte either way
+
+
+def is_activation(name: str) -> bool:
+    """Tell whether a tensor is a scale of what is no weight."""
+    return bool(INPUTS.match(name) or CACHE.search(name))
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """All tensors of a checkpoint."""
+
+    shapes: Shapes
+    dtypes: Mapping[str, torch.dtype]
+
+    def modules(self, leaf: str) -> list[str]:
+        """Return the modules that have a tensor of this name."""
+        return [n.removesuffix(f".{leaf}") for n in self.shapes if n.endswith(f".{leaf}")]
+
+    def dtype(self, name: str, accepted: Collection[torch.dtype], beside: str = "") -> torch.dtype:
+        """Return the dtype of a tensor, which belongs to `beside`; raises WeightError where it is
+        missing or none of those accepted."""
+        if name not in self.shapes:
+            raise WeightError(f"tensor {name} is missing, which belongs to {beside}")
+        assert self.dtypes, "dtypes of tensors are needed where weights are quantized"
+        if self.dtypes[name] not in accepted:
+            shown = ", ".join(sorted(str(d).removeprefix("torch.") for d in accepted))
+            raise WeightError(f"tensor {name} is {self.dtypes[name]}; accepted: {shown}")
+        return self.dtypes[name]
+
+    def activations(self, weights: Collection[str]) -> frozenset[str]:
+        """Return what the rounding of activations needs, beside these weights and in caches."""
+        found = ((name, INPUTS.match(name)) for name in self.shapes)
+        modules = {weight.removesuffix(".weight") for weight in weights}
+        inputs = {name for name, match in found if match and match[1] in modules}
+        return frozenset(inputs | {name for name in self.shapes if CACHE.search(name)})
+
+
+@dataclass(frozen=True)
+class Found:
+    """The quantized weights of a checkpoint by the names that plain ones have, and what lies
+    `beside` them, known and left out."""
+
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    beside: frozenset[str] = frozenset()
+
+    def shapes(self, stored: Shapes) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors as if none were quantized; raises WeightError where
+        what belongs together does not fit."""
+        parts = {tensor for layout in self.layouts.values() for tensor in layout.tensors}
+        plain = {name: shape for name, shape in stored.items() if name not in parts}
+        for name, layout in self.layouts.items():
+            if name in plain:
+                raise WeightError(
+                    f"tensors {name} and {layout.tensors[0]} are forms of the same; accepted is one"
+                )
+        return plain | {name: layout.shape(stored) for name, layout in self.layouts.items()}
+
+
+class Settings(Protocol):
+    """A quantization_config."""
+
+    def find(self, tensors: Tensors) -> Found:
+        """Return the weights that are stored so; raises InputError where tensors contradict it."""
+        ...
+
+
+Matches = Callable[[str, str], bool]  # an entry of a list in a config, a module
+
+
+def by_regex(entry: str, module: str) -> bool:
+    """Tell whether an entry of compressed-tensors names a module: 're:...' or the name itself."""
+    if not entry.startswith("re:"):
+        return entry == module
+    try:
+        return re.match(entry[3:], module) is not None
+    except re.error as error:
+        raise ConfigError(f"{entry!r} is no pattern: {error}") from None
+
+
+def by_wildcard(entry: str, module: str) -> bool:
+    """Tell whether an entry of ModelOpt or Quark names a module: '*' stands for anything."""
+    return fnmatchcase(module, entry)
+
+
+def require_listed(
+    quantized: Collection[str], tensors: Tensors, key: str, listed: tuple[str, ...], match: Matches
+) -> None:
+    """Refuse a list of what is not quantized that contradicts the tensors; `key` is its name.
+
+    Raises ConfigError for a module that is listed and quantized, and for one that is neither while
+    others beside it are quantized: its numbers may be anything.
+    """
+    for module in quantized:
+        entry = next((e for e in listed if match(e, module)), None)
+        if entry is not None:
+            raise ConfigError(f"{key} has {entry!r}, but {module} is quantized; one is wrong")
+    parents = {module.rpartition(".")[0] for module in quantized if module.endswith("_proj")}
+    known = frozenset(quantized)
+    for module in _projections(tensors):
+        if module in known or module.rpartition(".")[0] not in parents:
+            continue
+        if not any(_covers(entry, module, match) for entry in listed):
+            raise ConfigError(
+                f"{key} does not list {module}, whose weight is plain while others beside it are"
+                " quantized; one is wrong"
+            )
+
+
+def _projections(tensors: Tensors) -> Iterator[str]:
+    for name, shape in tensors.shapes.items():
+        if name.endswith("_proj.weight") and len(shape) == 2:
+            yield name.removesuffix(".weight")
+
+
+def _covers(entry: str, module: str, match: Matches) -> bool:
+    """Tell whether an entry may mean a module, by a name that begins or ends otherwise too."""
+    under = f".{module}".endswith(f".{entry}") or f".{entry}".endswith(f".{module}")
+    return match(entry, module) or under or module.startswith(f"{entry}.")
