@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from lmcast.plugins.errors import InputError
 
 if TYPE_CHECKING:
     from lmcast.exporter.checkpoint.tensors import StoredTensor
+    from lmcast.graphs.weights import Binding
 
 
 class InspectError(InputError):
@@ -146,12 +146,12 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
 
 def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
     from lmcast.exporter.checkpoint import open_checkpoint
-    from lmcast.graphs import define
+    from lmcast.graphs import defined
 
     source = open_checkpoint(path)
-    found = define(source.config, {name: t.shape for name, t in source.tensors.items()})
+    found = defined(source.config, source.tensors)
     stored = [source.tensors[name] for name in found.binding.tensors()]
-    weights = count_weights(stored, found.binding.packed, found.binding.fp8)
+    weights = count_weights(stored, found.binding)
     plain = [name for name in weights if name in FORMATS] or ["float32"]
     format = max(plain, key=lambda name: weights.get(name, {"bytes": 0})["bytes"])
     states: list[State] = [
@@ -189,14 +189,17 @@ def _tokens(asked: int | None, longest: int) -> int:
 
 
 def count_weights(
-    stored: "list[StoredTensor]", packed: Collection[str], fp8: Collection[str]
+    stored: "list[StoredTensor]", binding: "Binding"
 ) -> dict[str, dict[str, int]]:
-    """Return tensors and bytes by format, of tensors as they are stored; `packed` are MXFP4, `fp8`
-    FP8 numbers without their scales."""
+    """Return tensors and bytes by format, of tensors as they are stored; those of quantized weights
+    count with their scales."""
+    packed, fp8, layouts = binding.packed, binding.fp8, binding.layouts
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:
         if tensor.decode is not None:
             name = tensor.decode.format
+        elif tensor.name in layouts:
+            name = layouts[tensor.name].format.name
         elif tensor.name in packed:
             name = "mxfp4"
         elif tensor.name in fp8:

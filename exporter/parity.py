@@ -23,7 +23,7 @@ from lmcast.exporter.generate import read_prompts
 from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.reference import full_pass
-from lmcast.graphs import Definition, define
+from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
 
 # The engine may err from fp64 this many times as much as eager PyTorch does in the same format:
@@ -311,7 +311,7 @@ def parity(
     fields = loaded.manifest.fields
     if fields["config"] != json.loads(json.dumps(dict(source.config))):
         raise EngineError(f"{engine}: was made from another config.json than that of {against}")
-    found = define(source.config, {n: t.shape for n, t in source.tensors.items()}, fields["inert"])
+    found = defined(source.config, source.tensors, fields["inert"])
     if "matformer" in fields:
         found = sliced(found, fields["matformer"])
     rows = loaded.encode(read_prompts(prompts)) if prompts else None

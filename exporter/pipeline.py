@@ -34,7 +34,7 @@ from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.recipe_files import open_recipe
 from lmcast.exporter.staging import staged
 from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, place
-from lmcast.graphs import Definition, define
+from lmcast.graphs import Definition, defined
 from lmcast.graphs.fp8 import NUMBERS, SCALE, SCALES
 from lmcast.graphs.matformer import sliced
 from lmcast.graphs.sources import Packed, leaves
@@ -124,8 +124,7 @@ def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> D
             " read); add it (save_pretrained of the fast tokenizer writes it), or pass"
             " --no-tokenizer for an engine that takes token ids"
         )
-    shapes = {name: stored.shape for name, stored in source.tensors.items()}
-    return define(source.config, shapes, inert)
+    return defined(source.config, source.tensors, inert)
 
 
 def take_slice(

@@ -19,7 +19,7 @@ from lmcast.exporter.pipeline import identified
 from lmcast.exporter.progress import Progress, Step, silent
 from lmcast.exporter.recipe_files import open_recipe
 from lmcast.exporter.reference import Pass
-from lmcast.graphs import Definition, define
+from lmcast.graphs import Definition, defined
 from lmcast.graphs.blocks.quantized import QuantizedLinear
 from lmcast.graphs.matformer import sliced
 
@@ -122,8 +122,7 @@ def _definition(engine: Engine, source: Checkpoint) -> Definition:
     The engine may come from a quantized copy of the checkpoint: its config.json may differ.
     """
     fields = engine.manifest.fields
-    shapes = {name: stored.shape for name, stored in source.tensors.items()}
-    found = define(source.config, shapes, fields["inert"])
+    found = defined(source.config, source.tensors, fields["inert"])
     if "matformer" in fields:
         found = sliced(found, fields["matformer"])
     for what, theirs, ours in (

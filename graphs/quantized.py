@@ -43,6 +43,16 @@ class Scheme:
     def bits(self) -> int:
         return BITS[self.element]
 
+    @property
+    def name(self) -> str:
+        """What a person calls it: 'nvfp4', 'mxfp8', 'fp8', 'int4'."""
+        if self.element == "e2m1":
+            return "nvfp4" if self.shared else "mxfp4"
+        if self.element == "e4m3":
+            small = self.scale == torch.float8_e8m0fnu and self.block == (1, 32)
+            return "mxfp8" if small else "fp8"
+        return self.element
+
     def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape in bytes of a weight's codes."""
         return (*shape[:-1], shape[-1] * self.bits // 8)
@@ -139,8 +149,13 @@ class Layout(Protocol):
         ...
 
     @property
+    def format(self) -> Scheme:
+        """How the numbers are stored."""
+        ...
+
+    @property
     def scheme(self) -> Scheme | None:
-        """What `codes` gives; None where only values can be had."""
+        """What `codes` gives, the format; None where only values can be had."""
         ...
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
@@ -168,6 +183,10 @@ class Blocks:
     @property
     def tensors(self) -> tuple[str, ...]:
         return (self.packed, self.scales, *([self.shared] if self.shared else []))
+
+    @property
+    def format(self) -> Scheme:
+        return self.scheme
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         codes = shapes[self.packed]

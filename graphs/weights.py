@@ -66,6 +66,13 @@ class Binding:
         return list(dict.fromkeys(t for s in self.sources.values() for t in tensors_of(s)))
 
     @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """Every tensor of a quantized weight, and how that is stored."""
+        found = (leaf for source in self.sources.values() for leaf in leaves(source))
+        layouts = (leaf.layout for leaf in found if isinstance(leaf, Packed))
+        return {tensor: layout for layout in layouts for tensor in layout.tensors}
+
+    @property
     def packed(self) -> frozenset[str]:
         """The tensors that hold MXFP4, not plain numbers."""
         packed = [s for s in self.sources.values() if isinstance(s, Mxfp4)]

@@ -78,6 +78,10 @@ class OutputWords:
     def tensors(self) -> tuple[str, ...]:
         return (self.packed, self.zeros, self.scales)
 
+    @property
+    def format(self) -> Scheme:
+        return self.scheme
+
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         columns, words = shapes[self.packed]
         rows = words * 8

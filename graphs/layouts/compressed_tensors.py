@@ -201,6 +201,10 @@ class Words:
     def tensors(self) -> tuple[str, ...]:
         return (self.packed, self.scales, self.size, *([self.zeros] if self.zeros else []))
 
+    @property
+    def format(self) -> Scheme:
+        return self.scheme
+
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         shape = self.stored
         how = rule(self.scheme.block)

@@ -27,6 +27,10 @@ class Blocks16:
         return (self.packed, self.scales)
 
     @property
+    def format(self) -> Scheme:
+        return MXFP4
+
+    @property
     def scheme(self) -> Scheme:
         return MXFP4
 
