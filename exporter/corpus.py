@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from lmcast.plugins.errors import InputError
 Sample = str | Sequence[Mapping[str, Any]]  # a text, or the messages of a chat
 
 MOST_BYTES = 256 << 20  # 256 MiB: tokenizing that takes minutes, and no method needs so much
-# The tokens of a corpus fall into so many equal spans, and of each four the last is held out. Spans
-# depend on nothing else, so that chunks of one length never reach into those of another.
-SPANS, HELD_OUT_EVERY = 16, 4
+Part = Literal["calibration", "choice", "measuring"]
+# The tokens of a corpus fall into so many equal spans, which the parts take in turn. Spans depend
+# on nothing else, so that chunks of one length never reach into those of another.
+SPANS = 16
+TURNS: tuple[Part, ...] = ("calibration", "choice", "calibration", "measuring")
 
 
 class CorpusError(InputError):
@@ -106,14 +108,15 @@ def chunks(
     text: Text,
     tokens: int,
     count: int,
-    held_out: bool = False,
+    part: Part = "calibration",
     seed: int = 0,
 ) -> Tensor:
     """Return `count` chunks of `tokens` ids each, int64 count,tokens; equal input, equal chunks.
 
-    Every chunk begins with what the tokenizer puts before a text (BOS, where it does). held_out:
-    from the part of the text that is kept for measuring; without it, from the other part, for
-    calibration. seed: which chunks, where there are more. Raises CorpusError for too little text.
+    Every chunk begins with what the tokenizer puts before a text (BOS, where it does). part: of the
+    text, and of no other part: what to calibrate on, to choose by which of several results is best,
+    or to measure the choice with. seed: which chunks, where there are more. Raises CorpusError for
+    too little text.
     """
     prefix = text.prefix()
     if tokens <= len(prefix) + 1 or count < 1:
@@ -126,15 +129,14 @@ def chunks(
     spans = [
         stream[begin:end]
         for i, (begin, end) in enumerate(pairwise(bounds))
-        if (i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
+        if TURNS[i % len(TURNS)] == part
     ]
     found = [chunk for span in spans for chunk in _cut(span, prefix, tokens)]
     if len(found) < count:
         needed = SPANS * tokens * -(-count // len(spans))
-        part = "held-out" if held_out else "calibration"
         raise CorpusError(
-            f"the text has {len(stream):,} tokens, which give {len(found)} {part} chunks of"
-            f" {tokens}; {needed:,} are enough for {count}: give more text, or ask for less"
+            f"the text has {len(stream):,} tokens, which give {len(found)} chunks of {tokens} for"
+            f" {part}; {needed:,} are enough for {count}: give more text, or ask for less"
         )
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
     return torch.tensor([found[i] for i in sorted(order[:count].tolist())], dtype=torch.int64)

@@ -159,12 +159,12 @@ def _chunks(
 ) -> Tensor:
     """Return held-out chunks; raises EngineError where the two read text differently."""
     samples = read_corpus(data)
-    ids = chunks(samples, text_of(source), tokens, count, held_out=True)
+    ids = chunks(samples, text_of(source), tokens, count, "measuring")
     tokenizer = engine.directory / TOKENIZER
     if (
         tokenizer.exists()
         and tokenizer.read_bytes() != source.texts.tokenizer
-        and not torch.equal(ids, chunks(samples, engine.text, tokens, count, held_out=True))
+        and not torch.equal(ids, chunks(samples, engine.text, tokens, count, "measuring"))
     ):
         raise EngineError(
             f"{engine.directory}: its tokenizer.json gives other ids than that of {source.path};"

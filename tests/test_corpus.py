@@ -8,7 +8,7 @@ import torch
 from tiny_llama import tokenizer_json
 from tokenizers import Tokenizer, processors
 
-from lmcast.exporter.corpus import CorpusError, chunks, read_corpus
+from lmcast.exporter.corpus import CorpusError, Part, chunks, read_corpus
 from lmcast.exporter.text import Text
 from lmcast.plugins.errors import InputError
 
@@ -78,15 +78,16 @@ def test_a_missing_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_chunks_are_of_the_text_and_never_of_both_parts(bos: bool):
-    """Also where chunks to calibrate on are of another length than those to measure on."""
+def test_chunks_are_of_the_text_and_never_of_two_parts(bos: bool):
+    """Also where chunks of one part are of another length than those of another."""
     samples, tokenizer = [numbered(4000), numbered(9000)[4000:]], text(bos)
     calibration = chunks(samples, tokenizer, 40, 60)
-    held = chunks(samples, tokenizer, 64, 20, held_out=True)
+    choice = chunks(samples, tokenizer, 100, 12, "choice")
+    measuring = chunks(samples, tokenizer, 64, 20, "measuring")
     assert calibration.shape == (60, 40) and calibration.dtype == torch.int64
-    assert held.shape == (20, 64)
+    assert measuring.shape == (20, 64)
     seen = []
-    for ids in (calibration, held):
+    for ids in (calibration, choice, measuring):
         if bos:
             assert (ids[:, 0] == 0).all()
         assert (ids[:, 1:] == 0).sum() <= 1  # where the second text begins inside a chunk
@@ -94,7 +95,7 @@ def test_chunks_are_of_the_text_and_never_of_both_parts(bos: bool):
         for part in parts:
             assert part in "".join(samples)
         seen.append({part[i : i + 10] for part in parts for i in range(len(part) - 9)})
-    assert not seen[0] & seen[1]
+    assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
 
 
 def test_equal_chunks_for_an_equal_seed():
@@ -106,20 +107,20 @@ def test_equal_chunks_for_an_equal_seed():
 
 def test_chats_go_through_the_template():
     chat = [{"role": "user", "content": numbered(400)}]
-    ids = chunks([chat, "plain" * 80], text(), 20, 24)  # all there are
+    ids = chunks([chat, "plain" * 80], text(), 20, 16)  # all there are
     assert ids[0, 0] == 0  # written by the template
     assert text().decode(ids[0].tolist()) == numbered(400)[:19]
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_what_is_enough_is_enough(held_out: bool):
+@pytest.mark.parametrize("part", ["calibration", "choice", "measuring"])
+def test_what_is_enough_is_enough(part: Part):
     samples, tokenizer = [numbered(1000)], text()
     with pytest.raises(CorpusError) as refused:
-        chunks(samples, tokenizer, 32, 30, held_out)
+        chunks(samples, tokenizer, 32, 30, part)
     assert "the text has 1,000 tokens" in str(refused.value)
     words = str(refused.value).split("; ")[1].split()
     needed = int(words[0].replace(",", ""))
-    assert len(chunks([numbered(needed)], tokenizer, 32, 30, held_out)) == 30
+    assert len(chunks([numbered(needed)], tokenizer, 32, 30, part)) == 30
 
 
 @pytest.mark.parametrize(("tokens", "count"), [(1, 1), (2, 1), (8, 0), (-4, 1)])

@@ -66,7 +66,7 @@ def recipe(made: Path) -> Path:
 
 def sample(folder: Path) -> torch.Tensor:
     source = open_checkpoint(folder / "checkpoint")
-    return chunks(read_corpus(None), text_of(source), CHUNK, COUNT, held_out=True)
+    return chunks(read_corpus(None), text_of(source), CHUNK, COUNT, "measuring")
 
 
 def logs(logits: np.ndarray) -> np.ndarray:
@@ -140,9 +140,7 @@ def test_logits_that_are_not_finite(bad: float):
     logits = torch.zeros(4, 5)
     broken = logits.clone()
     broken[2, 1] = bad
-    with pytest.raises(
-        CheckFailed, match=r"the engine gives logits .* not finite at 12 of chunk 1"
-    ):
+    with pytest.raises(CheckFailed, match=r"the engine gives .* not finite at 12 of chunk 1"):
         Comparison(torch.zeros(2, 20, dtype=torch.int64)).add(1, 10, logits, broken)
 
 
@@ -196,7 +194,7 @@ WRONG = {
     "tokens": ({"tokens": 0}, "tokens is 0 and chunk 40"),
     "chunk": ({"chunk": 0}, "chunk 0; accepted: integers from 1"),
     "context": ({"chunk": 129}, "128"),
-    "little": ({"tokens": 10**7}, "held-out chunks of 40"),
+    "little": ({"tokens": 10**7}, "chunks of 40 for measuring"),
 }
 
 
