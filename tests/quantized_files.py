@@ -1,4 +1,4 @@
-"""Quantized checkpoints made of plain ones, by other libraries or from descriptions of formats, with
+"""Quantized checkpoints made of plain ones, by other libraries or by descriptions of formats, and
 the numbers that they hold: worked out here, number by number, in fp32."""
 
 import dataclasses
@@ -89,7 +89,7 @@ def as_words(numbers: Tensor, bits: int) -> Tensor:
 
 
 def settings_of(preset: str, **changes: Any) -> dict[str, Any]:
-    """Return the quantization_config of a preset of compressed-tensors as its config.json has it."""
+    """Return the quantization_config of a preset of compressed-tensors."""
     from compressed_tensors.quantization import QuantizationConfig
 
     found = QuantizationConfig(

@@ -1,6 +1,5 @@
 """Checkpoints that others quantized are what their numbers mean, bit for bit."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from tiny import defined, ours, prompt
 from torch import Tensor
 
 from lmcast.exporter.checkpoint import open_checkpoint
-from lmcast.exporter.inspection import inspect
 from lmcast.exporter.streams import values
-from lmcast.graphs import load
-from lmcast.graphs.sources import Packed, leaves
+from lmcast.graphs.sources import Packed
 
 BF16 = torch.bfloat16
 CASES: dict[str, Any] = {

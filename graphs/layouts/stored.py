@@ -131,8 +131,8 @@ def scale_shapes(scheme: Scheme, shape: tuple[int, ...]) -> list[tuple[int, ...]
         return [(), (1,), *([blocks] if len(shape) == 3 else [(1, 1)])]
     if scheme.block == (1, 0):
         return [blocks, shape[:-1]]
-    if scheme.block[0] > 1 and len(shape) == 2:  # ModelOpt keeps the axes within a block
-        return [blocks, (blocks[0], 1, blocks[1], 1)]
+    if scheme.block[0] > 1 and len(shape) == 2:  # ModelOpt keeps the axes within a block, or none
+        return [blocks, (blocks[0], 1, blocks[1], 1), *([()] if blocks == (1, 1) else [])]
     return [blocks]
 
 
