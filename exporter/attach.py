@@ -99,25 +99,38 @@ class _Attaching:
         return self.node("DequantizeLinear", [packed, scale], attributes, list(shape))
 
     def unpack(self, name: str, shape: tuple[int, ...], weight: PackedWeight) -> ir.Value:
-        """Return a quantized weight as ONNX defines it: codes, with scales of their blocks."""
+        """Return the values of a quantized weight, from its codes and scales."""
         parts = {p: self.part(f"{name}.{p}", given) for p, given in weight.parts.items()}
+        if weight.form == "standard":
+            return self.cast(self.dequantize_parts(parts, shape, weight), self.dtype)
+        codes, scales, wide = parts["codes"], parts["scales"], ir.DataType.FLOAT
+        sizes = list(_shape(codes))
+        if weight.form == "numbers":
+            out = self.node("Mul", [self.cast(codes, wide), scales], {}, sizes, wide)
+        else:
+            zeros = parts.get("zeros") or self.fill(_shape(scales), weight.offset, codes.dtype)
+            taken = [codes, scales, zeros]
+            out = self.node("DequantizeLinear", taken, {"axis": 0}, sizes, wide)
+        if sizes != list(shape):
+            out = self.node("Reshape", [out, self.numbers(list(shape))], {}, list(shape), wide)
+        return self.cast(out, self.dtype)
+
+    def dequantize_parts(
+        self, parts: Mapping[str, ir.Value], shape: tuple[int, ...], weight: PackedWeight
+    ) -> ir.Value:
+        """Return a quantized weight as ONNX defines it: codes, with scales of their blocks."""
         scales, kind = parts["scales"], parts["scales"].dtype
         if "shared" in parts:
             scales, kind = self.shared(parts, weight.divides), ir.DataType.FLOAT
         taken = [parts["codes"], scales]
         if "zeros" in parts:
             taken.append(parts["zeros"])
-        elif weight.offset:
-            taken.append(self.fill(_shape(scales), weight.offset, parts["codes"].dtype))
-        if kind == ir.DataType.FLOAT8E8M0:
-            kind = self.dtype
         attributes: dict[str, Any] = {"axis": 0}
         if len(_shape(scales)) == len(shape):
             attributes = {"axis": len(shape) - 1, "block_size": weight.block or shape[-1]}
-        if parts["scales"].dtype == ir.DataType.FLOAT8E8M0:
-            attributes["output_dtype"] = self.dtype
-        out = self.node("DequantizeLinear", taken, attributes, list(shape), kind)
-        return self.cast(out, self.dtype)
+        if kind == ir.DataType.FLOAT8E8M0:
+            kind = attributes["output_dtype"] = self.dtype
+        return self.node("DequantizeLinear", taken, attributes, list(shape), kind)
 
     def part(self, name: str, given: Part) -> ir.Value:
         """Return a part of a quantized weight as a weight of the graph."""

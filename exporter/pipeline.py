@@ -28,7 +28,7 @@ from lmcast.exporter.description import describe
 from lmcast.exporter.engine import MODEL, PARITY, TEMPLATE, TOKENIZER, Engine
 from lmcast.exporter.manifest import EngineError, write_manifest
 from lmcast.exporter.onnx_export import assemble
-from lmcast.exporter.packed import Form, without_kernel
+from lmcast.exporter.packed_forms import Form, without_kernel
 from lmcast.exporter.parity import check
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.recipe_files import open_recipe

@@ -16,7 +16,8 @@ from lmcast.calib.formats import BY_DTYPE, Format
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
-from lmcast.exporter.packed import Form, PackedWeight, packed_weight
+from lmcast.exporter.packed import PackedWeight
+from lmcast.exporter.packed_forms import Form, packed_weight
 from lmcast.exporter.streams import values
 from lmcast.graphs.sources import Mxfp4, Packed, Scaled, Source, View, alike, leaves, tensors_of
 from lmcast.graphs.weights import Binding
