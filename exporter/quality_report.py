@@ -51,7 +51,8 @@ class Axis:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             every = max(1, (last - first) // 6)
             powers = [10.0**n for n in range(first, last + 1, every)]
-            return [power for power in powers if self.low <= power <= self.high * 1.0001]
+            shown = [power for power in powers if self.low <= power <= self.high * 1.0001]
+            return shown if len(shown) > 1 else [self.low, self.high]
         rough = (self.high - self.low) / 5 or 1
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * n for n in (1, 2, 5, 10) if unit * n >= rough)
