@@ -24,7 +24,12 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "h
 
 def small(name: str, directory: Path) -> tuple[dict[str, Any], Leaves]:
     """Return the config and the tensors of a model whose sizes every format divides."""
-    own = dataclasses.replace(case(name), settings={**case(name).settings, **WIDE})
+    settings, sizes = case(name).settings, dict(WIDE)
+    if "moe_intermediate_size" in settings:
+        sizes["moe_intermediate_size"] = 64
+    if "text_config" in settings:
+        sizes = {"text_config": {**settings["text_config"], **WIDE}}
+    own = dataclasses.replace(case(name), settings={**settings, **sizes})
     return read(make(own, directory))
 
 

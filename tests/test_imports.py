@@ -1,5 +1,6 @@
 """Checkpoints that others quantized are what their numbers mean, bit for bit."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from quantized_files import compressed, quantized, small, write
 from tiny import defined, ours, prompt
 from torch import Tensor
 
+from lmcast.exporter import export
 from lmcast.exporter.checkpoint import open_checkpoint
+from lmcast.exporter.inspection import inspect
 from lmcast.exporter.streams import values
-from lmcast.graphs.sources import Packed
+from lmcast.graphs import ConfigError, WeightError, load
+from lmcast.graphs.sources import Packed, leaves
 
 BF16 = torch.bfloat16
 CASES: dict[str, Any] = {
@@ -96,3 +100,102 @@ def reader(source):
         return whole[begin:end] if whole.dim() else whole
 
     return read
+
+
+# Experts
+
+
+MOE: dict[str, Any] = {
+    "qwen3_moe/plain": lambda: (files.GPTQ, files.gptq),
+    "qwen3_moe/renormalized, bias, tied": lambda: (files.AWQ, files.awq),
+    "glm4_moe/GLM-4.5-Air": lambda: compressed("NVFP4"),
+}
+
+
+@pytest.mark.parametrize("name", MOE)
+@torch.no_grad()
+def test_experts_are_those_of_their_numbers(name, tmp_path):
+    config, tensors = small(name, tmp_path / "plain")
+    settings, pack = MOE[name]()
+    stored, exact = quantized(tensors, pack)
+    assert len(exact) < len(stored)
+    made = write(tmp_path / "made", config | {CONFIG: settings}, stored)
+    assert torch.equal(load(made)(prompt()), ours(config, exact)(prompt()))
+    source = open_checkpoint(made)
+    found = defined(source.config, source.tensors)
+    stacks = {n: s for n, s in found.binding.sources.items() if "experts" in n}
+    assert all(isinstance(leaf, Packed) for stack in stacks.values() for leaf in leaves(stack))
+    for parameter, stack in stacks.items():
+        want = dict(ours(config, exact).named_parameters())[parameter]
+        got = torch.cat([block.flatten() for block in values(source, stack)])
+        assert torch.equal(got.reshape(want.shape), want)
+
+
+@torch.no_grad()
+def test_only_routed_experts_as_in_kimi_k2_thinking(tmp_path):
+    config, tensors = small("kimi_k2/plain", tmp_path / "plain")
+    settings, pack = compressed("W4A16", BF16, group_size=32)
+    stored, exact = quantized(tensors, pack, lambda name: ".mlp.experts." in name)
+    ignore = ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*",
+              r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"]  # fmt: skip
+    made = write(tmp_path / "made", config | {CONFIG: settings | {"ignore": ignore}}, stored)
+    assert torch.equal(load(made)(prompt()), ours(config, exact)(prompt()))
+    counted = inspect(made).weights
+    experts = [n for n in stored if n.endswith(".weight_packed")]
+    assert counted["int4"]["tensors"] == 3 * len(experts) > 0
+    # A stack of which one part is plain is none.
+    name = experts[0].removesuffix("_packed")
+    mixed = {n: t for n, t in stored.items() if not n.startswith(name)} | {name: exact[name]}
+    with pytest.raises(ConfigError, match=f"ignore does not list {name.removesuffix('.weight')}"):
+        defined(config | {CONFIG: settings | {"ignore": ignore}}, mixed)
+    named = settings | {"ignore": [*ignore, name.removesuffix(".weight")]}
+    with pytest.raises(WeightError, match=r"are parts of one weight .*not quantized alike"):
+        defined(config | {CONFIG: named}, mixed)
+
+
+@torch.no_grad()
+def test_what_a_multimodal_config_says_of_its_text(tmp_path):
+    config, tensors = small("mistral3/ministral3, tied", tmp_path / "plain")
+    settings, pack = compressed("W4A16", group_size=32)
+    stored, exact = quantized(tensors, pack, lambda name: "vision" not in name)
+    text = {**config["text_config"], CONFIG: settings}
+    wanted = ours(config, exact)(prompt())
+    for given in (config | {CONFIG: settings}, config | {"text_config": text}):
+        assert torch.equal(ours(given, stored)(prompt()), wanted)
+    other = settings | {"ignore": []}
+    with pytest.raises(ConfigError, match=f"{CONFIG} and text_config.{CONFIG} differ"):
+        defined(config | {"text_config": text, CONFIG: other}, stored)
+
+
+@torch.no_grad()
+def test_a_head_that_repeats_a_quantized_embedding(tmp_path):
+    config, tensors = small("qwen3/bias, tied", tmp_path / "plain")
+    settings, pack = compressed("W4A16", group_size=32)
+    settings |= {"ignore": []}
+    stored, exact = quantized(tensors, pack)
+    rows = -len(stored["model.embed_tokens.weight"]) % 8
+    assert rows  # the words of a group of rows end within one
+    leaves_of, exact["model.embed_tokens.weight"] = pack(stored.pop("model.embed_tokens.weight"))
+    embed = {f"model.embed_tokens.{leaf}": t for leaf, t in leaves_of.items()}
+    head = {f"lm_head.{leaf}": t.clone() for leaf, t in leaves_of.items()}
+    wanted = ours(config, exact)(prompt())
+    for given in (stored | embed, stored | embed | head):
+        assert torch.equal(ours(config | {CONFIG: settings}, given)(prompt()), wanted)
+    plain_head = stored | embed | {"lm_head.weight": exact["model.embed_tokens.weight"]}
+    with pytest.raises(WeightError, match=r"lm_head.weight and .* not quantized alike"):
+        defined(config | {CONFIG: settings}, plain_head)
+    found = defined(config | {CONFIG: settings}, stored | embed | head)
+    assert len(found.binding.copies) == 3  # codes, scales and the shape
+
+
+# Engines
+
+
+@pytest.mark.parametrize("name", ["int4, asymmetric", "nvfp4", "gptq, desc_act", "mxfp8"])
+def test_an_engine_is_proven(name, plain, tmp_path):
+    config, tensors = plain
+    settings, pack = CASES[name]()
+    made = write(tmp_path / "made", config | {CONFIG: settings}, quantized(tensors, pack)[0])
+    engine = export(made, tmp_path / "engine", tokenizer=False)
+    assert json.loads((engine.directory / "parity.json").read_text())["passed"]
+    assert not engine.linked
