@@ -12,6 +12,9 @@ from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
 from lmcast.exporter.passes.merge_runs import merge_runs
+from lmcast.exporter.passes.nbits_gather import nbits_gather
+from lmcast.exporter.passes.nbits_matmul import nbits_matmul
+from lmcast.exporter.passes.quantized_products import quantized_products
 from lmcast.exporter.passes.quick_gelu import quick_gelu
 from lmcast.exporter.passes.recurrent_kernels import recurrent_kernels
 from lmcast.exporter.passes.remove_unused import remove_unused
@@ -23,6 +26,7 @@ Pass = Callable[[ir.Model], int]
 
 TENSORRT: tuple[Pass, ...] = (
     inline_parts,
+    quantized_products,
     inline_bodies,
     fused_attention,
     merge_equal,
@@ -37,6 +41,8 @@ TARGETS: Mapping[str, tuple[Pass, ...]] = {
         recurrent_kernels,
         split_experts,
         undo_reshape,
+        nbits_matmul,
+        nbits_gather,
         fused_matmul,
         skip_norm,
         quick_gelu,

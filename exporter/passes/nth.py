@@ -1,6 +1,7 @@
 """One of a stack of weights, as a range of bytes of its own wherever the stack allows it."""
 
 import math
+from typing import Any
 
 import onnx_ir as ir
 
@@ -31,6 +32,17 @@ def nth(model: ir.Model, at: ir.Node, stack: ir.Value, index: int) -> ir.Value:
         if perm[0] == 0:
             inner = nth(model, at, first, index)
             return _copy(model, at, node, [inner], {"perm": [p - 1 for p in perm[1:]]}, stack)
+    if node.op_type == "Cast":
+        inner = nth(model, at, first, index)
+        return _copy(model, at, node, [inner], {"to": node.attributes["to"].as_int()}, stack)
+    if node.op_type == "Mul" and all(_is_stack(value, stack) for value in node.inputs):
+        factors = [nth(model, at, value, index) for value in node.inputs if value is not None]
+        return _copy(model, at, node, factors, {}, stack)
+    if node.op_type == "Reshape" and _shape(first)[0] == _shape(stack)[0]:
+        shape = constant(
+            model, at, _shape(stack)[1:], ir.DataType.INT64, f"{stack.name}.{index}.to"
+        )
+        return _copy(model, at, node, [nth(model, at, first, index), shape], {}, stack)
     if node.op_type == "Slice":
         bounds = [_numbers(value) for value in node.inputs[1:]]
         if 0 not in bounds[2]:
@@ -99,13 +111,19 @@ def _copy(
     at: ir.Node,
     node: ir.Node,
     inputs: list[ir.Value],
-    attributes: dict[str, list[int]],
+    attributes: dict[str, Any],
     stack: ir.Value,
 ) -> ir.Value:
     name = f"{inputs[0].name}.{node.op_type}"
     out = insert(model, at, node.op_type, inputs, attributes, name=name)[0]
     out.type, out.shape = stack.type, ir.Shape(_shape(stack)[1:])
     return out
+
+
+def _is_stack(value: ir.Value | None, stack: ir.Value) -> bool:
+    """Whether a value has as many axes as a stack, and entries."""
+    own, whole = () if value is None or value.shape is None else _shape(value), _shape(stack)
+    return len(own) == len(whole) and own[0] == whole[0]
 
 
 def _numbers(value: ir.Value | None) -> list[int]:

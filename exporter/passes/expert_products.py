@@ -1,0 +1,67 @@
+"""The products of all experts, each of its own matrix with its own run of columns.
+
+Letters: E experts, N rows and K columns of a matrix.
+"""
+
+import onnx_ir as ir
+
+from lmcast.exporter.passes.nbits import IntegerWeight, integer_weight, of_expert
+from lmcast.exporter.passes.nbits_matmul import ROUNDED, multiply
+from lmcast.exporter.passes.nth import nth
+from lmcast.exporter.passes.rewrite import MICROSOFT, insert
+
+
+def products(
+    model: ir.Model, at: ir.Node, columns: ir.Value, runs: ir.Value, stack: ir.Value, name: str
+) -> ir.Value:
+    """Return the products, joined: columns K,routes in runs of these sizes -> N,routes.
+
+    stack: E,N,K. `name` is what nodes are named after, and the name of the output.
+    """
+    integers = integer_weight(stack)
+    if integers is not None and integers.has_kernel:
+        return _of_integers(model, at, columns, runs, integers, name)
+    assert stack.shape is not None
+    parts = _split(model, at, columns, runs, int(stack.shape.numpy()[0]), 1, name)
+    found = [_product(model, at, part, stack, i, name) for i, part in enumerate(parts)]
+    return insert(model, at, "Concat", found, {"axis": 1}, name=name)[0]
+
+
+def _of_integers(
+    model: ir.Model,
+    at: ir.Node,
+    columns: ir.Value,
+    runs: ir.Value,
+    stack: IntegerWeight,
+    name: str,
+) -> ir.Value:
+    """Return the same of quantized matrices, whose kernel takes rows."""
+    turn = {"perm": [1, 0]}
+    (rows,) = insert(model, at, "Transpose", [columns], turn, name=f"{name}.rows")
+    found = [
+        multiply(model, at, part, of_expert(model, stack, i), ROUNDED, f"{name}.{i}")
+        for i, part in enumerate(_split(model, at, rows, runs, stack.shape[0], 0, name))
+    ]
+    (joined,) = insert(model, at, "Concat", found, {"axis": 0}, name=f"{name}.joined")
+    return insert(model, at, "Transpose", [joined], turn, name=name)[0]
+
+
+def _split(
+    model: ir.Model, at: ir.Node, x: ir.Value, runs: ir.Value, experts: int, axis: int, name: str
+) -> list[ir.Value]:
+    given = {"axis": axis}
+    return insert(model, at, "Split", [x, runs], given, name=f"{name}.runs", outputs=experts)
+
+
+def _product(
+    model: ir.Model, at: ir.Node, part: ir.Value, stack: ir.Value, index: int, name: str
+) -> ir.Value:
+    matrix = nth(model, at, stack, index)
+    maker = matrix.producer()
+    label = f"{name}.{index}"
+    if maker is None or maker.op_type != "Transpose":
+        return insert(model, at, "MatMul", [matrix, part], name=label)[0]
+    return insert(
+        model, at, "FusedMatMul", [maker.inputs[0], part], {"transA": 1},
+        name=label, domain=MICROSOFT,
+    )[0]  # fmt: skip

@@ -1,0 +1,123 @@
+"""Quantized weights of a graph for ONNX Runtime, and its own operators on their bytes.
+
+Letters: E experts, N rows, K columns, G blocks of a row, S blocks of the whole weight.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from lmcast.exporter.packed_forms import KERNEL_BLOCKS
+from lmcast.exporter.passes.rewrite import insert
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """Integers of 4 or 8 bits with a scale for each block, as exporter/attach.py puts them.
+
+    codes: S,block UINT4 or UINT8. scales: S fp32. zeros: S like codes, None where the middle code
+    stands for 0. shape: N,K or E,N,K. dtype: what the values are cast to.
+    """
+
+    codes: ir.Value
+    scales: ir.Value
+    zeros: ir.Value | None
+    shape: tuple[int, ...]
+    dtype: ir.DataType
+
+    @property
+    def block(self) -> int:
+        return _shape(self.codes)[1]
+
+    @property
+    def bits(self) -> int:
+        return 4 if self.codes.dtype == ir.DataType.UINT4 else 8
+
+    @property
+    def has_kernel(self) -> bool:
+        return self.block in KERNEL_BLOCKS
+
+
+def integer_weight(value: ir.Value | None) -> IntegerWeight | None:
+    """Return what a value is dequantized from; None where it is anything else."""
+    node, dtype = _maker(value), ir.DataType.FLOAT
+    if node is not None and node.op_type == "Cast":
+        dtype = ir.DataType(node.attributes["to"].as_int())
+        node = _maker(node.inputs[0])
+    if node is None:
+        return None
+    # Without a Reshape where a row is one block.
+    made = _maker(node.inputs[0]) if node.op_type == "Reshape" else node
+    if made is None or made.op_type != "DequantizeLinear" or "block_size" in made.attributes:
+        return None
+    codes, scales, zeros = made.inputs
+    if codes is None or codes.dtype not in (ir.DataType.UINT4, ir.DataType.UINT8):
+        return None
+    assert scales is not None and zeros is not None
+    stored = isinstance(zeros.const_value, ir.ExternalTensor)
+    shape = _shape(node.outputs[0])
+    return IntegerWeight(codes, scales, zeros if stored else None, shape, dtype)
+
+
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    return None if value is None else value.producer()
+
+
+def of_expert(model: ir.Model, stack: IntegerWeight, index: int) -> IntegerWeight:
+    """Return the weight of one expert: ranges of the bytes of all."""
+    experts, *shape = stack.shape
+    blocks = _shape(stack.codes)[0] // experts
+
+    def part(value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
+        return bytes_of(model, value, value.dtype, sizes, index, experts)
+
+    return replace(
+        stack,
+        codes=part(stack.codes, (blocks, stack.block)),
+        scales=part(stack.scales, (blocks,)),
+        zeros=None if stack.zeros is None else part(stack.zeros, (blocks,)),
+        shape=tuple(shape),
+    )
+
+
+def cast(
+    model: ir.Model, at: ir.Node, value: ir.Value, have: ir.DataType, want: ir.DataType, name: str
+) -> ir.Value:
+    """Return a value in another dtype, if it is one."""
+    if have == want:
+        return value
+    out = insert(model, at, "Cast", [value], {"to": want}, name=name)[0]
+    out.type, out.shape = ir.TensorType(want), value.shape
+    return out
+
+
+def bytes_of(
+    model: ir.Model,
+    value: ir.Value,
+    kind: ir.DataType | None,
+    shape: tuple[int, ...],
+    index: int = 0,
+    parts: int = 1,
+) -> ir.Value:
+    """Return one of so many equal parts of a weight's bytes as a weight of this shape."""
+    whole = value.const_value
+    assert isinstance(whole, ir.ExternalTensor)
+    assert whole.offset is not None and whole.length is not None and kind is not None
+    size = whole.length // parts
+    assert size * parts == whole.length and size == math.ceil(math.prod(shape) * kind.itemsize)
+    name = f"{value.name}.{index}" if parts > 1 else f"{value.name}.{'x'.join(map(str, shape))}"
+    if name not in model.graph.initializers:
+        sizes = ir.Shape(shape)
+        out = ir.Value(name=name, type=ir.TensorType(kind), shape=sizes)
+        out.const_value = ir.ExternalTensor(
+            whole.location, whole.offset + index * size, size, kind,
+            shape=sizes, name=name, base_dir=whole.base_dir,
+        )  # fmt: skip
+        model.graph.initializers[name] = out
+    return model.graph.initializers[name]
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(value.shape.numpy())
