@@ -37,14 +37,23 @@ class Layer:
     pre_quant_scale: bool = False
 
     def __post_init__(self) -> None:
-        name = self.quant_algo.upper()
+        name = self.name
         if name not in ALGORITHMS:
             known = ", ".join((*ALGORITHMS, MIXED))
             raise ValueError(f"quant_algo is {self.quant_algo!r}; accepted: {known}")
-        sizes = ALGORITHMS[name]
         for size in (self.group_size, self.awq_block_size):
-            if size is not None and size not in (sizes or ()):
-                raise ValueError(f"group_size is {size}; accepted for {name}: {sizes or 'none'}")
+            if size is not None and not self.has(size):
+                accepted = ALGORITHMS[name] or "none"
+                raise ValueError(f"group_size is {size}; accepted for {name}: {accepted}")
+
+    @property
+    def name(self) -> str:
+        """The algorithm in the letters that ALGORITHMS has; files have either."""
+        return self.quant_algo.upper()
+
+    def has(self, size: int) -> bool:
+        """Tell whether groups may be so large."""
+        return size in (ALGORITHMS[self.name] or ())
 
     @property
     def group(self) -> int:
@@ -67,14 +76,19 @@ class ModelOpt:
     config_groups: dict | None = None
 
     def __post_init__(self) -> None:
-        if self.quant_algo.upper() != MIXED:
-            self.of_all()
+        if self.quant_algo.upper() == MIXED:  # quantized_layers says the same
+            return
+        whole = self.of_all()
         for name, group in (self.config_groups or {}).items():
-            size = (group.get("weights") or {}).get("group_size")
-            if self.group_size is not None and size not in (None, self.group_size):
+            weights = group.get("weights") if isinstance(group, Mapping) else None
+            if not isinstance(weights, Mapping):
+                raise ValueError(f"config_groups.{name} is {group!r:.80}; accepted: with weights")
+            size = weights.get("group_size")
+            fits = size == self.group_size if self.group_size else whole.has(size or 0)
+            if size is not None and not fits:
                 raise ValueError(
-                    f"config_groups.{name}.weights.group_size is {size}, but group_size is"
-                    f" {self.group_size}"
+                    f"config_groups.{name}.weights.group_size is {size}, which is not that of"
+                    f" {self.quant_algo}, {self.group_size or ALGORITHMS[whole.name]}"
                 )
 
     def of_all(self) -> Layer:
@@ -104,7 +118,7 @@ class ModelOpt:
 
 def _layout(tensors: Tensors, module: str, layer: Layer) -> Layout:
     smooth = "pre_quant_scale" if f"{module}.pre_quant_scale" in tensors.shapes else None
-    match layer.quant_algo.upper():
+    match layer.name:
         case "FP8":
             return stored(tensors, module, "e4m3", (0, 0))
         case "FP8_PER_CHANNEL_PER_TOKEN":
