@@ -8,6 +8,9 @@ import click
 def plan_options(command: Any) -> Any:
     """Add what TensorRT plans are built for."""
     for option in (
+        click.option(
+            "--widen", is_flag=True, help="Weights of 4 bits as 8 where a GPU lacks them; no loss."
+        ),
         click.option("--opt-tokens", type=int, help="Of a usual prompt.  [default: 128]"),
         click.option("--opt-batch", type=int, help="Usual rows of a call.  [default: 1]"),
         click.option("--max-tokens", type=int, help="Most of one call.  [default: 2048]"),

@@ -124,7 +124,7 @@ def body(given: Mapping[str, Any]) -> str:
     block, rotation = BLOCKS[format], given["rotation"]
     top = 127.0 if format == "int8" else E4M3_MOST
     lines = ["wide = Cast <to = 1> (x)", "shape = Shape (x)"]
-    lines.append(_turned(rotation) if rotation else "turned = Identity (wide)")
+    lines.append(turned(rotation) if rotation else "turned = Identity (wide)")
     lines.append(_grouped(block))
     if format in ("fp8", "int8") and scaled:
         lines.append("factor = Identity (scale)")
@@ -153,7 +153,8 @@ def body(given: Mapping[str, Any]) -> str:
     return f"quantize_input <format, rotation> ({inputs}) => (out) {{\n    {text}\n}}"
 
 
-def _turned(rotation: int) -> str:
+def turned(rotation: int) -> str:
+    """Return the lines of a body that turn `wide`, which has `shape`, into `turned`."""
     numbers = ", ".join(str(value) for value in hadamard(rotation).flatten().tolist())
     return f"""lead = Shape <start = 0, end = -1> (x)
     turn_sizes = Constant <value_ints = [-1, {rotation}]> ()

@@ -116,6 +116,30 @@ def standard(dtype: str, width: int, value_width: int, cap: float = 0.0) -> str:
     return STANDARD.format(t=dtype, k=width, v=value_width, cap=cap)
 
 
+# Codes are made in the graph: weights of it would need files, and ONNX Runtime is fed no FP8.
+ROUNDED = (
+    "(float[B,T,32] x, float[12,32] w, float given, float[12] scales) => (float[B,T,12] y) {{"
+    " s = Abs (given) size = Abs (scales) codes = Cast <to = {kind}> (w)"
+    " rounded = DequantizeLinear <axis = 0> (codes, size)"
+    " turned = Transpose <perm = [1, 0]> (rounded) q = lmcast.quantize_input"
+    ' <format = "{format}", rotation = {rotation}> (x{static}) y = MatMul (q, turned) }}'
+)
+CODED = ["Abs", "Abs", "DequantizeLinear", "Transpose"]
+TOKEN = ["Abs", "Max", "Div"]
+AFTER = [
+    *CODED, "Identity", "Div", "Div", "QuantizeLinear", "DequantizeLinear", "MatMul", "Mul",
+    "CastLike",
+]  # fmt: skip
+
+
+AFTER_TURNED = [name for name in AFTER if name != "Identity"]
+
+
+def rounded(format: str, kind: int, static: bool = False, rotation: int = 0) -> str:
+    scale = ", s" if static else ""
+    return ROUNDED.format(kind=kind, format=format, rotation=rotation, static=scale)
+
+
 CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "inline_parts": (
         "inline_parts",
@@ -192,6 +216,19 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         " s = Add (x, y) r = Relu (s)"
         " n = RMSNormalization <axis = -1, epsilon = 0.01> (s, weight) }",
         0, ["Add", "RMSNormalization", "Relu"],
+    ),
+    "quantized_products": (
+        "quantized_products", rounded("fp8", 17), 1, [*AFTER, *TOKEN],
+    ),
+    "quantized_products, static": (
+        "quantized_products", rounded("int8", 3, static=True), 1, [*AFTER, "Identity"],
+    ),
+    "quantized_products, turned": (
+        "quantized_products", rounded("int8", 3, rotation=8), 1,
+        [*AFTER_TURNED, *TOKEN, "Concat", "Reshape", "MatMul", "Reshape"],
+    ),
+    "quantized_products, not of two formats": (
+        "quantized_products", rounded("fp8", 3), 0, [*CODED, "quantize_input", "MatMul"],
     ),
     "quick_gelu": (
         "quick_gelu",

@@ -140,14 +140,28 @@ def wide() -> Any:
     )
 
 
-def fp4() -> Any:
-    weight = helper.make_tensor("up", TensorProto.FLOAT4E2M1, [64, 32], bytes(1024), raw=True)
-    node = helper.make_node("DequantizeLinear", ["up", "s"], ["y"], axis=0, block_size=32)
-    given = helper.make_tensor_value_info("s", TensorProto.FLOAT16, [2, 32])
+def fp4(*more: str, kind: int = TensorProto.FLOAT4E2M1) -> Any:
+    weight = helper.make_tensor("up", kind, [64, 32], bytes(1024), raw=True)
+    given = [helper.make_tensor_value_info("s", TensorProto.FLOAT16, [2, 32])]
+    given += [helper.make_tensor_value_info(name, kind, [2, 32]) for name in more]
+    node = helper.make_node("DequantizeLinear", ["up", "s", *more], ["y"], axis=0, block_size=32)
     made = helper.make_tensor_value_info("y", TensorProto.FLOAT16, [64, 32])
-    graph = helper.make_graph([node], "g", [given], [made], [weight])
+    graph = helper.make_graph([node], "g", given, [made], [weight])
     opset = [helper.make_opsetid("", 24)]
     return helper.make_model(graph, opset_imports=opset, ir_version=11)
+
+
+def asymmetric() -> Any:
+    return fp4("zeros", kind=TensorProto.UINT4)
+
+
+def rounded() -> Any:
+    made = parser.parse_model(
+        '<ir_version: 11, opset_import: ["" : 24, "lmcast" : 1]> g (float[B,64] x) => (float[B,64]'
+        ' y) { y = lmcast.quantize_input <format = "mxfp8", rotation = 0> (x) }'
+    )
+    made.graph.node[0].name = "layers.0.mixer.q.quantize_input"
+    return made
 
 
 def unknown() -> Any:
@@ -159,8 +173,10 @@ def unknown() -> Any:
 # graph, SMs -> what the error says
 BUILT: dict[str, tuple[Callable[[], Any], tuple[int, ...], str]] = {
     "TopK too large": (topk, SMS, "TopK takes at most 3840 of a row there: this model runs with"),
-    "FP4 on an old SM": (fp4, SMS, "weight up is FP4, which SM89 has no arithmetic for: export"),
-    "FP4": (fp4, (120,), "weight up is FLOAT4E2M1, which plans do not hold yet: export with"),
+    "FP4 on an old SM": (fp4, SMS, "weight up is FP4, which SM89 has no arithmetic for: --widen"),
+    "FP4 that FP8 is no help for": (fp4, (86,), "SM86 has no arithmetic for: --sm from 100 on"),
+    "zero points": (asymmetric, SMS, "weight up is INT4 with zero points, which TensorRT does not"),
+    "rounded inputs": (rounded, (86, 89), "layers.0.mixer.q are rounded to mxfp8, which SM86 has"),
     "fp32 on SM75": (wide, (75,), "SM75 multiplies no fp32: export with --dtype float16"),
     "an operator it lacks": (unknown, SMS, "layers.0.mixer.q (Nonsense): "),
 }

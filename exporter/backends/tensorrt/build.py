@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,8 +65,11 @@ def build_plan(
     job = Job(str(engine / graph["file"]), folder, fields["architecture"], str(path), request)
     facts = run(job, progress)
     found = read_plan(path)
+    products = facts.pop("products")
     if request.target == "tensorrt-rtx":  # nobody has read a plan of the other library yet
         found.check(request, facts["operators"])
+        found.check_formats(facts["codes"], products)
+    facts["products"] = dict(Counter(products.values()))
     size = path.stat().st_size
     asked = request.as_json()
     return {"file": file, "request": asked, **facts, "bytes": size, "fused": dict(found.fused)}

@@ -24,6 +24,7 @@ class Sizes:
     max_tokens: int | None = None  # of one call; a longer prompt goes in several
     opt_batch: int = 1
     opt_tokens: int | None = None  # of a usual prompt
+    widen: bool = False  # store weights of 4 bits as ones of 8 where an SM lacks them
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Request:
     max_tokens: int  # of one call
     opt_batch: int
     opt_tokens: int  # the usual number of tokens of a prompt
+    widen: bool = False  # store weights of 4 bits as ones of 8 where an SM lacks them
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"sms": list(self.sms)}
@@ -67,7 +69,7 @@ def resolve(target: str, sms: tuple[int, ...], context: int, sizes: Sizes) -> Re
     batch = _within("max-batch", sizes.max_batch, 1, MOST_BATCH)
     usual = _within("opt-batch", sizes.opt_batch, 1, batch)
     tokens = _within("opt-tokens", sizes.opt_tokens, min(USUAL_TOKENS, most), most)
-    return Request(target, sms, batch, capacity, most, usual, tokens)
+    return Request(target, sms, batch, capacity, most, usual, tokens, sizes.widen)
 
 
 def _within(name: str, asked: int | None, usual: int, most: int) -> int:

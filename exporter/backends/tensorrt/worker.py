@@ -19,12 +19,11 @@ import onnx_ir as ir
 
 from lmcast.exporter import passes
 from lmcast.exporter.backends.onnxruntime import BackendError
-from lmcast.exporter.backends.tensorrt import libraries
+from lmcast.exporter.backends.tensorrt import formats, libraries, low_precision
 from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.forms import forms
-from lmcast.exporter.lowering import DTYPES
 from lmcast.graphs import archs
 from lmcast.plugins.errors import InputError
 
@@ -36,7 +35,6 @@ ADVICE = (
      "TopK takes at most {0} of a row there: this model runs with --target onnx or cpu alone"),
     (r"for Turing \(SM75\): FP32 GEMM", "SM75 multiplies no fp32: export with --dtype float16"),
 )  # fmt: skip
-FIRST_FP4 = 100  # SM
 
 
 @dataclass(frozen=True)
@@ -102,8 +100,10 @@ class Build:
 def prepare(file: str, request: Request) -> ir.Model:
     """Return a portable graph rewritten for TensorRT, of fixed capacity."""
     graph = ir.load(file)
-    require_formats(graph, request)
+    passes.inline_parts(graph)
+    formats.require(graph, request)
     passes.run(graph, request.target)
+    low_precision.rewrite(graph, request)
     for value in [*graph.graph.inputs, *(v for node in graph.graph for v in node.outputs)]:
         if value.shape is not None:
             sizes = [request.max_context if str(size) == "C" else size for size in value.shape]
@@ -111,23 +111,11 @@ def prepare(file: str, request: Request) -> ir.Model:
     return graph
 
 
-def require_formats(graph: ir.Model, request: Request) -> None:
-    """Refuse weights in a format that a plan cannot hold, or that an SM has no arithmetic for."""
-    for name, value in graph.graph.initializers.items():
-        if value.dtype in DTYPES.values():
-            continue
-        format = value.dtype.name if value.dtype else "of no known format"
-        old = [sm for sm in request.sms if sm < FIRST_FP4]
-        found = f"weight {name} is {format}, which plans do not hold yet"
-        if value.dtype == ir.DataType.FLOAT4E2M1 and old:
-            found = f"weight {name} is FP4, which SM{old[0]} has no arithmetic for"
-        raise BackendError(f"{found}: export with --weights copy, which multiplies it out")
-
-
 def parse(build: Build, parser: Any, graph: ir.Model, job: Job) -> list[Any]:
     """Hand a graph to the parser, weights by pointer; return what must outlive the build."""
     data = ir.to_proto(graph).SerializeToString()
     mapped: dict[str, np.ndarray] = {}
+    made: list[np.ndarray] = []
     failed = not parser.load_model_proto(data, job.graph)
     for name, value in graph.graph.initializers.items():
         tensor = value.const_value
@@ -135,11 +123,14 @@ def parse(build: Build, parser: Any, graph: ir.Model, job: Job) -> list[Any]:
         path = os.path.join(job.folder, tensor.location)
         if path not in mapped:
             mapped[path] = np.memmap(path, mode="r", dtype=np.uint8)
-        start = mapped[path].ctypes.data + (tensor.offset or 0)
-        failed = failed or not parser.load_initializer(name, start, tensor.nbytes)
+        begin = tensor.offset or 0
+        stored = mapped[path][begin : begin + (tensor.length or tensor.nbytes)]
+        if low_precision.MADE in value.meta:
+            made.append(stored := value.meta[low_precision.MADE].compute(stored))
+        failed = failed or not parser.load_initializer(name, stored.ctypes.data, stored.nbytes)
     if failed or not parser.parse_model_proto():
         raise BackendError(parser_errors(parser) or "; ".join(build.messages))
-    return [data, *mapped.values()]
+    return [data, *mapped.values(), *made]
 
 
 def parser_errors(parser: Any) -> str:
@@ -224,6 +215,8 @@ def run(job: Job, tell: Tell) -> dict[str, Any]:
         "cuda": libraries.cuda_version(library),
         "operators": found,
         "in_place": in_place,
+        "codes": formats.codes(graph),
+        "products": formats.products(graph),
     }
 
 

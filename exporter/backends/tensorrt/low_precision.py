@@ -1,0 +1,130 @@
+"""Bring quantized weights into forms that TensorRT builds; none changes a value.
+
+Scales that are powers of two come as BF16, which has all of them: E8M0 is no type of an initializer
+there, and as bytes they become scales of fp16, which ends at 2^-24. A scale for each row or for all
+goes along with the cast behind it; of blocks it does not, and a cast stays. Blocks that are cut off
+at the last column are TensorRT's own TRT_BlockDequantize.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from lmcast.exporter.backends.tensorrt.formats import WIDER, Weight, weights
+from lmcast.exporter.backends.tensorrt.request import Request
+from lmcast.exporter.passes.quantized_products import TRT
+from lmcast.exporter.passes.rewrite import insert, replace
+from lmcast.graphs.quantized import Element, decode
+
+MADE = "made"  # the key of Made among what is known of an initializer
+CHUNK = 16 << 20  # codes that are looked up at once: each takes 8 bytes of indices meanwhile
+ELEMENTS: Mapping[ir.DataType, Element] = {ir.DataType.FLOAT4E2M1: "e2m1", ir.DataType.INT4: "int4"}
+
+
+@dataclass(frozen=True)
+class Made:
+    """Bytes of an initializer that are not those of its file, but are looked up for each of them.
+
+    table: for 256 bytes, what one becomes: a number, or two in a row.
+    """
+
+    table: np.ndarray
+
+    def compute(self, stored: np.ndarray) -> np.ndarray:
+        out = np.empty((len(stored), *self.table.shape[1:]), self.table.dtype)
+        for start in range(0, len(stored), CHUNK):
+            part = slice(start, start + CHUNK)
+            out[part] = self.table[stored[part]]
+        return out
+
+
+def rewrite(graph: ir.Model, request: Request) -> None:
+    """Give all quantized weights forms that build; wider ones where an SM lacks theirs."""
+    for weight in list(weights(graph)):
+        if request.widen and weight.lacking(request.sms):
+            widen(weight)
+        if weight.scales.dtype == ir.DataType.FLOAT8E8M0:
+            in_bfloat16(graph, weight)
+        elif _cut_off(weight):
+            in_blocks(graph, weight)
+        elif "block_size" not in weight.node.attributes:
+            with_cast(graph, weight)
+
+
+def widen(weight: Weight) -> None:
+    """Store codes of 4 bits as those of 8 with the same values."""
+    numbers = decode(torch.arange(256, dtype=torch.uint8)[:, None], ELEMENTS[weight.kind])
+    wider = WIDER[weight.kind]
+    dtype = ml_dtypes.float8_e4m3fn if wider == ir.DataType.FLOAT8E4M3FN else np.int8
+    _make(weight.codes, wider, Made(numbers.numpy().astype(dtype)))
+
+
+def in_bfloat16(graph: ir.Model, weight: Weight) -> None:
+    """Store powers of two as BF16, and cast what they are multiplied with afterwards."""
+    if MADE not in weight.scales.meta:
+        powers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu)
+        wide = powers.astype(np.float32).astype(ml_dtypes.bfloat16)
+        _make(weight.scales, ir.DataType.BFLOAT16, Made(wide))
+    (out,) = weight.node.outputs
+    (made,) = _dequantized(graph, weight, {})
+    made.type, made.shape = ir.TensorType(ir.DataType.BFLOAT16), out.shape
+    if out.dtype != ir.DataType.BFLOAT16:
+        to = {"to": out.dtype}
+        (made,) = insert(graph, weight.node, "Cast", [made], to, name=f"{weight.node.name}.cast")
+    replace(graph, weight.node, [made])
+
+
+def in_blocks(graph: ir.Model, weight: Weight) -> None:
+    """Dequantize blocks of which the last ends early."""
+    node, (out,) = weight.node, weight.node.outputs
+    block = [1] * (len(_sizes(out)) - 1) + [node.attributes["block_size"].as_int()]
+    (made,) = insert(
+        graph, node, "TRT_BlockDequantize", node.inputs, {"block_shape": block},
+        name=f"{node.name}.blocks", domain=TRT,
+    )  # fmt: skip
+    replace(graph, node, [made])
+
+
+def with_cast(graph: ir.Model, weight: Weight) -> None:
+    """Let a weight with one scale for each row be made in the format that it is cast to."""
+    users = [user for user, _ in weight.node.outputs[0].uses()]
+    if [user.op_type for user in users] == ["Cast"]:
+        to = users[0].attributes["to"].as_int()
+        replace(graph, users[0], _dequantized(graph, weight, {"output_dtype": to}))
+        graph.graph.remove(weight.node, safe=True)
+
+
+def _dequantized(graph: ir.Model, weight: Weight, more: dict[str, int]) -> list[ir.Value]:
+    """Insert the node of a weight again, in the format of its scales or as `more` says."""
+    node = weight.node
+    attributes = {k: v.as_int() for k, v in node.attributes.items() if k != "output_dtype"}
+    return insert(
+        graph, node, node.op_type, node.inputs, attributes | more, name=f"{node.name}.numbers"
+    )
+
+
+def _make(value: ir.Value, kind: ir.DataType, made: Made) -> None:
+    """Have an initializer in another format, made of the bytes it is stored as."""
+    tensor = value.const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    value.meta[MADE] = made
+    value.type = ir.TensorType(kind)
+    value.const_value = ir.ExternalTensor(
+        tensor.location, tensor.offset, tensor.length, kind,
+        shape=tensor.shape, name=tensor.name, base_dir=tensor.base_dir,
+    )  # fmt: skip
+
+
+def _cut_off(weight: Weight) -> bool:
+    """Whether the last block of a row ends before it is full."""
+    block = weight.node.attributes.get("block_size")
+    return block is not None and bool(_sizes(weight.codes)[-1] % block.as_int())
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(value.shape.numpy())

@@ -1,0 +1,119 @@
+"""Multiply rounded inputs as TensorRT has kernels for: codes first, the scale of a token behind.
+
+What a scale is multiplied with may lie on either side of a product; in front of it, the product is
+one of fp16. Inputs and weight must be in one format, with a scale for each row of the weight, or
+be NVFP4. Other inputs are left to their body, and their products are of fp16 or bf16.
+
+before: y = MatMul(lmcast.quantize_input <format = "fp8"> (x), Transpose(DequantizeLinear(codes)))
+after:  y = Mul(MatMul(DequantizeLinear(QuantizeLinear(Div(x, s))), Transpose(...)), s)
+"""
+
+import onnx_ir as ir
+
+from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace, written
+from lmcast.plugins.numbers import E2M1_MOST, E4M3_MOST
+from lmcast.plugins.quantize_input import BLOCKS, LEAST, quantize_input, turned
+
+TRT = "trt"  # the domain of TensorRT's own operators
+CODES = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8, "nvfp4": ir.DataType.FLOAT4E2M1}
+MOST = {"fp8": E4M3_MOST, "int8": 127.0, "nvfp4": E2M1_MOST * E4M3_MOST}
+# Codes count in steps of this size, so that a product in fp16 is about as large as its inputs; a
+# power of two, which rounds nothing.
+STEP = {"fp8": 2.0**-9, "int8": 2.0**-7, "nvfp4": 2.0**-12}
+BLOCK = BLOCKS["nvfp4"]
+
+TOKEN = """absolute = Abs (turned)
+    last = Constant <value_ints = [-1]> ()
+    largest = ReduceMax (absolute, last)
+    least = Constant <value_float = {least}> ()
+    most = Max (largest, least)
+    top = Constant <value_float = {top}> ()
+    factor = Div (most, top)"""
+ROUNDED = """ratio = Div (turned, factor)
+    unit = Constant <value_float = 1.0> ()
+    codes = QuantizeLinear <output_dtype = {kind}> (ratio, unit)
+    near = DequantizeLinear <output_dtype = {dtype}> (codes, step)"""
+# Not rounded here: an operator of TensorRT's does that.
+SCALED = """unscaled = Div (turned, factor)
+    ratio = Mul (unscaled, step)"""
+BACK = """wide = Cast <to = 1> (product)
+    grown = Mul (wide, back)
+    out = CastLike (grown, product)"""
+
+
+def quantized_products(model: ir.Model) -> int:
+    return sum(_rewritten(model, node) for node in nodes_of(model, quantize_input.name))
+
+
+def _rewritten(model: ir.Model, node: ir.Node) -> bool:
+    format = node.attributes["format"].as_string()
+    products = [user for user, place in node.outputs[0].uses() if place == 0]
+    fitting = len(products) == len(node.outputs[0].uses()) > 0
+    if not fitting or not all(_alike(product, format) for product in products):
+        return False
+    near, back = _codes(model, node, format)
+    for product in products:
+        _, weight = product.inputs
+        given = {"product": None, "back": back}
+        name = f"{product.name}.codes"
+        (given["product"],) = insert(model, product, "MatMul", [near, weight], name=name)
+        replace(model, product, written(model, product, BACK, given, ["out"]))
+    model.graph.remove(node, safe=True)
+    return True
+
+
+def _alike(product: ir.Node, format: str) -> bool:
+    """Whether a product's weight is in the format of its inputs, and has scales that fit."""
+    if product.op_type != "MatMul" or format not in CODES:
+        return False
+    weight = product.inputs[1]
+    while (node := weight.producer() if weight else None) and node.op_type in ("Transpose", "Cast"):
+        weight = node.inputs[0]
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return False
+    blocks = node.attributes.get("block_size")
+    wanted = BLOCK if format == "nvfp4" else 0
+    return node.inputs[0].dtype == CODES[format] and (blocks.as_int() if blocks else 0) == wanted
+
+
+def _codes(model: ir.Model, node: ir.Node, format: str) -> list[ir.Value]:
+    """Return the rounded inputs in steps, and what products of them are multiplied with."""
+    x, *scale = node.inputs
+    assert x is not None
+    rotation = node.attributes["rotation"].as_int()
+    lines = ["wide = Cast <to = 1> (x)", "shape = Shape (x)"]
+    lines.append(turned(rotation) if rotation else "turned = Identity (wide)")
+    given: dict[str, ir.Value | None] = {"x": x}
+    given["step"] = constant(model, node, STEP[format], ir.DataType.FLOAT, f"{node.name}.step")
+    if scale:
+        given["scale"] = scale[0]
+        lines.append("factor = Identity (scale)")
+    else:
+        lines.append(TOKEN.format(least=LEAST, top=MOST[format]))
+    lines.append("back = Div (factor, step)")
+    kind, dtype = CODES[format], x.dtype
+    assert dtype is not None
+    rounded = ROUNDED.format(kind=int(kind), dtype=int(dtype))
+    lines.append(SCALED if format == "nvfp4" else rounded)
+    result = "ratio" if format == "nvfp4" else "near"
+    near, back = written(model, node, "\n    ".join(lines), given, [result, "back"])
+    if format == "nvfp4":
+        near = _nvfp4(model, node, near, given["step"], x)
+    near.type, near.shape = x.type, x.shape
+    return [near, back]
+
+
+def _nvfp4(
+    model: ir.Model, node: ir.Node, ratio: ir.Value, step: ir.Value | None, x: ir.Value
+) -> ir.Value:
+    """Return numbers rounded to NVFP4, whose block scales are multiplied with the step."""
+    attributes = {"axis": -1, "block_size": BLOCK, "scale_type": int(ir.DataType.FLOAT8E4M3FN)}
+    codes, scales = insert(
+        model, node, "TRT_FP4DynamicQuantize", [ratio, step], attributes,
+        name=f"{node.name}.blocks", outputs=2, domain=TRT,
+    )  # fmt: skip
+    (wide,) = insert(model, node, "DequantizeLinear", [scales, step], name=f"{node.name}.scales")
+    blocked = {"axis": -1, "block_size": BLOCK}
+    (near,) = insert(model, node, "DequantizeLinear", [codes, wide], blocked, name=f"{node.name}.n")
+    (out,) = insert(model, node, "CastLike", [near, x], name=f"{node.name}.near")
+    return out
