@@ -1,0 +1,347 @@
+"""What each format costs in quality, nearest rounding beside calibration: a table, and quality.png.
+
+    python tests/benchmarks/quality.py WORK CHECKPOINT... [--only mxfp4,int4] [--data FILE]
+
+Checkpoints as samples/smollm2.sh and samples/gemma3.sh fetch them hold weights of 4 bits, which
+flatters formats of 4 bits: rescale.py first turns them into others of the same function, which lie
+on no grid. Divergences are from those in fp32, on text that neither calibration nor its choices
+saw, with standard errors over chunks.
+
+Every row is kept in WORK/rows, under a name made of all that it depends on, the code of calibration
+too: what was interrupted goes on, and what has changed is measured anew.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import rescale
+import torch
+
+import lmcast.calib
+from lmcast.calib.presets import PRESETS, Preset
+from lmcast.exporter.calibration import calibrate
+from lmcast.exporter.comparison import Comparison, Mean
+from lmcast.exporter.corpus import chunks, read_corpus, text_of
+from lmcast.exporter.pipeline import identified, understand
+from lmcast.exporter.quality import eager_quality
+from lmcast.exporter.recipe_files import open_recipe
+
+sys.path.append(str(Path(__file__).parents[1]))
+import rounded
+
+PICTURE = Path(__file__).with_suffix(".png")
+CODE = Path(lmcast.calib.__file__).parents[1]
+# What a recipe depends on: calibration itself, the formats, and how inputs are rounded.
+PARTS = (
+    "calib",
+    "exporter/calibrate",
+    "exporter/calibration.py",
+    "graphs/quantized.py",
+    "graphs/blocks/quantized.py",
+    "plugins/numbers.py",
+    "plugins/quantize_input.py",
+)
+# Divergence at most, as a share of that of nearest rounding (of ModelOpt's FP8_DEFAULT, in fp8).
+AIMS = {"mxfp4": 0.6, "mxfp4-w4a4": 0.6, "mxfp4-w4a8": 0.65, "int4": 0.6, "nvfp4": 0.7, "fp8": 1.0}
+MODELOPT = "ModelOpt FP8_DEFAULT"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """ids C,T int64: to calibrate on, to choose by, and to measure with."""
+
+    calibration: torch.Tensor
+    choice: torch.Tensor
+    measuring: torch.Tensor
+
+    def digest(self) -> str:
+        whole = torch.cat([each.flatten() for each in asdict(self).values()])
+        return hashlib.sha256(whole.numpy().tobytes()).hexdigest()
+
+
+def sample(checkpoint: Path, options: argparse.Namespace) -> Sample:
+    text, corpus = text_of(identified(checkpoint)[0]), read_corpus(options.data)
+    counts = {
+        "calibration": options.calibration,
+        "choice": options.calibration // 4,
+        "measuring": options.tokens,
+    }
+    return Sample(
+        *(
+            chunks(corpus, text, options.chunk, math.ceil(tokens / options.chunk), part)
+            for part, tokens in counts.items()
+        )
+    )
+
+
+def calibrated(checkpoint: Path, preset: Preset, given: Sample, folder: Path) -> dict[str, Any]:
+    """Calibrate, and measure what was written; say which weights and layers that changes."""
+    source, identities = identified(checkpoint)
+    found, started = understand(source, (), False), time.perf_counter()
+    made = calibrate(checkpoint, folder, recipe=preset, ids=(given.calibration, given.choice))
+    seconds = time.perf_counter() - started
+    files = open_recipe(folder, identities)
+    measured = eager_quality(found, source, *files.take(found, source), given.measuring)
+    named = {layer: f"{layer}.input_scale" for layer in files.recipe.inputs}
+    extended = files.extend(source)
+    return {
+        "measured": measured.as_json(),
+        "seconds": seconds,
+        "algorithms": Counter(each["algorithm"] for each in made.report["weights"]),
+        "weights": sorted(files.recipe.weights),
+        "layers": {
+            layer: extended.read(name).item() if name in files.tensors else None
+            for layer, name in named.items()
+        },
+    }
+
+
+def nearest(
+    checkpoint: Path, preset: Preset, of: dict[str, Any], given: Sample, folder: Path
+) -> dict[str, Any]:
+    """Round the weights of a calibrated recipe to nearest by their largest values, and measure.
+
+    Inputs are rounded as they come, neither turned nor smoothed; static scales are the recipe's.
+    """
+    source, identities = identified(checkpoint)
+    found, weights = understand(source, (), False), set(of["weights"])
+    inputs = dict.fromkeys(of["layers"], replace(preset.inputs, rotation=0, smooth=False))
+    if preset.inputs.format is None:  # such layers are there for their smoothing alone
+        inputs = {}
+    scales = {
+        f"{layer}.input_scale": torch.tensor(scale)
+        for layer, scale in of["layers"].items()
+        if scale is not None
+    }
+    started = time.perf_counter()
+    rounded.round_weights(
+        checkpoint,
+        folder,
+        lambda name, _: preset.weights if name in weights else None,
+        inputs,
+        scales,
+    )
+    seconds = time.perf_counter() - started
+    quantized = open_recipe(folder, identities).take(found, source)
+    measured = eager_quality(found, source, *quantized, given.measuring)
+    return {"measured": measured.as_json(), "seconds": seconds}
+
+
+def modelopt(checkpoint: Path, given: Sample, folder: Path) -> dict[str, Any]:
+    """Quantize Hugging Face's model as ModelOpt does by default, and measure against itself."""
+    import modelopt.torch.quantization as mtq
+    from transformers import AutoModelForCausalLM
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+    reference, started = load(), time.perf_counter()
+
+    def forward(model: Any) -> None:
+        for row in given.calibration:
+            model(row[None], logits_to_keep=1, use_cache=False)
+
+    with torch.no_grad():
+        quantized = mtq.quantize(load(), mtq.FP8_DEFAULT_CFG, forward)
+        seconds = time.perf_counter() - started
+        assert not quantized.lm_head.weight_quantizer.is_enabled  # as ours leaves it
+        compared = Comparison(given.measuring)
+        for chunk, row in enumerate(given.measuring):
+            both = [model(row[None], use_cache=False).logits[0] for model in (reference, quantized)]
+            for at in torch.arange(len(row)).split(32):
+                compared.add(chunk, int(at[0]), *(logits[at] for logits in both))
+    # Bytes of a model that computes as if it were quantized would say nothing.
+    return {"measured": compared.measured(0, 0).as_json(), "seconds": seconds}
+
+
+class Rows:
+    """Results on disk, each under a digest of what it depends on."""
+
+    def __init__(self, work: Path):
+        self.folder = work / "rows"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = [f for part in PARTS for f in ([CODE / part] if part.endswith(".py") else
+                 sorted((CODE / part).rglob("*.py")))]  # fmt: skip
+        self.code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+    def get(self, name: str, depends: Any, make: Callable[[Path], dict[str, Any]]) -> Any:
+        """Return a row, made where it is not there; `make` gets a path for what it writes."""
+        text = json.dumps([depends, self.code], sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
+        file = self.folder / f"{name} {key}.json"
+        if not file.exists():
+            made = make(self.folder / f"{name} {key}")
+            file.with_suffix(".new").write_text(json.dumps(made))
+            file.with_suffix(".new").replace(file)
+            shutil.rmtree(self.folder / f"{name} {key}", ignore_errors=True)
+        row = json.loads(file.read_text())
+        kl = row["measured"]["kl"]
+        print(f"{name}: KL {mean(kl).text('.3g')}, {row['seconds']:.0f} s", flush=True)
+        return row
+
+
+def mean(fields: dict[str, Any]) -> Mean:
+    return Mean(fields["value"], fields["error"])
+
+
+def rescaled(checkpoint: Path, work: Path) -> Path:
+    """Return a checkpoint of the same function with weights that lie on no grid."""
+    name = re.sub(r"[^\w.-]", "-", checkpoint.name.removesuffix(".gguf"))
+    made = work / name
+    if not made.exists():
+        shutil.rmtree(unfinished := work / f"{name}.new", ignore_errors=True)
+        rescale.write(checkpoint, unfinished)
+        unfinished.replace(made)
+    return made
+
+
+Found = dict[str, dict[str, Any]]  # preset -> 'nearest' and 'calibrated', or MODELOPT -> row
+
+
+def measure(checkpoint: Path, options: argparse.Namespace) -> Found:
+    made, rows = rescaled(checkpoint, options.work), Rows(options.work)
+    given, found = sample(made, options), Found()
+    stored = (made / "model.safetensors").stat()
+    of = [made.name, stored.st_size, stored.st_mtime_ns, given.digest()]
+    for name in options.only or PRESETS:
+        preset = PRESETS[name]
+        depends = [*of, asdict(preset)]
+        best = rows.get(
+            f"{made.name} {name} calibrated",
+            depends,
+            partial(calibrated, made, preset, given),
+        )
+        base = rows.get(
+            f"{made.name} {name} nearest",
+            [*depends, best["weights"], best["layers"]],
+            partial(nearest, made, preset, best, given),
+        )
+        found[name] = {"nearest": base, "calibrated": best}
+    if "fp8" in found:
+        name = f"{made.name} {MODELOPT}"
+        found["fp8"][MODELOPT] = rows.get(name, of, partial(modelopt, made, given))
+    return found
+
+
+def ratio(of: Mean, to: Mean) -> Mean:
+    """Return a quotient; its error is that of independent numbers, so rather too large."""
+    value = of.value / to.value
+    errors = (of.error or 0) / of.value, (to.error or 0) / to.value
+    return Mean(value, value * math.hypot(*errors))
+
+
+def text(model: str, found: Found) -> str:
+    columns = ["recipe", "MB", "perplexity", "same top token", "KL, nearest", "KL, calibrated",
+               "of nearest", "aim", "s"]  # fmt: skip
+    rows, first = [], next(iter(found.values()))["calibrated"]["measured"]
+    for name, ways in found.items():
+        base, best = (ways[way]["measured"] for way in ("nearest", "calibrated"))
+        share = ratio(mean(best["kl"]), mean(base["kl"]))
+        aim = f"{AIMS[name]:g}" if name in AIMS and MODELOPT not in ways else ""
+        rows.append(
+            [
+                name,
+                f"{best['bytes'] / 1e6:.1f}",
+                mean(best["perplexity_ratio"]).text(".4f"),
+                f"{best['top1']['value']:.1%}",
+                mean(base["kl"]).text(".3g"),
+                mean(best["kl"]).text(".3g"),
+                share.text(".2f") + (verdict(share.value, AIMS[name]) if aim else ""),
+                aim,
+                f"{ways['calibrated']['seconds']:.0f}",
+            ]
+        )
+    lines = [
+        f"{model}: perplexity {mean(first['reference_perplexity']).text('.2f')},"
+        f" {first['reference_bytes'] / 1e6:.1f} MB; {first['chunks']} chunks of {first['tokens']}"
+        " tokens; perplexity below is a multiple of it",
+        "",
+        markdown(columns, rows),
+    ]
+    theirs = found.get("fp8", {}).get(MODELOPT)
+    if theirs:
+        kl = mean(theirs["measured"]["kl"])
+        share = ratio(mean(found["fp8"]["calibrated"]["measured"]["kl"]), kl)
+        lines += ["", f"{MODELOPT}: KL {kl.text('.3g')}; fp8 is {share.text('.2f')} of it (aim:"
+                  f" below 1){verdict(share.value, 1)}"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def verdict(share: float, aim: float) -> str:
+    return "" if share <= aim else " **missed**"
+
+
+def draw(every: dict[str, Found]) -> None:
+    from matplotlib import pyplot
+
+    figure, planes = pyplot.subplots(
+        1, len(every), figsize=(6.5 * len(every), 4.5), layout="constrained", squeeze=False
+    )
+    for axes, (model, found) in zip(planes[0], every.items(), strict=True):
+        places = range(len(found))
+        for shift, way in ((-0.2, "nearest"), (0.2, "calibrated")):
+            kls = [mean(ways[way]["measured"]["kl"]) for ways in found.values()]
+            axes.bar(
+                [place + shift for place in places],
+                [kl.value for kl in kls],
+                0.4,
+                yerr=[kl.error or 0 for kl in kls],
+                label=way,
+            )
+        aims = [
+            (place, AIMS[name] * ways["nearest"]["measured"]["kl"]["value"])
+            for place, (name, ways) in enumerate(found.items())
+            if name in AIMS and name != "fp8"
+        ]
+        if aims:
+            axes.plot(*zip(*aims, strict=True), "k_", markersize=14, label="aim")
+        if theirs := found.get("fp8", {}).get(MODELOPT):
+            place = list(found).index("fp8")
+            axes.plot(place, theirs["measured"]["kl"]["value"], "rx", label=MODELOPT)
+        axes.set(yscale="log", ylabel="KL per token, nats", title=model)
+        axes.set_xticks(list(places), list(found), rotation=60, ha="right")
+        axes.grid(alpha=0.3, axis="y", which="both")
+        axes.legend(fontsize=8)
+    figure.savefig(PICTURE, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("work", type=Path, help="holds what was made and measured; can go on")
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--only", type=lambda names: names.split(","), help="of the recipes")
+    parser.add_argument("--data", type=Path, help="text; by default Python's manual")
+    parser.add_argument("--calibration", type=int, default=16384, help="tokens")
+    parser.add_argument("--tokens", type=int, default=4096, help="to measure with")
+    parser.add_argument("--chunk", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    every = {}
+    for checkpoint in options.checkpoints:
+        every[checkpoint.name] = measure(checkpoint, options)
+    print()
+    print("\n\n".join(text(model, found) for model, found in every.items()))
+    draw(every)
+
+
+if __name__ == "__main__":
+    main()
