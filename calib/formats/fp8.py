@@ -2,7 +2,7 @@
 
 import torch
 
-from lmcast.calib.formats.scales import quotients, shrunk
+from lmcast.calib.formats.scales import quotients, times
 from lmcast.calib.formats.weight import WeightFormat
 from lmcast.graphs.quantized import Block, Scheme
 from lmcast.plugins.numbers import E4M3_MOST
@@ -10,7 +10,7 @@ from lmcast.plugins.numbers import E4M3_MOST
 
 def _format(name: str, block: Block) -> WeightFormat:
     rule = quotients(E4M3_MOST, torch.float32)
-    return WeightFormat(name, Scheme("e4m3", block, torch.float32), E4M3_MOST, rule, shrunk)
+    return WeightFormat(name, Scheme("e4m3", block, torch.float32), E4M3_MOST, rule, times)
 
 
 FP8 = _format("fp8", (0, 0))

@@ -6,12 +6,12 @@ Without -128 a weight and its negative have the same codes, and two products of 
 
 import torch
 
-from lmcast.calib.formats.scales import quotients, shrunk
+from lmcast.calib.formats.scales import quotients, times
 from lmcast.calib.formats.weight import WeightFormat
 from lmcast.graphs.quantized import Scheme
 
 MOST = 127.0
 
 INT8 = WeightFormat(
-    "int8", Scheme("int8", (1, 0), torch.float32), MOST, quotients(MOST, torch.float32), shrunk
+    "int8", Scheme("int8", (1, 0), torch.float32), MOST, quotients(MOST, torch.float32), times
 )

@@ -37,67 +37,76 @@ def _spread(factors, wide, out):
     width = wide if wide else len(out)
     for b in range(len(factors)):
         factor = np.float64(factors[b])
-        if factor == 0.0:
-            factor = np.inf
-        out[b * width : (b + 1) * width] = factor
+        out[b * width : (b + 1) * width] = factor if factor > 0.0 else np.inf
 
 
 @compiled
-def _encode_e2m1(ratios, wide, codes):
+def _near_e2m1(ratios):
     for k in range(len(ratios)):
         size = min(abs(ratios[k]), 6.0)
         # Steps of 1/2 below 2, of 1 below 4, then of 2; rint and codes are even together.
+        step = 0.5 if size < 2.0 else (1.0 if size < 4.0 else 2.0)
         times = 2.0 if size < 2.0 else (1.0 if size < 4.0 else 0.5)
-        first = 0 if size < 2.0 else (2 if size < 4.0 else 4)
-        code = np.int32(np.rint(size * times)) + first
-        codes[k] = np.uint8(code | ((wide[k] >> np.uint32(28)) & np.uint32(8)))
+        ratios[k] = np.copysign(np.rint(size * times) * step, ratios[k])
 
 
 @compiled
-def _encode_e4m3(ratios, wide, codes):
-    bits = ratios.view(np.uint64)
+def _near_e4m3(ratios, large):
+    bits, steps = ratios.view(np.uint64), large.view(np.uint64)
+    for k in range(len(ratios)):
+        # 1.5 * 2^49 times the power of two of a number, 2^-6 or more: their sum has 3 bits of the
+        # number's mantissa, rounded as sums are.
+        power = max(bits[k] & np.uint64(0x7FF << 52), np.uint64((1023 - 6) << 52))
+        steps[k] = power + np.uint64((49 << 52) | (1 << 51))
     for k in range(len(ratios)):
         size = min(abs(ratios[k]), 448.0)
-        small = np.int64(np.rint(size * 512.0))  # subnormal: multiples of 2^-9
-        # Of 52 bits of mantissa 3 are kept; the exponent moves from bias 1023 to 7.
-        kept = bits[k] & np.uint64(0x7FFFFFFFFFFFFFFF)
-        odd = (kept >> np.uint64(49)) & np.uint64(1)
-        rounded = (kept + np.uint64((1 << 48) - 1) + odd) >> np.uint64(49)
-        normal = min(np.int64(rounded) - np.int64(1016 << 3), np.int64(0x7E))
-        code = small if size < 0.015625 else normal
-        codes[k] = np.uint8(code | np.int64((wide[k] >> np.uint32(24)) & np.uint32(0x80)))
+        ratios[k] = np.copysign((size + large[k]) - large[k], ratios[k])
 
 
 @compiled
-def _encode_integers(ratios, least, most, mask, codes):
-    for k in range(len(ratios)):
-        near = min(max(np.rint(ratios[k]), least), most)
-        codes[k] = np.uint8(np.int32(near) & mask)
-
-
-@compiled
-def _encode(element, ratios, wide, codes):
-    """Write the nearest code of every ratio, ties to the even one, saturating."""
+def _near(element, ratios, spare):
+    """Replace every ratio by the nearest value that a code has, ties to the even code; saturate."""
     if element == E2M1:
-        _encode_e2m1(ratios, wide, codes)
+        _near_e2m1(ratios)
     elif element == E4M3:
-        _encode_e4m3(ratios, wide, codes)
-    elif element == INT4:
-        _encode_integers(ratios, -8.0, 7.0, 0xF, codes)
+        _near_e4m3(ratios, spare)
     else:
-        _encode_integers(ratios, -127.0, 127.0, 0xFF, codes)
+        least, most = (-8.0, 7.0) if element == INT4 else (-127.0, 127.0)
+        for k in range(len(ratios)):
+            ratios[k] = min(max(np.rint(ratios[k]), least), most)
 
 
 @compiled
-def _row(bits, shift, element, divisors, wide, ratios, codes):
-    """Write a row's bits of fp32, ratios and codes; return the largest magnitude, as bits."""
-    _widen(bits, shift, wide)
+def _code(element, values, codes):
+    """Write the codes of values that have one."""
+    bits = values.view(np.uint64)
+    if element == E2M1:
+        for k in range(len(values)):
+            size, sign = abs(values[k]), np.int32(bits[k] >> np.uint64(60)) & 8
+            place = size * 2.0 if size < 2.0 else (size + 2.0 if size < 4.0 else size * 0.5 + 4.0)
+            codes[k] = np.uint8(np.int32(place) | sign)
+    elif element == E4M3:
+        for k in range(len(values)):
+            size, sign = abs(values[k]), np.int32(bits[k] >> np.uint64(56)) & 0x80
+            # 3 of 52 bits of mantissa, and the exponent with bias 7 instead of 1023.
+            normal = np.int32(bits[k] >> np.uint64(49)) & 0x3FFF
+            code = np.int32(size * 512.0) if size < 0.015625 else normal - (1016 << 3)
+            codes[k] = np.uint8(code | sign)
+    else:
+        mask = 0xF if element == INT4 else 0xFF
+        for k in range(len(values)):
+            codes[k] = np.uint8(np.int32(values[k]) & mask)
+
+
+@compiled
+def _ratios(wide, divisors, ratios):
+    """Write quotients; return the largest magnitude, as bits."""
     numbers = wide.view(np.float32)
+    for k in range(len(wide)):
+        ratios[k] = np.float64(numbers[k]) / divisors[k]
     most = np.uint32(0)
     for k in range(len(wide)):
         most = max(most, wide[k] & MAGNITUDE)
-        ratios[k] = np.float64(numbers[k]) / divisors[k]
-    _encode(element, ratios, wide, codes)
     return most
 
 
@@ -132,14 +141,17 @@ def encode(bits, shift, factors, high, width, first, element, out):
     """
     columns = bits.shape[1]
     wide, codes = np.empty(columns, np.uint32), np.empty(columns, np.uint8)
-    divisors, ratios = np.empty(columns, np.float64), np.empty(columns, np.float64)
+    divisors, ratios, spare = np.empty(columns), np.empty(columns), np.empty(columns)
     place, most = -1, np.uint32(0)
     for r in range(len(bits)):
         now = (first + r) // high if high else 0
         if now != place:
             _spread(factors[now], width, divisors)
             place = now
-        most = max(most, _row(bits[r], shift, element, divisors, wide, ratios, codes))
+        _widen(bits[r], shift, wide)
+        most = max(most, _ratios(wide, divisors, ratios))
+        _near(element, ratios, spare)
+        _code(element, ratios, codes)
         if element in (E2M1, INT4):
             for k in range(columns // 2):
                 out[r, k] = codes[2 * k] | (codes[2 * k + 1] << 4)
@@ -149,29 +161,29 @@ def encode(bits, shift, factors, high, width, first, element, out):
 
 
 @compiled
-def rounded(values, factors, element, table, out):
-    """Write the nearest values that a format has, times their factors: all K fp32."""
-    wide = values.view(np.uint32)
-    divisors, ratios = np.empty(len(values), np.float64), np.empty(len(values), np.float64)
-    codes = np.empty(len(values), np.uint8)
+def rounded(values, factors, element, out):
+    """Write the nearest values that a format has, times their factors: all K fp32; return the
+    largest magnitude, as bits."""
+    count = len(values)
+    divisors, ratios, spare = np.empty(count), np.empty(count), np.empty(count)
     _spread(factors, 1, divisors)
+    most = _ratios(values.view(np.uint32), divisors, ratios)
+    _near(element, ratios, spare)
     for k in range(len(values)):
-        ratios[k] = np.float64(values[k]) / divisors[k]
-    _encode(element, ratios, wide, codes)
-    for k in range(len(values)):
-        out[k] = table[codes[k]] * factors[k]
+        out[k] = np.float32(ratios[k]) * factors[k]
+    return most
 
 
 @compiled
-def errors(bits, shift, factors, high, width, first, element, table, importance, out):
+def errors(bits, shift, factors, high, width, first, element, importance, out):
     """Write squared errors of codes R,B fp64: the sum over a row's part of a block.
 
     importance K fp32: what the square of every column is multiplied with. Others as in encode.
     """
     columns = bits.shape[1]
-    wide, codes = np.empty(columns, np.uint32), np.empty(columns, np.uint8)
-    divisors, ratios = np.empty(columns, np.float64), np.empty(columns, np.float64)
-    squares = np.empty(columns, np.float64)
+    wide = np.empty(columns, np.uint32)
+    divisors, ratios, spare = np.empty(columns), np.empty(columns), np.empty(columns)
+    lanes = np.empty(RUN, np.float64)
     numbers = wide.view(np.float32)
     each = width if width else columns
     place = -1
@@ -180,11 +192,19 @@ def errors(bits, shift, factors, high, width, first, element, table, importance,
         if now != place:
             _spread(factors[now], width, divisors)
             place = now
-        _row(bits[r], shift, element, divisors, wide, ratios, codes)
+        _widen(bits[r], shift, wide)
+        _ratios(wide, divisors, ratios)
+        _near(element, ratios, spare)
         for k in range(columns):
             # What is divided by infinity has the factor 0.
-            back = table[codes[k]] * divisors[k] if table[codes[k]] != 0.0 else 0.0
+            back = ratios[k] * divisors[k] if ratios[k] != 0.0 else 0.0
             missed = back - np.float64(numbers[k])
-            squares[k] = missed * missed * importance[k]
+            ratios[k] = missed * missed * importance[k]
         for b in range(out.shape[1]):
-            out[r, b] = squares[b * each : (b + 1) * each].sum()
+            begin, end = b * each, min((b + 1) * each, columns)
+            runs = (end - begin) // RUN
+            lanes[:] = 0.0
+            for i in range(runs):  # sums side by side, which vectors add
+                for k in range(RUN):
+                    lanes[k] += ratios[begin + i * RUN + k]
+            out[r, b] = lanes.sum() + ratios[begin + runs * RUN : end].sum()

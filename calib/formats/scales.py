@@ -12,11 +12,15 @@ from lmcast.calib.formats.strips import FormatError
 from lmcast.plugins.numbers import E2M1_MOST, round_e4m3
 
 Rule = Callable[[Tensor, Tensor], Tensor]
-SHRINKS = tuple(1 - step / 40 for step in range(1, 21))  # to one half, as far as clipping ever pays
+# What search tries of fp32 and fp16 scales, times the rule's. On weights of Gemma 3 270M and
+# SmolLM2-135M all but a thousandth of the best were from 0.65 to 1.25.
+TIMES = (0.5, 0.6, 0.65, 0.7, *(step / 40 for step in range(30, 51) if step != 40))
 E4M3_LEAST = 2.0**-9  # subnormal; a scale of 0 would lose a block that its values do not round to 0
 E8M0_BIAS = 127
-# E4M3 scales are tried from half the rule's to 1.75 times it, where 4 instead of 6 is the largest.
-E4M3_STEPS = (*range(-8, 0), *range(1, 7))
+E4M3_EXPONENT, E4M3_CODE = 8, 0x7E  # of 448
+# Codes of E4M3 beside the rule's. Best were those at most 2 below, or 4 to 6 above, where the largest
+# magnitude becomes 4 instead of 6.
+E4M3_STEPS = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6)
 
 
 def quotients(span: float, dtype: torch.dtype) -> Rule:
@@ -61,25 +65,25 @@ def shared_quotients(largest: Tensor, shared: Tensor) -> Tensor:
     return torch.where(largest > 0, ratios, 1.0).to(torch.float8_e4m3fn)
 
 
-def shrunk(scales: Tensor) -> Iterator[Tensor]:
-    """Yield smaller scales, down to one half: large values saturate, others have finer steps."""
-    for times in SHRINKS:
-        least = torch.finfo(scales.dtype).tiny
-        yield (scales.float() * times).clamp(min=least).to(scales.dtype)
+def times(scales: Tensor) -> Iterator[Tensor]:
+    """Yield scales from half to 1.25 times of those given: large values saturate or do not, and
+    all fall on other steps."""
+    numbers = torch.finfo(scales.dtype)
+    for factor in TIMES:
+        yield (scales.float() * factor).clamp(numbers.tiny, numbers.max).to(scales.dtype)
 
 
 def next_powers(scales: Tensor) -> Iterator[Tensor]:
     """Yield half and twice of E8M0 scales."""
-    yield from _steps(scales, (-1, 1), 2 * E8M0_BIAS - 8)
+    codes = scales.view(torch.uint8).int()
+    for step in (-1, 1):
+        # The largest element is then still one of fp32.
+        near = (codes + step).clamp(0, 2 * E8M0_BIAS - E4M3_EXPONENT)
+        yield near.to(torch.uint8).view(scales.dtype)
 
 
 def next_codes(scales: Tensor) -> Iterator[Tensor]:
-    """Yield every E4M3 scale from one half to 1.75 times of those given."""
-    yield from _steps(scales, E4M3_STEPS, 0x7E)
-
-
-def _steps(scales: Tensor, steps: tuple[int, ...], most: int) -> Iterator[Tensor]:
+    """Yield E4M3 scales near those given."""
     codes = scales.view(torch.uint8).int()
-    for step in steps:
-        near = (codes + step).clamp(min(1, int(codes.min())), most)
-        yield near.to(torch.uint8).view(scales.dtype)
+    for step in E4M3_STEPS:
+        yield (codes + step).clamp(1, E4M3_CODE).to(torch.uint8).view(scales.dtype)

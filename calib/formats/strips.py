@@ -5,12 +5,13 @@ Letters as in weight.py; what a call adds to memory is its result and some strip
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from lmcast.graphs.quantized import BITS, Block, Element, Scheme, values_of
+from lmcast.graphs.quantized import BITS, Block, Element, Quantized, Scheme
 from lmcast.plugins.errors import InputError
 
 VALUES = 1 << 20  # of a strip: what it needs besides fits in caches
@@ -81,12 +82,11 @@ def errors(weight: Tensor, factors: Tensor, importance: Tensor, scheme: Scheme) 
     matrices, (high, width) = _matrices(weight), scheme.block
     out = torch.empty(*matrices.shape[:2], _blocks(weight, width), dtype=torch.float64)
     times = importance.float().expand(*weight.shape[:-2], -1).reshape(len(matrices), -1)
-    of, table = _matrices(factors.contiguous()), values_of(scheme.element).numpy()
-    kernels, element = loops(), _element(scheme.element)
+    of, kernels, element = _matrices(factors.contiguous()), loops(), _element(scheme.element)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
-        given = (bits, shift, of[matrix].numpy(), high, width, begin, element, table)
+        given = (bits, shift, of[matrix].numpy(), high, width, begin, element)
         kernels.errors(*given, times[matrix].numpy(), out[matrix, begin:end].numpy())
 
     _each_strip(matrices, work)
@@ -97,16 +97,41 @@ def rounded(values: Tensor, factors: Tensor, element: Element) -> Tensor:
     """Return the values that codes times factors have, fp32, in the shape of the values."""
     flat = values.detach().float().contiguous().flatten()
     times = factors.detach().float().expand(values.shape).contiguous().flatten()
-    out, table = torch.empty_like(flat), values_of(element).numpy()
-    kernels, code = loops(), _element(element)
+    out, kernels, code = torch.empty_like(flat), loops(), _element(element)
 
     def work(matrix: int, begin: int, end: int) -> None:
         part = slice(begin, end)
-        kernels.rounded(flat[part].numpy(), times[part].numpy(), code, table, out[part].numpy())
+        args = (flat[part].numpy(), times[part].numpy(), code, out[part].numpy())
+        _require_finite(int(kernels.rounded(*args)))
 
     if len(flat):
         _each_strip(flat[None, :, None], work)
     return out.reshape(values.shape)
+
+
+def missed(weight: Tensor, packed: Quantized) -> float:
+    """Return the squared error of a packed weight, summed."""
+    matrices, codes, scales = (_matrices(of) for of in (weight, packed.codes, packed.scales))
+    shared = packed.shared
+    if shared is not None:
+        shared = shared.expand(*weight.shape[:-2], 1, 1).reshape(-1, 1, 1)
+    zeros = None if packed.zeros is None else _matrices(packed.zeros)
+    alone = packed.scheme.block[0] == 1
+    total = 0.0
+    for matrix, begin, end in _places(matrices):
+        rows = slice(begin, end)
+        blocks = rows if alone else slice(None)
+        part = replace(
+            packed,
+            codes=codes[matrix, rows],
+            scales=scales[matrix, blocks],
+            shared=None if shared is None else shared[matrix],
+            zeros=None if zeros is None else zeros[matrix, blocks],
+            first=0 if alone else packed.first + begin,
+        )
+        lost = part.dequantize().sub_(matrices[matrix, rows]).double()
+        total += float(lost.square_().sum())
+    return total
 
 
 def regroup(blocks: Iterable[Tensor], high: int) -> Iterator[Tensor]:
@@ -124,13 +149,7 @@ def regroup(blocks: Iterable[Tensor], high: int) -> Iterator[Tensor]:
 
 def _each_strip(matrices: Tensor, work: Callable[[int, int, int], None]) -> None:
     """Call work(matrix, first row, end) for all rows of M,N,K."""
-    count, rows, columns = matrices.shape
-    step = max(1, VALUES // columns)
-    places = [
-        (matrix, begin, min(begin + step, rows))
-        for matrix in range(count)
-        for begin in range(0, rows, step)
-    ]
+    places = list(_places(matrices))
     threads = torch.get_num_threads()
     if threads == 1 or len(places) == 1:
         for place in places:
@@ -139,6 +158,15 @@ def _each_strip(matrices: Tensor, work: Callable[[int, int, int], None]) -> None
     with ThreadPoolExecutor(min(threads, len(places))) as pool:
         for _ in pool.map(lambda place: work(*place), places):
             pass
+
+
+def _places(matrices: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Yield matrix, first row and end of every strip of M,N,K."""
+    count, rows, columns = matrices.shape
+    step = max(1, VALUES // columns)
+    for matrix in range(count):
+        for begin in range(0, rows, step):
+            yield matrix, begin, min(begin + step, rows)
 
 
 def _bits(rows: Tensor) -> tuple[object, int]:

@@ -124,8 +124,8 @@ class WeightFormat:
 
     def error(self, weight: Tensor, packed: Quantized) -> float:
         """Return the mean squared error of a packed weight."""
-        lost = packed.dequantize().sub_(weight).double()
-        return float(lost.square_().mean())
+        self.check(weight)
+        return strips.missed(weight, packed) / weight.numel()
 
     def pack_rows(
         self, blocks: Iterable[Tensor], most: Tensor | None = None
@@ -162,6 +162,14 @@ class WeightFormat:
             raise FormatError(
                 f"{self.name}: scales are {scales.dtype} {list(scales.shape)} for a weight"
                 f" {list(weight.shape)}; accepted: {self.scheme.scale} {list(accepted)}"
+            )
+        stack = (*weight.shape[:-2], 1, 1)
+        places = ((), stack) if self.scheme.shared else (None,)
+        found = None if shared is None else tuple(shared.shape)
+        if found not in places:
+            raise FormatError(
+                f"{self.name}: what scales share has shape {found} for a weight"
+                f" {list(weight.shape)}; accepted: {' or '.join(map(str, places))}"
             )
         factors = scales.float() if shared is None else scales.float() * shared.float()
         if not bool(((factors >= 0) & (factors < torch.inf)).all()):
