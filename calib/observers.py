@@ -12,9 +12,11 @@ from lmcast.calib.statistics import BINS, InputStatistics, StatisticsError
 from lmcast.plugins.numbers import E2M1_MOST, E4M3_MOST, round_e4m3
 
 PERCENTILE = 0.9999  # of the magnitudes lie below the threshold
-THRESHOLDS = [step / 100 for step in range(5, 101)]  # of the largest magnitude: what is tried
+THRESHOLDS = [step / 100 for step in range(100, 4, -1)]  # of the largest magnitude: what is tried
 # What a scale of 1 can express. nvfp4: its static scale is what block scales are divided by.
 MOST = {"fp8": E4M3_MOST, "int8": 127.0, "nvfp4": E2M1_MOST * E4M3_MOST}
+SIMPLE = ("maximum", "percentile")
+OBSERVERS = (*SIMPLE, "mse", "entropy")
 ROUND: Mapping[str, Callable[[Tensor], Tensor]] = {
     "fp8": round_e4m3,
     "int8": lambda x: x.round().clamp(max=127),  # of magnitudes
@@ -30,9 +32,10 @@ def static_scale(statistics: InputStatistics, format: str, observer: str) -> flo
     """
     if not statistics.count:
         raise StatisticsError("inputs of a layer were never seen; calibrate with more text")
-    if observer not in OBSERVERS or format not in MOST:
+    accepted = OBSERVERS if format in ROUND else SIMPLE
+    if format not in MOST or observer not in accepted:
         raise StatisticsError(
-            f"observer {observer!r} of {format!r} inputs; accepted: {', '.join(OBSERVERS)} of"
+            f"observer {observer!r} of {format} inputs; accepted: {', '.join(accepted)} of"
             f" {', '.join(MOST)}"
         )
     largest = float(statistics.most.max())
@@ -42,13 +45,11 @@ def static_scale(statistics: InputStatistics, format: str, observer: str) -> flo
         return largest / MOST[format]
     if observer == "percentile":
         return min(_percentile(statistics.histogram), largest) / MOST[format]
-    if format not in ROUND:
-        raise StatisticsError(
-            f"observer {observer!r} of {format} inputs; accepted: maximum, percentile"
-        )
+    cost = {"mse": _mse, "entropy": _entropy}[observer]
+    seen = statistics.histogram.nonzero()[:, 0]  # bins of Inf and NaN are empty
+    size, counts = magnitudes()[seen].clamp(max=largest), statistics.histogram[seen].double()
     tried = [largest * part / MOST[format] for part in THRESHOLDS]
-    costs = [OBSERVERS[observer](statistics.histogram, scale, format) for scale in tried]
-    return tried[costs.index(min(costs))]
+    return min(tried, key=lambda scale: cost(size, counts, scale, format))
 
 
 def magnitudes() -> Tensor:
@@ -65,22 +66,19 @@ def _percentile(histogram: Tensor) -> float:
     return float((torch.tensor(bin + 1, dtype=torch.int32) << 16).view(torch.float32))
 
 
-def _mse(histogram: Tensor, scale: float, format: str) -> float:
-    size = magnitudes()
+def _mse(size: Tensor, counts: Tensor, scale: float, format: str) -> float:
+    """Return the squared error of magnitudes that are there so many times."""
     error = ROUND[format](size / scale) * scale - size
-    seen = histogram > 0  # bins of Inf and NaN are empty
-    return float((error[seen].double().square() * histogram[seen]).sum())
+    return float((error.double().square() * counts).sum())
 
 
-def _entropy(histogram: Tensor, scale: float, format: str) -> float:
-    """Return the divergence from the magnitudes of what is left of them.
+def _entropy(size: Tensor, counts: Tensor, scale: float, format: str) -> float:
+    """Return how far the distribution of magnitudes is from what rounding leaves of it.
 
-    As in TensorRT's calibration (Migacz, GTC 2017): what is above the threshold is counted in its
-    bin; every value of the format is spread evenly over the bins that round to it.
+    As in TensorRT's calibration (Migacz, GTC 2017): what is above the threshold is counted as the
+    largest below it; a value of the format stands for all bins that round to it, evenly.
     """
-    seen = (histogram > 0).nonzero()[:, 0]
-    size, counts = magnitudes()[seen], histogram[seen].double()
-    within = size <= scale * MOST[format]
+    within = size <= scale * MOST[format] * (1 + 1e-6)  # the threshold itself, however rounded
     if not within.any():
         return float("inf")
     wanted = counts[within].clone()
@@ -90,6 +88,3 @@ def _entropy(histogram: Tensor, scale: float, format: str) -> float:
     found = total.index_add(0, level, counts[within])[level] / level.bincount()[level]
     p, q = wanted / wanted.sum(), found / found.sum()
     return float((p * (p / q).log()).sum())
-
-
-OBSERVERS: Mapping[str, Callable[[Tensor, float, str], float]] = {"mse": _mse, "entropy": _entropy}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmcast.plugins.errors import InputError
 
-ROWS = 512  # at least so many rows are kept once that many were seen, at most twice as many
+ROWS = 256  # at least so many rows are kept once that many were seen, at most twice as many
 BINS = 1 << 15  # of magnitudes: one for each bfloat16 number that is not negative
 
 

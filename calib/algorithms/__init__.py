@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lmcast.calib.algorithms.candidate import Candidate, output_error
 from lmcast.calib.algorithms.gptq import gptq, refined
-from lmcast.calib.algorithms.problem import Problem, pose
+from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.algorithms.scales import searched
 from lmcast.calib.algorithms.smoothing import Smoothing, awq, balanced, smoothquant
 from lmcast.calib.formats import WeightFormat
@@ -23,7 +23,7 @@ def nearest(problem: Problem, format: WeightFormat) -> Quantized:
 
 
 def clipped(problem: Problem, format: WeightFormat) -> Quantized:
-    scales, shared = searched(problem.weight, format, problem.gram.diagonal())
+    scales, shared = searched(problem.weight, format, problem.energy)
     return format.pack(problem.weight, scales, shared)
 
 
@@ -48,7 +48,7 @@ class Algorithm:
         whether it is there. `inputs.static` does not matter here.
         """
         smooth = self.smoothing and self.smoothing(weight, statistics, format, inputs)
-        problem = pose(weight, statistics, inputs, smooth)
+        problem = Problem(weight, statistics, inputs, smooth)
         return Candidate(self.rounding(problem, format), smooth)
 
 

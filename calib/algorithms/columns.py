@@ -39,7 +39,7 @@ class Columns:
 
     @classmethod
     def of(cls, problem: Problem, format: WeightFormat) -> "Columns":
-        weight, energy = problem.target, problem.gram.diagonal()
+        weight, energy = problem.target, problem.energy
         scales, shared = searched(weight, format, energy)
         order, blocks = _order(energy, format.scheme.block[1] if own_scales(format) else 0)
         factors = None
@@ -96,7 +96,7 @@ def _order(energy: Tensor, wide: int) -> tuple[Tensor, tuple[slice, ...]]:
     """
     if not wide:
         order = energy.argsort(descending=True, stable=True)
-        ends = list(range(WIDE, len(order), WIDE)) + [len(order)]
+        ends = [*range(WIDE, len(order), WIDE), len(order)]
     else:
         parts = [
             part + begin * wide

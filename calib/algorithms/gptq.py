@@ -10,7 +10,7 @@ from lmcast.calib.algorithms.columns import Columns
 from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.formats import WeightFormat
 from lmcast.calib.formats.strips import _element, loops
-from lmcast.graphs.quantized import Quantized, values_of
+from lmcast.graphs.quantized import Quantized
 
 SWEEPS = 3
 
@@ -85,7 +85,7 @@ def encode(
     values, errors = torch.empty(target.shape), torch.empty(target.shape)
     given = [x.contiguous().numpy() for x in (target, upper, factors)]
     found = [x.numpy() for x in (best, values, errors, total)]
-    choose(*given, _element(element), values_of(element).numpy(), *found)
+    choose(*given, _element(element), *found)
     return best, values, errors, total
 
 

@@ -11,7 +11,7 @@ STRIP = 256  # rows at a time: a block of them fits in the innermost cache
 
 
 @compiled
-def choose(target, upper, factors, element, table, best, values, errors, total):
+def choose(target, upper, factors, element, best, values, errors, total):
     """Round the columns of target B,N one after the other, with each of several factors.
 
     upper B,B: root of the inverse gram. factors C,1,N or C,B,N. Writes which factors are best for
@@ -32,7 +32,7 @@ def choose(target, upper, factors, element, table, best, values, errors, total):
             sums[:] = 0
             for j in range(width):
                 of = factors[tried, j if own else 0, begin:end]
-                rounded(rest[j], of, element, table, near[j])
+                rounded(rest[j], of, element, near[j])
                 one = np.float32(1) / upper[j, j]
                 for r in range(end - begin):
                     error = (rest[j, r] - near[j, r]) * one

@@ -1,11 +1,15 @@
 """What the codes of a weight are chosen for: outputs that stay near the wanted ones.
 
-Letters: N rows, K columns of a weight; n rows of inputs x, of which r are the references.
+Letters: N rows, K columns of a weight; x the inputs it will see, r what they would be had nothing
+been quantized.
+
 The squared error of the outputs of Q is, but for a constant, tr (Q - T) G (Q - T)^T with the gram
-G = sum x x^T and the target T = W (sum r x^T) G^-1: the weight W itself where x are the references.
+G = sum x x^T and the target T = W (sum r x^T) G^-1, which is the weight W itself if x is r: GPTQ's
+objective, for the inputs that the layer gets instead of those that it should get.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,43 +18,56 @@ from lmcast.calib.algorithms.candidate import fitted, rounded, turned
 from lmcast.calib.statistics import InputStatistics
 from lmcast.graphs.blocks.quantized import InputFormat
 
-DAMPING = 0.01  # of the mean of G's diagonal (GPTQ, Frantar et al. 2022, section 3)
-MOST_DAMPING = 1e3
+DAMPING = 0.01  # of the mean of G's diagonal (Frantar et al. 2022, section 3), added to all of it
 
 
 @dataclass(frozen=True)
 class Problem:
-    """weight, target N,K; gram K,K positive definite; all fp32, in the layer's own terms."""
+    """A weight N,K fp32 to be quantized, for inputs that are smoothed and rounded so."""
 
-    weight: Tensor
-    target: Tensor
-    gram: Tensor
+    original: Tensor
+    statistics: InputStatistics
+    inputs: InputFormat
+    smooth: Tensor | None
 
+    @cached_property
+    def weight(self) -> Tensor:
+        """The weight as the layer must hold it: N,K."""
+        return fitted(self.original, self.inputs, self.smooth)
 
-def pose(
-    weight: Tensor, statistics: InputStatistics, inputs: InputFormat, smooth: Tensor | None
-) -> Problem:
-    """Return the problem of a weight N,K whose layer sees inputs so rounded."""
-    held = fitted(weight, inputs, smooth)
-    gram = _both(statistics.gram, inputs, smooth)
-    if inputs.format is not None and len(statistics.rows):
-        # Rounding errors are nearly independent of the inputs and of one another.
-        rows = statistics.rows
-        plain = turned(rows if smooth is None else rows * smooth, inputs)
-        error = rounded(rows, inputs, smooth) - plain
-        gram.diagonal().add_(error.square().mean(0) * statistics.count)
-    dead = gram.diagonal() <= 0
-    gram.diagonal()[dead] = gram.diagonal().mean() if not dead.all() else 1.0
-    gram.diagonal().add_(DAMPING * gram.diagonal().mean())
-    if statistics.drift is None:
-        return Problem(held, held, gram)
-    drift = _both(statistics.drift, inputs, smooth)
-    shift = torch.linalg.solve(gram, drift.T).T
-    return Problem(held, held + held @ shift, gram)
+    @cached_property
+    def energy(self) -> Tensor:
+        """What an error of each column costs, K: the diagonal of the gram, not damped."""
+        return self._gram.diagonal().clone()
 
+    @cached_property
+    def gram(self) -> Tensor:
+        """The gram K,K of what the product sees, positive definite."""
+        mean = float(self.energy.mean())
+        damping = DAMPING * mean if mean > 0 else 1.0
+        return self._gram + damping * torch.eye(len(self._gram))
 
-def _both(matrix: Tensor, inputs: InputFormat, smooth: Tensor | None) -> Tensor:
-    """Return sums of products K,K of inputs as those of inputs that are smoothed and turned."""
-    if smooth is not None:
-        matrix = matrix * smooth * smooth[:, None]
-    return turned(turned(matrix, inputs).T, inputs).T.clone()
+    @cached_property
+    def target(self) -> Tensor:
+        """T: N,K."""
+        if self.statistics.drift is None:
+            return self.weight
+        drift = self._fit(self.statistics.drift)
+        root = torch.linalg.cholesky(self.gram)
+        return self.weight + self.weight @ torch.cholesky_solve(drift.T, root).T
+
+    @cached_property
+    def _gram(self) -> Tensor:
+        gram, rows = self._fit(self.statistics.gram), self.statistics.rows
+        if self.inputs.format is not None and len(rows):
+            # What rounding adds is nearly independent of the inputs, and in each column of others.
+            plain = turned(rows if self.smooth is None else rows * self.smooth, self.inputs)
+            added = rounded(rows, self.inputs, self.smooth) - plain
+            gram.diagonal().add_(added.square().mean(0) * self.statistics.count)
+        return gram
+
+    def _fit(self, sums: Tensor) -> Tensor:
+        """Return sums of products of inputs K,K as those of inputs that are smoothed and turned."""
+        if self.smooth is not None:
+            sums = sums * self.smooth * self.smooth[:, None]
+        return turned(turned(sums, self.inputs).T, self.inputs).T.clone()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from lmcast.calib.algorithms.candidate import Candidate, fitted, output_error
+from lmcast.calib.algorithms.candidate import Candidate, fitted, output_error, rounded
 from lmcast.calib.algorithms.scales import searched
 from lmcast.calib.formats import WeightFormat
 from lmcast.calib.statistics import InputStatistics
@@ -13,6 +13,7 @@ from lmcast.graphs.blocks.quantized import InputFormat
 
 Smoothing = Callable[[Tensor, InputStatistics, WeightFormat, InputFormat], Tensor | None]
 GRID = [step / 10 for step in range(1, 11)]
+OUTPUTS = 512  # of a layer: so many, evenly spread, tell which factors are good
 LEAST = 1e-5  # of the largest magnitude: channels that are nearly always 0 get no larger factor
 
 
@@ -50,17 +51,14 @@ def _best(
     format: WeightFormat,
     inputs: InputFormat,
 ) -> Tensor | None:
-    """Return the factors with the least error on the rows that were kept, None for ones."""
-    rows, importance = statistics.rows, statistics.gram.diagonal()
+    """Return the factors with the least error on the inputs that were kept, None for ones."""
+    some = weight[:: -(-len(weight) // OUTPUTS)]
 
     def error(smooth: Tensor | None) -> float:
-        held = fitted(weight, inputs, smooth)
-        counted = importance if smooth is None else importance * smooth.square()
-        if inputs.rotation:
-            counted = counted.unflatten(0, (-1, inputs.rotation)).mean(1)
-            counted = counted.repeat_interleave(inputs.rotation)
-        quantized = format.pack(held, *searched(held, format, counted))
-        return output_error(weight, Candidate(quantized, smooth), rows, inputs)
+        held = fitted(some, inputs, smooth)
+        seen = rounded(statistics.rows, inputs, smooth)
+        quantized = format.pack(held, *searched(held, format, seen.square().sum(0)))
+        return output_error(some, Candidate(quantized, smooth), statistics.rows, inputs)
 
     best, least = None, error(None)
     for factors in tried:

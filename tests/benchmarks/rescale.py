@@ -16,11 +16,16 @@ from torch import Tensor
 
 from lmcast.exporter.checkpoint import open_checkpoint
 
+# Of a model_type: which norm is before the feed-forward, and what is added to the weights of norms.
+NORMS = {
+    "llama": ("post_attention_layernorm", 0.0),
+    "gemma3_text": ("pre_feedforward_layernorm", 1.0),
+}
 SPREAD = 0.25  # standard deviation of the factors' logarithms: two of three within 0.78 to 1.28
 
 
 def write(checkpoint: Path, directory: Path, seed: int = 0, spread: float = SPREAD) -> None:
-    """Write a checkpoint of the llama architecture with other weights of the same function."""
+    """Write a checkpoint with other weights of the same function; accepted: NORMS."""
     source = open_checkpoint(checkpoint)
     directory.mkdir(parents=True)
     names = list(source.tensors)
@@ -43,7 +48,8 @@ def rescaled(
     seed: int = 0,
     spread: float = SPREAD,
 ) -> dict[str, Tensor]:
-    """Return all tensors of a llama checkpoint in fp32, rescaled in pairs."""
+    """Return all tensors of a checkpoint in fp32, rescaled in pairs; accepted: NORMS."""
+    pre_ffn, offset = NORMS[config["model_type"]]
     random = torch.Generator().manual_seed(seed)
     tensors = {name: read(name).float().clone() for name in names}
 
@@ -56,16 +62,18 @@ def rescaled(
         attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
         parts = {
             f"{layer}.input_layernorm": [f"{attention}.{x}_proj" for x in "qkv"],
-            f"{layer}.post_attention_layernorm": [f"{mlp}.{x}_proj" for x in ("gate", "up")],
+            f"{layer}.{pre_ffn}": [f"{mlp}.{x}_proj" for x in ("gate", "up")],
             f"{mlp}.up_proj": [f"{mlp}.down_proj"],
             f"{attention}.v_proj": [f"{attention}.o_proj"],
         }
         for before, after in parts.items():
             weight = tensors[f"{before}.weight"]
             factor = factors(len(weight))
-            tensors[f"{before}.weight"] = weight * (
-                factor if weight.dim() == 1 else factor[:, None]
-            )
+            if weight.dim() == 1:
+                scaled = (weight + offset) * factor - offset
+            else:
+                scaled = weight * factor[:, None]
+            tensors[f"{before}.weight"] = scaled
             if before.endswith("v_proj"):  # each of its heads serves a group of query heads
                 heads = factor.unflatten(0, (config["num_key_value_heads"], -1))
                 factor = heads.repeat_interleave(groups, 0).flatten()
