@@ -203,8 +203,21 @@ def rescaled(checkpoint: Path, work: Path) -> Path:
     if not made.exists():
         shutil.rmtree(unfinished := work / f"{name}.new", ignore_errors=True)
         rescale.write(checkpoint, unfinished)
+        require_equal(checkpoint, unfinished)
         unfinished.replace(made)
     return made
+
+
+def require_equal(checkpoint: Path, other: Path) -> None:
+    """Raise where two checkpoints are not one function, up to what fp32 rounds of it."""
+    pairs = []
+    for path in (checkpoint, other):
+        source, _ = identified(path)
+        pairs += [understand(source, (), False), source]
+    ids = chunks(read_corpus(None), text_of(pairs[1]), 64, 2, "measuring")
+    kl = eager_quality(*pairs, ids).kl.value
+    if kl > 1e-9:  # what fp32 leaves of both models is below 1e-11
+        raise RuntimeError(f"{other}: is not the function that {checkpoint} is: KL {kl:.3g}")
 
 
 Found = dict[str, dict[str, Any]]  # preset -> 'nearest' and 'calibrated', or MODELOPT -> row
