@@ -16,6 +16,7 @@ from typing import Any
 from lmcast.plugins.errors import InputError
 
 ENGINE_JSON = "engine.json"
+RECIPE_JSON = "recipe.json"
 SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
 FORMAT = 1
 # Kilobytes in practice; far above what a list of a million files needs of a reader's memory.
@@ -123,6 +124,17 @@ def is_engine(directory: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(body, dict) and {"format", "lmcast"} <= body.keys()
+
+
+def is_recipe(directory: Path) -> bool:
+    """Whether `lmcast calibrate` wrote this directory: its recipe.json, weights, nothing else."""
+    try:
+        body = json.loads(read_regular(directory / RECIPE_JSON))
+        names = set(os.listdir(directory))
+    except (OSError, ValueError, RecursionError):
+        return False
+    ours = {"version", "source", "weights", "inputs", "report"}
+    return isinstance(body, dict) and ours == body.keys() and names <= {RECIPE_JSON, "weights"}
 
 
 def verify(

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lmcast.exporter.lock import TOKEN, Owner, Place, Signals, holds, locked
-from lmcast.exporter.manifest import SIGNATURE, EngineError, is_engine
+from lmcast.exporter.manifest import SIGNATURE, EngineError, is_engine, is_recipe
 from lmcast.exporter.progress import Progress, silent
 
 # What the surroundings can do to any write; other errors are defects and keep their traceback.
@@ -29,11 +29,11 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 def staged(destination: Path, progress: Progress = silent) -> Iterator[Path]:
     """Yield an empty directory that becomes the destination when the block ends normally.
 
-    The destination may be absent, an empty directory or an lmcast engine, which is exchanged in
-    one step, its signature too, of which progress hears; it is untouched until then. After any
-    exception, Ctrl-C, SIGTERM and SIGHUP (which become SystemExit) nothing of this run is left;
-    what a killed run left is removed by the next one. Raises EngineError when the destination is
-    anything else or is being written by another process, and when the disk is full, read-only or
+    The destination may be absent, an empty directory, a recipe or an lmcast engine, which is
+    exchanged in one step, its signature too, of which progress hears; it is untouched until then.
+    After any exception, Ctrl-C, SIGTERM and SIGHUP (which become SystemExit) nothing of this run is
+    left; what a killed run left is removed by the next one. Raises EngineError when the destination
+    is anything else or is being written by another process, and when the disk is full, read-only or
     not ours.
     """
     place = _place(destination)
@@ -90,14 +90,18 @@ def _check_replaceable(destination: Path) -> None:
         found = "is a symbolic link"
     elif not stat.S_ISDIR(mode):
         found = "is a file"
-    elif os.listdir(destination) and not is_engine(destination):
+    elif os.listdir(destination) and not _is_ours(destination):
         found = "is a directory that lmcast did not write"
     else:
         return
     raise EngineError(
-        f"{destination} {found}; only an lmcast engine or an empty directory is replaced: give"
-        " another path, or remove it first."
+        f"{destination} {found}; only an lmcast engine, a recipe or an empty directory is replaced:"
+        " give another path, or remove it first."
     )
+
+
+def _is_ours(directory: Path) -> bool:
+    return is_engine(directory) or is_recipe(directory)
 
 
 @contextmanager
@@ -206,7 +210,7 @@ def _put_back(place: Place) -> bool:
     old = place.beside("old")
     if not os.path.lexists(old):
         return False
-    if is_engine(place.destination):  # killed after the second step
+    if _is_ours(place.destination):  # killed after the second step
         _remove(old)
         return False
     if os.path.lexists(place.destination) and os.listdir(place.destination):

@@ -1,0 +1,203 @@
+"""One layer: its weights are quantized in the order in which they are used.
+
+Letters: n rows (tokens), N rows and K columns of a weight.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.formats import WEIGHTS
+from lmcast.calib.presets import Preset
+from lmcast.calib.recipe import Recipe, tensors
+from lmcast.calib.statistics import InputStatistics
+from lmcast.exporter.calibrate.choice import HELD_ROWS, Choice, Held, choose, weight_only
+from lmcast.exporter.calibrate.experts import STACKS, Tokens, quantize, stacked
+from lmcast.exporter.calibrate.streams import Stream
+from lmcast.exporter.calibrate.units import Unit, refused, units
+from lmcast.exporter.calibrate.work import round_inputs
+from lmcast.graphs.blocks.moe import Experts
+from lmcast.graphs.blocks.quantized import InputFormat
+from lmcast.graphs.quantized import Quantized, Scheme
+
+VARIANTS = ("kept", "base")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """preset_of: parameter -> how it is quantized, None for not at all. fewest_tokens: of an
+    expert, that its own statistics need. scratch: where files of many activations lie."""
+
+    preset_of: Callable[[str], Preset | None]
+    observer: str
+    fewest_tokens: int
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same text in the model that is quantized up to here, and in the one that is not."""
+
+    quantized: Stream
+    reference: Stream
+
+    def inputs(self, index: int, unit: Unit) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what a unit of a layer sees, n,K batch by batch, in either model."""
+        name, calls = unit.names[:1], unit.calls if len(unit.names) == 1 else 1
+        for both in zip(
+            self.quantized.calls(index, name, calls),
+            self.reference.calls(index, name, calls),
+            strict=True,
+        ):
+            x, reference = (torch.cat([x.flatten(0, -2) for _, (x, *_) in seen]) for seen in both)
+            yield x, reference
+
+
+@dataclass
+class Outcome:
+    """A layer in one variant: what is written of it."""
+
+    weights: dict[str, Scheme] = field(default_factory=dict)
+    inputs: dict[str, InputFormat] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, parameter: str, quantized: Quantized) -> None:
+        assert not quantized.divides and quantized.zeros is None
+        self.weights[parameter] = quantized.scheme
+        layout = tensors(parameter, quantized.scheme)
+        self.values |= {layout.packed: quantized.codes, layout.scales: quantized.scales}
+        if layout.shared is not None and quantized.shared is not None:
+            self.values[layout.shared] = quantized.shared.float()
+
+    def round(self, layer: str, inputs: InputFormat, smooth: Any, scale: Any) -> None:
+        if inputs == InputFormat():
+            return
+        self.inputs[layer] = inputs
+        for name, value in (("smooth", smooth), ("input_scale", scale)):
+            if value is not None:
+                self.values[f"{layer}.{name}"] = value.float()
+
+    def recipe(self, report: Mapping[str, Any]) -> Recipe:
+        return Recipe(self.weights, self.inputs, report)
+
+
+class LayerWork:
+    """Quantizes a layer of the model of `calibration.quantized`, which has its weights, as has that
+    of the reference; all streams stand in front of it."""
+
+    def __init__(self, index: int, calibration: Pair, held: Pair, settings: Settings):
+        self.index, self.calibration, self.held = index, calibration, held
+        self.settings, self.model = settings, calibration.quantized.model
+        self.outcomes = {variant: Outcome() for variant in VARIANTS}
+        self.records: list[dict[str, Any]] = []
+        self.left: dict[str, str] = {}
+        self.experts: list[dict[str, Any]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Fill `outcomes`, and return what there is to say of the layer."""
+        stream = self.calibration.quantized
+        for unit in units(stream, self.index):
+            if unit.experts:
+                self._experts(unit)
+            else:
+                self._linears(unit)
+        return {"weights": self.records, "left": self.left, "experts": self.experts}
+
+    def _linears(self, unit: Unit) -> None:
+        presets = {}
+        for name in unit.names:
+            layer = f"layers.{self.index}.{name}"
+            if (preset := self._preset(f"{layer}.weight")) is not None:
+                presets[layer] = preset
+        if not presets:
+            return
+        statistics, held = self._seen(unit), self._held(unit)
+        for layer, preset in presets.items():
+            weight = self.model.get_parameter(f"{layer}.weight")
+            choice = choose(weight, statistics, held, preset, self.settings.observer)
+            self.records.append(_record(f"{layer}.weight", choice))
+            for variant in VARIANTS:
+                candidate = getattr(choice, variant).candidate
+                self.outcomes[variant].add(f"{layer}.weight", candidate.quantized)
+                inputs = replace(choice.inputs, smooth=candidate.smooth is not None)
+                self.outcomes[variant].round(layer, inputs, candidate.smooth, choice.scale)
+            kept = choice.kept.candidate
+            with torch.no_grad():
+                weight.copy_(kept.quantized.dequantize())
+            inputs = replace(choice.inputs, smooth=kept.smooth is not None)
+            round_inputs(self.model, layer, inputs, kept.smooth, choice.scale)
+
+    def _preset(self, parameter: str) -> Preset | None:
+        """Return how a weight is quantized; None where it is not, which is then recorded."""
+        preset = self.settings.preset_of(parameter)
+        if preset is None:
+            return None
+        weight = self.model.get_parameter(parameter)
+        if weight.dim() == 3:
+            preset = weight_only(preset)
+        why = refused(tuple(weight.shape), WEIGHTS[preset.weights], preset.inputs)
+        if why is not None:
+            self.left[parameter] = why
+            return None
+        return preset
+
+    def _seen(self, unit: Unit) -> InputStatistics:
+        statistics: InputStatistics | None = None
+        for x, reference in self.calibration.inputs(self.index, unit):
+            statistics = statistics or InputStatistics(x.shape[-1])
+            statistics.add(x, reference)
+        assert statistics is not None, "a stream without chunks"
+        return statistics
+
+    def _held(self, unit: Unit) -> Held:
+        rows = self.held.quantized.ids.numel() * unit.calls // len(unit.names)
+        every = max(1, rows // HELD_ROWS)
+        pairs = [
+            (x[::every].clone(), reference[::every].clone())
+            for x, reference in self.held.inputs(self.index, unit)
+        ]
+        x, reference = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        return Held(x, reference)
+
+    def _experts(self, unit: Unit) -> None:
+        (name,) = unit.names
+        path = f"layers.{self.index}.{name}"
+        stacks = self.model.get_submodule(path)
+        assert isinstance(stacks, Experts)
+        presets = {
+            leaf: preset
+            for leaf in STACKS
+            if getattr(stacks, leaf) is not None
+            and (preset := self._preset(f"{path}.{leaf}")) is not None
+        }
+        if not presets:
+            return
+        file = self.settings.scratch / "tokens"
+        tokens = Tokens.of(self.calibration.quantized, self.index, name, stacks.scale_input, file)
+        held = Tokens.of(self.held.quantized, self.index, name, stacks.scale_input,
+                         file.with_name("held tokens"))  # fmt: skip
+        found = quantize(stacks, tokens, held, presets, self.settings.fewest_tokens)
+        for leaf, choices in found.choices.items():
+            self._stack(f"{path}.{leaf}", choices)
+        self.experts.append({"name": path, **found.coverage})
+
+    def _stack(self, parameter: str, choices: list[Choice]) -> None:
+        for variant in VARIANTS:
+            parts = [getattr(choice, variant).candidate.quantized for choice in choices]
+            self.outcomes[variant].add(parameter, stacked(parts))
+        self.records += [
+            _record(parameter, choice) | {"expert": e} for e, choice in enumerate(choices)
+        ]
+
+
+def _record(parameter: str, choice: Choice) -> dict[str, Any]:
+    return {
+        "name": parameter,
+        "algorithm": choice.kept.algorithm,
+        "error": choice.kept.error,
+        "base_error": choice.base.error,
+    }

@@ -1,0 +1,110 @@
+"""Chunks of text on their way through a model: hidden states between two of its parts.
+
+Letters: C chunks, T tokens of a chunk, W width of what layers give each other, V vocabulary.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.step import Step, empty
+
+BATCH_TOKENS = 2048  # of one call: enough for a matrix product, little beside a layer's weights
+IN_MEMORY = 1 << 30  # 1 GiB: larger states lie in a file
+Call = tuple[str, tuple[Tensor, ...]]  # the module that was called, and with what
+
+
+class Reached(Exception):
+    """All calls that were waited for have come: the rest of a layer need not run."""
+
+
+class Stream:
+    """Chunks that go through the layers of a model one after the other, in fp32.
+
+    What layers hand to later ones besides their hidden states stays in memory.
+    """
+
+    def __init__(self, model: Decoder, ids: Tensor, file: Path):
+        """ids C,T int64; file: where hidden states of more than IN_MEMORY bytes lie."""
+        self.model, self.ids, self.file = model, ids, file
+        self.layers, self.states = list(model.layers), model.states()
+        chunks, tokens = ids.shape
+        rows = max(1, BATCH_TOKENS // tokens)
+        self.parts = [slice(i, min(i + rows, chunks)) for i in range(0, chunks, rows)]
+        self.steps = [_fresh(part.stop - part.start, tokens) for part in self.parts]
+        self.hidden = torch.empty(0)
+
+    def embed(self) -> None:
+        """Enter the model, whose embedding has its weights."""
+        for part in self.parts:
+            x = self.model.embed(self.ids[part])
+            if not self.hidden.numel():
+                self.hidden = room((len(self.ids), *x.shape[1:]), self.file)
+            self.hidden[part] = x
+
+    def beside(self, side: nn.Module) -> None:
+        """Run what hands over to layers, which has its weights."""
+        for part, step in zip(self.parts, self.steps, strict=True):
+            side(self.ids[part], self.hidden[part], step)
+
+    def advance(self, index: int) -> None:
+        """Go through a layer, which has its weights."""
+        for batch, part in enumerate(self.parts):
+            self.hidden[part] = self._run(index, batch)
+
+    def calls(
+        self, index: int, names: Iterable[str], wanted: int = 0, batches: int | None = None
+    ) -> Iterator[list[Call]]:
+        """Yield the calls of some modules of a layer, batch by batch; it has its weights.
+
+        wanted: how many calls there are, 0 for an unknown number. batches: of how many, None for
+        all. The stream stays in front of the layer, of which no more runs than these calls need.
+        """
+        layer, seen = self.layers[index], list[Call]()
+
+        def hook(name: str) -> Any:
+            def see(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+                seen.append((name, given))
+                if len(seen) == wanted:
+                    raise Reached
+
+            return see
+
+        with ExitStack() as hooks:
+            for name in names:
+                module = layer.get_submodule(name)
+                hooks.enter_context(module.register_forward_pre_hook(hook(name)))
+            for batch in range(len(self.parts))[:batches]:
+                with suppress(Reached):
+                    self._run(index, batch)
+                yield list(seen)
+                seen.clear()
+
+    def logits(self) -> Iterator[Tensor]:
+        """Yield T,V of one chunk after the other; the model's final part has its weights."""
+        for chunk in self.hidden:
+            yield self.model.final(chunk[None])[0]
+
+    def _run(self, index: int, batch: int) -> Tensor:
+        x = self.hidden[self.parts[batch]]
+        past = empty(self.states[index], *x.shape[:2], x.dtype)
+        out: Tensor = self.layers[index](x, self.steps[batch], past)[0]
+        return out
+
+
+def room(shape: Sequence[int], file: Path) -> Tensor:
+    """Return fp32 numbers to write to, in memory or, where they are many, in a file."""
+    size = torch.Size(shape).numel()
+    if size * 4 <= IN_MEMORY:
+        return torch.empty(tuple(shape))
+    mapped = torch.from_file(str(file), shared=True, size=size, dtype=torch.float32)
+    return mapped.view(tuple(shape))
+
+
+def _fresh(rows: int, tokens: int) -> Step:
+    return Step(torch.zeros(rows, dtype=torch.int64), torch.full((rows,), tokens), tokens)

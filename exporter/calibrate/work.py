@@ -1,0 +1,132 @@
+"""Layers that are done, written one by one beside the destination: a killed run goes on there."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmcast.calib.recipe import Recipe, tensors
+from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.checkpoint.safetensors_header import DTYPES
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.lock import Place
+from lmcast.exporter.recipe_files import RecipeFiles, open_recipe, write_recipe
+from lmcast.exporter.weights import Entry, as_bytes, write
+from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
+from lmcast.graphs.sources import Packed, View, load_into
+
+KEY = "key.json"
+WHOLE = "whole"  # written last into the directory of a layer
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Work:
+    """Directories of recipes, each of one layer in one variant."""
+
+    def __init__(self, place: Place, source: Checkpoint, identities: Iterable[SourceFile]):
+        self.folder = place.beside("calibration")
+        self.source, self.identities = source, list(identities)
+
+    def begin(self, key: Mapping[str, Any]) -> None:
+        """Keep what a run of the same key has left, and remove that of any other.
+
+        key: all that the results depend on.
+        """
+        file, text = self.folder / KEY, json.dumps(key, sort_keys=True)
+        if file.is_file() and file.read_text(encoding="utf-8") == text:
+            return
+        self.end()
+        self.folder.mkdir()
+        file.write_text(text, encoding="utf-8")
+
+    def end(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def has(self, index: int, variants: Iterable[str]) -> bool:
+        return all((self._at(index, variant) / WHOLE).exists() for variant in variants)
+
+    def put(self, index: int, variant: str, recipe: Recipe, values: Mapping[str, Tensor]) -> None:
+        """Write what a layer has become."""
+        folder = self._at(index, variant)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write((_entry(name, value) for name, value in values.items()), folder)
+        write_recipe(folder, recipe, self.identities)
+        (folder / WHOLE).touch()
+
+    def get(self, index: int, variant: str) -> RecipeFiles:
+        return open_recipe(self._at(index, variant), self.identities)
+
+    def publish(self, variant: str, layers: int, directory: Path) -> Recipe:
+        """Move the tensors of all layers into `directory`, and return what belongs to them."""
+        parts = [self.get(index, variant) for index in range(layers)]
+        (directory / "weights").mkdir()
+        for index, part in enumerate(parts):
+            (part.path / WHOLE).unlink()
+            for file in sorted((part.path / "weights").iterdir()):
+                file.rename(directory / "weights" / f"layer-{index:04}-{file.name}")
+        return joined(part.recipe for part in parts)
+
+    def _at(self, index: int, variant: str) -> Path:
+        return self.folder / f"{variant}-{index:04}"
+
+
+def joined(parts: Iterable[Recipe]) -> Recipe:
+    """Return one recipe of several, without their reports."""
+    weights, inputs = {}, {}
+    for part in parts:
+        weights |= part.weights
+        inputs |= part.inputs
+    return Recipe(weights, inputs)
+
+
+def install(model: Decoder, files: RecipeFiles, source: Checkpoint) -> None:
+    """Give layers that have their weights what a recipe makes of them, in place."""
+    read, recipe = files.extend(source).read, files.recipe
+    for name, scheme in recipe.weights.items():
+        with torch.no_grad():
+            values = model.get_parameter(name)
+            load_into(values, Packed(View(name), tensors(name, scheme)), read)
+        layer = name.removesuffix(".weight")
+        if layer != name:
+            inputs = recipe.inputs.get(layer, InputFormat())
+            smooth = read(f"{layer}.smooth") if inputs.smooth else None
+            scale = read(f"{layer}.input_scale") if inputs.static else None
+            round_inputs(model, layer, inputs, smooth, scale)
+
+
+def round_inputs(
+    model: nn.Module,
+    name: str,
+    inputs: InputFormat,
+    smooth: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> None:
+    """Let a linear layer treat its inputs so, whatever it did before; its parameters stay."""
+    old = model.get_submodule(name)
+    weight, bias = old.get_parameter("weight"), dict(old.named_parameters()).get("bias")
+    linear = nn.Linear(*reversed(weight.shape), bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = bias
+    new: nn.Module = linear
+    if inputs != InputFormat():
+        new = QuantizedLinear(linear, inputs)
+        for leaf, value in (("smooth", smooth), ("input_scale", scale)):
+            if value is not None:
+                setattr(new, leaf, nn.Parameter(value.float(), requires_grad=False))
+    model.set_submodule(name, new)
+
+
+def _entry(name: str, value: Tensor) -> Entry:
+    value = value.contiguous()
+
+    def blocks() -> Iterator[memoryview]:
+        yield as_bytes(value)
+
+    return Entry(name, NAMES[value.dtype], tuple(value.shape), value.nbytes, blocks)

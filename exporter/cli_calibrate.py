@@ -1,0 +1,57 @@
+"""`lmcast calibrate`."""
+
+from pathlib import Path
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Recipe directory to write.")
+@click.option("--recipe", required=True, metavar="NAME",
+              help="Format: fp8, mxfp4, nvfp4, int8, int4; a wrong name lists all.")  # fmt: skip
+@click.option("--data", type=PATH, metavar="FILE",
+              help="Text in a .txt or .jsonl.  [default: Python's own manual]")  # fmt: skip
+@click.option("--tokens", type=int, help="To calibrate on.  [default: 32768]")
+@click.option("--chunk", type=int, help="Tokens of one piece of text.  [default: 512]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which pieces.")
+@click.option("--observer", metavar="maximum|percentile|mse|entropy",
+              help="How static scales of inputs are chosen.  [default: maximum]")  # fmt: skip
+@click.option("--inert", multiple=True, metavar="KEY",
+              help="Ignore a key of config.json that nothing reads. Repeatable.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def calibrate(
+    checkpoint: Path,
+    output: Path,
+    recipe: str,
+    data: Path | None,
+    seed: int,
+    observer: str | None,
+    inert: tuple[str, ...],
+    as_json: bool,
+    **sizes: int | None,
+) -> None:
+    """Choose low-precision weights for CHECKPOINT by what it does with text.
+
+    Example: lmcast calibrate ./SmolLM2-135M-Instruct --recipe mxfp4 -o recipe
+
+    A run that was interrupted goes on where it was when the same command is given again.
+    """
+    from lmcast.exporter.calibration import calibrate as run
+    from lmcast.exporter.cli import report
+    from lmcast.exporter.progress import Terminal
+
+    found = run(
+        checkpoint,
+        output,
+        recipe=recipe,
+        data=data,
+        seed=seed,
+        observer=observer,
+        inert=inert,
+        progress=Terminal(),
+        **{name: size for name, size in sizes.items() if size is not None},
+    )
+    report(found, as_json)
