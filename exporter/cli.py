@@ -11,6 +11,7 @@ import click
 
 from lmcast.exporter.cli_calibrate import calibrate
 from lmcast.exporter.cli_plans import of_plan, plan_options
+from lmcast.exporter.cli_prompts import parse_ids, with_system
 from lmcast.exporter.cli_quality import quality
 from lmcast.exporter.cli_recipes import recipe
 from lmcast.plugins.errors import CheckFailed, InputError
@@ -208,6 +209,7 @@ def generate(
 @click.option("--against", type=DIRECTORY, required=True, help="The checkpoint it was made from.")
 @click.option("--prompts", type=DIRECTORY, help="Prompts to compare on. Default: drawn ids.")
 @click.option("--tokens", type=int, help="Length of drawn prompts.  [default: 64]")
+@recipe
 @portable
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
 @click.option("--json", "json_file", type=DIRECTORY, help="Write the report; - prints it.")
@@ -217,6 +219,7 @@ def parity(
     against: Path,
     prompts: Path | None,
     tokens: int | None,
+    recipe: Path | None,
     portable: bool,
     bisect: bool,
     json_file: Path | None,
@@ -229,7 +232,7 @@ def parity(
     from lmcast.exporter.parity import parity as run
     from lmcast.exporter.progress import Terminal
 
-    result = run(engine, against, prompts, tokens, bisect, Terminal(), portable)
+    result = run(engine, against, prompts, tokens, bisect, Terminal(), portable, recipe)
     text = json.dumps(result.as_json(), indent=1)
     if str(json_file) == "-":
         click.echo(text)
@@ -370,18 +373,6 @@ def write(path: Path, data: bytes) -> None:
         path.write_bytes(data)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def parse_ids(prompt: Any) -> list[int]:
-    words = prompt.replace(",", " ").split() if isinstance(prompt, str) else []
-    if not words or not all(word.isdecimal() for word in words):
-        raise click.UsageError(f"--ids needs token ids such as '1 15 27', got {prompt!r:.80}")
-    return [int(word) for word in words]
-
-
-def with_system(prompt: Any, system: str) -> list[dict[str, Any]]:
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [{"role": "system", "content": system}, *messages]
 
 
 def main() -> None:

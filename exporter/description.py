@@ -1,5 +1,6 @@
 """What engine.json says of an engine: the architecture, the graph contract, the sources."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,8 @@ from lmcast.exporter.lowering import DTYPES
 from lmcast.exporter.weights import Placement
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.moe import MoE
+
+PART = re.compile(r"(.*)\.(?:codes|scales|shared|zeros)(?:\.|$)")  # of a quantized weight
 
 
 def describe(
@@ -35,7 +38,7 @@ def describe(
         "parameters": found.parameters,
         "active_parameters": found.active,
         "layers": len(found.model.layers),
-        "weights": count_weights(graph),
+        "weights": count_weights(graph, placement),
         "dtype": format.name,
         "target": target,
         "graph": contract(found, target, format, placement, graph),
@@ -49,10 +52,17 @@ def describe(
     }
 
 
-def count_weights(graph: ir.Model) -> dict[str, dict[str, int]]:
-    """Return tensors and bytes by format, as the graph has them."""
+def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, int]]:
+    """Return tensors and bytes by format, as the graph has them; quantized ones with scales."""
     counted: dict[str, dict[str, int]] = {}
-    for value in graph.graph.initializers.values():
+    for name, weight in placement.packed.items():
+        entry = counted.setdefault(weight.format, {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += sum(placement.placed[f"{name}.{part}"].nbytes for part in weight.parts)
+    for name, value in graph.graph.initializers.items():
+        whole = PART.match(name)
+        if whole is not None and whole[1] in placement.packed:
+            continue
         tensor = value.const_value
         assert tensor is not None
         format = next((f.name for f in FORMATS.values() if DTYPES[f.dtype] == tensor.dtype), None)
@@ -71,6 +81,8 @@ def contract(
         "file": MODEL,
         "weights": placement.mode,
         "optimized": target == "cpu",
+        # The kernels for quantized weights are fast in a layout of their own alone, made at load.
+        "prepack": any(node.op_type == "MatMulNBits" for node in graph.graph),
         "split_experts": target == "cpu" and any(isinstance(m, MoE) for m in found.model.modules()),
         # Whether rows of different lengths take several tokens together, or one row at a time.
         "append": "row" if in_rows else "batch",

@@ -79,7 +79,8 @@ class Engine:
     Raises EngineError where files are missing or resized or where the checkpoint that a linked
     engine points into has moved or changed. The graph itself is loaded on first use: a plan, where
     there are some, for the GPU at hand, or the portable graph in ONNX Runtime, which threads and
-    prepack are for. portable: that graph in any case.
+    prepack are for. portable: that graph in any case. exact: multiply in the engine's dtype, also
+    where its kernels round inputs to int8 to be fast.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Engine:
         threads: int | None = None,
         prepack: bool = False,
         portable: bool = False,
+        exact: bool = False,
     ):
         self.directory = Path(directory)
         if threads is not None and threads < 1:
@@ -97,7 +99,7 @@ class Engine:
         problems = verify(self.directory, quick=True)
         if problems:
             raise EngineError(f"{self.directory}: {problems[0]}")
-        self._threads, self._prepack = threads, prepack
+        self.threads, self._prepack, self._exact = threads, prepack, exact
         self.runs_plan: bool = bool(self.manifest.fields.get("plans")) and not portable
         fields = self.manifest.fields
         self.context: int = fields["context"]
@@ -139,7 +141,9 @@ class Engine:
 
         require_kernels(self.manifest.fields["dtype"])
         graph = self.manifest.fields["graph"]
-        return Runner(self.directory, graph, self._threads, prepack=self._prepack)
+        # Without its own layout of quantized weights ONNX Runtime 1.31 multiplies their values.
+        prepack = not self._exact and (self._prepack or graph.get("prepack", False))
+        return Runner(self.directory, graph, self.threads, prepack=prepack)
 
     @cached_property
     def text(self) -> Text:

@@ -12,10 +12,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, Checkpoint
-from lmcast.graphs.quantized import Quantized
+from lmcast.graphs.quantized import Quantized, values_of
 from lmcast.graphs.sources import Packed, pieces
 
 SAFETENSORS = {
@@ -71,6 +72,17 @@ class PackedWeight:
     block: int
     offset: int = 0
     divides: bool = False
+
+    @property
+    def format(self) -> str:
+        """The name of a catalogued format, or the numbers and the block: 'int4 1x32, zeros'."""
+        scheme = self.sources[0].layout.scheme
+        assert scheme is not None
+        for name, known in WEIGHTS.items():
+            if known.scheme == scheme:
+                return name
+        block = "x".join(str(n) if n else "all" for n in scheme.block)
+        return f"{scheme.element} {block}{', zeros' if scheme.zeros else ''}"
 
     def blocks(self, checkpoint: Checkpoint, part: str) -> Iterator[Tensor]:
         """Yield the numbers of one part in order; of 4 bits two in a byte."""
@@ -151,6 +163,9 @@ def _check(checkpoint: Checkpoint, source: Packed, run: Quantized) -> None:
             f"{stored.file}: the scales of tensor {stored.name!r} are not all finite; only finite"
             " weights are accepted; download or save the checkpoint again"
         )
+    most = values_of(run.scheme.element).nan_to_num().abs().max()
+    if not (factors * most).isfinite().all():  # may be beyond fp32; then every product is looked at
+        check_block(stored, run.dequantize())
     if run.zeros is not None:
         half = 1 << (run.scheme.bits - 1)
         if run.zeros.min() < -half or run.zeros.max() >= half:

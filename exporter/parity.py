@@ -12,17 +12,20 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from lmcast.calib.formats import FORMATS
 from lmcast.exporter.bisect import Bisection, find_divergence
-from lmcast.exporter.checkpoint import open_checkpoint
+from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.engine import Engine
+from lmcast.exporter.engine import MODEL, Engine
 from lmcast.exporter.generate import read_prompts
 from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.recipe_files import recipe_of
 from lmcast.exporter.reference import full_pass
+from lmcast.exporter.rounding import rounded_products, with_rounding
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
 
@@ -147,6 +150,9 @@ def check(
 
     prompts: token ids; None for ids drawn with a fixed seed, `tokens` long, or longer to exceed the
     windows of the model up to `widest`.
+
+    Where kernels round inputs of products, that is what eager does as well, and its error from fp64
+    bounds theirs; that nothing else is wrong is shown by the same graph without rounding: 'exact'.
     """
     windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
@@ -154,8 +160,11 @@ def check(
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
     format = FORMATS[engine.manifest.fields["dtype"]]
     reference = _reference(found, source, rows, format.dtype)
-
     results = []
+    if not engine.runs_plan and (products := rounded_products(ir.load(engine.directory / MODEL))):
+        exact = Engine(engine.directory, engine.threads, portable=True, exact=True)
+        results.append(_compare("exact", _prefill(exact, rows), reference, format.name))
+        reference = _rounding(with_rounding(found, products), source, reference, rows, format.dtype)
     for name, run in (("prefill", _prefill), ("step by step", _steps), ("ragged batch", _ragged)):
         results.append(_compare(name, run(engine, rows), reference, format.name))
     longest = max(map(len, rows))
@@ -192,6 +201,31 @@ def _reference(
     found: Definition, source: Checkpoint, rows: list[list[int]], dtype: torch.dtype
 ) -> list[_Reference]:
     """Return what eager computes for every row, in one pass over the weights."""
+    logits = _logits(found, source, rows, (torch.float64, dtype))
+    exact, eager = logits[torch.float64].numpy(), logits[dtype].double().numpy()
+    ats = [watched(len(row)) for row in rows]
+    return [_Reference(at, exact[r], eager[r]) for r, at in enumerate(ats)]
+
+
+def _rounding(
+    found: Definition,
+    source: Checkpoint,
+    reference: list[_Reference],
+    rows: list[list[int]],
+    dtype: torch.dtype,
+) -> list[_Reference]:
+    """Return the reference with what eager computes by another definition."""
+    eager = _logits(found, source, rows, (dtype,))[dtype].double().numpy()
+    return [replace(row, eager=eager[r]) for r, row in enumerate(reference)]
+
+
+def _logits(
+    found: Definition,
+    source: Checkpoint,
+    rows: list[list[int]],
+    dtypes: tuple[torch.dtype, ...],
+) -> dict[torch.dtype, torch.Tensor]:
+    """Return the logits of every row at its watched positions, padded: B,R,V for each dtype."""
     counts = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(counts.max()), dtype=torch.int64)
     ats = [watched(len(row)) for row in rows]
@@ -199,9 +233,7 @@ def _reference(
     for r, (row, at) in enumerate(zip(rows, ats, strict=True)):
         ids[r, : len(row)] = torch.tensor(row)
         wanted[r, : len(at)] = torch.tensor(at)
-    logits = full_pass(found, source, ids, counts, (torch.float64, dtype), wanted)
-    exact, eager = logits[torch.float64].numpy(), logits[dtype].double().numpy()
-    return [_Reference(at, exact[r], eager[r]) for r, at in enumerate(ats)]
+    return full_pass(found, source, ids, counts, dtypes, wanted)
 
 
 Got = list[tuple[int, int, np.ndarray]]  # row, position, logits V
@@ -293,11 +325,13 @@ def parity(
     bisect: bool = False,
     progress: Progress = silent,
     portable: bool = False,
+    recipe: Path | None = None,
 ) -> Report:
     """Compare an engine directory with the checkpoint it was made from.
 
     prompts: a file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as
-    for Engine. Raises InputError where the two do not belong together.
+    for Engine. recipe: the one that the engine was made with. Raises InputError where they do not
+    belong together.
     """
     loaded = Engine(engine, portable=portable)
     if bisect and loaded.runs_plan:
@@ -307,13 +341,16 @@ def parity(
         )
     if tokens is not None and not 1 <= tokens <= loaded.context:
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {loaded.context}")
-    source = open_checkpoint(against)
+    source, identities = identified(against)
     fields = loaded.manifest.fields
     if fields["config"] != json.loads(json.dumps(dict(source.config))):
         raise EngineError(f"{engine}: was made from another config.json than that of {against}")
     found = defined(source.config, source.tensors, fields["inert"])
     if "matformer" in fields:
         found = sliced(found, fields["matformer"])
+    files = recipe_of(engine, fields, recipe, identities)
+    if files is not None:
+        found, source = files.take(found, source)
     rows = loaded.encode(read_prompts(prompts)) if prompts else None
     with progress.stage("comparing"):
         report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)

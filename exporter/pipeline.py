@@ -19,7 +19,7 @@ from lmcast.exporter.backends.tensorrt.build import build_plan, order
 from lmcast.exporter.backends.tensorrt.libraries import LIBRARIES
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes
 from lmcast.exporter.capture import capture
-from lmcast.exporter.checkpoint import CheckpointError, open_checkpoint
+from lmcast.exporter.checkpoint import CheckpointError, identified
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.strict_json import parse_object
@@ -35,9 +35,7 @@ from lmcast.exporter.recipe_files import open_recipe
 from lmcast.exporter.staging import staged
 from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, place
 from lmcast.graphs import Definition, defined
-from lmcast.graphs.fp8 import NUMBERS, SCALE, SCALES
 from lmcast.graphs.matformer import sliced
-from lmcast.graphs.sources import Packed, leaves
 from lmcast.plugins.errors import CheckFailed
 
 SLICE_BYTES = 1 << 20  # of the description of a slice: a few numbers for each layer
@@ -104,16 +102,6 @@ def export(
                 prove(directory, found, source, plan)
             write_manifest(directory, fields, placement.hashes)
     return Engine(Path(output))
-
-
-def identified(path: Path) -> tuple[Checkpoint, list[SourceFile]]:
-    """Return a checkpoint and the identities of its files.
-
-    Taken now: a file that changes under the export must not pass for the one that was read.
-    """
-    source = open_checkpoint(path)
-    files = sorted({stored.file for stored in source.tensors.values()})
-    return source, [SourceFile.of(file) for file in files]
 
 
 def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> Definition:
@@ -229,28 +217,17 @@ def choose_format(
             f"target onnx: ONNX Runtime's CPU has no kernel for {strange}, so parity cannot be"
             " proven here; use --target cpu, or --no-parity for another runtime"
         )
-    fp8 = found.binding.fp8
-    special: dict[str, Collection[torch.dtype]] = {
-        **dict.fromkeys(found.binding.packed, (torch.uint8,)),
-        **dict.fromkeys(fp8, NUMBERS),
-        **dict.fromkeys(fp8.values(), SCALES),
-    }
-    quantized = quantized_tensors(found)  # whose layout says what they are
+    quantized = found.binding.layouts  # of which all dtypes are right
     for tensor in found.binding.tensors():
         stored = source.tensors[tensor]
-        plain = tensor not in special
-        if tensor in quantized:
+        if tensor in quantized or stored.dtype in BY_DTYPE:
             continue
-        if stored.dtype in special.get(tensor, BY_DTYPE):
+        if asked and stored.dtype == torch.float64:
             continue
-        if plain and asked and stored.dtype == torch.float64:
-            continue
-        names = FORMATS if plain else sorted(str(d).removeprefix("torch.") for d in special[tensor])
         raise CheckpointError(
             f"{stored.file}: tensor {stored.name} is {stored.dtype}"
-            f"{f' without {tensor}{SCALE}' if plain and stored.dtype in NUMBERS else ''};"
-            f" accepted: {', '.join(names)}"
-            f"{' (float64 with --dtype)' if plain and asked is None else ''}"
+            f"{' without a scale that is read' if stored.dtype.itemsize == 1 else ''};"
+            f" accepted: {', '.join(FORMATS)}{'' if asked else ' (float64 with --dtype)'}"
         )
     # Every accepted format fits into float32. A GPU computes in what most weights are stored in.
     return FORMATS[asked or (stored_format(found, source) if ahead else "float32")]
@@ -262,7 +239,7 @@ def stored_format(found: Definition, source: Checkpoint) -> str:
     Quantized weights do not count where there are others.
     """
     sizes = Counter[str]({"bfloat16": 0})
-    quantized = quantized_tensors(found)
+    quantized = found.binding.layouts
     for tensor in found.binding.tensors():
         if tensor in quantized:
             continue
@@ -270,12 +247,6 @@ def stored_format(found: Definition, source: Checkpoint) -> str:
         format = BY_DTYPE.get(stored.dtype)
         sizes[format.name if format else "bfloat16"] += stored.nbytes
     return sizes.most_common(1)[0][0]
-
-
-def quantized_tensors(found: Definition) -> frozenset[str]:
-    """Return the names of all tensors of quantized weights: codes and scales."""
-    parts = (leaf for source in found.binding.sources.values() for leaf in leaves(source))
-    return frozenset(t for leaf in parts if isinstance(leaf, Packed) for t in leaf.layout.tensors)
 
 
 def choose_context(found: Definition, asked: int | None) -> int:

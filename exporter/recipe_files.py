@@ -81,3 +81,32 @@ def open_recipe(path: Path, identities: Iterable[SourceFile]) -> RecipeFiles:
     for weights in sorted((path / "weights").glob("*.safetensors")):
         found |= read_header(weights.resolve(), weights)
     return RecipeFiles(path, read_recipe(fields), found, hashlib.sha256(data).hexdigest())
+
+
+def recipe_of(
+    engine: Path,
+    fields: Mapping[str, Any],
+    recipe: Path | None,
+    identities: Iterable[SourceFile],
+) -> RecipeFiles | None:
+    """Return the recipe that an engine was made with, None where it was made without.
+
+    fields: of its engine.json. Raises RecipeError where another is given, or none.
+    """
+    made_with = fields.get("recipe")
+    if recipe is None:
+        if made_with is None:
+            return None
+        raise RecipeError(
+            f"{engine}: was made with a recipe; give it (--recipe DIR), whose recipe.json has the"
+            f" SHA-256 {made_with}"
+        )
+    if made_with is None:
+        raise RecipeError(f"{engine}: was made without a recipe; leave out --recipe")
+    files = open_recipe(recipe, identities)
+    if files.sha256 != made_with:
+        raise RecipeError(
+            f"{recipe}: is another recipe than {engine} was made with, whose recipe.json has the"
+            f" SHA-256 {made_with}; accepted is that one"
+        )
+    return files

@@ -9,11 +9,24 @@ from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
 
 if TYPE_CHECKING:
+    from lmcast.exporter.checkpoint.identity import SourceFile
     from lmcast.exporter.checkpoint.tensors import Checkpoint
 
-__all__ = ["CheckpointError", "open_checkpoint"]
+__all__ = ["CheckpointError", "identified", "open_checkpoint"]
 
 # What reads tensors is imported on use: a linked engine checks its sources without torch.
+
+
+def identified(path: str | Path) -> "tuple[Checkpoint, list[SourceFile]]":
+    """Return a checkpoint and the identities of its files.
+
+    Taken now: a file that changes under the export must not pass for the one that was read.
+    """
+    from lmcast.exporter.checkpoint.identity import SourceFile
+
+    source = open_checkpoint(path)
+    files = sorted({stored.file for stored in source.tensors.values()})
+    return source, [SourceFile.of(file) for file in files]
 
 
 def open_checkpoint(path: str | Path) -> "Checkpoint":

@@ -1,0 +1,115 @@
+"""The products of an engine that round their inputs, and the eager model that does the same.
+
+ONNX Runtime's kernels for weights of few bits multiply integers: each block of inputs is rounded to
+int8 by its largest value, which is part of the arithmetic as fp16 would be.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lmcast.exporter.passes.nbits_matmul import ROUNDED
+from lmcast.graphs import Definition
+from lmcast.graphs.blocks.decoder import TiedHead
+from lmcast.graphs.blocks.moe import Experts
+from lmcast.plugins.moe_experts import eager as experts_eager
+
+CODES = ".codes"  # what exporter/attach.py adds to the name of a parameter
+
+
+def rounded_products(graph: ir.Model) -> dict[str, int]:
+    """Return the parameters whose products round their inputs, and how many share a scale."""
+    found = {}
+    for node in graph.graph:
+        if node.op_type == "MatMulNBits" and node.attributes["accuracy_level"].as_int() == ROUNDED:
+            codes = node.inputs[1]
+            assert codes is not None
+            found[str(codes.name).partition(CODES)[0]] = node.attributes["block_size"].as_int()
+    return found
+
+
+def with_rounding(found: Definition, products: Mapping[str, int]) -> Definition:
+    """Return a definition in which the inputs of these parameters' products are rounded."""
+    model = copy.deepcopy(found.model.to("meta"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for path, module in list(model.named_modules()):
+        own = {"embed.weight": module.embed.weight} if isinstance(module, TiedHead) else dict(
+            module.named_parameters(recurse=False)
+        )  # fmt: skip
+        named = {leaf: names[id(parameter)] for leaf, parameter in own.items()}
+        blocks = {leaf: products[name] for leaf, name in named.items() if name in products}
+        if blocks and isinstance(module, Experts):
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, _Experts(module, blocks))
+        elif blocks and not isinstance(module, nn.Embedding):
+            _round_within(module, blocks)
+    return dataclasses.replace(found, model=model)
+
+
+def _round_within(module: nn.Module, blocks: Mapping[str, int]) -> None:
+    """Let what a module multiplies with these parameters be rounded while it runs."""
+    entered: list[_RoundedLinear] = []
+
+    def enter(_: nn.Module, inputs: Any) -> None:
+        entered.append(_RoundedLinear(module, blocks))
+        entered[-1].__enter__()
+
+    def leave(_: nn.Module, inputs: Any, output: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)
+
+
+class _Experts(nn.Module):
+    """Experts under the same names, with rounded inputs of both products."""
+
+    def __init__(self, experts: Experts, blocks: Mapping[str, int]):
+        super().__init__()
+        self.gate, self.up, self.down = experts.gate, experts.up, experts.down
+        self.gate_bias, self.up_bias = experts.gate_bias, experts.up_bias
+        self.down_bias = experts.down_bias
+        self.settings = experts.activation, experts.alpha, experts.limit, experts.scale_input
+        self.blocks = blocks
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        with _RoundedLinear(self, self.blocks):
+            return experts_eager(
+                x, weights, chosen, self.gate, self.up, self.down,
+                self.gate_bias, self.up_bias, self.down_bias, *self.settings,
+            )  # fmt: skip
+
+
+class _RoundedLinear(TorchFunctionMode):
+    """While it is entered, F.linear rounds what it multiplies with parts of these parameters."""
+
+    def __init__(self, module: nn.Module, blocks: Mapping[str, int]):
+        super().__init__()
+        self.blocks = {_address(module.get_parameter(n)): block for n, block in blocks.items()}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.linear and (block := self.blocks.get(_address(args[1]))):
+            args = (rounded(args[0], block), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _address(tensor: Tensor) -> int:
+    """Return what tells the parameter that a tensor is a part of."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def rounded(x: Tensor, block: int) -> Tensor:
+    """Return the values ...,K of x, each block of them rounded to 127 steps of its largest."""
+    wide = x.float().unflatten(-1, (-1, block))
+    step = wide.abs().amax(-1, keepdim=True) / 127
+    near = torch.where(step > 0, (wide / step).round(), 0) * step
+    return near.flatten(-2).to(x.dtype)
