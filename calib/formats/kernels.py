@@ -13,6 +13,7 @@ from numba import njit
 E2M1, E4M3, INT4, INT8 = range(4)  # the elements, as loops tell them apart
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 RUN = 16  # values that one vector instruction compares; every block of 4 bits is some of these
+PART = 4096  # of many numbers what is done at a time, in the nearest cache
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
@@ -54,9 +55,10 @@ def _near_e2m1(ratios):
 def _near_e4m3(ratios, large):
     bits, steps = ratios.view(np.uint64), large.view(np.uint64)
     for k in range(len(ratios)):
-        # 1.5 * 2^49 times the power of two of a number, 2^-6 or more: their sum has 3 bits of the
-        # number's mantissa, rounded as sums are.
+        # 1.5 * 2^49 times the power of two of a number, from 2^-6 to 2^8: their sum has 3 bits of
+        # the number's mantissa, rounded as sums are.
         power = max(bits[k] & np.uint64(0x7FF << 52), np.uint64((1023 - 6) << 52))
+        power = min(power, np.uint64((1023 + 8) << 52))
         steps[k] = power + np.uint64((49 << 52) | (1 << 51))
     for k in range(len(ratios)):
         size = min(abs(ratios[k]), 448.0)
@@ -164,13 +166,16 @@ def encode(bits, shift, factors, high, width, first, element, out):
 def rounded(values, factors, element, out):
     """Write the nearest values that a format has, times their factors: all K fp32; return the
     largest magnitude, as bits."""
-    count = len(values)
-    divisors, ratios, spare = np.empty(count), np.empty(count), np.empty(count)
-    _spread(factors, 1, divisors)
-    most = _ratios(values.view(np.uint32), divisors, ratios)
-    _near(element, ratios, spare)
-    for k in range(len(values)):
-        out[k] = np.float32(ratios[k]) * factors[k]
+    bits, most = values.view(np.uint32), np.uint32(0)
+    divisors, ratios, spare = np.empty(PART), np.empty(PART), np.empty(PART)
+    for begin in range(0, len(values), PART):
+        end = min(begin + PART, len(values))
+        size = end - begin
+        _spread(factors[begin:end], 1, divisors[:size])
+        most = max(most, _ratios(bits[begin:end], divisors[:size], ratios[:size]))
+        _near(element, ratios[:size], spare[:size])
+        for k in range(size):
+            out[begin + k] = np.float32(ratios[k]) * factors[begin + k]
     return most
 
 

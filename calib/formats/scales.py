@@ -18,8 +18,8 @@ TIMES = (0.5, 0.6, 0.65, 0.7, *(step / 40 for step in range(30, 51) if step != 4
 E4M3_LEAST = 2.0**-9  # subnormal; a scale of 0 would lose a block that its values do not round to 0
 E8M0_BIAS = 127
 E4M3_EXPONENT, E4M3_CODE = 8, 0x7E  # of 448
-# Codes of E4M3 beside the rule's. Best were those at most 2 below, or 4 to 6 above, where the largest
-# magnitude becomes 4 instead of 6.
+# Codes of E4M3 beside the rule's. Best were those at most 2 below, or 4 to 6 above, where the
+# largest magnitude becomes 4 instead of 6.
 E4M3_STEPS = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6)
 
 

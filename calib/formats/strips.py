@@ -81,7 +81,8 @@ def errors(weight: Tensor, factors: Tensor, importance: Tensor, scheme: Scheme) 
     """Return the squared errors of every block, fp64."""
     matrices, (high, width) = _matrices(weight), scheme.block
     out = torch.empty(*matrices.shape[:2], _blocks(weight, width), dtype=torch.float64)
-    times = importance.float().expand(*weight.shape[:-2], -1).reshape(len(matrices), -1)
+    times = importance.detach().float().expand(*weight.shape[:-2], -1).contiguous()
+    times = times.reshape(len(matrices), -1)
     of, kernels, element = _matrices(factors.contiguous()), loops(), _element(scheme.element)
 
     def work(matrix: int, begin: int, end: int) -> None:
