@@ -10,8 +10,8 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.lowering import DTYPES
 from lmcast.exporter.packed import PackedWeight, Part
 from lmcast.exporter.weights import Placed, Placement, location
-from lmcast.graphs.mxfp4 import BLOCK_BYTES
-from lmcast.graphs.sources import Joined, Mxfp4, Packed, Scaled, Source, Stack, View, in_runs
+from lmcast.graphs.quantized import Layout
+from lmcast.graphs.sources import Joined, Packed, Source, Stack, View, in_runs
 from lmcast.graphs.weights import Binding
 
 
@@ -58,21 +58,15 @@ class _Attaching:
 
     def emit(self, source: Source) -> ir.Value:
         """Return the values of a source, computed by new nodes at the start of the graph."""
-        if isinstance(source, View):
-            stored = self.checkpoint.tensors[source.tensor].shape
-            if source.runs is not None:
-                stored = in_runs(source.tensor, stored, source.runs)
-            found = self.initializer(source.tensor, stored)
-            found = self.select(found, source.index)
-            if source.turned:
+        if isinstance(source, View | Packed):
+            view = source if isinstance(source, View) else source.values
+            found = self.select(self.whole(source), view.index)
+            if view.turned:
                 axes = list(range(len(_shape(found))))
                 axes[-2:] = axes[:-3:-1]
                 shape = [_shape(found)[axis] for axis in axes]
                 found = self.node("Transpose", [found], {"perm": axes}, shape)
             return found
-        assert not isinstance(source, Scaled | Packed)  # which are never linked
-        if isinstance(source, Mxfp4):
-            return self.select(self.dequantize(source), source.index)
         parts = [self.emit_row(part) for part in source.parts] if isinstance(source, Stack) else [
             self.emit(part) for part in source.parts
         ]  # fmt: skip
@@ -89,13 +83,23 @@ class _Attaching:
         found = self.emit(part)
         return self.node("Unsqueeze", [found, self.numbers([0])], {}, [1, *_shape(found)])
 
-    def dequantize(self, source: Mxfp4) -> ir.Value:
+    def whole(self, source: View | Packed) -> ir.Value:
+        """Return what a view selects from."""
+        if isinstance(source, Packed):
+            return self.dequantize(source.layout)
+        stored = self.checkpoint.tensors[source.tensor].shape
+        if source.runs is not None:
+            stored = in_runs(source.tensor, stored, source.runs)
+        return self.initializer(source.tensor, stored)
+
+    def dequantize(self, layout: Layout) -> ir.Value:
         """Return all of an MXFP4 tensor as ONNX defines it: E2M1 numbers with E8M0 scales."""
-        scales = self.checkpoint.tensors[source.scales].shape
-        shape = (*scales[:-1], scales[-1] * 2 * BLOCK_BYTES)
-        packed = self.initializer(source.blocks, shape, ir.DataType.FLOAT4E2M1)
-        scale = self.initializer(source.scales, scales, ir.DataType.FLOAT8E8M0)
-        attributes = {"axis": -1, "block_size": 2 * BLOCK_BYTES, "output_dtype": self.dtype}
+        codes, scales = layout.tensors
+        shape = layout.shape({n: self.checkpoint.tensors[n].shape for n in layout.tensors})
+        packed = self.initializer(codes, shape, ir.DataType.FLOAT4E2M1)
+        of_scales = layout.format.scales_shape(shape)
+        scale = self.initializer(scales, of_scales, ir.DataType.FLOAT8E8M0)
+        attributes = {"axis": -1, "block_size": layout.format.block[1], "output_dtype": self.dtype}
         return self.node("DequantizeLinear", [packed, scale], attributes, list(shape))
 
     def unpack(self, name: str, shape: tuple[int, ...], weight: PackedWeight) -> ir.Value:

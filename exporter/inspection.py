@@ -193,17 +193,13 @@ def count_weights(
 ) -> dict[str, dict[str, int]]:
     """Return tensors and bytes by format, of tensors as they are stored; those of quantized weights
     count with their scales."""
-    packed, fp8, layouts = binding.packed, binding.fp8, binding.layouts
+    layouts = binding.layouts
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:
         if tensor.decode is not None:
             name = tensor.decode.format
         elif tensor.name in layouts:
             name = layouts[tensor.name].format.name
-        elif tensor.name in packed:
-            name = "mxfp4"
-        elif tensor.name in fp8:
-            name = "fp8"
         else:
             name = BY_DTYPE[tensor.dtype].name if tensor.dtype in BY_DTYPE else str(tensor.dtype)
         entry = counted.setdefault(name, {"tensors": 0, "bytes": 0})

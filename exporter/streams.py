@@ -9,14 +9,10 @@ from torch import Tensor
 
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, Checkpoint
-from lmcast.graphs.fp8 import dequantize
-from lmcast.graphs.mxfp4 import unpack
 from lmcast.graphs.quantized import Layout
 from lmcast.graphs.sources import (
     Joined,
-    Mxfp4,
     Packed,
-    Scaled,
     Source,
     Stack,
     View,
@@ -32,10 +28,8 @@ def values(checkpoint: Checkpoint, source: Source) -> Iterator[Tensor]:
     """
     if isinstance(source, View) and source.whole:
         yield from _whole(checkpoint, source)
-    elif isinstance(source, View | Scaled | Packed):
+    elif isinstance(source, View | Packed):
         yield from _part(checkpoint, source)
-    elif isinstance(source, Mxfp4):
-        yield from _mxfp4(checkpoint, source)
     elif isinstance(source, Stack) or source.axis == 0:
         for part in source.parts:
             yield from values(checkpoint, part)
@@ -60,7 +54,7 @@ class _Rows:
     read: Callable[[int, int], Tensor]  # begin, end
 
 
-def _part(checkpoint: Checkpoint, source: View | Scaled | Packed) -> Iterator[Tensor]:
+def _part(checkpoint: Checkpoint, source: View | Packed) -> Iterator[Tensor]:
     view, rows = _view(source), _rows(checkpoint, source)
     shape = rows.shape if view.runs is None else in_runs(view.tensor, rows.shape, view.runs)
     if len(shape) == 2 and view.turned:
@@ -72,29 +66,22 @@ def _part(checkpoint: Checkpoint, source: View | Scaled | Packed) -> Iterator[Te
         yield (block.mT if view.turned else block).contiguous()
 
 
-def _view(source: View | Scaled | Packed) -> View:
+def _view(source: View | Packed) -> View:
     return source if isinstance(source, View) else source.values
 
 
-def _rows(checkpoint: Checkpoint, source: View | Scaled | Packed) -> _Rows:
+def _rows(checkpoint: Checkpoint, source: View | Packed) -> _Rows:
     """Return how the whole of what a view looks at is read."""
     if isinstance(source, Packed):
         return _unpacked(checkpoint, source.layout)
-    stored = checkpoint.tensors[_view(source).tensor]
-    scales: Tensor | None = None
-    if isinstance(source, Scaled):
-        scales = checkpoint.read(source.scales)
-        check_block(checkpoint.tensors[source.scales], scales)
+    stored = checkpoint.tensors[source.tensor]
 
     def read(begin: int, end: int) -> Tensor:
         rows = checkpoint.rows(stored.name, begin, end)
-        if isinstance(source, Scaled) and scales is not None:
-            rows = dequantize(rows, scales, source.block, begin)
         check_block(stored, rows, begin * rows[0].numel())
         return rows
 
-    size = math.prod(stored.shape) * (4 if isinstance(source, Scaled) else stored.dtype.itemsize)
-    return _Rows(stored.shape, size, read)
+    return _Rows(stored.shape, math.prod(stored.shape) * stored.dtype.itemsize, read)
 
 
 def _unpacked(checkpoint: Checkpoint, layout: Layout) -> _Rows:
@@ -121,26 +108,11 @@ def _unpacked(checkpoint: Checkpoint, layout: Layout) -> _Rows:
     return _Rows(shape, math.prod(shape) * 4, values)
 
 
-def _mxfp4(checkpoint: Checkpoint, source: Mxfp4) -> Iterator[Tensor]:
-    stored = checkpoint.tensors[source.blocks]
-    first, *inner = source.index or (slice(None),)
-    inside = (slice(None), *inner)
-    done = 0
-    for row in range(*first.indices(stored.shape[0])):
-        blocks, scales = (
-            checkpoint.rows(name, row, row + 1)[inside] for name in (source.blocks, source.scales)
-        )
-        block = unpack(blocks, scales)
-        check_block(stored, block, done)
-        done += block.numel()
-        yield block
-
-
 def _side_by_side(checkpoint: Checkpoint, source: Joined) -> Iterator[Tensor]:
     """Yield parts joined along an inner axis, in runs of rows of all of them."""
     views, parts = [], {}
     for part in source.parts:
-        assert isinstance(part, View | Scaled | Packed)
+        assert isinstance(part, View | Packed)
         view = _view(part)
         assert not view.turned and view.runs is None
         assert not view.index or view.index[0] == slice(None)

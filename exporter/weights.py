@@ -19,7 +19,8 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.packed import PackedWeight
 from lmcast.exporter.packed_forms import Form, packed_weight
 from lmcast.exporter.streams import values
-from lmcast.graphs.sources import Mxfp4, Packed, Scaled, Source, View, alike, leaves, tensors_of
+from lmcast.graphs.quantized import Blocks
+from lmcast.graphs.sources import Packed, Source, View, alike, leaves, tensors_of
 from lmcast.graphs.weights import Binding
 from lmcast.plugins.errors import InputError
 
@@ -94,9 +95,9 @@ def choose_mode(
 
     runs: the engine is to be run by ONNX Runtime, which has no MXFP4.
     """
-    # FP8 first: of all reasons it is the one that no --dtype changes.
-    fp8 = [name for name, source in binding.sources.items() if _scaled(source)]
-    for name in fp8 or binding.sources:
+    # Quantized ones first: of all reasons it is the one that no --dtype changes.
+    packed = [name for name, source in binding.sources.items() if _packed(source)]
+    for name in (*packed, *binding.sources):
         source = binding.sources[name]
         found = _not_linkable(name, source, binding, checkpoint, format, runs)
         if found is None:
@@ -108,13 +109,20 @@ def choose_mode(
                 " linked to it; use --weights copy"
             )
         return "copy"
-    four_bits = any(isinstance(s, Mxfp4) for s in binding.sources.values())
-    return asked or ("copy" if four_bits else "link")
+    return asked or ("copy" if packed else "link")
 
 
-def _scaled(source: Source) -> list[Scaled]:
-    """Return the parts of a source that are FP8."""
-    return [leaf for leaf in leaves(source) if isinstance(leaf, Scaled)]
+def _packed(source: Source) -> list[Packed]:
+    """Return the parts of a source that are quantized."""
+    return [leaf for leaf in leaves(source) if isinstance(leaf, Packed)]
+
+
+def _as_in_onnx(leaf: Packed) -> bool:
+    """Whether a graph can point at the bytes of a quantized weight: those of MXFP4, which ONNX has
+    too. A recipe's are in no file of the checkpoint."""
+    layout = leaf.layout
+    stored = layout.scheme is not None and layout.scheme.name == "mxfp4"
+    return stored and leaf.values.runs is None and not isinstance(layout, Blocks)
 
 
 def _not_linkable(
@@ -126,15 +134,14 @@ def _not_linkable(
     runs: bool,
 ) -> tuple[StoredTensor, str] | None:
     """Return a tensor of a source whose bytes no graph can point at, and why; None for none."""
-    if isinstance(source, Mxfp4):
-        why = "is MXFP4, which ONNX Runtime's CPU has no kernel for"
-        return (checkpoint.tensors[source.blocks], why) if runs else None
-    for leaf in leaves(source):
-        if isinstance(leaf, Packed):
-            return checkpoint.tensors[leaf.layout.tensors[0]], "is quantized"
-    for leaf in _scaled(source):
-        each = "" if leaf.block is None else f" for each block of {leaf.block[0]} x {leaf.block[1]}"
-        return checkpoint.tensors[leaf.values.tensor], f"is FP8 with a scale{each}"
+    for leaf in _packed(source):
+        stored, name = checkpoint.tensors[leaf.layout.tensors[0]], leaf.layout.format.name
+        if not _as_in_onnx(leaf):
+            return stored, f"is quantized ({name})"
+        if runs:
+            return stored, f"is {name.upper()}, which ONNX Runtime's CPU has no kernel for"
+    if _packed(source):
+        return None
     for tensor in tensors_of(source):
         stored = checkpoint.tensors[tensor]
         if not stored.linkable:
@@ -202,7 +209,8 @@ def _parts(name: str, weight: PackedWeight, checkpoint: Checkpoint) -> list[Entr
 
 def _typed(binding: Binding, checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint with the scales of MXFP4 as the numbers they are, which have a NaN."""
-    scales = [s.scales for s in binding.sources.values() if isinstance(s, Mxfp4)]
+    packed = (leaf for source in binding.sources.values() for leaf in _packed(source))
+    scales = [leaf.layout.tensors[1] for leaf in packed]
     typed = {n: replace(checkpoint.tensors[n], dtype=torch.float8_e8m0fnu) for n in scales}
     return replace(checkpoint, tensors={**checkpoint.tensors, **typed})
 

@@ -16,7 +16,7 @@ from lmcast.graphs.blocks.moe import MoE
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.layouts.tensors import Tensors, is_activation
 from lmcast.graphs.multimodal import Multimodal
-from lmcast.graphs.quantization import take, take_fp8
+from lmcast.graphs.quantization import take
 from lmcast.graphs.sources import View, alike, load_into, plain, tensors_of
 from lmcast.graphs.weights import Binding, WeightError, bind, spared
 
@@ -110,9 +110,8 @@ def define(
             f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(archs.NAMES)}"
         )
     arch = archs.get(name)
-    fp8, raw = take_fp8(name, config, shapes, isinstance(arch, Multimodal), inert)
     tensors = Tensors(shapes, dtypes or {})
-    quantized, raw = take(name, raw, tensors, isinstance(arch, Multimodal), inert)
+    quantized, raw = take(name, config, tensors, isinstance(arch, Multimodal), inert)
     shapes = quantized.shapes(shapes)
     within = ""
     if isinstance(arch, Multimodal):
@@ -141,7 +140,7 @@ def define(
     table = arch.table(typed)
     beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
     beside += tuple(quantized.beside)
-    binding = bind(model, table, shapes, beside, fp8, quantized.layouts)
+    binding = bind(model, table, shapes, beside, quantized.layouts)
     return Definition(arch, typed, model, binding)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from lmcast.graphs import ConfigError, Definition
 from lmcast.graphs.arch import Count, Size, parse
 from lmcast.graphs.layers import one_each, owners
-from lmcast.graphs.sources import Joined, Scaled, Source, View
+from lmcast.graphs.sources import Joined, Packed, Source, View
 
 # What the config of an architecture has that can be sliced.
 NEEDED = {"intermediate_size", "layer_types", "num_kv_shared_layers", "activation_sparsity_pattern"}
@@ -121,13 +121,13 @@ def _source(name: str, parameter: nn.Parameter, found: Definition, kept: tuple[i
     source, stored = found.binding.sources[before], found.model.get_parameter(before).shape
     if stored == parameter.shape:
         return source
-    view = source.values if isinstance(source, Scaled) else source
+    view = source.values if isinstance(source, Packed) else source
     assert isinstance(view, View)
     assert view.whole
 
     def part(index: tuple[slice, ...]) -> Source:
         taken = replace(view, index=index)
-        return replace(source, values=taken) if isinstance(source, Scaled) else taken
+        return replace(source, values=taken) if isinstance(source, Packed) else taken
 
     if name not in BY_LAYER:
         return part(_leading(parameter.shape, stored))

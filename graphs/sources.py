@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lmcast.graphs.fp8 import NUMBERS, RUN_VALUES, SCALE, SCALES, Block, dequantize, scale_shapes
-from lmcast.graphs.mxfp4 import BLOCK_BYTES, unpack
-from lmcast.graphs.quantized import Layout, ReadRows, Shapes, WeightError
+from lmcast.graphs.quantized import Layout, Shapes, WeightError
+
+RUN_VALUES = 1 << 20  # in fp32 4 MiB: what is dequantized at a time
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,6 @@ class View:
     @property
     def whole(self) -> bool:
         return not self.index and not self.turned and self.runs is None
-
-
-@dataclass(frozen=True)
-class Mxfp4:
-    """Numbers of 4 bits in blocks of 32 that share a scale (gpt-oss): bytes ...,G,16 and scales
-    ...,G give values ...,32 G. `index` selects from both, by their leading axes."""
-
-    blocks: str
-    scales: str
-    index: tuple[slice, ...] = ()
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """FP8: what `values` takes of a tensor, once all of it is multiplied with its scales; `block`:
-    how many rows and columns share one (None: all of them)."""
-
-    values: View
-    scales: str
-    block: Block | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +52,7 @@ class Joined:
     axis: int
 
 
-Leaf = View | Mxfp4 | Scaled | Packed
+Leaf = View | Packed
 Source = Leaf | Stack | Joined
 
 
@@ -89,23 +69,9 @@ def tensors_of(source: Source) -> list[str]:
     """Return the names of the tensors that a source reads, in the order of its values."""
     if isinstance(source, View):
         return [source.tensor]
-    if isinstance(source, Mxfp4):
-        return [source.blocks, source.scales]
-    if isinstance(source, Scaled):
-        return [source.values.tensor, source.scales]
     if isinstance(source, Packed):
         return list(source.layout.tensors)
     return [tensor for part in source.parts for tensor in tensors_of(part)]
-
-
-def scaled(source: Source, shapes: Shapes, block: Block | None) -> Source:
-    """Return a source in which every tensor that has scales beside it is multiplied with them."""
-    if isinstance(source, View):
-        scales = f"{source.tensor}{SCALE}"
-        return Scaled(source, scales, block) if scales in shapes else source
-    if isinstance(source, Stack | Joined):
-        return replace(source, parts=tuple(scaled(part, shapes, block) for part in source.parts))
-    return source
 
 
 def shape_of(source: Source, shapes: Shapes) -> tuple[int, ...]:
@@ -117,19 +83,6 @@ def shape_of(source: Source, shapes: Shapes) -> tuple[int, ...]:
                 raise WeightError(f"tensor {source.tensor} has shape {list(shape)}: too few axes")
             return (*shape[:-2], shape[-1], shape[-2])
         return shape
-    if isinstance(source, Mxfp4):
-        blocks = _selected(source.blocks, source.index, shapes)
-        scales = _selected(source.scales, source.index, shapes)
-        if blocks != (*scales, BLOCK_BYTES):
-            raise WeightError(
-                f"tensor {source.blocks} has shape {list(shapes[source.blocks])}, which does not"
-                f" fit {source.scales} {list(shapes[source.scales])}: accepted are {BLOCK_BYTES}"
-                " bytes for each scale"
-            )
-        return (*scales[:-1], scales[-1] * 2 * BLOCK_BYTES)
-    if isinstance(source, Scaled):
-        _require_scales(source, shapes)
-        return shape_of(source.values, shapes)
     if isinstance(source, Packed):
         return shape_of(source.values, {source.values.tensor: source.layout.shape(shapes)})
     parts = [shape_of(part, shapes) for part in source.parts]
@@ -156,21 +109,6 @@ def _selected(
     for axis, part in enumerate(index):
         shape[axis] = len(range(*part.indices(shape[axis])))
     return tuple(shape)
-
-
-def _require_scales(source: Scaled, shapes: Shapes) -> None:
-    tensor = source.values.tensor
-    accepted = scale_shapes(shapes[tensor], source.block)
-    if shapes[source.scales] in accepted:
-        return
-    rule = "one number, as config.json gives no weight_block_size"
-    if source.block is not None:
-        rule = f"blocks of {source.block[0]} x {source.block[1]}"
-    shown = " or ".join(str(list(shape)) for shape in accepted) or "a matrix or a stack of them"
-    raise WeightError(
-        f"tensor {source.scales} has shape {list(shapes[source.scales])}, which does not fit"
-        f" {tensor} {list(shapes[tensor])} in {rule}; accepted: {shown}"
-    )
 
 
 def in_runs(tensor: str, shape: tuple[int, ...], runs: int) -> tuple[int, ...]:
@@ -204,7 +142,7 @@ def pieces(
 def load_into(out: Tensor, source: Source, read: Callable[[str], Tensor]) -> None:
     """Write the values of a source into `out`, converted to its dtype.
 
-    Besides `out`, one stored tensor is in memory at a time (of Mxfp4 and Scaled the two that belong
+    Besides `out`, one stored tensor is in memory at a time (of quantized weights those that belong
     together, and a few rows of what they give).
     """
     if isinstance(source, View):
@@ -213,12 +151,6 @@ def load_into(out: Tensor, source: Source, read: Callable[[str], Tensor]) -> Non
             value = value.unflatten(0, (source.runs, -1))
         value = value[source.index]
         out.copy_(value.mT if source.turned else value)
-    elif isinstance(source, Mxfp4):
-        blocks, scales = read(source.blocks)[source.index], read(source.scales)[source.index]
-        for row, block, scale in zip(out, blocks, scales, strict=True):  # whole, it is 8x the bytes
-            row.copy_(unpack(block, scale))
-    elif isinstance(source, Scaled):
-        _load_scaled(out, source, read)
     elif isinstance(source, Packed):
         _load_packed(out, source, read)
     elif isinstance(source, Stack):
@@ -229,25 +161,6 @@ def load_into(out: Tensor, source: Source, read: Callable[[str], Tensor]) -> Non
             load_into(rows, part, read)
 
 
-def _load_scaled(out: Tensor, source: Scaled, read: Callable[[str], Tensor]) -> None:
-    tensor = source.values.tensor
-    values, scales = read(tensor), read(source.scales)
-    for name, dtype, accepted in (
-        (tensor, values.dtype, NUMBERS),
-        (source.scales, scales.dtype, SCALES),
-    ):
-        if dtype not in accepted:
-            shown = ", ".join(sorted(map(str, accepted)))
-            raise WeightError(f"tensor {name} is {dtype}; accepted in FP8: {shown}")
-    shape = tuple(values.shape)
-    step = _entries_at_once(source.values, shape)
-    rest = out.mT if source.values.turned else out
-    for begin, end, take in pieces(source.values, shape, step):
-        block = take(dequantize(values[begin:end], scales, source.block, begin))
-        rest[: len(block)] = block
-        rest = rest[len(block) :]
-
-
 def _load_packed(out: Tensor, source: Packed, read: Callable[[str], Tensor]) -> None:
     whole = {name: read(name) for name in source.layout.tensors}
 
@@ -256,18 +169,10 @@ def _load_packed(out: Tensor, source: Packed, read: Callable[[str], Tensor]) -> 
 
     shape = source.layout.shape({name: tuple(value.shape) for name, value in whole.items()})
     rest = out.mT if source.values.turned else out
-    for block in packed_values(source, shape, rows, _entries_at_once(source.values, shape)):
+    for begin, end, take in pieces(source.values, shape, _entries_at_once(source.values, shape)):
+        block = take(source.layout.values(rows, begin, end))
         rest[: len(block)] = block
         rest = rest[len(block) :]
-
-
-def packed_values(
-    source: Packed, shape: tuple[int, ...], read: ReadRows, step: int
-) -> Iterator[Tensor]:
-    """Yield what a source gives in fp32, `step` entries of axis 0 at a time, none of them turned;
-    `shape` is that of the whole weight."""
-    for begin, end, take in pieces(source.values, shape, step):
-        yield take(source.layout.values(read, begin, end))
 
 
 def _entries_at_once(view: View, shape: tuple[int, ...]) -> int:
@@ -285,6 +190,6 @@ def alike(a: Tensor, b: Tensor) -> bool:
 def plain(tensor: str, read: Callable[[str], Tensor]) -> Tensor:
     """Return a stored tensor; raises WeightError where its bytes need a scale to be numbers."""
     value = read(tensor)
-    if value.dtype in NUMBERS:
-        raise WeightError(f"tensor {tensor} is {value.dtype}, without {tensor}{SCALE}")
+    if value.dtype.itemsize == 1 or not value.is_floating_point():
+        raise WeightError(f"tensor {tensor} is {value.dtype}, without a scale that is read")
     return value

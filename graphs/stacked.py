@@ -1,22 +1,12 @@
 """Weight tables of experts that checkpoints hold in stacks, with gate and up in one tensor."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-from lmcast.graphs.sources import Mxfp4, Source, View
+from lmcast.graphs.sources import Source, View
 from lmcast.graphs.weights import EachExpert, Entry, per_expert
 
 ALL = slice(None)
 OURS = "layers.{i}.ffn.experts"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mxfp4Settings:
-    """A quantization_config of MXFP4; which tensors are stored so, their names tell."""
-
-    quant_method: Literal["mxfp4"]
-    modules_to_not_convert: tuple[str, ...] | None = None
 
 
 def alternating(theirs: str) -> dict[str, Entry]:
@@ -25,7 +15,7 @@ def alternating(theirs: str) -> dict[str, Entry]:
     table: dict[str, Entry] = {
         f"{OURS}.down": (
             View(f"{theirs}.down_proj", turned=True),
-            Mxfp4(f"{theirs}.down_proj_blocks", f"{theirs}.down_proj_scales"),
+            View(f"{theirs}.down_proj_blocks"),
         ),
         f"{OURS}.down_bias": f"{theirs}.down_proj_bias",
     }
@@ -34,7 +24,7 @@ def alternating(theirs: str) -> dict[str, Entry]:
         rows = slice(first, None, 2)
         table[f"{OURS}.{name}"] = (
             View(both, (ALL, ALL, rows), turned=True),
-            Mxfp4(f"{both}_blocks", f"{both}_scales", (ALL, rows)),
+            View(f"{both}_blocks", (ALL, rows)),
         )
         table[f"{OURS}.{name}_bias"] = View(f"{both}_bias", (ALL, rows))
     return table

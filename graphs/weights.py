@@ -8,22 +8,18 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from lmcast.graphs.fp8 import SCALE, Fp8Settings, activation_scale
 from lmcast.graphs.inert import LEFTOVERS
 from lmcast.graphs.quantized import Layout, Scheme
 from lmcast.graphs.sources import (
     Joined,
     Leaf,
-    Mxfp4,
     Packed,
-    Scaled,
     Shapes,
     Source,
     Stack,
     View,
     WeightError,
     leaves,
-    scaled,
     shape_of,
     tensors_of,
 )  # fmt: skip
@@ -72,18 +68,6 @@ class Binding:
         layouts = (leaf.layout for leaf in found if isinstance(leaf, Packed))
         return {tensor: layout for layout in layouts for tensor in layout.tensors}
 
-    @property
-    def packed(self) -> frozenset[str]:
-        """The tensors that hold MXFP4, not plain numbers."""
-        packed = [s for s in self.sources.values() if isinstance(s, Mxfp4)]
-        return frozenset(tensor for source in packed for tensor in tensors_of(source))
-
-    @property
-    def fp8(self) -> Mapping[str, str]:
-        """The tensors that hold FP8, and the scales that each is multiplied with."""
-        found = (leaf for source in self.sources.values() for leaf in leaves(source))
-        return {leaf.values.tensor: leaf.scales for leaf in found if isinstance(leaf, Scaled)}
-
     def dtype(self, name: str, stored: torch.dtype, asked: torch.dtype) -> torch.dtype:
         """Return what a parameter is computed in where the model is computed in `asked`."""
         kept = name in self.wide and stored == torch.float32 and asked.itemsize < stored.itemsize
@@ -130,27 +114,23 @@ def bind(
     table: Table,
     shapes: Shapes,
     beside: Iterable[str] = (),
-    fp8: Fp8Settings | None = None,
     layouts: Mapping[str, Layout] | None = None,
 ) -> Binding:
     """Give every parameter of `model` a source among tensors of these names and shapes.
 
     Raises WeightError on a missing or misshaped tensor, and on a surplus one under a module that
-    the model has: the definition would be wrong. `beside` are modules that it does not have. fp8:
-    what config.json says of FP8; then scales are read, and those of activations left out. layouts:
-    how the weights of these names are stored, whose shapes are those of plain ones.
+    the model has: the definition would be wrong. `beside` are modules that it does not have.
+    layouts: how quantized weights of these names are stored; their shapes are those of plain ones.
     """
     layouts = layouts or {}
     sources = {
-        name: packed(name, _source(name, parameter, table, shapes, fp8), layouts)
+        name: packed(name, _source(name, parameter, table, shapes), layouts)
         for name, parameter in model.named_parameters()
     }
     used = {tensor for source in sources.values() for tensor in tensors_of(source)}
     parts = [leaf for source in sources.values() for leaf in leaves(source)]
     used |= {leaf.values.tensor for leaf in parts if isinstance(leaf, Packed)}
     beside = frozenset(beside)
-    if fp8 is not None and fp8.activation_scheme == "static":
-        beside |= {activation_scale(tensor) for tensor in used if f"{tensor}{SCALE}" in used}
     ties = _copies(model, table, sources, shapes)
     copies = tuple(sorted(pair for tie in ties for pair in _as_stored(*tie, layouts)))
     rest = sorted(shapes.keys() - used - {copy for copy, _ in ties})
@@ -175,9 +155,7 @@ def spared(model: nn.Module, table: Table, spare: Sequence[str], layers: int) ->
     return tuple(str(entry).replace("{i}", layer) for entry, layer in found)
 
 
-def _source(
-    name: str, parameter: nn.Parameter, table: Table, shapes: Shapes, fp8: Fp8Settings | None
-) -> Source:
+def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) -> Source:
     """Return where one parameter comes from; its shape is right."""
     entry, layer = _lookup(name, table)
     if isinstance(entry, str):
@@ -196,13 +174,10 @@ def _source(
                 f"tensor {tensor} is missing (for {name} {list(parameter.shape)});"
                 f" the checkpoint has {near or 'nothing under that name'}"
             )
-    if fp8 is not None:
-        source = scaled(source, shapes, fp8.block)
     shape = shape_of(source, shapes)
     if shape != tuple(parameter.shape):
         tensor = tensors_of(source)[0]
-        view = source.values if isinstance(source, Scaled) else source
-        part = "" if isinstance(view, View) and view.whole else f" (as {name}: {list(shape)})"
+        part = "" if isinstance(source, View) and source.whole else f" (as {name}: {list(shape)})"
         raise WeightError(
             f"tensor {tensor} has shape {list(shapes[tensor])}{part};"
             f" config.json asks for {list(parameter.shape)}"
@@ -263,8 +238,6 @@ def renamed(source: Source, change: Callable[[str], str]) -> Source:
     """Return a source that reads tensors of other names."""
     if isinstance(source, View):
         return replace(source, tensor=change(source.tensor))
-    if isinstance(source, Mxfp4):
-        return replace(source, blocks=change(source.blocks), scales=change(source.scales))
     assert isinstance(source, Stack | Joined)
     return replace(source, parts=tuple(renamed(part, change) for part in source.parts))
 
@@ -297,18 +270,10 @@ def _copies(
         copy, source = _lookup(f"{module}.{name.rpartition('.')[2]}", table)[0], sources[original]
         if not isinstance(copy, str) or copy not in shapes:
             continue
-        if isinstance(source, Packed):
+        if isinstance(source, View):
+            found.append((copy, source.tensor))
+        elif isinstance(source, Packed):
             found.append((copy, source.values.tensor))
-            continue
-        if not isinstance(source, View | Scaled):
-            continue
-        repeated, *scales = tensors_of(source)
-        if (f"{copy}{SCALE}" in shapes) != bool(scales):
-            raise WeightError(
-                f"tensors {copy} and {repeated} are one weight, but only one of them has a scale"
-                f" (NAME{SCALE}); accepted: both or neither"
-            )
-        found += [(copy, repeated), *((f"{copy}{SCALE}", scale) for scale in scales)]
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmcast.graphs.fp8 import Block
+from lmcast.graphs.quantized import Block
 
 CONFIG = "quantization_config"
 LARGEST = 448.0  # of E4M3

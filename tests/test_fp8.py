@@ -31,9 +31,20 @@ from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, Checkpoint, Texts
 from lmcast.exporter.inspection import inspect
 from lmcast.exporter.streams import values
 from lmcast.graphs import Definition, fill, load, sources
-from lmcast.graphs.fp8 import RUN_VALUES, dequantize
+from lmcast.graphs.layouts.stored import Stored
 from lmcast.graphs.matformer import sliced
-from lmcast.graphs.sources import Joined, Source, Stack, View, load_into, scaled, shape_of
+from lmcast.graphs.quantized import Block, Scheme
+from lmcast.graphs.sources import (
+    RUN_VALUES,
+    Joined,
+    Packed,
+    Source,
+    Stack,
+    View,
+    load_into,
+    shape_of,
+)
+from lmcast.graphs.weights import packed as as_packed
 
 OPTIONS: dict[str, Any] = {"parity": False, "tokenizer": False}
 SCALE_DTYPES = [torch.float32, torch.bfloat16, torch.float8_e8m0fnu]
@@ -42,26 +53,43 @@ SHAPES = [(37, 50), (48, 40), (1, 1), (300, 3), (3, 37, 50)]
 BLOCKS = [(16, 16), RAGGED, (1, 32), (128, 128)]
 
 
+def layout(name: str, block: Block | None, dtype: torch.dtype = torch.float32) -> Stored:
+    return Stored(Scheme("e4m3", block or (0, 0), dtype), name, f"{name}_scale_inv")
+
+
+def product(
+    weight: Tensor, scales: Tensor, block: Block | None, begin: int = 0, end: int | None = None
+) -> Tensor:
+    """Return what rows of a weight mean, by its layout."""
+    stored = {"w": weight, "w_scale_inv": scales}
+
+    def read(name: str, begin: int, end: int | None) -> Tensor:
+        return stored[name][begin:end] if stored[name].dim() else stored[name]
+
+    return layout("w", block, scales.dtype).values(read, begin, end or len(weight))
+
+
 @pytest.mark.parametrize("dtype", SCALE_DTYPES, ids=str)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_products_are_rounded_once(shape, block, dtype):
     weight, scales = codes(*shape), factors(grid(shape, block), dtype)
-    got = dequantize(weight, scales, block)
+    got = product(weight, scales, block)
     assert torch.equal(got, worked_out(weight, scales, block))
     assert not got.isnan().any()
     theirs = import_module("transformers.integrations.finegrained_fp8")
     wanted = theirs._dequantize_fp8_weight(weight, scales, list(block), torch.float32)
     assert torch.equal(got, wanted)
-    runs = [dequantize(weight[i : i + 7], scales, block, i) for i in range(0, shape[0], 7)]
+    ends = range(0, shape[0], 7)
+    runs = [product(weight, scales, block, i, min(i + 7, shape[0])) for i in ends]
     assert torch.equal(torch.cat(runs), got)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 1, 1)], ids=str)
 def test_one_scale_for_a_tensor_or_for_each_expert(shape):
     weight, scales = codes(3, 6, 5), factors(shape, torch.bfloat16)
-    assert torch.equal(dequantize(weight, scales, None), worked_out(weight, scales, None))
-    part = dequantize(weight[1:], scales, None, 1)
+    assert torch.equal(product(weight, scales, None), worked_out(weight, scales, None))
+    part = product(weight, scales, None, 1)
     assert torch.equal(part, worked_out(weight, scales, None)[1:])
 
 
@@ -102,7 +130,7 @@ def test_every_form_reads_the_products(form, block, tmp_path, monkeypatch):
     }
     plain = {n: worked_out(w, scales[f"{n}_scale_inv"], block) for n, w in weights.items()}
     shapes = {name: tuple(t.shape) for name, t in (weights | scales).items()}
-    source = scaled(FORMS[form], shapes, block)
+    source = as_packed("w", FORMS[form], {name: layout(name, block) for name in STORED})
     wanted = torch.empty(shape_of(FORMS[form], shapes))
     load_into(wanted, FORMS[form], plain.__getitem__)
     assert shape_of(source, shapes) == wanted.shape
@@ -117,19 +145,21 @@ def test_every_form_reads_the_products(form, block, tmp_path, monkeypatch):
         assert torch.equal(streamed.reshape(wanted.shape), wanted)
 
 
-def test_memory_holds_a_block(tmp_path, monkeypatch):
+def test_memory_holds_a_block(tmp_path):
     tensors = {"a": codes(2100, 4096), "a_scale_inv": factors((17, 32), torch.float32)}
-    source = scaled(View("a"), {n: tuple(t.shape) for n, t in tensors.items()}, (128, 128))
+    seen = []
+
+    class Counted(Stored):
+        def values(self, *given: Any) -> Tensor:
+            rows = super().values(*given)
+            seen.append(rows.numel())
+            return rows
+
+    source = Packed(View("a"), Counted(Scheme("e4m3", (128, 128), torch.float32), *tensors))
     sizes = [block.nbytes for block in values(checkpoint_of(tmp_path, tensors), source)]
     assert max(sizes) <= BLOCK_BYTES
     assert sum(sizes) == 4 * 2100 * 4096
-    seen = []
-
-    def counted(rows: Tensor, *rest: Any) -> Tensor:
-        seen.append(rows.numel())
-        return dequantize(rows, *rest)
-
-    monkeypatch.setattr(sources, "dequantize", counted)
+    seen.clear()
     out = torch.empty(2100, 4096, dtype=torch.bfloat16)
     load_into(out, source, tensors.__getitem__)
     assert max(seen) <= RUN_VALUES
@@ -179,9 +209,9 @@ def test_a_model_is_that_of_its_numbers(name, settings, dtype, checkpoint):
     assert torch.equal(logits(quantized, packed), logits(config, exact))
     assert not torch.equal(logits(config, exact), logits(config, plain))
     found = defined(quantized, packed)
-    assert found.binding.fp8 == {
-        n.removesuffix("_scale_inv"): n for n in packed if n.endswith("_scale_inv")
-    }
+    scales = {name for name in packed if name.endswith("_scale_inv")}
+    numbers = {name.removesuffix("_scale_inv") for name in scales}
+    assert found.binding.layouts.keys() == scales | numbers
     activations = sorted(n for n in packed if n.endswith("activation_scale"))
     assert [n for n in found.binding.ignored if n in activations] == activations
 
@@ -225,11 +255,10 @@ def test_inspect_counts_fp8(checkpoint, tmp_path):
     config, plain = read(checkpoint("qwen3/plain"))
     packed, _ = in_fp8(plain, RAGGED, torch.bfloat16)
     made = save(tmp_path / "made", config | {CONFIG: blocks(RAGGED)}, packed)
-    numbers = [t for t in packed.values() if t.dtype == torch.float8_e4m3fn]
+    parts = [t for t in packed.values() if t.dtype != torch.float32]
     found = inspect(made).weights
-    assert found["fp8"] == {"tensors": 21, "bytes": sum(t.nbytes for t in numbers)}
-    assert found["bfloat16"]["tensors"] == 21  # their scales
-    assert found.keys() == {"fp8", "bfloat16", "float32"}
+    assert found["fp8"] == {"tensors": 42, "bytes": sum(t.nbytes for t in parts)}  # with scales
+    assert found.keys() == {"fp8", "float32"}
 
 
 def test_activation_scales_are_named_as_left_out(checkpoint, tmp_path):

@@ -110,7 +110,7 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
      "config_groups has no target for model.layers.0.mlp.down_proj, which is quantized"),
     ("int4", key("quant_method", to="bitsandbytes"), ConfigError,
      f"{CONFIG}.quant_method is 'bitsandbytes'; accepted: .*gptq"),
-    ("int4", lambda s, _: s.pop("quant_method"), ConfigError, "quant_method is None; accepted"),
+    ("int4", lambda s, _: s.pop("quant_method"), ConfigError, "quant_method is missing; accepted"),
     ("int4", key("quant_method", to=["awq"]), ConfigError, r"quant_method is \['awq'\]; accep"),
     ("int4", plain, ConfigError, f"ignore does not list {Q}, whose weight is plain while others"),
     ("int4", bare, ConfigError, "quant_method is 'compressed-tensors', but no tensor has scales"),

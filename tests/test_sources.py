@@ -19,9 +19,10 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint, Texts
 from lmcast.exporter.streams import values
 from lmcast.exporter.weights import WeightsError, choose_mode, place
 from lmcast.graphs import WeightError
-from lmcast.graphs.mxfp4 import E2M1, unpack
-from lmcast.graphs.sources import Joined, Mxfp4, Source, Stack, View, load_into, shape_of
+from lmcast.graphs.layouts.gpt_oss import Blocks16
+from lmcast.graphs.sources import Joined, Packed, Source, Stack, View, load_into, shape_of
 from lmcast.graphs.weights import Binding
+from lmcast.plugins.numbers import E2M1
 
 ALL, EXPERTS, INNER, WIDTH = slice(None), 5, 6, 64
 WANTED = torch.randn(EXPERTS, INNER, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -185,12 +186,15 @@ def mxfp4() -> tuple[dict[str, Tensor], Tensor]:
     return {"blocks": blocks, "scales": scales}, exact
 
 
-UP = Mxfp4("blocks", "scales", (ALL, slice(1, None, 2)))
+ALTERNATE = (ALL, slice(1, None, 2))
+UP = Packed(View("blocks", ALTERNATE), Blocks16("blocks", "scales"))
 
 
 def test_mxfp4_is_unpacked_exactly(tmp_path: Path):
     tensors, exact = mxfp4()
-    assert torch.equal(unpack(tensors["blocks"], tensors["scales"]).double(), exact)
+    whole = torch.empty(EXPERTS, 2 * INNER, WIDTH, dtype=torch.float64)
+    load_into(whole, Packed(View("blocks"), UP.layout), tensors.__getitem__)
+    assert torch.equal(whole, exact)
     assert shape_of(UP, {name: tuple(t.shape) for name, t in tensors.items()}) == (
         EXPERTS,
         INNER,
@@ -244,7 +248,7 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(WeightError, match="1 axes are needed"):
         shape_of(View("a", (ALL,)), {"a": ()})
     with pytest.raises(WeightError, match="blocks has shape"):
-        shape_of(Mxfp4("blocks", "scales"), {"blocks": (2, 3, 8), "scales": (2, 3)})
+        shape_of(UP, {"blocks": (2, 3, 8), "scales": (2, 3)})
 
 
 def test_finite_check_reads_bytes_as_scales(tmp_path: Path):

@@ -15,7 +15,7 @@ from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.blocks.rope_parameters import FullRope
 from lmcast.graphs.layers import LayerType, head_width, windows
 from lmcast.graphs.legacy import renamed, rope
-from lmcast.graphs.stacked import Mxfp4Settings, alternating
+from lmcast.graphs.stacked import alternating
 from lmcast.graphs.weights import COMMON
 
 # What Hugging Face takes where a config says nothing of positions.
@@ -45,7 +45,6 @@ class Config:
     swiglu_limit: Positive = 7.0
     attention_bias: bool = True
     tie_word_embeddings: bool = False
-    quantization_config: Mxfp4Settings | None = None
 
     def windows(self) -> tuple[int | None, ...]:
         kinds: tuple[str, ...] | None = self.layer_types
