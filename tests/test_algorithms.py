@@ -1,5 +1,6 @@
 """Algorithms against plain rounding, against their definitions, and on inputs that tell nothing."""
 
+import sys
 from itertools import pairwise
 
 import pytest
@@ -129,6 +130,15 @@ def test_every_sweep_finds_less_error(name: str):
     # What is stored is rounded once more than what was summed.
     assert all(after <= before * (1 + 1e-5) for before, after in pairwise(errors))
     assert errors[-1] < errors[0]
+
+
+def test_rows_in_threads_are_rows(monkeypatch: pytest.MonkeyPatch):
+    weight, x = layer()
+    problem = Problem(weight, counted(x), PLAIN, None)
+    alone = gptq(problem, WEIGHTS["mxfp4"], 1)
+    monkeypatch.setattr(sys.modules[gptq.__module__], "LEAST_ROWS", 5)  # of OUTPUTS rows
+    together = gptq(problem, WEIGHTS["mxfp4"], 1)
+    assert together.codes.equal(alone.codes)
 
 
 def test_root_of_the_inverse():

@@ -3,16 +3,19 @@
 Letters: C scales tried, B columns of a block, N rows, K columns of the weight; values lie turned.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
 from lmcast.calib.algorithms.columns import Columns
 from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.formats import WeightFormat
-from lmcast.calib.formats.strips import _element, loops
+from lmcast.calib.formats.strips import element_code, loops
 from lmcast.graphs.quantized import Quantized
 
 SWEEPS = 3
+LEAST_ROWS = 1024  # of a thread, which takes a while to start
 
 
 def gptq(problem: Problem, format: WeightFormat, sweeps: int = 0) -> Quantized:
@@ -85,7 +88,17 @@ def encode(
     values, errors = torch.empty(target.shape), torch.empty(target.shape)
     given = [x.contiguous().numpy() for x in (target, upper, factors)]
     found = [x.numpy() for x in (best, values, errors, total)]
-    choose(*given, _element(element), *found)
+
+    def work(first: int) -> None:
+        choose(first, min(first + run, rows), *given, element_code(element), *found)
+
+    threads = torch.get_num_threads()
+    run = max(LEAST_ROWS, -(-rows // threads))
+    if run >= rows:
+        work(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(0, rows, run)))
     return best, values, errors, total
 
 

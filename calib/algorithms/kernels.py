@@ -11,21 +11,19 @@ STRIP = 256  # rows at a time: a block of them fits in the innermost cache
 
 
 @compiled
-def choose(target, upper, factors, element, best, values, errors, total):
-    """Round the columns of target B,N one after the other, with each of several factors.
+def choose(first, last, target, upper, factors, element, best, values, errors, total):
+    """Round the columns of target B,N one after the other, with each of several factors: of rows
+    from `first` to `last`.
 
     upper B,B: root of the inverse gram. factors C,1,N or C,B,N. Writes which factors are best for
     each row (N), the values they give B,N, their errors B,N as later columns see them, and the sum
     of the errors' squares (N): the squared error of the outputs. All fp32 but best, int64.
     """
-    width, count = target.shape
+    width = len(target)
     own = factors.shape[1] > 1
-    for begin in range(0, count, STRIP):
-        end = min(begin + STRIP, count)
-        rest, near = (
-            np.empty((width, end - begin), np.float32),
-            np.empty((width, end - begin), np.float32),
-        )
+    for begin in range(first, last, STRIP):
+        end = min(begin + STRIP, last)
+        rest, near = np.empty((2, width, end - begin), np.float32)
         sums = np.empty(end - begin, np.float32)
         for tried in range(len(factors)):
             rest[:] = target[:, begin:end]

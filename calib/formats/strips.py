@@ -65,7 +65,7 @@ def encode(weight: Tensor, factors: Tensor, scheme: Scheme) -> Tensor:
     matrices, (high, width) = _matrices(weight), scheme.block
     out = torch.empty(scheme.codes_shape(tuple(weight.shape)), dtype=torch.uint8)
     places, of = _matrices(out), _matrices(factors.contiguous())
-    kernels, element = loops(), _element(scheme.element)
+    kernels, element = loops(), element_code(scheme.element)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
@@ -83,7 +83,7 @@ def errors(weight: Tensor, factors: Tensor, importance: Tensor, scheme: Scheme) 
     out = torch.empty(*matrices.shape[:2], _blocks(weight, width), dtype=torch.float64)
     times = importance.detach().float().expand(*weight.shape[:-2], -1).contiguous()
     times = times.reshape(len(matrices), -1)
-    of, kernels, element = _matrices(factors.contiguous()), loops(), _element(scheme.element)
+    of, kernels, element = _matrices(factors.contiguous()), loops(), element_code(scheme.element)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
@@ -98,7 +98,7 @@ def rounded(values: Tensor, factors: Tensor, element: Element) -> Tensor:
     """Return the values that codes times factors have, fp32, in the shape of the values."""
     flat = values.detach().float().contiguous().flatten()
     times = factors.detach().float().expand(values.shape).contiguous().flatten()
-    out, kernels, code = torch.empty_like(flat), loops(), _element(element)
+    out, kernels, code = torch.empty_like(flat), loops(), element_code(element)
 
     def work(matrix: int, begin: int, end: int) -> None:
         part = slice(begin, end)
@@ -197,7 +197,8 @@ def _by_rows(rows: Tensor, high: int, reduce: Callable[..., Tensor]) -> Tensor:
     return reduce(padded.reshape(count, -1, high, blocks), 2)
 
 
-def _element(element: Element) -> int:
+def element_code(element: Element) -> int:
+    """Return the number that the loops know an element by."""
     kernels = loops()
     numbers: dict[Element, int] = {
         "e2m1": kernels.E2M1,
