@@ -22,10 +22,12 @@ SCALES: Mapping[torch.dtype, int] = {
 class OnnxForm:
     """Of a weight ...,N,K in its own orientation; opset 24 has all of it.
 
-    codes, scales: data types. axis: counted from the end, None for one scale. block_size: how many
-    entries of the axis share a scale, 0 for one each, and then ONNX wants scales of one axis. rows:
-    how many rows share a scale: where more than 1, scales are repeated along -2, which ONNX cannot
-    say, or the values are made by Reshape and Mul.
+    codes, scales: data types as stored; where `twice`, those of scales are none that
+    DequantizeLinear multiplies with, and another makes fp32 of them with what they share. axis:
+    counted from the end, None for one scale, which is then a scalar. block_size: how many entries
+    of the axis share a scale, 0 for one each: ONNX wants those scales along that axis alone. rows:
+    how many rows share a scale. Where that is more than 1, and there are blocks of columns, scales
+    are repeated along the rows, or values are made by Reshape and Mul.
     """
 
     codes: int
@@ -33,10 +35,11 @@ class OnnxForm:
     axis: int | None
     block_size: int
     rows: int
+    twice: bool
 
 
 def onnx_form(scheme: Scheme) -> OnnxForm:
     """Return the form of any scheme, a format's or a checkpoint's."""
     rows, columns = scheme.block
     axis = -1 if columns else -2 if rows else None
-    return OnnxForm(CODES[scheme.element], SCALES[scheme.scale], axis, columns, rows)
+    return OnnxForm(CODES[scheme.element], SCALES[scheme.scale], axis, columns, rows, scheme.shared)

@@ -29,9 +29,12 @@ def quotients(span: float, dtype: torch.dtype) -> Rule:
     Scales are at least the smallest normal number of dtype. Raises FormatError above the largest.
     """
     numbers = torch.finfo(dtype)
+    # Next to the largest of fp32, a quotient that was rounded up would make an infinite product.
+    finite = torch.finfo(torch.float32).max / span * (1 - 2.0**-23)
 
     def rule(largest: Tensor, shared: Tensor) -> Tensor:
-        scales = torch.where(largest > 0, (largest / span).clamp(min=numbers.tiny), 1.0)
+        scales = (largest / span).clamp(numbers.tiny, finite)
+        scales = torch.where(largest > 0, scales, 1.0)
         if float(scales.max()) > numbers.max:
             raise FormatError(
                 f"a weight has a magnitude of {float(largest.max()):.3g}; accepted with scales in"
