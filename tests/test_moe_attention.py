@@ -6,12 +6,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from quantized_files import E2M1, nibbles, powers
 from safetensors.torch import load_file, save_file
-from tiny import case, defined, gap, logits, make, oracle_model, prompt, read
+from tiny import case, defined, gap, logits, make, oracle_model, read
 from tiny_configs import FULL, SLIDING
 from tiny_moe_attention import CHUNKED
 from torch import Tensor
