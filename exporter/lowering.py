@@ -25,6 +25,7 @@ DTYPES = {
     torch.bool: ir.DataType.BOOL,
 }
 PARTS = f"{DOMAIN}.parts"  # the domain of the functions that are parts of one model
+VARIANT = "__"  # between the name of an operator and the number of one of several bodies of it
 
 
 class LoweringError(RuntimeError):

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter.capture import INPUTS, Call, Captured
-from lmcast.exporter.lowering import DTYPES, OPSETS, PARTS, Lowering
+from lmcast.exporter.lowering import DTYPES, OPSETS, PARTS, VARIANT, Lowering
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
@@ -106,17 +106,25 @@ class _Assembly:
 
 
 def attach_bodies(model: ir.Model) -> None:
-    """Give the file the body of every operator it uses, for runtimes without a kernel for it."""
-    bodies: dict[str, Any] = {}
+    """Give the file the body of every operator it uses, for runtimes without a kernel for it.
+
+    Calls whose attributes make another body than those before get a name of their own,
+    'quantize_input__1': ONNX Runtime 1.31 takes no notice of overloads within functions.
+    """
+    bodies: dict[str, list[Any]] = {}
     for node in chain(model.graph, *model.functions.values()):
-        if node.domain != DOMAIN:
-            continue
-        body = REGISTRY[node.op_type].function(arguments(node))
-        # Two bodies of one operator in one file would need two names; no model has that.
-        assert bodies.setdefault(node.op_type, body) == body, node.op_type
-    for _, body in sorted(bodies.items()):
-        function = ir.serde.deserialize_function(body)
-        model.functions[function.identifier()] = function
+        if node.domain == DOMAIN:
+            body = REGISTRY[node.op_type].function(arguments(node))
+            known = bodies.setdefault(node.op_type, [])
+            if body not in known:
+                known.append(body)
+            if number := known.index(body):
+                node.op_type = f"{node.op_type}{VARIANT}{number}"
+    for name, found in sorted(bodies.items()):
+        for number, body in enumerate(found):
+            function = ir.serde.deserialize_function(body)
+            function.name = f"{name}{VARIANT}{number}" if number else name
+            model.functions[function.identifier()] = function
 
 
 def arguments(node: ir.Node) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
 
 def inline_bodies(model: ir.Model) -> int:
-    bodies = {f.name: f for f in model.functions.values() if f.domain == DOMAIN}
-    plain = {name: body for name, body in bodies.items() if not REGISTRY[name].kernels}
-    calls = [node for node in model.graph if node.domain == DOMAIN and node.op_type in plain]
+    bodies = {key: f for key, f in model.functions.items() if f.domain == DOMAIN}
+    plain = {key: body for key, body in bodies.items() if not REGISTRY[body.name].kernels}
+    calls = [node for node in model.graph if node.op_identifier() in plain]
     for call in calls:
-        inline(model.graph, call, plain[call.op_type])
+        inline(model.graph, call, plain[call.op_identifier()])
     for body in plain.values():
         del model.functions[body.identifier()]
     return len(calls)

@@ -2,12 +2,15 @@
 
 before: layers.3 = Layer0(x, ..., layers.3.mixer.q.weight, ...)
 after:  layers.3.mixer.q = MatMul(...), ... under the names that the part gives them
+
+Bodies of one operator, which have names of their own within parts, become its overloads.
 """
 
 import onnx_ir as ir
 
-from lmcast.exporter.lowering import PARTS
+from lmcast.exporter.lowering import PARTS, VARIANT
 from lmcast.exporter.passes.rewrite import inline
+from lmcast.plugins.plugin import DOMAIN
 
 
 def inline_parts(model: ir.Model) -> int:
@@ -18,4 +21,17 @@ def inline_parts(model: ir.Model) -> int:
     for function in parts.values():
         del model.functions[function.identifier()]
     model.graph.opset_imports.pop(PARTS, None)
+    _as_overloads(model)
     return len(calls)
+
+
+def _as_overloads(model: ir.Model) -> None:
+    for key, function in list(model.functions.items()):
+        name, _, number = function.name.partition(VARIANT)
+        if function.domain == DOMAIN and number:
+            del model.functions[key]
+            function.name, function.overload = name, number
+            model.functions[function.identifier()] = function
+    for node in model.graph:
+        if node.domain == DOMAIN and VARIANT in node.op_type:
+            node.op_type, _, node.overload = node.op_type.partition(VARIANT)

@@ -59,6 +59,7 @@ def inline(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
             node.op_type,
             [None if value is None else values[value] for value in node.inputs],
             [_filled(attribute, call) for attribute in node.attributes.values()],
+            overload=node.overload,
             num_outputs=len(node.outputs),
             name=f"{call.name}.{node.name or node.outputs[0].name}",
         )
