@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mistral_files import LENGTH, PARAMS, ROPE, fill, in_fp8, native, oracle, write
+from quantized_files import compressed
 from safetensors.torch import save_file
 from tiny import gap, prompt
 from torch import Tensor
@@ -126,6 +127,25 @@ def test_fp8_per_tensor(scheme, tmp_path):
     want = load(write(tmp_path / "plain", PARAMS, numbers))(ids)
     assert gap(want, model(ids).logits) > 1e-2  # FP8 shows
     assert torch.equal(load(source)(ids), want)
+
+
+@torch.no_grad()
+def test_experts_by_compressed_tensors(tmp_path):
+    sizes = {"moe_intermediate_size": 32}
+    model, ids = theirs({}, sizes), prompt()
+    settings, pack = compressed("NVFP4")
+    stored, exact = native(model), native(model)
+    for name in [n for n in stored if ".experts." in n and n.endswith(".weight")]:
+        parts, exact[name] = pack(stored.pop(name))
+        stored |= {name.replace("weight", leaf): value for leaf, value in parts.items()}
+        stored[name.replace("weight", "input_global_scale")] = torch.ones(1)
+    moe = {**PARAMS["moe"], "expert_hidden_dim": 32}
+    settings |= {"ignore": ["re:.*attention.*", "re:.*shared_experts.*", "re:.*feed_forward.*"]}
+    source = write(tmp_path / "nvfp4", changed(moe=moe, quantization=settings), stored)
+    want = load(write(tmp_path / "plain", changed(moe=moe), exact))(ids)
+    assert torch.equal(load(source)(ids), want)
+    with pytest.raises(CheckpointError, match=r"scale' is of a quantized weight, but .*params"):
+        open_checkpoint(write(tmp_path / "bare", changed(moe=moe), stored))
 
 
 @torch.no_grad()
@@ -255,10 +275,10 @@ def test_params_that_do_not_fit_are_refused_by_name(change, message, tmp_path, s
 # A tensor under this name (None: taken away), and what the message must say.
 BAD_TENSORS: list[tuple[str, Tensor | None, type[ValueError], str]] = [
     (f"{WO}.qscale_weight", torch.ones(()), CheckpointError,
-     rf"'{WO}\.qscale_weight' is a scale of FP8, but .*params\.json has no quantization"),
+     rf"'{WO}\.qscale_weight' is of a quantized weight, but .*params\.json has no quantization"),
     ("layers.1.router_biases", torch.ones(8), CheckpointError, r"'layers\.1\.router_biases' is no"),
     ("layers.0.attention.wq.weight", torch.ones(4, 4), CheckpointError, r"attention\.wq\.weight"),
-    ("layers.1.experts.0.w1.weight_packed", torch.ones(4), CheckpointError, "weight_packed' is no"),
+    ("layers.1.experts.0.w1.weight_packed", torch.ones(4), CheckpointError, "weight_packed' is of"),
     ("layers.1.experts.00.w1.weight", torch.ones(4, 4), CheckpointError, r"experts\.00\.w1"),
     ("model.layers.0.self_attn.o_proj.weight", torch.ones(4), CheckpointError, "o_proj.weight' is"),
     ("layers.1.experts.8.w1.weight", torch.ones(20, 32), WeightError, r"experts\.8\.gate_proj"),

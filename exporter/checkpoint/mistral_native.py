@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.tensors import StoredTensor
 from lmcast.graphs.arch import ConfigError, Count, Experts, Layers, Positive, Size, parse
+from lmcast.graphs.quantization import KEY
 
 PARAMS = "params.json"
 SINGLE = "consolidated.safetensors"
@@ -114,6 +115,11 @@ def hugging_face_config(raw: Mapping[str, Any], shown: Path) -> dict[str, Any]:
     if not isinstance(vision, dict | None):
         raise CheckpointError(f"{at}vision_encoder is {vision!r:.80}; accepted: an object")
     own = {key: value for key, value in raw.items() if key != "vision_encoder"}
+    packed = own.get("quantization")
+    if isinstance(packed, dict) and "quant_method" in packed:
+        del own["quantization"]  # in the words of Hugging Face, not Mistral's
+    else:
+        packed = None
     _refuse_unread(own, Params, at)
     for key, cls in WITHIN.items():
         if isinstance(own.get(key), dict):
@@ -122,7 +128,8 @@ def hugging_face_config(raw: Mapping[str, Any], shown: Path) -> dict[str, Any]:
         params = parse(Params, own, at)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    return _config(params, at)
+    config = _config(params, at)
+    return config if packed is None else {**config, KEY: packed}
 
 
 def _refuse_unread(raw: Mapping[str, Any], cls: type, at: str, within: str = "") -> None:
@@ -170,7 +177,7 @@ def _config(p: Params, at: str) -> dict[str, Any]:
     }
     if p.quantization is not None:
         dynamic = p.quantization.qscheme_act == "NO_SCALES"
-        config["quantization_config"] = {
+        config[KEY] = {
             "quant_method": "fp8",
             "activation_scheme": "dynamic" if dynamic else "static",
             "weight_block_size": None,
@@ -243,7 +250,12 @@ LAYER = {
 PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 # What FP8 weights are multiplied with, and what activations are divided by before their rounding.
 SCALES = {"qscale_weight": "weight_scale_inv", "qscale_act": "activation_scale"}
-LEAVES = {"weight": "weight", **SCALES}
+# What compressed-tensors calls its tensors, in either naming of modules.
+PACKED = (
+    "weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale",
+    "input_scale", "input_global_scale",
+)  # fmt: skip
+LEAVES = {"weight": "weight", **SCALES, **{leaf: leaf for leaf in PACKED}}
 NUMBER = r"(?:0|[1-9][0-9]{0,4})"
 NAME = re.compile(rf"(?:layers\.({NUMBER})\.)?([a-z_0-9.]+)\.({'|'.join(LEAVES)})")
 FEED_FORWARD = re.compile(rf"(feed_forward|shared_experts|experts\.{NUMBER})\.(w[123])")
@@ -257,8 +269,8 @@ BESIDE = re.compile(
 def hugging_face_tensors(tensors: Tensors, config: Mapping[str, Any], shown: Path) -> Tensors:
     """Return the tensors under Hugging Face's names; those of other models keep their own.
 
-    Raises CheckpointError for a name that is no tensor of this format, and for a scale of FP8 where
-    the config has none; `shown` is where that comes from.
+    Raises CheckpointError for a name that is no tensor of this format, and for a scale where the
+    config says nothing of quantization; `shown` is where that comes from.
     """
     found: Tensors = {}
     for name, stored in tensors.items():
@@ -268,9 +280,10 @@ def hugging_face_tensors(tensors: Tensors, config: Mapping[str, Any], shown: Pat
                 f"{stored.file}: tensor {name!r} is none of Mistral Large 3 or Small 4 in this"
                 " format; the checkpoint is of another model, or quantized as lmcast cannot read"
             )
-        if "quantization_config" not in config and theirs.endswith(tuple(SCALES.values())):
+        if KEY not in config and theirs.endswith((*SCALES.values(), *PACKED)):
             raise CheckpointError(
-                f"{stored.file}: tensor {name!r} is a scale of FP8, but {shown} has no quantization"
+                f"{stored.file}: tensor {name!r} is of a quantized weight, but {shown} has no"
+                " quantization"
             )
         found[theirs] = dataclasses.replace(stored, name=theirs)
     return found
