@@ -3,21 +3,19 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.comparison import Comparison, LayerError, Mean, Measured
 from lmcast.exporter.corpus import CorpusError, chunks, read_corpus, text_of
 from lmcast.exporter.engine import TOKENIZER, Engine
 from lmcast.exporter.manifest import EngineError
-from lmcast.exporter.pipeline import identified
 from lmcast.exporter.progress import Progress, Step, silent
-from lmcast.exporter.recipe_files import open_recipe
+from lmcast.exporter.recipe_files import recipe_of
 from lmcast.exporter.reference import Pass
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.blocks.quantized import QuantizedLinear
@@ -51,14 +49,13 @@ def quality(
     loaded = Engine(engine, portable=portable)
     loaded.session(1).check_room(chunk)
     source, identities = identified(against)
-    found = _definition(loaded, source)
+    found, fields = _definition(loaded, source), loaded.manifest.fields
+    files = recipe_of(engine, fields, recipe, identities) if recipe else None
     with progress.stage("reading text"):
         ids = _chunks(loaded, source, data, math.ceil(tokens / chunk), chunk)
-    alone = None
     with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:
         reference = _begin(exact(found), source, ids, step)
-        if recipe is not None:
-            alone = _begin(*_quantized(loaded, recipe, found, source, identities), ids)
+        alone = _begin(*files.take(found, source), ids) if files else None
         layers = _run(len(found.model.layers), reference, alone)
     compared = Comparison(ids)
     with progress.stage("comparing"), reference.final() as final:
@@ -67,7 +64,7 @@ def quality(
             for at in torch.arange(chunk).split(POSITIONS):
                 expected = final(reference.hidden[row], at[None])[0]
                 compared.add(row, int(at[0]), expected, logits[at])
-    bytes = sum(format["bytes"] for format in loaded.manifest.fields["weights"].values())
+    bytes = sum(format["bytes"] for format in fields["weights"].values())
     return compared.measured(bytes, weight_bytes(found, source), layers)
 
 
@@ -135,23 +132,6 @@ def _definition(engine: Engine, source: Checkpoint) -> Definition:
                 " checkpoint that the engine was made from, or the one that was quantized for it"
             )
     return found
-
-
-def _quantized(
-    engine: Engine,
-    recipe: Path,
-    found: Definition,
-    source: Checkpoint,
-    identities: Iterable[SourceFile],
-) -> tuple[Definition, Checkpoint]:
-    """Return what a recipe makes of a checkpoint; raises InputError if the engine has another."""
-    files = open_recipe(recipe, identities)
-    if engine.manifest.fields.get("recipe") != files.sha256:
-        raise EngineError(
-            f"{engine.directory}: was not made with the recipe {recipe}; give the one that it was"
-            " exported with, or none"
-        )
-    return files.take(found, source)
 
 
 def _chunks(

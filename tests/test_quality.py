@@ -14,11 +14,11 @@ from rounded import round_weights
 from tiny_llama import HEAD, Q0, config, set_tensor, tiny_llama
 
 from lmcast.exporter import Engine, export
-from lmcast.exporter.checkpoint import open_checkpoint
+from lmcast.exporter.checkpoint import identified, open_checkpoint
 from lmcast.exporter.comparison import Comparison, LayerError, Mean, Measured, Worst
 from lmcast.exporter.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.manifest import EngineError
-from lmcast.exporter.pipeline import identified, understand
+from lmcast.exporter.pipeline import understand
 from lmcast.exporter.quality import eager_quality, exact, quality
 from lmcast.exporter.quality_report import html
 from lmcast.exporter.recipe_files import open_recipe
@@ -177,7 +177,7 @@ def test_layers_of_a_recipe(made: Path, recipe: Path, tmp_path: Path):
     # The engine rounds the same numbers, so only fp32 in another order is between the two.
     assert eager.kl.value == pytest.approx(measured.kl.value, rel=1e-3)
     assert eager.layers == measured.layers
-    with pytest.raises(EngineError, match="was not made with the recipe"):
+    with pytest.raises(InputError, match="was made without a recipe"):
         quality(made / "engine", made / "checkpoint", None, CHUNK, CHUNK, recipe)
 
 

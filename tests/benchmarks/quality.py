@@ -32,9 +32,10 @@ import torch
 import lmcast.calib
 from lmcast.calib.presets import PRESETS, Preset
 from lmcast.exporter.calibration import calibrate
+from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.comparison import Comparison, Mean
 from lmcast.exporter.corpus import chunks, read_corpus, text_of
-from lmcast.exporter.pipeline import identified, understand
+from lmcast.exporter.pipeline import understand
 from lmcast.exporter.quality import eager_quality
 from lmcast.exporter.recipe_files import open_recipe
 
