@@ -77,7 +77,10 @@ def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definitio
     sources: dict[str, Source] = {}
     for name, _ in model.named_parameters():
         if name in recipe.weights:
-            sources[name] = Packed(View(name), tensors(name, recipe.weights[name]))
+            layout = tensors(name, recipe.weights[name])
+            if missing := set(layout.tensors) - names:
+                raise RecipeError(f"the recipe has no tensor {min(missing)}; calibrate again")
+            sources[name] = Packed(View(name), layout)
         elif name in names:
             sources[name] = View(name)
         elif name in found.binding.sources:
