@@ -15,6 +15,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine import MODEL, Engine
 from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.reference import full_pass
+from lmcast.exporter.rounding import without_rounding
 from lmcast.graphs import Definition
 
 FLOOR = 1e-5  # of a value's own size: below this, a difference is rounding
@@ -97,8 +98,12 @@ def _record(into: dict[str, Tensor], name: str) -> Callable[[Any, Any, Any], Non
 def _engine_values(
     engine: Engine, ids: np.ndarray, names: set[str]
 ) -> list[tuple[str, str, np.ndarray]]:
-    """Return (name, operator, value) of the graph's values that eager modules give as well."""
+    """Return (name, operator, value) of the graph's values that eager modules give as well.
+
+    No inputs are rounded: what goes to the other side of a tie is no divergence.
+    """
     model = ir.load(engine.directory / MODEL)
+    without_rounding(model)
     inline_parts(model)
     watched = []
     for node in model.graph:

@@ -79,8 +79,8 @@ class Engine:
     Raises EngineError where files are missing or resized or where the checkpoint that a linked
     engine points into has moved or changed. The graph itself is loaded on first use: a plan, where
     there are some, for the GPU at hand, or the portable graph in ONNX Runtime, which threads and
-    prepack are for. portable: that graph in any case. exact: multiply in the engine's dtype, also
-    where its kernels round inputs to int8 to be fast.
+    prepack are for. portable: that graph in any case. exact: multiply inputs of
+    products as they are, also where the engine rounds them to few bits.
     """
 
     def __init__(
@@ -141,8 +141,11 @@ class Engine:
 
         require_kernels(self.manifest.fields["dtype"])
         graph = self.manifest.fields["graph"]
-        # Without its own layout of quantized weights ONNX Runtime 1.31 multiplies their values.
-        prepack = not self._exact and (self._prepack or graph.get("prepack", False))
+        if self._exact:
+            from lmcast.exporter.rounding import exact_model
+
+            return Runner(self.directory, graph, self.threads, exact_model(self.directory / MODEL))
+        prepack = self._prepack or graph.get("prepack", False)
         return Runner(self.directory, graph, self.threads, prepack=prepack)
 
     @cached_property

@@ -25,7 +25,7 @@ from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.recipe_files import recipe_of
 from lmcast.exporter.reference import full_pass
-from lmcast.exporter.rounding import rounded_products, with_rounding
+from lmcast.exporter.rounding import rounded_products, unrounded, with_rounding, without_rounding
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
 
@@ -151,19 +151,23 @@ def check(
     prompts: token ids; None for ids drawn with a fixed seed, `tokens` long, or longer to exceed the
     windows of the model up to `widest`.
 
-    Where kernels round inputs of products, that is what eager does as well, and its error from fp64
-    bounds theirs; that nothing else is wrong is shown by the same graph without rounding: 'exact'.
+    Where inputs of products are rounded to few bits, by a recipe or by kernels, eager rounds them
+    too, and its error from fp64, which does not, bounds the engine's; that nothing else is wrong is
+    shown by the same graph without rounding: 'exact'.
     """
     windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
     length = min(max([tokens, *lengths]), engine.session(1).context)
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
     format = FORMATS[engine.manifest.fields["dtype"]]
-    reference = _reference(found, source, rows, format.dtype)
+    reference = _reference(unrounded(found), source, rows, format.dtype)
     results = []
-    if not engine.runs_plan and (products := rounded_products(ir.load(engine.directory / MODEL))):
-        exact = Engine(engine.directory, engine.threads, portable=True, exact=True)
-        results.append(_compare("exact", _prefill(exact, rows), reference, format.name))
+    graph = ir.load(engine.directory / MODEL)
+    products = {} if engine.runs_plan else rounded_products(graph)
+    if products or without_rounding(graph):
+        if not engine.runs_plan:
+            exact = Engine(engine.directory, engine.threads, portable=True, exact=True)
+            results.append(_compare("exact", _prefill(exact, rows), reference, format.name))
         reference = _rounding(with_rounding(found, products), source, reference, rows, format.dtype)
     for name, run in (("prefill", _prefill), ("step by step", _steps), ("ragged batch", _ragged)):
         results.append(_compare(name, run(engine, rows), reference, format.name))
@@ -358,4 +362,6 @@ def parity(
         return report
     with progress.stage("bisecting"):
         row = (rows or drawn(loaded.vocab_size, report.tokens))[0]
-        return replace(report, bisection=find_divergence(loaded, found, source, row, TIMES))
+        return replace(
+            report, bisection=find_divergence(loaded, unrounded(found), source, row, TIMES)
+        )

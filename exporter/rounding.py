@@ -1,12 +1,17 @@
-"""The products of an engine that round their inputs, and the eager model that does the same.
+"""The products of an engine that round their inputs, the eager model that does the same, and both
+without.
 
-ONNX Runtime's kernels for weights of few bits multiply integers: each block of inputs is rounded to
-int8 by its largest value, which is part of the arithmetic as fp16 would be.
+Recipes have inputs rounded by quantize_input. ONNX Runtime's kernels for weights of few bits
+multiply integers: there each block of inputs is rounded to int8 by its largest value. Either is
+part of the arithmetic, as fp16 would be: what lies next to a tie goes to one side in the engine, to
+the other in eager, and one step of few bits is far above any bound of fp32.
 """
 
 import copy
 import dataclasses
 from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -15,11 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lmcast.exporter.lowering import VARIANT
 from lmcast.exporter.passes.nbits_matmul import ROUNDED
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.decoder import TiedHead
 from lmcast.graphs.blocks.moe import Experts
+from lmcast.graphs.blocks.quantized import QuantizedLinear
 from lmcast.plugins.moe_experts import eager as experts_eager
+from lmcast.plugins.plugin import DOMAIN, parse
+from lmcast.plugins.quantize_input import quantize_input, turned
 
 CODES = ".codes"  # what exporter/attach.py adds to the name of a parameter
 
@@ -33,6 +42,46 @@ def rounded_products(graph: ir.Model) -> dict[str, int]:
             assert codes is not None
             found[str(codes.name).partition(CODES)[0]] = node.attributes["block_size"].as_int()
     return found
+
+
+def exact_model(file: Path) -> bytes:
+    """Return a graph that rounds no inputs, if it is loaded without prepacking: without a layout of
+    its own for quantized weights ONNX Runtime 1.31 multiplies with their values."""
+    graph = ir.load(file)
+    without_rounding(graph)
+    return ir.to_proto(graph).SerializeToString()
+
+
+def without_rounding(graph: ir.Model) -> bool:
+    """Let quantize_input leave its inputs as they are, but for rotation; say if there is one."""
+    found = False
+    for node in list(chain(graph.graph, *graph.functions.values())):
+        key = node.op_identifier()
+        if key[0] != DOMAIN or key[1].partition(VARIANT)[0] != quantize_input.name:
+            continue
+        found = True
+        rotation = node.attributes["rotation"].as_int()
+        lines = [
+            "wide = Cast <to = 1> (x)",
+            "shape = Shape (x)",
+            turned(rotation) if rotation else "turned = Identity (wide)",
+            "out = CastLike (turned, x)",
+        ]
+        inputs = "x, scale" if len(node.inputs) > 1 else "x"
+        text = f"{key[1]} <format, rotation> ({inputs}) => (out) {{ {' '.join(lines)} }}"
+        function = ir.serde.deserialize_function(parse(text))
+        function.overload = key[2]
+        graph.functions[key] = function
+    return found
+
+
+def unrounded(found: Definition) -> Definition:
+    """Return a definition whose linear layers take their inputs as they are, but for rotation."""
+    model = copy.deepcopy(found.model.to("meta"))
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.inputs = dataclasses.replace(module.inputs, format=None)
+    return dataclasses.replace(found, model=model)
 
 
 def with_rounding(found: Definition, products: Mapping[str, int]) -> Definition:

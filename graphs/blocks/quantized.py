@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmcast.graphs.weights import Wide
-from lmcast.plugins.quantize_input import quantize_input
+from lmcast.plugins.quantize_input import hadamard, quantize_input
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,7 @@ class QuantizedLinear(Wide):
             x = x * self.smooth
         if self.inputs.format is not None:
             x = quantize_input(x, self.input_scale, self.inputs.format, self.inputs.rotation)
+        elif self.inputs.rotation:
+            size = self.inputs.rotation
+            x = (x.unflatten(-1, (-1, size)) @ hadamard(size).to(x)).flatten(-2)
         return F.linear(x, self.weight, self.bias)
