@@ -9,11 +9,13 @@ from pathlib import Path
 import onnx_ir as ir
 from tiny import CASES, Case, make
 
-from lmcast.calib.formats import FORMATS
+from lmcast.calib.formats import FORMATS, WEIGHTS
 from lmcast.exporter import passes, pipeline
+from lmcast.exporter.backends.tensorrt.formats import FIRST_SM, NAMES, WIDER
 from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.forms import Forms, forms
 
+SMS = (75, 80, 86, 89, 120, 121)  # that plans of TensorRT for RTX 1.7 are built for
 DOCUMENT = Path(__file__).parents[1] / "TARGETS.md"
 HEAD = """# Targets
 
@@ -26,6 +28,20 @@ kernels end there. Where a family has layers of both forms, both are named.
 
 `python tests/forms.py > TARGETS.md` prints this page from the first tiny checkpoint of each family
 in tests/tiny.py; a test builds each of them into a plan and reads the forms back from it.
+
+## Weights in few bits, by the SM of a TensorRT for RTX plan
+
+**yes**, the plan holds the weights as they are; **FP8**, with `--widen` it holds them in that
+format, to the same values; -, `lmcast` refuses them there by name. A test builds each.
+
+{formats}
+Inputs that a recipe rounds are multiplied in the format itself where the weight is in the same:
+`fp8` with `fp8` or `fp8-channel`, `int8` with `int8`, `nvfp4` with `nvfp4`. All others are rounded,
+and then multiplied in fp16 or bf16, as weights alone are: TensorRT for RTX 1.7 has no other
+kernels. Weights with a scale for each row, and `int4` in an fp16 engine, are dequantized within
+their product; those with other blocks in a kernel before it, and stacks of experts whole.
+
+## Operators
 
 | Family | Operator | cpu | tensorrt-rtx |
 | --- | --- | --- | --- |
@@ -59,6 +75,28 @@ def rows(family: str, cpu: Forms, plan: Forms) -> list[str]:
     ]
 
 
+def format_rows() -> list[str]:
+    """Return the table of formats: which SM has each."""
+    sms = SMS
+    head = "| Weights | " + " | ".join(f"SM{sm}" for sm in sms) + " |"
+    return [head, "| --- |" + " --- |" * len(sms), *(format_row(name, sms) for name in WEIGHTS)]
+
+
+def format_row(name: str, sms: tuple[int, ...]) -> str:
+    """Return a format's line of the table."""
+    kind = ir.DataType(WEIGHTS[name].onnx.codes)
+    wider = WIDER.get(kind)
+    cells = [
+        "yes"
+        if sm >= FIRST_SM[kind]
+        else NAMES[wider]
+        if wider is not None and sm >= FIRST_SM[wider]
+        else "-"
+        for sm in sms
+    ]
+    return f"| `{name}` | {' | '.join(cells)} |"
+
+
 def main() -> None:
     lines = []
     for case in first_cases():
@@ -68,7 +106,8 @@ def main() -> None:
             lines += rows(
                 case.architecture, cpu, rewritten(traced(checkpoint, "float16"), "tensorrt-rtx")
             )
-    print(HEAD + "\n".join(lines))
+    tables = HEAD.replace("{formats}", "\n".join(format_rows()) + "\n")
+    print(tables + "\n".join(lines))
 
 
 if __name__ == "__main__":

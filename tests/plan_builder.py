@@ -22,8 +22,11 @@ class Builder:
     """
 
     def __init__(self, profiles: int = 2) -> None:
+        # With Triton's interpreter set, a kernel that is in no cache yet would not compile.
+        compiling = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(profiles)],
+            env=compiling,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -27,6 +27,7 @@ WORKER = Job.__module__
 # Of a build: tests/benchmarks/plans.py measures both, on two cores.
 BASE_BYTES, TIMES_WEIGHTS = 500_000_000, 5
 BASE_SECONDS, SECONDS_OF_LAYER = 5, 0.6
+NARROW = ("float4e2m1",)  # weights, as engine.json names them, that --widen makes twice as large
 KEPT_LINES = 5  # of what a process says before it ends
 
 
@@ -52,7 +53,8 @@ def build_plan(
     fields: of engine.json, which may be still to be written. Raises BackendError, also where the
     library ends the process, and where the plan lacks what it should have.
     """
-    weights, layers, graph = weight_bytes(fields), fields["layers"], fields["graph"]
+    layers, graph = fields["layers"], fields["graph"]
+    weights = weight_bytes(fields) + request.widen * weight_bytes(fields, NARROW)
     memory, seconds = estimate(weights, layers)
     require_memory(weights)
     progress.say(
@@ -68,16 +70,19 @@ def build_plan(
     products = facts.pop("products")
     if request.target == "tensorrt-rtx":  # nobody has read a plan of the other library yet
         found.check(request, facts["operators"])
-        found.check_formats(facts["codes"], products)
+        found.check_products(products)
+        for problem in found.wider(facts["codes"]):
+            progress.warn(problem)
     facts["products"] = dict(Counter(products.values()))
     size = path.stat().st_size
     asked = request.as_json()
     return {"file": file, "request": asked, **facts, "bytes": size, "fused": dict(found.fused)}
 
 
-def weight_bytes(fields: Mapping[str, Any]) -> int:
-    """Return the bytes of the weights that engine.json counts."""
-    return sum(entry["bytes"] for entry in fields["weights"].values())
+def weight_bytes(fields: Mapping[str, Any], formats: tuple[str, ...] = ()) -> int:
+    """Return the bytes of the weights that engine.json counts; of these formats, if given."""
+    counts = fields["weights"].items()
+    return sum(entry["bytes"] for name, entry in counts if not formats or name in formats)
 
 
 def estimate(weights: int, layers: int) -> tuple[int, float]:

@@ -49,7 +49,6 @@ PLAN: Mapping[ir.DataType, str] = {  # as plans name them
 }
 WIDER: Mapping[ir.DataType, ir.DataType] = {  # what has every number of a format, and more
     ir.DataType.FLOAT4E2M1: ir.DataType.FLOAT8E4M3FN,
-    ir.DataType.INT4: ir.DataType.INT8,
 }
 
 

@@ -6,7 +6,6 @@ goes along with the cast behind it; of blocks it does not, and a cast stays. Blo
 at the last column are TensorRT's own TRT_BlockDequantize.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -18,11 +17,10 @@ from lmcast.exporter.backends.tensorrt.formats import WIDER, Weight, weights
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.passes.quantized_products import TRT
 from lmcast.exporter.passes.rewrite import insert, replace
-from lmcast.graphs.quantized import Element, decode
+from lmcast.graphs.quantized import decode
 
 MADE = "made"  # the key of Made among what is known of an initializer
 CHUNK = 16 << 20  # codes that are looked up at once: each takes 8 bytes of indices meanwhile
-ELEMENTS: Mapping[ir.DataType, Element] = {ir.DataType.FLOAT4E2M1: "e2m1", ir.DataType.INT4: "int4"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,9 @@ def rewrite(graph: ir.Model, request: Request) -> None:
 
 
 def widen(weight: Weight) -> None:
-    """Store codes of 4 bits as those of 8 with the same values."""
-    numbers = decode(torch.arange(256, dtype=torch.uint8)[:, None], ELEMENTS[weight.kind])
-    wider = WIDER[weight.kind]
-    dtype = ml_dtypes.float8_e4m3fn if wider == ir.DataType.FLOAT8E4M3FN else np.int8
-    _make(weight.codes, wider, Made(numbers.numpy().astype(dtype)))
+    """Store E2M1 as E4M3, two bytes for one: that has all of its values."""
+    numbers = decode(torch.arange(256, dtype=torch.uint8)[:, None], "e2m1").numpy()
+    _make(weight.codes, WIDER[weight.kind], Made(numbers.astype(ml_dtypes.float8_e4m3fn)))
 
 
 def in_bfloat16(graph: ir.Model, weight: Weight) -> None:

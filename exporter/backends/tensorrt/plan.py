@@ -53,24 +53,27 @@ class Plan:
                 f" {attentions} of the graph: TensorRT took slower ones for the others"
             )
 
-    def check_formats(self, codes: Mapping[str, int], products: Mapping[str, str]) -> None:
-        """Refuse a plan that holds or multiplies numbers otherwise than its graph.
+    def check_products(self, products: Mapping[str, str]) -> None:
+        """Refuse a plan that multiplies in other formats; products: layer -> that of its operands.
 
-        codes: format -> bytes of the graph's weights; products: layer -> format of its operands.
         Raises BackendError.
         """
-        for format, size in codes.items():
-            if self.constants.get(format, 0) < size:
-                raise BackendError(
-                    f"the plan has {self.constants.get(format, 0):,} bytes of {format} for"
-                    f" {size:,} of the graph: TensorRT stores others as wider numbers"
-                )
         for name, format in products.items():
             if (found := self.products.get(name, frozenset())) != {format}:
                 raise BackendError(
                     f"the plan multiplies {name} in {', '.join(sorted(found)) or 'no known form'},"
                     f" not in {format}: TensorRT took a slower kernel"
                 )
+
+    def wider(self, codes: Mapping[str, int]) -> list[str]:
+        """Return what the plan holds in wider numbers than its graph, whose weights take `codes`
+        bytes by format: the same values, in a larger file."""
+        return [
+            f"the plan has {self.constants.get(format, 0):,} bytes of {format} for {size:,} of the"
+            " graph: TensorRT stores the others as wider numbers"
+            for format, size in codes.items()
+            if self.constants.get(format, 0) < size
+        ]
 
 
 def read_plan(path: Path) -> Plan:
