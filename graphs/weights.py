@@ -127,9 +127,8 @@ def bind(
         name: packed(name, _source(name, parameter, table, shapes), layouts)
         for name, parameter in model.named_parameters()
     }
-    used = {tensor for source in sources.values() for tensor in tensors_of(source)}
-    parts = [leaf for source in sources.values() for leaf in leaves(source)]
-    used |= {leaf.values.tensor for leaf in parts if isinstance(leaf, Packed)}
+    parts = (leaf for source in sources.values() for leaf in leaves(source))
+    used = {part.tensor if isinstance(part, View) else part.values.tensor for part in parts}
     beside = frozenset(beside)
     ties = _copies(model, table, sources, shapes)
     copies = tuple(sorted(pair for tie in ties for pair in _as_stored(*tie, layouts)))

@@ -102,6 +102,25 @@ def reader(source):
     return read
 
 
+def test_scales_of_activations_and_caches_are_left_out(plain, tmp_path):
+    config, tensors = plain
+    settings, pack = compressed("NVFP4")
+    settings |= {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    stored = quantized(tensors, pack)[0]
+    at = "model.layers.0.self_attn"
+    names = (f"{at}.k_scale", f"{at}.v_scale", f"{at}.q_proj.input_global_scale")
+    made = write(
+        tmp_path / "made",
+        config | {CONFIG: settings},
+        stored | {name: torch.ones(1) for name in names},
+    )
+    wanted = "3 tensors: 1 of input_global_scale, 1 of k_scale, 1 of v_scale"
+    assert inspect(made).left_out == wanted
+    stray = stored | {"model.norm.input_scale": torch.ones(1)}  # beside no quantized weight
+    with pytest.raises(WeightError, match=r"model.norm.input_scale .*nothing reads it"):
+        defined(config | {CONFIG: settings}, stray)
+
+
 # Experts
 
 

@@ -101,7 +101,7 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
      "num_bits is 4; accepted in format 'int-quantized': 8"),
     ("int4", key("config_groups", to={}), ConfigError, "config_groups is {}; accepted: an obj"),
     ("int4", key("config_groups", "group_0", to=[]), ConfigError, r"group_0 is \[\]; accepted"),
-    ("int4", key("quantization_status", to="frozen"), ConfigError, "status is 'frozen'; impl"),
+    ("int4", key("quantization_status", to="initialized"), ConfigError, "status is 'initialized'"),
     ("int4", key("transform_config", to={"a": 1}), ConfigError, "transform_config = .*nothing r"),
     ("int4", key("ignore", to=["lm_head", Q]), ConfigError, f"ignore has '{Q}', but {Q} is quan"),
     ("int4", key("ignore", to=["re:.*q_proj"]), ConfigError, "ignore has 're:.*', but .* is qu"),

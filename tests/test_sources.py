@@ -19,7 +19,8 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint, Texts
 from lmcast.exporter.streams import values
 from lmcast.exporter.weights import WeightsError, choose_mode, place
 from lmcast.graphs import WeightError
-from lmcast.graphs.layouts.gpt_oss import Blocks16
+from lmcast.graphs.layouts.gpt_oss import MXFP4, Blocks16
+from lmcast.graphs.layouts.stored import Stored
 from lmcast.graphs.sources import Joined, Packed, Source, Stack, View, load_into, shape_of
 from lmcast.graphs.weights import Binding
 from lmcast.plugins.numbers import E2M1
@@ -208,9 +209,15 @@ def test_mxfp4_is_unpacked_exactly(tmp_path: Path):
     assert torch.equal(got.double(), exact[:, 1::2])
 
 
-def test_mxfp4_linked_is_what_onnx_makes_of_the_bytes(tmp_path: Path):
+FLAT = Packed(View("blocks", ALTERNATE), Stored(MXFP4, "blocks", "scales"))
+
+
+@pytest.mark.parametrize("source", [UP, FLAT], ids=["as gpt-oss", "as others"])
+def test_mxfp4_linked_is_what_onnx_makes_of_the_bytes(source: Packed, tmp_path: Path):
     tensors, exact = mxfp4()
-    model = linked(tmp_path, checkpoint(tmp_path, tensors), UP, torch.float32)
+    if source is FLAT:
+        tensors["blocks"] = tensors["blocks"].flatten(-2)
+    model = linked(tmp_path, checkpoint(tmp_path, tensors), source, torch.float32)
     assert {v.dtype for v in model.graph.initializers.values()} == {
         ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E8M0,
     }  # fmt: skip

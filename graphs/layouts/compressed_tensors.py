@@ -98,7 +98,7 @@ class CompressedTensors:
     quant_method: Literal["compressed-tensors"]
     config_groups: tuple[Group, ...]
     format: Format
-    quantization_status: Literal["compressed"] = "compressed"
+    quantization_status: Literal["compressed", "frozen"] = "compressed"  # older files: frozen
     kv_cache_scheme: dict | None = None
     ignore: tuple[str, ...] | None = None
     version: str | None = None
