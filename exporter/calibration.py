@@ -1,10 +1,10 @@
 """From a checkpoint and text to a recipe: which weights are quantized, by which algorithm.
 
-Layer by layer, with one layer in fp32 in memory (twice: as it was and as it becomes) beside what it
-is packed into. Three models run side by side: the one that is not quantized; the one that is kept,
-whose weights are chosen by what they see behind all that is quantized before them; and the base, of
-the first algorithm of the ladder alone. On held-out text the divergence of either from the first
-decides which is published: errors of layers do not tell.
+Layer by layer, with one layer in fp32 in memory beside what it is packed into. Three models run
+side by side: the one that is not quantized; the one that is kept, whose weights are chosen by what
+they see behind all that is quantized before them; and the base, of the ladder's first algorithm
+alone. On held-out text the divergence of either from the first decides which is written: errors of
+layers do not tell.
 """
 
 import dataclasses
@@ -195,8 +195,8 @@ def _report(
     other = "is no linear layer or expert of a decoder layer"
     return {
         "recipe": recipe,
-        "tokens": run.calibration.quantized.ids.numel(),
-        "held_out_tokens": run.held.quantized.ids.numel(),
+        "tokens": run.reference[0].ids.numel(),
+        "held_out_tokens": run.reference[1].ids.numel(),
         "written": written,
         "bits": bits(whole, run.found),
         "perplexity": measured["kept"].reference_perplexity.value,

@@ -3,7 +3,7 @@
 Letters: n rows (tokens), N rows and K columns of a weight.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from lmcast.calib.recipe import Recipe, tensors
 from lmcast.calib.statistics import InputStatistics
 from lmcast.exporter.calibrate.choice import HELD_ROWS, Choice, Held, choose, weight_only
 from lmcast.exporter.calibrate.experts import STACKS, Tokens, quantize, stacked
-from lmcast.exporter.calibrate.streams import Stream
-from lmcast.exporter.calibrate.units import Unit, refused, units
+from lmcast.exporter.calibrate.streams import Call, Stream, room
+from lmcast.exporter.calibrate.units import Unit, refused
 from lmcast.exporter.calibrate.work import round_inputs
 from lmcast.graphs.blocks.moe import Experts
 from lmcast.graphs.blocks.quantized import InputFormat
@@ -39,22 +39,45 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The same text in the model that is quantized up to here, and in the one that is not."""
+class Sight:
+    """A stream in front of a layer that is being quantized, and what the layer's linear units see
+    of the same text in the model that is not: by the first name of a unit, n,K."""
 
-    quantized: Stream
-    reference: Stream
+    stream: Stream
+    reference: Mapping[str, Tensor]
 
     def inputs(self, index: int, unit: Unit) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what a unit of a layer sees, n,K batch by batch, in either model."""
-        name, calls = unit.names[:1], unit.calls if len(unit.names) == 1 else 1
-        for both in zip(
-            self.quantized.calls(index, name, calls),
-            self.reference.calls(index, name, calls),
-            strict=True,
-        ):
-            x, reference = (torch.cat([x.flatten(0, -2) for _, (x, *_) in seen]) for seen in both)
-            yield x, reference
+        """Yield what a unit sees, n,K batch by batch, in either model."""
+        name, done = unit.names[0], 0
+        calls = unit.calls if len(unit.names) == 1 else 1
+        for seen in self.stream.calls(index, [name], calls):
+            x = _rows(seen)
+            yield x, self.reference[name][done : done + len(x)]
+            done += len(x)
+
+
+def record(stream: Stream, index: int, units: Iterable[Unit], file: Path) -> dict[str, Tensor]:
+    """Go through a layer, and return what the first of each unit of linears sees, n,K.
+
+    file: beginning of the names of files where much of it lies.
+    """
+    names = [unit.names[0] for unit in units if not unit.experts]
+    kept: dict[str, Tensor] = {}
+    done = dict.fromkeys(names, 0)
+    for batch, calls in enumerate(stream.calls(index, names, advance=True)):
+        tokens = stream.ids[stream.parts[batch]].numel()
+        for number, name in enumerate(names):
+            x = _rows([call for call in calls if call[0] == name])
+            if name not in kept:
+                rows = len(x) * stream.ids.numel() // tokens
+                kept[name] = room((rows, x.shape[1]), file.with_name(f"{file.name} {number}"))
+            kept[name][done[name] : done[name] + len(x)] = x
+            done[name] += len(x)
+    return kept
+
+
+def _rows(calls: Iterable[Call]) -> Tensor:
+    return torch.cat([x.flatten(0, -2) for _, (x, *_) in calls])
 
 
 @dataclass
@@ -86,12 +109,14 @@ class Outcome:
 
 
 class LayerWork:
-    """Quantizes a layer of the model of `calibration.quantized`, which has its weights, as has that
-    of the reference; all streams stand in front of it."""
+    """Quantizes a layer that has its weights, in place."""
 
-    def __init__(self, index: int, calibration: Pair, held: Pair, settings: Settings):
-        self.index, self.calibration, self.held = index, calibration, held
-        self.settings, self.model = settings, calibration.quantized.model
+    def __init__(
+        self, index: int, units: list[Unit], calibration: Sight, held: Sight, settings: Settings
+    ):
+        self.index, self.units, self.settings = index, units, settings
+        self.calibration, self.held = calibration, held
+        self.model = calibration.stream.model
         self.outcomes = {variant: Outcome() for variant in VARIANTS}
         self.records: list[dict[str, Any]] = []
         self.left: dict[str, str] = {}
@@ -99,8 +124,7 @@ class LayerWork:
 
     def run(self) -> dict[str, Any]:
         """Fill `outcomes`, and return what there is to say of the layer."""
-        stream = self.calibration.quantized
-        for unit in units(stream, self.index):
+        for unit in self.units:
             if unit.experts:
                 self._experts(unit)
             else:
@@ -154,7 +178,7 @@ class LayerWork:
         return statistics
 
     def _held(self, unit: Unit) -> Held:
-        rows = self.held.quantized.ids.numel() * unit.calls // len(unit.names)
+        rows = self.held.stream.ids.numel() * unit.calls // len(unit.names)
         every = max(1, rows // HELD_ROWS)
         pairs = [
             (x[::every].clone(), reference[::every].clone())
@@ -177,8 +201,8 @@ class LayerWork:
         if not presets:
             return
         file = self.settings.scratch / "tokens"
-        tokens = Tokens.of(self.calibration.quantized, self.index, name, stacks.scale_input, file)
-        held = Tokens.of(self.held.quantized, self.index, name, stacks.scale_input,
+        tokens = Tokens.of(self.calibration.stream, self.index, name, stacks.scale_input, file)
+        held = Tokens.of(self.held.stream, self.index, name, stacks.scale_input,
                          file.with_name("held tokens"))  # fmt: skip
         found = quantize(stacks, tokens, held, presets, self.settings.fewest_tokens)
         for leaf, choices in found.choices.items():

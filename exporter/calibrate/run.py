@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.calib.recipe import Recipe
-from lmcast.exporter.calibrate.layer import VARIANTS, LayerWork, Pair, Settings
+from lmcast.exporter.calibrate.layer import VARIANTS, LayerWork, Settings, Sight, record
 from lmcast.exporter.calibrate.measure import compare
 from lmcast.exporter.calibrate.streams import Stream
+from lmcast.exporter.calibrate.units import units
 from lmcast.exporter.calibrate.work import Work, install, joined
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.comparison import Measured
@@ -23,8 +24,11 @@ from lmcast.graphs.sources import tensors_of
 
 
 class Run:
-    """From the embedding to the logits. Results of layers are in `work`, also those of a run before
-    that was killed, whose layers are run again but not quantized again."""
+    """From the embedding to the logits, with one part of the model in memory.
+
+    Results of layers are in `work`, also those of a run before that was killed: such layers are run
+    again, but not quantized again.
+    """
 
     def __init__(
         self,
@@ -35,19 +39,15 @@ class Run:
         work: Work,
     ):
         """sample: ids C,T int64 to calibrate on, and held out."""
-        self.found, self.source, self.settings, self.work = found, source, settings, work
-        self.quantized, self.reference = _own(found), _own(found)
-        pairs = []
-        for name, ids in zip(("calibration", "held-out"), sample, strict=True):
-            streams = [
-                Stream(definition.model, ids, work.folder / f"{name} {kind}")
-                for kind, definition in (
-                    ("quantized", self.quantized), ("reference", self.reference),
-                )
-            ]  # fmt: skip
-            pairs.append(Pair(*streams))
-        self.calibration, self.held = pairs
-        self.base = Stream(self.quantized.model, sample[1], work.folder / "base")
+        self.source, self.settings, self.work = source, settings, work
+        self.found = found = dataclasses.replace(found, model=copy.deepcopy(found.model.to("meta")))
+
+        def streams(name: str) -> list[Stream]:
+            files = [work.folder / f"{name} {part}" for part in ("calibration", "held-out")]
+            return [Stream(found.model, *given) for given in zip(sample, files, strict=True)]
+
+        self.reference, self.kept = streams("reference"), streams("kept")
+        self.base = Stream(found.model, sample[1], work.folder / "base")
 
     @property
     def layers(self) -> int:
@@ -71,53 +71,47 @@ class Run:
     def recipes(self, variant: str) -> list[Recipe]:
         return [self.work.get(index, variant).recipe for index in range(self.layers)]
 
-    def _streams(self, definition: Definition) -> list[Stream]:
-        every = [
-            self.calibration.quantized, self.held.quantized, self.base,
-            self.calibration.reference, self.held.reference,
-        ]  # fmt: skip
-        return [stream for stream in every if stream.model is definition.model]
-
     def _enter(self) -> None:
-        for definition in (self.quantized, self.reference):
-            model = definition.model
-            with self._filled(definition, model.embed):
-                for stream in self._streams(definition):
-                    stream.embed()
-            if model.side is not None:
-                with self._filled(definition, model.side) as side:
-                    for stream in self._streams(definition):
-                        stream.beside(side)
+        model, streams = self.found.model, [*self.reference, *self.kept, self.base]
+        with self._filled(model.embed):
+            for stream in streams:
+                stream.embed()
+        if model.side is not None:
+            with self._filled(model.side) as side:
+                for stream in streams:
+                    stream.beside(side)
 
     def _layer(self, index: int) -> None:
-        model = self.quantized.model
-        with (
-            self._filled(self.reference, self.reference.model.layers[index]),
-            self._filled(self.quantized, model.layers[index]),
-        ):
-            if not self.work.has(index, VARIANTS):
-                layer = LayerWork(index, self.calibration, self.held, self.settings)
-                report = layer.run()
-                for variant in VARIANTS:
-                    outcome = layer.outcomes[variant]
-                    self.work.put(index, variant, outcome.recipe(report), outcome.values)
-            for stream in (self.calibration.reference, self.held.reference):
-                stream.advance(index)
+        model = self.found.model
+        with self._filled(model.layers[index]):
+            if self.work.has(index, VARIANTS):
+                for stream in self.reference:
+                    stream.advance(index)
+            else:
+                self._quantize(index)
             install(model, self.work.get(index, "kept"), self.source)
-            for stream in (self.calibration.quantized, self.held.quantized):
+            for stream in self.kept:
                 stream.advance(index)
             install(model, self.work.get(index, "base"), self.source)
             self.base.advance(index)
 
+    def _quantize(self, index: int) -> None:
+        parts = units(self.reference[0], index)
+        sights = [
+            Sight(kept, record(reference, index, parts, reference.file))
+            for kept, reference in zip(self.kept, self.reference, strict=True)
+        ]
+        layer = LayerWork(index, parts, *sights, self.settings)
+        report = layer.run()
+        for variant, outcome in layer.outcomes.items():
+            self.work.put(index, variant, outcome.recipe(report), outcome.values)
+
     def _compare(self) -> dict[str, Measured]:
         sizes = {variant: self._bytes(joined(self.recipes(variant))) for variant in VARIANTS}
         sizes["reference"] = weight_bytes(self.found, self.source)
-        with (
-            self._filled(self.reference, self.reference.model.final),
-            self._filled(self.quantized, self.quantized.model.final),
-        ):
-            others = {"kept": self.held.quantized, "base": self.base}
-            return compare(self.held.reference, others, sizes)
+        with self._filled(self.found.model.final):
+            others = {"kept": self.kept[1], "base": self.base}
+            return compare(self.reference[1], others, sizes)
 
     def _bytes(self, recipe: Recipe) -> int:
         """Return the bytes of all weights where some are as a recipe says."""
@@ -130,9 +124,9 @@ class Run:
         return rest
 
     @contextmanager
-    def _filled(self, definition: Definition, part: nn.Module) -> Iterator[nn.Module]:
+    def _filled(self, part: nn.Module) -> Iterator[nn.Module]:
         """Give a part of a model its weights for as long as the block runs."""
-        fill(definition, part, self.source.read, torch.float32)
+        fill(self.found, part, self.source.read, torch.float32)
         try:
             yield part
         finally:
@@ -145,8 +139,3 @@ def bits(recipe: Recipe, found: Definition) -> float:
     numbers = sum(math.prod(shape) for shape in shapes.values())
     total = sum(scheme.bytes(shapes[name]) for name, scheme in recipe.weights.items())
     return 8 * total / numbers if numbers else 0.0
-
-
-def _own(found: Definition) -> Definition:
-    """Return a definition that can have its weights while another has its own."""
-    return dataclasses.replace(found, model=copy.deepcopy(found.model.to("meta")))

@@ -58,12 +58,19 @@ class Stream:
             self.hidden[part] = self._run(index, batch)
 
     def calls(
-        self, index: int, names: Iterable[str], wanted: int = 0, batches: int | None = None
+        self,
+        index: int,
+        names: Iterable[str],
+        wanted: int = 0,
+        *,
+        batches: int | None = None,
+        advance: bool = False,
     ) -> Iterator[list[Call]]:
         """Yield the calls of some modules of a layer, batch by batch; it has its weights.
 
-        wanted: how many calls there are, 0 for an unknown number. batches: of how many, None for
-        all. The stream stays in front of the layer, of which no more runs than these calls need.
+        wanted: how many calls there are, behind which the layer need not run; 0 for an unknown
+        number. batches: of how many, None for all. The stream stays in front of the layer, unless
+        it is to advance.
         """
         layer, seen = self.layers[index], list[Call]()
 
@@ -81,7 +88,9 @@ class Stream:
                 hooks.enter_context(module.register_forward_pre_hook(hook(name)))
             for batch in range(len(self.parts))[:batches]:
                 with suppress(Reached):
-                    self._run(index, batch)
+                    out = self._run(index, batch)
+                    if advance:
+                        self.hidden[self.parts[batch]] = out
                 yield list(seen)
                 seen.clear()
 
