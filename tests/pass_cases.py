@@ -1,5 +1,7 @@
 """Graphs for every pass alone: what it is given, how much it changes, and what it leaves."""
 
+import math
+
 from lmcast.plugins.cached_attention import cached_attention
 from lmcast.plugins.causal_conv import causal_conv
 from lmcast.plugins.linear_attention import linear_attention
@@ -140,6 +142,57 @@ def rounded(format: str, kind: int, static: bool = False, rotation: int = 0) -> 
     return ROUNDED.format(kind=kind, format=format, rotation=rotation, static=scale)
 
 
+def integers(shape: tuple[int, ...], block: int = 16) -> tuple[str, str]:
+    """Return initializers of a weight of 8 bits, and the nodes that make `w` of them."""
+    size = math.prod(shape)
+    codes = ", ".join(str(7 * i % 256) for i in range(size))
+    scales = ", ".join(f"{0.0005 + i % 5 / 2000:.4f}" for i in range(size // block))
+    rows, sizes = size // block, ", ".join(map(str, shape))
+    given = f"<uint8[{rows},{block}] codes = {{{codes}}}, float[{rows}] scales = {{{scales}}}>"
+    return given, (
+        f"rows = Constant <value_ints = [{rows}]> ()"
+        " zeros = ConstantOfShape <value = uint8[1] {128}> (rows)"
+        " flat = DequantizeLinear <axis = 0> (codes, scales, zeros)"
+        f" sizes = Constant <value_ints = [{sizes}]> () w = Reshape (flat, sizes)"
+    )
+
+
+def product(block: int = 16, rounded: str = "") -> str:
+    given, nodes = integers((4, 32), block)
+    seen = f"seen = {rounded} (x)" if rounded else "seen = Identity (x)"
+    return (
+        f"(float[B,32] x) => (float[B,4] y) {given} {{ {nodes} {seen}"
+        " turned = Transpose <perm = [1, 0]> (w) y = MatMul (seen, turned) }"
+    )
+
+
+def embedding() -> str:
+    given, nodes = integers((6, 32))
+    return (
+        f"(int64[B,T] input_ids) => (float[B,T,32] y) {given} {{ {nodes}"
+        " y = Gather (w, input_ids) }"
+    )
+
+
+def quantized_experts() -> str:
+    given, nodes = integers((4, 16, 16))
+    return f"""(float[B,T,16] x, float[B,T,2] share, float[B,T,4] logits, float[4,16,16] d)
+        => (float[B,T,16] y) {given} {{ {nodes}
+        two = Constant <value_ints = [2]> () value, chosen = TopK (logits, two)
+        y = lmcast.moe_experts <activation = "relu", alpha = 1.7, limit = 1.5, scale_input = 0>
+            (x, share, chosen, , w, d)
+    }}"""
+
+
+# The first product in rows, the second in columns.
+OF_INTEGERS = [
+    *[n for n in routed(1) if n not in ("Split", "Concat")], *["Split", "Concat"] * 2,
+    *["MatMulNBits"] * 4, "Transpose", "Transpose", "ConstantOfShape", "DequantizeLinear",
+    "Reshape", "Relu", "Mul", "Reshape", "MatMul", "CastLike",
+]  # fmt: skip
+STORED = ["ConstantOfShape", "DequantizeLinear", "Reshape"]
+ROUNDED_TO_INT8 = 'lmcast.quantize_input <format = "int8", rotation = 0>'
+
 CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "inline_parts": (
         "inline_parts",
@@ -191,6 +244,17 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         " turned = Transpose <perm = [0, 2, 1]> (w) y = MatMul (x, turned) }",
         0, ["MatMul", "Transpose"],
     ),
+    "nbits_matmul": (
+        "nbits_matmul", product(), 1, [*STORED, "Identity", "Transpose", "MatMulNBits"],
+    ),
+    "nbits_matmul, not in blocks that have no kernel": (
+        "nbits_matmul", product(block=8), 0, [*STORED, "Identity", "Transpose", "MatMul"],
+    ),
+    "nbits_matmul, not where the model rounds to 8 bits itself": (
+        "nbits_matmul", product(rounded=ROUNDED_TO_INT8), 0,
+        [*STORED, "quantize_input", "Transpose", "MatMul"],
+    ),
+    "nbits_gather": ("nbits_gather", embedding(), 1, [*STORED, "GatherBlockQuantized"]),
     "skip_norm": (
         "skip_norm",
         "(float[B,T,8] x, float[B,T,8] y, float[8] weight) => (float[B,T,8] n, float[B,T,8] r) {"
@@ -282,6 +346,7 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "split_experts": ("split_experts", experts("silu"), 1, SPLIT),
     "split_experts, biases": ("split_experts", experts("clipped_swish", True), 1, BIASED),
     "split_experts, no gate": ("split_experts", experts("relu", gated=False), 1, UNGATED),
+    "split_experts, quantized": ("split_experts", quantized_experts(), 1, OF_INTEGERS),
     "split_experts, scaled input": ("split_experts", experts("silu", scale_input=1), 1, SCALED),
     "group_query_attention": (
         "group_query_attention",

@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any
 
 
-def lmcast(checkpoint: str, output: str) -> None:
+def lmcast(checkpoint: str, output: str, recipe: str | None = None) -> None:
     """Ours, as a user runs it, but without the parity run: the others have none."""
     from lmcast.exporter.cli import main
 
     sys.argv = ["lmcast", "export", checkpoint, "-o", output, "--no-parity"]
+    sys.argv += ["--recipe", recipe] if recipe else []
     main()
 
 
-def genai(checkpoint: str, output: str) -> None:
+def genai(checkpoint: str, output: str, precision: str = "fp32") -> None:
     """onnxruntime-genai's model builder, as its documentation runs it."""
     cache = Path(output, "cache")
-    sys.argv = ["builder", "-i", checkpoint, "-o", output, "-p", "fp32", "-e", "cpu"]
+    sys.argv = ["builder", "-i", checkpoint, "-o", output, "-p", precision, "-e", "cpu"]
     sys.argv += ["-c", str(cache)]
     runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__", alter_sys=True)
     if cache.exists():
