@@ -135,18 +135,17 @@ def largest(bits, shift, width, out):
 
 
 @compiled
-def encode(bits, shift, factors, high, width, first, element, out):
+def encode(bits, shift, factors, high, width, element, out):
     """Write codes R,K or R,K/2 uint8; return the largest magnitude, as bits of fp32.
 
-    factors: what blocks of high x width (0: all) are multiplied with when they are read, fp32;
-    bits begin with row `first` of them.
+    factors: what blocks of high x width (0: all) are multiplied with when they are read, fp32.
     """
     columns = bits.shape[1]
     wide, codes = np.empty(columns, np.uint32), np.empty(columns, np.uint8)
     divisors, ratios, spare = np.empty(columns), np.empty(columns), np.empty(columns)
     place, most = -1, np.uint32(0)
     for r in range(len(bits)):
-        now = (first + r) // high if high else 0
+        now = r // high if high else 0
         if now != place:
             _spread(factors[now], width, divisors)
             place = now
@@ -180,7 +179,7 @@ def rounded(values, factors, element, out):
 
 
 @compiled
-def errors(bits, shift, factors, high, width, first, element, importance, out):
+def errors(bits, shift, factors, high, width, element, importance, out):
     """Write squared errors of codes R,B fp64: the sum over a row's part of a block.
 
     importance K fp32: what the square of every column is multiplied with. Others as in encode.
@@ -193,7 +192,7 @@ def errors(bits, shift, factors, high, width, first, element, importance, out):
     each = width if width else columns
     place = -1
     for r in range(len(bits)):
-        now = (first + r) // high if high else 0
+        now = r // high if high else 0
         if now != place:
             _spread(factors[now], width, divisors)
             place = now

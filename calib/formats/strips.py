@@ -11,12 +11,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from lmcast.graphs.quantized import BITS, Block, Element, Quantized, Scheme
+from lmcast.graphs.quantized import BITS, Element, Quantized, Scheme
 from lmcast.plugins.errors import InputError
 
-VALUES = 1 << 20  # of a strip: what it needs besides fits in caches
+# Of a strip: what it needs besides fits in caches, and tensors of its blocks are so small that
+# torch starts no threads of its own for them, which would wait for one another.
+VALUES = 1 << 18
 INFINITE = 0x7F800000  # the bits of Inf in fp32; those of NaN are above
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Rule = Callable[[Tensor, Tensor], Tensor]
+Factors = Callable[[int, slice], Tensor]  # of blocks of a matrix, by rows of blocks: fp32
 
 
 class FormatError(InputError):
@@ -45,53 +49,79 @@ def check(name: str, weight: Tensor) -> None:
         raise FormatError(f"{name}: a weight has shape {list(weight.shape)}; accepted: ...,N,K")
 
 
-def largest(weight: Tensor, block: Block) -> Tensor:
-    """Return the largest magnitude of every block, fp32; raises FormatError for Inf and NaN."""
-    matrices, width = _matrices(weight), block[1]
-    out = torch.empty(*matrices.shape[:2], _blocks(weight, width), dtype=torch.int32)
+def largest(weight: Tensor) -> Tensor:
+    """Return the largest magnitude of every matrix: ...,1,1 fp32; raises FormatError for Inf and
+    NaN."""
+    matrices, kernels = _matrices(weight), loops()
+    out = torch.empty(*matrices.shape[:2], 1, dtype=torch.int32)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
-        loops().largest(bits, shift, width, out[matrix, begin:end].numpy().view("uint32"))
+        kernels.largest(bits, shift, 0, out[matrix, begin:end].numpy().view("uint32"))
 
     _each_strip(matrices, work)
-    found = _by_rows(out, block[0], torch.amax)
+    found = out.amax(1, keepdim=True)
     _require_finite(int(found.max()))
-    return found.view(torch.float32).reshape(*weight.shape[:-2], *found.shape[1:])
+    return found.view(torch.float32).reshape(*weight.shape[:-2], 1, 1)
 
 
-def encode(weight: Tensor, factors: Tensor, scheme: Scheme) -> Tensor:
-    """Return codes, uint8; factors: of every block, fp32."""
-    matrices, (high, width) = _matrices(weight), scheme.block
-    out = torch.empty(scheme.codes_shape(tuple(weight.shape)), dtype=torch.uint8)
-    places, of = _matrices(out), _matrices(factors.contiguous())
-    kernels, element = loops(), element_code(scheme.element)
+def scales(weight: Tensor, scheme: Scheme, rule: Rule, shared: Tensor) -> Tensor:
+    """Return the scales of blocks that are not whole matrices; shared: () or one a matrix."""
+    matrices, (high, width), kernels = _matrices(weight), scheme.block, loops()
+    out = torch.empty(scheme.scales_shape(tuple(weight.shape)), dtype=scheme.scale)
+    places, by = _matrices(out), shared.expand(*weight.shape[:-2], 1, 1).reshape(-1, 1, 1)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
-        rows = places[matrix, begin:end].numpy()
-        args = (bits, shift, of[matrix].numpy(), high, width, begin, element, rows)
-        _require_finite(int(kernels.encode(*args)))
+        rows = torch.empty(end - begin, places.shape[-1], dtype=torch.int32)
+        kernels.largest(bits, shift, width, rows.numpy().view("uint32"))
+        found = _by_rows(rows, high, torch.amax)
+        _require_finite(int(found.max()))
+        blocks = slice(begin // high, -(-end // high))
+        places[matrix, blocks] = rule(found.view(torch.float32), by[matrix])
 
-    _each_strip(matrices, work)
+    _each_strip(matrices, work, high)
     return out
 
 
-def errors(weight: Tensor, factors: Tensor, importance: Tensor, scheme: Scheme) -> Tensor:
-    """Return the squared errors of every block, fp64."""
+def encode(weight: Tensor, factors: Factors, scheme: Scheme) -> Tensor:
+    """Return codes, uint8; factors: of the blocks of some rows."""
     matrices, (high, width) = _matrices(weight), scheme.block
-    out = torch.empty(*matrices.shape[:2], _blocks(weight, width), dtype=torch.float64)
-    times = importance.detach().float().expand(*weight.shape[:-2], -1).contiguous()
-    times = times.reshape(len(matrices), -1)
-    of, kernels, element = _matrices(factors.contiguous()), loops(), element_code(scheme.element)
+    out = torch.empty(scheme.codes_shape(tuple(weight.shape)), dtype=torch.uint8)
+    places, kernels, element = _matrices(out), loops(), element_code(scheme.element)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
-        given = (bits, shift, of[matrix].numpy(), high, width, begin, element)
-        kernels.errors(*given, times[matrix].numpy(), out[matrix, begin:end].numpy())
+        of, rows = _of_rows(factors, high, matrix, begin, end), places[matrix, begin:end].numpy()
+        _require_finite(int(kernels.encode(bits, shift, of, high, width, element, rows)))
 
-    _each_strip(matrices, work)
-    return _by_rows(out, high, torch.sum).reshape(factors.shape)
+    _each_strip(matrices, work, high)
+    return out
+
+
+def errors(weight: Tensor, factors: Factors, importance: Tensor, scheme: Scheme) -> Tensor:
+    """Return the squared errors of every block, fp64; factors: of the blocks of some rows."""
+    matrices, (high, width) = _matrices(weight), scheme.block
+    out = torch.zeros(scheme.scales_shape(tuple(weight.shape)), dtype=torch.float64)
+    places, kernels, element = _matrices(out), loops(), element_code(scheme.element)
+    times = importance.detach().float().expand(*weight.shape[:-2], -1).contiguous()
+    times = times.reshape(len(matrices), -1)
+    whole = torch.zeros(*matrices.shape[:2], dtype=torch.float64)
+
+    def work(matrix: int, begin: int, end: int) -> None:
+        bits, shift = _bits(matrices[matrix, begin:end])
+        of = _of_rows(factors, high, matrix, begin, end)
+        rows = torch.empty(end - begin, places.shape[-1], dtype=torch.float64)
+        given = (bits, shift, of, high, width, element)
+        kernels.errors(*given, times[matrix].numpy(), rows.numpy())
+        if high:
+            blocks = slice(begin // high, -(-end // high))
+            places[matrix, blocks] = _by_rows(rows, high, torch.sum)
+        else:  # of all strips: added below, in the same order whatever the threads
+            whole[matrix, begin:end] = rows[:, 0]
+
+    _each_strip(matrices, work, high)
+    return out if high else whole.sum(1).reshape(out.shape)
 
 
 def rounded(values: Tensor, factors: Tensor, element: Element) -> Tensor:
@@ -148,9 +178,9 @@ def regroup(blocks: Iterable[Tensor], high: int) -> Iterator[Tensor]:
         yield rest
 
 
-def _each_strip(matrices: Tensor, work: Callable[[int, int, int], None]) -> None:
-    """Call work(matrix, first row, end) for all rows of M,N,K."""
-    places = list(_places(matrices))
+def _each_strip(matrices: Tensor, work: Callable[[int, int, int], None], high: int = 1) -> None:
+    """Call work(matrix, first row, end) for all rows of M,N,K, in runs of multiples of `high`."""
+    places = list(_places(matrices, high or 1))
     threads = torch.get_num_threads()
     if threads == 1 or len(places) == 1:
         for place in places:
@@ -161,13 +191,19 @@ def _each_strip(matrices: Tensor, work: Callable[[int, int, int], None]) -> None
             pass
 
 
-def _places(matrices: Tensor) -> Iterator[tuple[int, int, int]]:
+def _places(matrices: Tensor, high: int = 1) -> Iterator[tuple[int, int, int]]:
     """Yield matrix, first row and end of every strip of M,N,K."""
     count, rows, columns = matrices.shape
-    step = max(1, VALUES // columns)
+    step = max(1, VALUES // columns // high) * high
     for matrix in range(count):
         for begin in range(0, rows, step):
             yield matrix, begin, min(begin + step, rows)
+
+
+def _of_rows(factors: Factors, high: int, matrix: int, begin: int, end: int) -> object:
+    """Return the factors of the blocks of rows, which begin with a block, in numpy."""
+    rows = slice(begin // high, -(-end // high)) if high else slice(None)
+    return factors(matrix, rows).contiguous().numpy()
 
 
 def _bits(rows: Tensor) -> tuple[object, int]:
@@ -182,19 +218,12 @@ def _matrices(of: Tensor) -> Tensor:
     return of.reshape(-1, *of.shape[-2:])
 
 
-def _blocks(weight: Tensor, width: int) -> int:
-    return -(-weight.shape[-1] // width) if width else 1
-
-
 def _by_rows(rows: Tensor, high: int, reduce: Callable[..., Tensor]) -> Tensor:
-    """Reduce M,N,B to one entry for each `high` rows (0: all of them)."""
+    """Reduce N,B to one entry for each `high` rows."""
     if high == 1:
         return rows
-    if not high:
-        return reduce(rows, 1, keepdim=True)
-    count, size, blocks = rows.shape
-    padded = torch.nn.functional.pad(rows, (0, 0, 0, -size % high))  # zeros change neither
-    return reduce(padded.reshape(count, -1, high, blocks), 2)
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % high))  # zeros change neither
+    return reduce(padded.reshape(-1, high, rows.shape[1]), 1)
 
 
 def element_code(element: Element) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmcast.calib.formats import strips
 from lmcast.calib.formats.onnx_form import OnnxForm, onnx_form
-from lmcast.calib.formats.strips import FormatError
+from lmcast.calib.formats.strips import Factors, FormatError, Rule
 from lmcast.graphs.quantized import Quantized, Scheme
 
 LEAST = 2.0**-126  # of fp32 scales: what is smaller has fewer bits, and products of it none
@@ -30,7 +30,7 @@ class WeightFormat:
     name: str
     scheme: Scheme
     span: float
-    rule: Callable[[Tensor, Tensor], Tensor]
+    rule: Rule
     candidates: Callable[[Tensor], Iterator[Tensor]]
 
     @property
@@ -46,7 +46,7 @@ class WeightFormat:
     def most(self, weight: Tensor) -> Tensor:
         """Return the largest magnitude of each matrix: ...,1,1 fp32 (of parts: torch.maximum)."""
         self.check(weight)
-        return strips.largest(weight, (0, 0))
+        return strips.largest(weight)
 
     def scales(self, weight: Tensor, most: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the scales of the blocks by their largest values, as stored, and the shared one.
@@ -54,14 +54,14 @@ class WeightFormat:
         most: of the whole matrices, where `weight` has only some of their rows.
         """
         self.check(weight)
-        if self.scheme.block == (0, 0) and most is not None:
-            return self.rule(most, torch.ones(())), None
-        largest = strips.largest(weight, self.scheme.block)
+        if not self.whole:
+            return strips.scales(weight, self.scheme, self.rule, torch.ones(())), None
+        top = strips.largest(weight) if most is None else most
         if not self.scheme.shared:
-            return self.rule(largest, torch.ones(())), None
-        top = largest.amax((-2, -1), keepdim=True) if most is None else most
+            return self.rule(top, torch.ones(())), None
         shared = torch.where(top > 0, (top / self.span).clamp(min=LEAST), 1.0)
-        return self.rule(largest, shared), shared if weight.dim() > 2 else shared.reshape(())
+        shared = shared if weight.dim() > 2 else shared.reshape(())
+        return self._with(weight, shared)
 
     def pack(
         self, weight: Tensor, scales: Tensor | None = None, shared: Tensor | None = None
@@ -154,15 +154,10 @@ class WeightFormat:
             )
 
     def _with(self, weight: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rule(strips.largest(weight, self.scheme.block), shared), shared
+        self._require_shared(weight, shared)
+        return strips.scales(weight, self.scheme, self.rule, shared), shared
 
-    def _factors(self, weight: Tensor, scales: Tensor, shared: Tensor | None) -> Tensor:
-        accepted = self.scheme.scales_shape(tuple(weight.shape))
-        if tuple(scales.shape) != accepted or scales.dtype != self.scheme.scale:
-            raise FormatError(
-                f"{self.name}: scales are {scales.dtype} {list(scales.shape)} for a weight"
-                f" {list(weight.shape)}; accepted: {self.scheme.scale} {list(accepted)}"
-            )
+    def _require_shared(self, weight: Tensor, shared: Tensor | None) -> None:
         stack = (*weight.shape[:-2], 1, 1)
         places = ((), stack) if self.scheme.shared else (None,)
         found = None if shared is None else tuple(shared.shape)
@@ -171,9 +166,28 @@ class WeightFormat:
                 f"{self.name}: what scales share has shape {found} for a weight"
                 f" {list(weight.shape)}; accepted: {' or '.join(map(str, places))}"
             )
-        factors = scales.float() if shared is None else scales.float() * shared.float()
-        if not bool(((factors >= 0) & (factors < torch.inf)).all()):
-            raise FormatError(f"{self.name}: scales are NaN, Inf or negative; accepted: from 0 on")
+
+    def _factors(self, weight: Tensor, scales: Tensor, shared: Tensor | None) -> Factors:
+        accepted = self.scheme.scales_shape(tuple(weight.shape))
+        if tuple(scales.shape) != accepted or scales.dtype != self.scheme.scale:
+            raise FormatError(
+                f"{self.name}: scales are {scales.dtype} {list(scales.shape)} for a weight"
+                f" {list(weight.shape)}; accepted: {self.scheme.scale} {list(accepted)}"
+            )
+        self._require_shared(weight, shared)
+        of = scales.reshape(-1, *scales.shape[-2:])
+        by = None if shared is None else shared.float().expand(*weight.shape[:-2], 1, 1)
+        each = None if by is None else by.reshape(-1, 1, 1)
+
+        def factors(matrix: int, rows: slice) -> Tensor:
+            found = of[matrix, rows].float()
+            found = found if each is None else found * each[matrix]
+            if not bool(((found >= 0) & (found < torch.inf)).all()):
+                raise FormatError(
+                    f"{self.name}: scales are NaN, Inf or negative; accepted: from 0 on"
+                )
+            return found
+
         return factors
 
 
