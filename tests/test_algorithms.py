@@ -10,7 +10,7 @@ from torch import Tensor
 from lmcast.calib.algorithms import ALGORITHMS, Candidate, output_error
 from lmcast.calib.algorithms.candidate import fitted, turned
 from lmcast.calib.algorithms.gptq import gptq, inverse_root
-from lmcast.calib.algorithms.problem import DAMPING, Problem
+from lmcast.calib.algorithms.problem import LEAST_DAMPING, Problem
 from lmcast.calib.formats import WEIGHTS, WeightFormat
 from lmcast.calib.presets import PRESETS
 from lmcast.calib.statistics import ROWS, InputStatistics, StatisticsError
@@ -153,8 +153,9 @@ def test_the_target_makes_good_what_inputs_have_lost():
     x = reference + 0.3 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(1))
     problem = Problem(weight, counted(x, reference), PLAIN, None)
     # The normal equations of x T^T = reference W^T, where damping draws T towards W.
-    damping = DAMPING * x.square().sum(0).mean()
-    wanted = weight @ (reference.T @ x + damping * torch.eye(WIDTH))
+    energy = x.square().sum(0)
+    damping = energy * (WIDTH / len(x)) ** 0.5 + LEAST_DAMPING * energy.mean()
+    wanted = weight @ (reference.T @ x + damping.diag())
     scale = wanted.abs().max()
     torch.testing.assert_close(problem.target @ problem.gram / scale, wanted / scale)
     lost = [(x @ w.T - reference @ weight.T).square().sum() for w in (problem.target, weight)]
