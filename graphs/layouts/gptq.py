@@ -14,10 +14,10 @@ from lmcast.graphs.quantized import Quantized, ReadRows, Scheme, Shapes, WeightE
 
 # How the quantizing went and what runs the result: nothing of it changes what is stored.
 _INERT = """
-act_group_aware adapter backend batch_size block_name_to_quantize cache_block_outputs
+act_group_aware backend batch_size block_name_to_quantize cache_block_outputs
 checkpoint_meta damp_auto_increment damp_percent dataset disable_exllama exllama_config fail_safe
 failsafe
-is_marlin_format max_input_length meta method model_file_base_name model_name_or_path model_seqlen
+max_input_length meta model_file_base_name model_name_or_path model_seqlen
 module_name_preceding_first_block modules_in_block_to_quantize mse offload_to_disk
 offload_to_disk_path pad_token_id quantizer static_groups tokenizer true_sequential use_cuda_fp16
 use_exllama
@@ -36,6 +36,7 @@ class Gptq:
     sym: bool = True
     checkpoint_format: Literal["gptq", "gptq_v2"] = "gptq"
     format: Literal["gptq", "gptq_v2"] | None = None
+    method: Literal["gptq"] | None = None
     lm_head: bool = False
     pack_dtype: Literal["int32"] = "int32"
 

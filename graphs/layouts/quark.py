@@ -10,8 +10,7 @@ from lmcast.graphs.layouts.tensors import E8M0, Found, Tensors, by_wildcard, req
 
 # How scales were chosen, and what activations are rounded to.
 _OUTER = """
-algo_config export kv_cache_post_rope kv_cache_quant_config layer_type_quant_config quant_mode
-softmax_quant_spec version
+export kv_cache_post_rope kv_cache_quant_config quant_mode softmax_quant_spec version
 """
 _INNER = """
 ch_axis is_dynamic is_scale_quant mx_element_dtype observer_cls round_method
