@@ -113,9 +113,10 @@ def calibrate(
     with progress.stage("reading text"):
         sample = ids or _text(source, data, tokens, chunk, seed)
     _check(found, sample)
-    with staged(Path(output), progress) as directory:
-        place = Place(directory.parent / Path(output).absolute().name)
-        work = Work(place, source, identities)
+    with (
+        staged(Path(output), progress) as directory,
+        Work(Place(directory.parent / Path(output).absolute().name), source, identities) as work,
+    ):
         depends = {
             "lmcast": version("lmcast"), "source": identity(identities),
             "recipe": dataclasses.asdict(preset), "options": [observer, fewest_tokens],
@@ -132,7 +133,6 @@ def calibrate(
             file.check()
         published = work.publish(report["written"], run.layers, directory)
         write_recipe(directory, dataclasses.replace(published, report=report), identities)
-    work.end()
     return Calibration(Path(output), report, time.monotonic() - started)
 
 

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lmcast.exporter.calibrate.work import WHOLE, Work
 from lmcast.exporter.calibration import Calibration, CalibrationError, calibrate
 from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.pipeline import identified, understand
-from lmcast.exporter.progress import Progress
+from lmcast.exporter.progress import Progress, Step
 from lmcast.exporter.quality import eager_quality
 from lmcast.exporter.recipe_files import open_recipe
 from lmcast.graphs.blocks.moe import Experts
@@ -159,6 +160,19 @@ def test_work_of_other_arguments_is_not_taken(checkpoint: Callable[[str], Path],
     assert (beside / "kept-0002" / WHOLE).exists()
     assert len(made(folder, tmp_path / "recipe").report["weights"]) > 10
     assert not beside.exists()
+
+
+def test_an_early_failure_leaves_nothing(checkpoint: Callable[[str], Path], tmp_path: Path):
+    class Interrupted(Progress):
+        @contextmanager
+        def stage(self, name: str, total: int | None = None) -> Iterator[Step]:
+            if name == "calibrating":
+                raise KeyboardInterrupt
+            yield lambda done: None
+
+    with pytest.raises(KeyboardInterrupt):
+        made(checkpoint("llama/plain"), tmp_path / "recipe", progress=Interrupted())
+    assert not os.listdir(tmp_path)
 
 
 class Zeros:

@@ -26,11 +26,21 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Work:
-    """Directories of recipes, each of one layer in one variant."""
+    """Directories of recipes, each of one layer in one variant.
+
+    Used in a with statement: they stay only where it is left by an exception once there are any.
+    """
 
     def __init__(self, place: Place, source: Checkpoint, identities: Iterable[SourceFile]):
         self.folder = place.beside("calibration")
         self.source, self.identities = source, list(identities)
+
+    def __enter__(self) -> "Work":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not any(self.folder.glob(f"*/{WHOLE}")):
+            self.end()
 
     def begin(self, key: Mapping[str, Any]) -> None:
         """Keep what a run of the same key has left, and remove that of any other.
