@@ -102,6 +102,25 @@ def reader(source):
     return read
 
 
+@torch.no_grad()
+def test_groups_of_several_formats(plain):
+    config, tensors = plain
+    (fp8, of_fp8), (int4, of_int4) = compressed("FP8_DYNAMIC"), compressed("W4A16", group_size=32)
+    one, exact = quantized(tensors, of_fp8, lambda name: "self_attn" in name)
+    stored, other = quantized(one, of_int4, lambda name: "mlp" in name)
+    exact |= {name: value for name, value in other.items() if "mlp" in name}
+    groups = {
+        "a": fp8["config_groups"]["group_0"] | {"targets": ["re:.*self_attn.*"]},
+        "b": int4["config_groups"]["group_0"] | {"targets": ["Linear"]},
+    }
+    settings = fp8 | {"config_groups": groups, "format": "mixed-precision"}
+    got = ours(config | {CONFIG: settings}, stored)(prompt())
+    assert torch.equal(got, ours(config, exact)(prompt()))
+    bare = {name: group | {"format": None} for name, group in groups.items()}
+    with pytest.raises(ConfigError, match="format is 'mixed-precision'; then every group must"):
+        defined(config | {CONFIG: settings | {"config_groups": bare}}, stored)
+
+
 def test_scales_of_activations_and_caches_are_left_out(plain, tmp_path):
     config, tensors = plain
     settings, pack = compressed("NVFP4")
