@@ -33,6 +33,7 @@ class Plan:
     library: str  # 'tensorrt_rtx 1.7.1.116': plans are for this version alone
     plugins: tuple[str, ...]  # operators of ours in it that are plugins
     in_place: frozenset[str]  # states that plugins write where they lie
+    widen: bool = False  # whether weights of 4 bits were stored as ones of 8
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def build_command(engine: Path, plan: Plan, **sizes: int) -> str:
     sms = ",".join(map(str, plan.sms))
     options = [f"--{n.replace('_', '-')} {size}" for n, size in {**plan.sizes, **sizes}.items()]
     words = ["lmcast build", quote(str(engine)), f"--target {plan.target} --sm {sms}", *options]
-    return " ".join(words)
+    return " ".join([*words, *(["--widen"] if plan.widen else [])])
 
 
 def plugin_library(plan: Plan) -> str | None:
@@ -150,7 +151,8 @@ def _plan(item: Any, manifest: Manifest) -> Plan:
             plugins = tuple(sorted(name for name, forms in operators.items() if "plugin" in forms))
             in_place = frozenset(item.get("in_place", []))
             asked: dict[str, Any] = {name: sizes[name] for name in SIZES}
-            return Plan(file, target, tuple(sms), asked, library, plugins, in_place)
+            widen = sizes.get("widen") is True  # plans of an earlier lmcast do not say
+            return Plan(file, target, tuple(sms), asked, library, plugins, in_place, widen)
     raise EngineError(
         f"{manifest.directory / ENGINE_JSON}: plans has {str(item)[:200]!r}; accepted: file,"
         " request, library and operators of a plan that is listed: build it again"

@@ -7,6 +7,7 @@ from typing import Any
 
 import forms
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -21,8 +22,10 @@ from lmcast.exporter.backends.tensorrt import build, formats
 from lmcast.exporter.backends.tensorrt.low_precision import MADE, rewrite
 from lmcast.exporter.backends.tensorrt.plan import Plan, read_plan
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes
+from lmcast.exporter.backends.tensorrt.worker import Job
 from lmcast.exporter.engine import MODEL
 from lmcast.exporter.passes import inline_parts
+from lmcast.exporter.progress import silent
 from lmcast.graphs.blocks.quantized import InputFormat
 from lmcast.graphs.quantized import decode
 
@@ -188,3 +191,27 @@ def test_products(name: str, make: Make):
     assert found.sms == sms
     multiplied = frozenset[str]().union(*found.products.values())
     assert multiplied & set(formats.PLAN.values()) == ({kind} if kind else set())
+
+
+def test_blocks_that_are_cut_off(builder: Builder, tmp_path: Path):
+    """160 columns are a block of 128 and one of 32, which ONNX's own operator has no name for."""
+    graph = onnx.parser.parse_model(
+        '<ir_version: 11, opset_import: ["" : 24]> g (float16[B,160] x, float8e4m3fn[64,160] w,'
+        " float[64,2] s) => (float16[B,64] y) { wide = DequantizeLinear <axis = 1, block_size ="
+        " 128> (w, s) narrow = Cast <to = 10> (wide) turned = Transpose <perm = [1, 0]> (narrow)"
+        " y = MatMul (x, turned) }"
+    )
+    weights = [
+        onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT8E4M3FN, [64, 160], bytes(10240), True),
+        onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, [64, 2], bytes(512), True),
+    ]
+    del graph.graph.input[1:]
+    graph.graph.initializer.extend(weights)
+    for number, node in enumerate(graph.graph.node):
+        node.name = f"node{number}"
+    file = tmp_path / "model.onnx"
+    onnx.save(graph, file, save_as_external_data=True, size_threshold=0)
+    asked = request(89, 120)
+    job = Job(str(file), str(tmp_path), "llama", str(tmp_path / "a.plan"), asked)
+    assert builder.run(job, silent)["codes"] == {"fp8_e4m3": 10240}
+    assert read_plan(Path(job.output)).constants["fp8_e4m3"] == 10240

@@ -52,6 +52,7 @@ WIDER: Mapping[ir.DataType, ir.DataType] = {  # what has every number of a forma
 }
 
 
+DEQUANTIZE = {"DequantizeLinear", "TRT_BlockDequantize"}
 KEEPS_CODES = {"DequantizeLinear", "Transpose", "Cast", "CastLike"}
 
 
@@ -92,7 +93,7 @@ def weights(graph: ir.Model) -> Iterator[Weight]:
     """Yield the quantized weights of a graph, but not scales that are quantized themselves."""
     found, scales = list[Weight](), set[ir.Node]()
     for node in graph.graph:
-        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        codes = node.inputs[0] if node.op_type in DEQUANTIZE else None
         if codes is not None and codes.is_initializer():
             found.append(Weight(node, codes))
             scales |= set(_makers(found[-1].scales))

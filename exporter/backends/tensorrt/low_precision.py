@@ -76,13 +76,12 @@ def in_bfloat16(graph: ir.Model, weight: Weight) -> None:
 
 def in_blocks(graph: ir.Model, weight: Weight) -> None:
     """Dequantize blocks of which the last ends early."""
-    node, (out,) = weight.node, weight.node.outputs
-    block = [1] * (len(_sizes(out)) - 1) + [node.attributes["block_size"].as_int()]
-    (made,) = insert(
-        graph, node, "TRT_BlockDequantize", node.inputs, {"block_shape": block},
-        name=f"{node.name}.blocks", domain=TRT,
-    )  # fmt: skip
-    replace(graph, node, [made])
+    node = weight.node
+    along = [1] * (len(_sizes(weight.codes)) - 1)
+    shape = {"block_shape": [*along, node.attributes["block_size"].as_int()]}
+    name = f"{node.name}.blocks"
+    made = insert(graph, node, "TRT_BlockDequantize", node.inputs, shape, name=name, domain=TRT)
+    replace(graph, node, made)
 
 
 def with_cast(graph: ir.Model, weight: Weight) -> None:
