@@ -62,44 +62,34 @@ def export(
 ) -> Engine:
     """Write `checkpoint` as an engine at `output` and return it loaded.
 
-    target: 'onnx' (portable), 'cpu', 'tensorrt-rtx' or 'tensorrt'. dtype: 'float32', 'float16',
-    'bfloat16', None to lose nothing of the checkpoint's. weights: 'link', 'copy', None to link if
-    the bytes allow it. inert: config keys to ignore. context: most tokens of a row, None for what
-    config.json says. full_check: look for NaN in all linked weights, None for up to 8 GiB.
-    tokenizer: refuse a checkpoint without one. matformer: a JSON file that says which slice of the
-    model to export (graphs/matformer.py). recipe: a directory that `lmcast calibrate` wrote. sms,
-    sizes: GPUs of a TensorRT plan, by default the one at hand, and bounds of a call. Raises
-    InputError for what cannot be exported and CheckFailed for an engine that fails its parity; then
-    nothing is written.
+    target: 'onnx' (portable), 'cpu', 'tensorrt-rtx' or 'tensorrt'. dtype: of FORMATS, None to lose
+    nothing of the checkpoint. weights: None to link if the bytes allow it. inert: config keys to
+    ignore. context: most tokens of a row, None for what config.json says. full_check: look for NaN
+    in all linked weights, None for up to 8 GiB. tokenizer: refuse a checkpoint without one.
+    matformer: a file that says which slice to export. recipe: a directory of `lmcast calibrate`.
+    sms, sizes: GPUs of a TensorRT plan, by default the one at hand, and bounds of a call. Raises
+    InputError for what cannot be exported, CheckFailed for failed parity; nothing is written then.
     """
     with progress.stage("reading headers"):
         source, identities = identified(Path(checkpoint))
         found, part = take_slice(understand(source, inert, tokenizer), matformer)
-        if recipe is not None:
-            files = open_recipe(Path(recipe), identities)
-            found, source = files.take(found, source)
-            part["recipe"] = files.sha256
-    own = {"inert": sorted(inert), "context": choose_context(found, context), **part}
+        found, source = take_recipe(found, source, recipe, identities, part)
+    own = part | {"inert": sorted(inert), "context": choose_context(found, context)}
     plan = order(target, sms, own["context"], sizes or Sizes()) if target in LIBRARIES else None
     format = choose_format(found, source, target, dtype, parity)
-    # Linked, every call would cut a slice out anew.
-    asked = weights or ("copy" if "matformer" in part else None)
+    asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
     mode = choose_mode(found.binding, source, format, asked, parity or target != "onnx")
     with staged(Path(output), progress) as directory:
         # Before the graph: what is wrong with weights is said without waiting for a trace.
-        form: Form = "kernels" if target == "cpu" else "standard"
-        placement = place_weights(
-            found, source, format, mode, form, directory, full_check, progress
-        )
+        given = format, mode, form_for(target), directory, full_check, progress
+        placement = place_weights(found, source, *given)
         graph = cast(found, source, target, format, placement, directory, progress)
         write_texts(source, directory, identities)
         fields = own | describe(found, source, target, format, placement, graph, identities)
         if plan:
             fields["plans"] = [build_plan(directory, fields, plan, progress)]
         write_manifest(directory, fields, placement.hashes)
-        if parity and provable(found, format, plan, progress):
-            with progress.stage("proving parity"), one_thread():
-                prove(directory, found, source, plan)
+        if parity and prove(directory, found, source, format, plan, progress):
             write_manifest(directory, fields, placement.hashes)
     return Engine(Path(output))
 
@@ -123,6 +113,27 @@ def take_slice(
         return found, {}
     given = parse_object(read_capped(Path(file), SLICE_BYTES), Path(file))
     return sliced(found, given, str(file)), {"matformer": given}
+
+
+def take_recipe(
+    found: Definition,
+    source: Checkpoint,
+    recipe: str | PathLike[str] | None,
+    identities: Sequence[SourceFile],
+    fields: dict[str, Any],
+) -> tuple[Definition, Checkpoint]:
+    """Return what a recipe makes of a model, and the checkpoint with its tensors; add what
+    engine.json says of it to `fields`."""
+    if recipe is None:
+        return found, source
+    files = open_recipe(Path(recipe), identities)
+    fields["recipe"] = files.sha256
+    return files.take(found, source)
+
+
+def form_for(target: str) -> Form:
+    """Return how quantized weights lie in the engines of a target."""
+    return "kernels" if target == "cpu" else "standard"
 
 
 def place_weights(
@@ -173,18 +184,27 @@ def provable(found: Definition, format: Format, plan: Request | None, progress: 
 
 
 def prove(
-    directory: Path, found: Definition, source: Checkpoint, plan: Request | None = None
-) -> None:
-    """Write parity.json; raises CheckFailed where the engine is not equal to eager.
+    directory: Path,
+    found: Definition,
+    source: Checkpoint,
+    format: Format,
+    plan: Request | None,
+    progress: Progress,
+) -> bool:
+    """Write parity.json, if the engine can run here; raises CheckFailed if it is not eager's equal.
 
     Of an engine with a plan for other GPUs than the one at hand, the portable graph is run.
     """
+    if not provable(found, format, plan, progress):
+        return False
     portable = plan is not None and not plan.here
-    report = check(Engine(directory, threads=1, portable=portable), found, source)
+    with progress.stage("proving parity"), one_thread():
+        report = check(Engine(directory, threads=1, portable=portable), found, source)
     if not report.passed:
         raise CheckFailed(f"the engine is not equal to eager PyTorch: {report.worst()}")
     text = json.dumps(report.as_json(), indent=1, sort_keys=True) + "\n"
     (directory / PARITY).write_text(text, encoding="utf-8")
+    return True
 
 
 @contextmanager
