@@ -52,14 +52,14 @@ def check(name: str, weight: Tensor) -> None:
 def largest(weight: Tensor) -> Tensor:
     """Return the largest magnitude of every matrix: ...,1,1 fp32; raises FormatError for Inf and
     NaN."""
-    matrices, kernels = _matrices(weight), loops()
+    matrices, kernels = stacked(weight), loops()
     out = torch.empty(*matrices.shape[:2], 1, dtype=torch.int32)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
         kernels.largest(bits, shift, 0, out[matrix, begin:end].numpy().view("uint32"))
 
-    _each_strip(matrices, work)
+    each_strip(matrices, work)
     found = out.amax(1, keepdim=True)
     _require_finite(int(found.max()))
     return found.view(torch.float32).reshape(*weight.shape[:-2], 1, 1)
@@ -67,9 +67,9 @@ def largest(weight: Tensor) -> Tensor:
 
 def scales(weight: Tensor, scheme: Scheme, rule: Rule, shared: Tensor) -> Tensor:
     """Return the scales of blocks that are not whole matrices; shared: () or one a matrix."""
-    matrices, (high, width), kernels = _matrices(weight), scheme.block, loops()
+    matrices, (high, width), kernels = stacked(weight), scheme.block, loops()
     out = torch.empty(scheme.scales_shape(tuple(weight.shape)), dtype=scheme.scale)
-    places, by = _matrices(out), shared.expand(*weight.shape[:-2], 1, 1).reshape(-1, 1, 1)
+    places, by = stacked(out), shared.expand(*weight.shape[:-2], 1, 1).reshape(-1, 1, 1)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
@@ -80,30 +80,30 @@ def scales(weight: Tensor, scheme: Scheme, rule: Rule, shared: Tensor) -> Tensor
         blocks = slice(begin // high, -(-end // high))
         places[matrix, blocks] = rule(found.view(torch.float32), by[matrix])
 
-    _each_strip(matrices, work, high)
+    each_strip(matrices, work, high)
     return out
 
 
 def encode(weight: Tensor, factors: Factors, scheme: Scheme) -> Tensor:
     """Return codes, uint8; factors: of the blocks of some rows."""
-    matrices, (high, width) = _matrices(weight), scheme.block
+    matrices, (high, width) = stacked(weight), scheme.block
     out = torch.empty(scheme.codes_shape(tuple(weight.shape)), dtype=torch.uint8)
-    places, kernels, element = _matrices(out), loops(), element_code(scheme.element)
+    places, kernels, element = stacked(out), loops(), element_code(scheme.element)
 
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
         of, rows = _of_rows(factors, high, matrix, begin, end), places[matrix, begin:end].numpy()
         _require_finite(int(kernels.encode(bits, shift, of, high, width, element, rows)))
 
-    _each_strip(matrices, work, high)
+    each_strip(matrices, work, high)
     return out
 
 
 def errors(weight: Tensor, factors: Factors, importance: Tensor, scheme: Scheme) -> Tensor:
     """Return the squared errors of every block, fp64; factors: of the blocks of some rows."""
-    matrices, (high, width) = _matrices(weight), scheme.block
+    matrices, (high, width) = stacked(weight), scheme.block
     out = torch.zeros(scheme.scales_shape(tuple(weight.shape)), dtype=torch.float64)
-    places, kernels, element = _matrices(out), loops(), element_code(scheme.element)
+    places, kernels, element = stacked(out), loops(), element_code(scheme.element)
     times = importance.detach().float().expand(*weight.shape[:-2], -1).contiguous()
     times = times.reshape(len(matrices), -1)
     whole = torch.zeros(*matrices.shape[:2], dtype=torch.float64)
@@ -120,7 +120,7 @@ def errors(weight: Tensor, factors: Factors, importance: Tensor, scheme: Scheme)
         else:  # of all strips: added below, in the same order whatever the threads
             whole[matrix, begin:end] = rows[:, 0]
 
-    _each_strip(matrices, work, high)
+    each_strip(matrices, work, high)
     return out if high else whole.sum(1).reshape(out.shape)
 
 
@@ -136,17 +136,17 @@ def rounded(values: Tensor, factors: Tensor, element: Element) -> Tensor:
         _require_finite(int(kernels.rounded(*args)))
 
     if len(flat):
-        _each_strip(flat[None, :, None], work)
+        each_strip(flat[None, :, None], work)
     return out.reshape(values.shape)
 
 
 def missed(weight: Tensor, packed: Quantized) -> float:
     """Return the squared error of a packed weight, summed."""
-    matrices, codes, scales = (_matrices(of) for of in (weight, packed.codes, packed.scales))
+    matrices, codes, scales = (stacked(of) for of in (weight, packed.codes, packed.scales))
     shared = packed.shared
     if shared is not None:
         shared = shared.expand(*weight.shape[:-2], 1, 1).reshape(-1, 1, 1)
-    zeros = None if packed.zeros is None else _matrices(packed.zeros)
+    zeros = None if packed.zeros is None else stacked(packed.zeros)
     alone = packed.scheme.block[0] == 1
     total = 0.0
     for matrix, begin, end in _places(matrices):
@@ -178,7 +178,7 @@ def regroup(blocks: Iterable[Tensor], high: int) -> Iterator[Tensor]:
         yield rest
 
 
-def _each_strip(matrices: Tensor, work: Callable[[int, int, int], None], high: int = 1) -> None:
+def each_strip(matrices: Tensor, work: Callable[[int, int, int], None], high: int = 1) -> None:
     """Call work(matrix, first row, end) for all rows of M,N,K, in runs of multiples of `high`."""
     places = list(_places(matrices, high or 1))
     threads = torch.get_num_threads()
@@ -214,7 +214,8 @@ def _bits(rows: Tensor) -> tuple[object, int]:
     return rows.float().contiguous().view(torch.int32).numpy().view("uint32"), 0
 
 
-def _matrices(of: Tensor) -> Tensor:
+def stacked(of: Tensor) -> Tensor:
+    """Return M,N,K."""
     return of.reshape(-1, *of.shape[-2:])
 
 

@@ -94,6 +94,26 @@ class WeightFormat:
         shared: as in pack. Where several are as good, the first candidate is kept, the rule's own.
         """
         scales, shared = self.scales(weight) if shared is None else self._with(weight, shared)
+        if self.scheme.block[0] != 1:
+            return self._best(weight, scales, shared, importance)
+        columns, stack = weight.shape[-1], weight.shape[:-2]
+        times = self._importance(weight, importance).expand(*stack, columns).reshape(-1, columns)
+        by = None if shared is None else shared.expand(*stack, 1, 1).reshape(-1, 1, 1)
+        matrices, out = strips.stacked(weight), torch.empty_like(scales)
+        of, places = strips.stacked(scales), strips.stacked(out)
+
+        def work(matrix: int, begin: int, end: int) -> None:
+            rows, one = slice(begin, end), None if by is None else by[matrix]
+            places[matrix, rows] = self._best(
+                matrices[matrix, rows], of[matrix, rows], one, times[matrix]
+            )
+
+        strips.each_strip(matrices, work)
+        return out
+
+    def _best(
+        self, weight: Tensor, scales: Tensor, shared: Tensor | None, importance: Tensor | None
+    ) -> Tensor:
         best = self.squares(weight, scales, shared, importance)
         for other in self.candidates(scales):
             squares = self.squares(weight, other, shared, importance)
@@ -111,14 +131,7 @@ class WeightFormat:
     ) -> Tensor:
         """Return the squared errors of every block, summed: fp64 in the shape of the scales."""
         self.check(weight)
-        columns = weight.shape[-1]
-        if importance is None:
-            importance = torch.ones(columns)
-        if importance.shape not in ((columns,), (*weight.shape[:-2], columns)):
-            raise FormatError(
-                f"{self.name}: importance has shape {list(importance.shape)} for a weight"
-                f" {list(weight.shape)}; accepted: one number for each of {columns} columns"
-            )
+        importance = self._importance(weight, importance)
         factors = self._factors(weight, scales, shared)
         return strips.errors(weight, factors, importance, self.scheme)
 
@@ -152,6 +165,17 @@ class WeightFormat:
                 f"{self.name}: a weight {list(weight.shape)} has {columns} columns; accepted:"
                 f" multiples of {block[1]}, the columns that share a scale"
             )
+
+    def _importance(self, weight: Tensor, importance: Tensor | None) -> Tensor:
+        columns = weight.shape[-1]
+        if importance is None:
+            return torch.ones(columns)
+        if importance.shape not in ((columns,), (*weight.shape[:-2], columns)):
+            raise FormatError(
+                f"{self.name}: importance has shape {list(importance.shape)} for a weight"
+                f" {list(weight.shape)}; accepted: one number for each of {columns} columns"
+            )
+        return importance
 
     def _with(self, weight: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
         self._require_shared(weight, shared)
