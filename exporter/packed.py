@@ -16,7 +16,7 @@ from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, Checkpoint
-from lmcast.graphs.quantized import Quantized, values_of
+from lmcast.graphs.quantized import Quantized, Scheme, values_of
 from lmcast.graphs.sources import Packed, pieces
 
 SAFETENSORS = {
@@ -75,14 +75,9 @@ class PackedWeight:
 
     @property
     def format(self) -> str:
-        """The name of a catalogued format, or the numbers and the block: 'int4 1x32, zeros'."""
         scheme = self.sources[0].layout.scheme
         assert scheme is not None
-        for name, known in WEIGHTS.items():
-            if known.scheme == scheme:
-                return name
-        block = "x".join(str(n) if n else "all" for n in scheme.block)
-        return f"{scheme.element} {block}{', zeros' if scheme.zeros else ''}"
+        return format_name(scheme)
 
     def blocks(self, checkpoint: Checkpoint, part: str) -> Iterator[Tensor]:
         """Yield the numbers of one part in order; of 4 bits two in a byte."""
@@ -96,6 +91,15 @@ class PackedWeight:
                 yield given.take(run).contiguous()
                 if part == "shared" and run.codes.dim() == 2:
                     break  # one for all rows
+
+
+def format_name(scheme: Scheme) -> str:
+    """Return the name of a catalogued format, or numbers and block: 'int4 1x32, zeros'."""
+    for name, known in WEIGHTS.items():
+        if known.scheme == scheme:
+            return name
+    block = "x".join(str(n) if n else "all" for n in scheme.block)
+    return f"{scheme.element} {block}{', zeros' if scheme.zeros else ''}"
 
 
 def quantized(checkpoint: Checkpoint, source: Packed, codes: bool = True) -> Iterator[Quantized]:

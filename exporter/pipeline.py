@@ -127,7 +127,7 @@ def take_recipe(
     if recipe is None:
         return found, source
     files = open_recipe(Path(recipe), identities)
-    fields["recipe"] = files.sha256
+    fields["recipe"] = files.summary(found)
     return files.take(found, source)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.manifest import RECIPE_JSON
+from lmcast.exporter.packed import format_name
 from lmcast.graphs import Definition
 from lmcast.graphs.sources import shape_of
 
@@ -33,6 +35,15 @@ class RecipeFiles:
     def extend(self, source: Checkpoint) -> Checkpoint:
         """Return a checkpoint that has the tensors of the recipe too."""
         return dataclasses.replace(source, tensors={**source.tensors, **self.tensors})
+
+    def summary(self, found: Definition) -> dict[str, Any]:
+        """Return what engine.json says: parameters by format, layers by how inputs are rounded."""
+        formats, inputs = Counter[str](), Counter[str]()
+        for name, scheme in self.recipe.weights.items():
+            formats[format_name(scheme)] += found.model.get_parameter(name).numel()
+        for given in self.recipe.inputs.values():
+            inputs[given.format or "unrounded"] += 1
+        return {"sha256": self.sha256, "formats": dict(formats), "inputs": dict(inputs)}
 
     def take(self, found: Definition, source: Checkpoint) -> tuple[Definition, Checkpoint]:
         """Return the quantized definition, and the checkpoint that has what it reads.
@@ -99,14 +110,14 @@ def recipe_of(
             return None
         raise RecipeError(
             f"{engine}: was made with a recipe; give it (--recipe DIR), whose recipe.json has the"
-            f" SHA-256 {made_with}"
+            f" SHA-256 {made_with['sha256']}"
         )
     if made_with is None:
         raise RecipeError(f"{engine}: was made without a recipe; leave out --recipe")
     files = open_recipe(recipe, identities)
-    if files.sha256 != made_with:
+    if files.sha256 != made_with["sha256"]:
         raise RecipeError(
             f"{recipe}: is another recipe than {engine} was made with, whose recipe.json has the"
-            f" SHA-256 {made_with}; accepted is that one"
+            f" SHA-256 {made_with['sha256']}; accepted is that one"
         )
     return files

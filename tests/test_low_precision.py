@@ -227,6 +227,9 @@ def test_engine_says_what_it_is(models, recipes, tmp_path: Path, lmcast):
     status, out, _ = lmcast("inspect", engine, "--json")
     assert status == 0
     assert set(WEIGHTS) < set(json.loads(out)["weights"])
+    made_with = json.loads((engine / "engine.json").read_text())["recipe"]
+    assert made_with["formats"].keys() == WEIGHTS.keys()
+    assert made_with["inputs"] == {}
     status, _, err = lmcast("parity", engine, "--against", models["qwen3"])
     assert status == 2
     assert "--recipe" in err
