@@ -12,6 +12,7 @@ too: what was interrupted goes on, and what has changed is measured anew.
 """
 
 import argparse
+import glob
 import hashlib
 import json
 import math
@@ -170,8 +171,9 @@ def modelopt(checkpoint: Path, given: Sample, folder: Path) -> dict[str, Any]:
 class Rows:
     """Results on disk, each under a digest of what it depends on."""
 
-    def __init__(self, work: Path):
-        self.folder = work / "rows"
+    def __init__(self, work: Path, keep: bool):
+        """keep: take the last result of a name, whatever it depends on."""
+        self.folder, self.keep = work / "rows", keep
         self.folder.mkdir(parents=True, exist_ok=True)
         files = [f for part in PARTS for f in ([CODE / part] if part.endswith(".py") else
                  sorted((CODE / part).rglob("*.py")))]  # fmt: skip
@@ -182,7 +184,10 @@ class Rows:
         text = json.dumps([depends, self.code], sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         file = self.folder / f"{name} {key}.json"
-        if not file.exists():
+        there = self.folder.glob(f"{glob.escape(name)} {'[0-9a-f]' * 12}.json")
+        if self.keep and (last := max(there, key=lambda path: path.stat().st_mtime, default=None)):
+            file = last
+        elif not file.exists():
             made = make(self.folder / f"{name} {key}")
             file.with_suffix(".new").write_text(json.dumps(made))
             file.with_suffix(".new").replace(file)
@@ -225,7 +230,7 @@ Found = dict[str, dict[str, Any]]  # preset -> 'nearest' and 'calibrated', or MO
 
 
 def measure(checkpoint: Path, options: argparse.Namespace) -> Found:
-    made, rows = rescaled(checkpoint, options.work), Rows(options.work)
+    made, rows = rescaled(checkpoint, options.work), Rows(options.work, options.keep)
     given, found = sample(made, options), Found()
     stored = (made / "model.safetensors").stat()
     of = [made.name, stored.st_size, stored.st_mtime_ns, given.digest()]
@@ -332,7 +337,8 @@ def draw(every: dict[str, Found]) -> None:
         axes.set(yscale="log", ylabel="KL per token, nats", title=model)
         axes.set_xticks(list(places), list(found), rotation=60, ha="right")
         axes.grid(alpha=0.3, axis="y", which="both")
-        axes.legend(fontsize=8)
+        axes.set_ylim(top=axes.get_ylim()[1] * 3)  # room for the legend
+        axes.legend(fontsize=8, ncols=4, loc="upper center")
     figure.savefig(PICTURE, dpi=110)
 
 
@@ -346,6 +352,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="to measure with")
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="rows that are there as they are, also of other options and other code",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
