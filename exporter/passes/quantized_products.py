@@ -10,8 +10,10 @@ after:  y = Mul(MatMul(DequantizeLinear(QuantizeLinear(Div(x, s))), Transpose(..
 
 import onnx_ir as ir
 
-from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace, written
+from lmcast.exporter.lowering import VARIANT
+from lmcast.exporter.passes.rewrite import constant, insert, replace, written
 from lmcast.plugins.numbers import E2M1_MOST, E4M3_MOST
+from lmcast.plugins.plugin import DOMAIN
 from lmcast.plugins.quantize_input import BLOCKS, LEAST, quantize_input, turned
 
 TRT = "trt"  # the domain of TensorRT's own operators
@@ -42,7 +44,13 @@ BACK = """wide = Cast <to = 1> (product)
 
 
 def quantized_products(model: ir.Model) -> int:
-    return sum(_rewritten(model, node) for node in nodes_of(model, quantize_input.name))
+    return sum(_rewritten(model, node) for node in rounded_inputs(model))
+
+
+def rounded_inputs(model: ir.Model) -> list[ir.Node]:
+    """Return the calls of quantize_input, whichever of several bodies each has."""
+    ours = [node for node in model.graph if node.domain == DOMAIN]
+    return [n for n in ours if n.op_type.partition(VARIANT)[0] == quantize_input.name]
 
 
 def _rewritten(model: ir.Model, node: ir.Node) -> bool:

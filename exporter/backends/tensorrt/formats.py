@@ -10,7 +10,7 @@ import onnx_ir as ir
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.lowering import DTYPES
-from lmcast.plugins.quantize_input import quantize_input
+from lmcast.exporter.passes.quantized_products import rounded_inputs
 
 # As the builder of TensorRT for RTX 1.7.1 says itself: 'Cannot compile for target(s) sm86, because
 # the model contains HW-specific datatypes: fp8_e4m3'. tests/test_low_precision_plans.py asks it.
@@ -126,9 +126,8 @@ def require(graph: ir.Model, request: Request) -> None:
         if value.dtype not in known:
             kind = value.dtype.name if value.dtype else "of no known format"
             raise BackendError(f"weight {name} is {kind}, which plans do not hold")
-    for node in graph.graph:
-        if node.op_type == quantize_input.name:
-            _require_input(node, request)
+    for node in rounded_inputs(graph):
+        _require_input(node, request)
 
 
 def _require_weight(weight: Weight, request: Request) -> None:
