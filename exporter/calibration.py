@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike
@@ -27,6 +27,7 @@ from lmcast.exporter.calibrate.layer import Settings
 from lmcast.exporter.calibrate.run import Run, bits
 from lmcast.exporter.calibrate.units import left_over
 from lmcast.exporter.calibrate.work import Work, joined
+from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.comparison import Measured
 from lmcast.exporter.corpus import chunks, read_corpus, text_of
@@ -117,12 +118,7 @@ def calibrate(
         staged(Path(output), progress) as directory,
         Work(Place(directory.parent / Path(output).absolute().name), source, identities) as work,
     ):
-        depends = {
-            "lmcast": version("lmcast"), "source": identity(identities),
-            "recipe": dataclasses.asdict(preset), "options": [observer, fewest_tokens],
-            "text": [hashlib.sha256(part.numpy().tobytes()).hexdigest() for part in sample],
-        }  # fmt: skip
-        work.begin(depends)
+        work.begin(_key(preset, sample, identities, [observer, fewest_tokens]))
         settings = Settings(lambda _: preset, observer or OBSERVER, fewest_tokens, work.folder)
         run = Run(found, source, sample, settings, work)
         measured = run.all(progress)
@@ -134,6 +130,19 @@ def calibrate(
         published = work.publish(report["written"], run.layers, directory)
         write_recipe(directory, dataclasses.replace(published, report=report), identities)
     return Calibration(Path(output), report, time.monotonic() - started)
+
+
+def _key(
+    preset: Preset, sample: Iterable[Tensor], identities: Iterable[SourceFile], options: list[Any]
+) -> dict[str, Any]:
+    """Return all that the layers of a run depend on."""
+    return {
+        "lmcast": version("lmcast"),
+        "source": identity(identities),
+        "recipe": dataclasses.asdict(preset),
+        "text": [[*ids.shape, hashlib.sha256(ids.numpy().tobytes()).hexdigest()] for ids in sample],
+        "options": options,
+    }
 
 
 def _preset(name: str, observer: str | None) -> Preset:

@@ -1,6 +1,7 @@
 """`lmcast calibrate`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,6 +44,7 @@ def calibrate(
     from lmcast.exporter.cli import report
     from lmcast.exporter.progress import Terminal
 
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     found = run(
         checkpoint,
         output,
@@ -52,6 +54,6 @@ def calibrate(
         observer=observer,
         inert=inert,
         progress=Terminal(),
-        **{name: size for name, size in sizes.items() if size is not None},
+        **given,
     )
     report(found, as_json)

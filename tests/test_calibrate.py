@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import CASES, VOCABULARY, Case
+from tiny_llama import tiny_llama
 from torch import Tensor
 
 from lmcast.calib.algorithms import ALGORITHMS, Candidate
@@ -23,6 +24,7 @@ from lmcast.calib.recipe import RecipeError
 from lmcast.exporter.calibrate import choice, run
 from lmcast.exporter.calibrate.work import WHOLE, Work
 from lmcast.exporter.calibration import Calibration, CalibrationError, calibrate
+from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.pipeline import identified, understand
 from lmcast.exporter.progress import Progress, Step
@@ -254,7 +256,29 @@ def test_refusals(checkpoint: Callable[[str], Path], tmp_path: Path):
     ):
         with pytest.raises(CalibrationError, match=message):
             calibrate(folder, output, **options)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+        calibrate(folder, output, recipe="int8")
     assert not output.exists()
+
+
+def test_command(lmcast: Callable[..., tuple[int, str, str]], tmp_path: Path):
+    folder, text, output = tmp_path / "llama", tmp_path / "text.txt", tmp_path / "recipe"
+    folder.mkdir()
+    tiny_llama(folder)
+    given = ("--recipe", "int8", "--chunk", 16, "--data", text, "-o", output)
+    text.write_text("too short")
+    status, _, error = lmcast("calibrate", folder, *given)
+    assert status == 2
+    assert "give more text" in error
+    text.write_text("".join(chr(ord("a") + i * i % 23) for i in range(2000)))
+    status, shown, _ = lmcast("calibrate", folder, *given, "--tokens", 64)
+    assert status == 0
+    assert "written" in shown
+    first = files(output)
+    status, shown, _ = lmcast("calibrate", folder, *given, "--tokens", 64, "--json")
+    report = json.loads(shown)
+    assert (status, report["tokens"], report["held_out_tokens"]) == (0, 64, 16)
+    assert files(output) == first
 
 
 def test_a_recipe_belongs_to_its_checkpoint(checkpoint: Callable[[str], Path], tmp_path: Path):

@@ -97,11 +97,11 @@ class Run:
 
     def _quantize(self, index: int) -> None:
         parts = units(self.reference[0], index)
-        sights = [
+        calibration, held = (
             Sight(kept, record(reference, index, parts, reference.file))
             for kept, reference in zip(self.kept, self.reference, strict=True)
-        ]
-        layer = LayerWork(index, parts, *sights, self.settings)
+        )
+        layer = LayerWork(index, parts, calibration, held, self.settings)
         report = layer.run()
         for variant, outcome in layer.outcomes.items():
             self.work.put(index, variant, outcome.recipe(report), outcome.values)

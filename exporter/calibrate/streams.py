@@ -101,7 +101,7 @@ class Stream:
 
     def _run(self, index: int, batch: int) -> Tensor:
         x = self.hidden[self.parts[batch]]
-        past = empty(self.states[index], *x.shape[:2], x.dtype)
+        past = empty(self.states[index], x.shape[0], x.shape[1], x.dtype)
         out: Tensor = self.layers[index](x, self.steps[batch], past)[0]
         return out
 

@@ -18,6 +18,7 @@ from lmcast.exporter.recipe_files import RecipeFiles, open_recipe, write_recipe
 from lmcast.exporter.weights import Entry, as_bytes, write
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
+from lmcast.graphs.quantized import Scheme
 from lmcast.graphs.sources import Packed, View, load_into
 
 KEY = "key.json"
@@ -89,7 +90,8 @@ class Work:
 
 def joined(parts: Iterable[Recipe]) -> Recipe:
     """Return one recipe of several, without their reports."""
-    weights, inputs = {}, {}
+    weights: dict[str, Scheme] = {}
+    inputs: dict[str, InputFormat] = {}
     for part in parts:
         weights |= part.weights
         inputs |= part.inputs
@@ -121,9 +123,11 @@ def round_inputs(
     """Let a linear layer treat its inputs so, whatever it did before; its parameters stay."""
     old = model.get_submodule(name)
     weight, bias = old.get_parameter("weight"), dict(old.named_parameters()).get("bias")
-    linear = nn.Linear(*reversed(weight.shape), bias=bias is not None, device="meta")
+    outputs, width = weight.shape
+    linear = nn.Linear(width, outputs, bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.bias = bias
+    if bias is not None:
+        linear.bias = bias
     new: nn.Module = linear
     if inputs != InputFormat():
         new = QuantizedLinear(linear, inputs)
