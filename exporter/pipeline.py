@@ -246,7 +246,7 @@ def choose_format(
             continue
         raise CheckpointError(
             f"{stored.file}: tensor {stored.name} is {stored.dtype}"
-            f"{' without a scale that is read' if stored.dtype.itemsize == 1 else ''};"
+            f"{' without a scale that is read' if stored.dtype == torch.float8_e4m3fn else ''};"
             f" accepted: {', '.join(FORMATS)}{'' if asked else ' (float64 with --dtype)'}"
         )
     # Every accepted format fits into float32. A GPU computes in what most weights are stored in.
