@@ -96,7 +96,10 @@ class PackedWeight:
 def format_name(scheme: Scheme) -> str:
     """Return the name of a catalogued format, or numbers and block: 'int4 1x32, zeros'."""
     for name, known in WEIGHTS.items():
-        if known.scheme == scheme:
+        scale = known.scheme.scale
+        if min(scale.itemsize, scheme.scale.itemsize) > 1:  # floats of any width
+            scale = scheme.scale
+        if replace(known.scheme, scale=scale) == scheme:
             return name
     block = "x".join(str(n) if n else "all" for n in scheme.block)
     return f"{scheme.element} {block}{', zeros' if scheme.zeros else ''}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.bench import Bandwidth, Peaks
+from lmcast.exporter.bench import READ_BYTES, Bandwidth, Peaks
 
 WARM_RUNS = 3
 
@@ -70,7 +70,7 @@ def lmcast(directory: str, threads: int, prompt: list[int], new: int) -> dict[st
     result = timed(load, np.array(prompt), new)
     weights = weight_bytes_per_step(Engine(directory))
     # Measured side by side with decode: a shared machine is not the same a minute later.
-    result["share"] = result["decode"] * weights / Bandwidth(threads).measure()
+    result["share"] = result["decode"] * weights / Bandwidth(threads).bandwidth(READ_BYTES)
     return result
 
 
