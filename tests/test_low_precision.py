@@ -11,7 +11,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from fp8_files import CONFIG
 from onnx.reference import ReferenceEvaluator
+from quantized_files import compressed, small, write
+from quantized_files import quantized as files_of
 from rounded import round_weights
 from safetensors.torch import load_file
 from tiny import FAMILIES, Case, make
@@ -248,3 +251,18 @@ def test_refused(models, recipes, tmp_path: Path):
         with pytest.raises(error, match=words):
             export(model, tmp_path / "engine", target, recipe=recipe, tokenizer=False, **more)
         assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("preset", ["W4A16_ASYM", "NVFP4"])
+def test_what_others_quantized_stays_as_it_is(preset: str, tmp_path: Path):
+    """Zero points, and scales that are divided by the one they share."""
+    config, plain = small("qwen3/plain", tmp_path / "plain")
+    settings, pack = compressed(preset, **({"group_size": 32} if preset == "W4A16_ASYM" else {}))
+    stored, exact = files_of(plain, pack)
+    made = write(tmp_path / "made", config | {CONFIG: settings}, stored)
+    export(made, tmp_path / "cpu", tokenizer=False)
+    engine = export(made, tmp_path / "onnx", "onnx", parity=False, tokenizer=False)
+    graph = ir.load(engine.directory / "model.onnx")
+    for layer, theirs in (("mixer.q", "self_attn.q_proj"), ("ffn.down", "mlp.down_proj")):
+        value = evaluated(graph, f"layers.1.{layer}.weight")
+        assert torch.equal(value, exact[f"model.layers.1.{theirs}.weight"])
