@@ -188,9 +188,7 @@ def _tokens(asked: int | None, longest: int) -> int:
     return asked or longest
 
 
-def count_weights(
-    stored: "list[StoredTensor]", binding: "Binding"
-) -> dict[str, dict[str, int]]:
+def count_weights(stored: "list[StoredTensor]", binding: "Binding") -> dict[str, dict[str, int]]:
     """Return tensors and bytes by format, of tensors as they are stored; those of quantized weights
     count with their scales."""
     layouts = binding.layouts
