@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ ROOT = "/"  # linked weights are named by their absolute path without it
 
 class BackendError(InputError):
     """A graph that this machine's ONNX Runtime cannot load."""
+
+
+class States(list[tuple[str, np.ndarray]]):
+    """Arrays that calls change in place, by name; and what the last call was bound with."""
+
+    def __init__(self, arrays: Iterable[tuple[str, np.ndarray]]):
+        super().__init__(arrays)
+        self.bound: tuple[object, ort.IOBinding, list[ort.OrtValue]] | None = None
 
 
 class Runner:
@@ -85,14 +93,14 @@ class Runner:
         need = sum(math.prod(shape) * np.dtype(NUMPY[dtype]).itemsize for _, shape, dtype in states)
         return need, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-    def allocate(self, states: Sequence[Shaped]) -> list[tuple[str, np.ndarray]]:
+    def allocate(self, states: Sequence[Shaped]) -> States:
         """Return zeros: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
-        return [(name, np.zeros(shape, NUMPY[dtype])) for name, shape, dtype in states]
+        return States((name, np.zeros(shape, NUMPY[dtype])) for name, shape, dtype in states)
 
     def run(
         self,
         inputs: Mapping[str, np.ndarray],
-        states: Sequence[tuple[str, np.ndarray]],
+        states: States,
         outputs: Sequence[str] = ("logits",),
         *,
         rows: slice = slice(None),
@@ -101,21 +109,34 @@ class Runner:
 
         Every state is read and written where it lies.
         """
-        binding = self._session.io_binding()
-        held = []  # OrtValues must outlive the run
-        for name, array in inputs.items():
-            value = ort.OrtValue.ortvalue_from_numpy(array)
-            held.append(value)
+        binding = self._bound(states, rows, outputs)
+        held = [ort.OrtValue.ortvalue_from_numpy(array) for array in inputs.values()]
+        for name, value in zip(inputs, held, strict=True):  # which must outlive the run
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
-            binding.bind_output(name, "cpu")
-        for name, array in states:
-            value = ort.OrtValue.ortvalue_from_numpy(array[rows])
-            held.append(value)
-            binding.bind_ortvalue_input(f"{name}.past", value)
-            binding.bind_ortvalue_output(f"{name}.present", value)
+            binding.bind_output(name, "cpu")  # in new memory: what was returned is the caller's
         self._session.run_with_iobinding(binding)
-        return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
+        values = binding.get_outputs_as_ortvaluevector()
+        return [values[i].numpy() for i in range(len(outputs))]
+
+    def _bound(self, states: States, rows: slice, outputs: Sequence[str]) -> ort.IOBinding:
+        """Return a binding to these rows, the one of the last call where that had the same.
+
+        To bind the states of 28 layers takes 0.6 ms: 2 % of a step of Qwen3-0.6B in int4.
+        """
+        wanted = self._session, rows.start, rows.stop, tuple(outputs)
+        if states.bound is None or states.bound[0] != wanted:
+            binding = self._session.io_binding()
+            held = []  # the values must outlive the binding
+            for name in outputs:  # first, as their places among all outputs are by this order
+                binding.bind_output(name, "cpu")
+            for name, array in states:
+                value = ort.OrtValue.ortvalue_from_numpy(array[rows])
+                held.append(value)
+                binding.bind_ortvalue_input(f"{name}.past", value)
+                binding.bind_ortvalue_output(f"{name}.present", value)
+            states.bound = wanted, binding, held
+        return states.bound[1]
 
 
 def require_kernels(dtype: str) -> None:
