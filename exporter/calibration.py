@@ -8,13 +8,10 @@ layers do not tell.
 """
 
 import dataclasses
-import hashlib
 import math
 import time
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,30 +20,20 @@ from torch import Tensor
 
 from lmcast.calib.observers import OBSERVERS
 from lmcast.calib.presets import PRESETS, Preset
-from lmcast.exporter.calibrate.layer import Settings
-from lmcast.exporter.calibrate.run import Run, bits
-from lmcast.exporter.calibrate.units import left_over
-from lmcast.exporter.calibrate.work import Work, joined
-from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.calibrate.attempts import Attempts, CalibrationError, Subject
+from lmcast.exporter.calibrate.head import check_head
+from lmcast.exporter.calibrate.report import lines, warn
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.comparison import Measured
 from lmcast.exporter.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.lock import Place
 from lmcast.exporter.pipeline import identified, understand
 from lmcast.exporter.progress import Progress, silent
-from lmcast.exporter.recipe_files import identity, write_recipe
+from lmcast.exporter.recipe_files import write_recipe
 from lmcast.exporter.staging import staged
-from lmcast.graphs import Definition
-from lmcast.plugins.errors import InputError
 
 TOKENS, CHUNK = 32768, 512
 HELD_OUT = 4  # chunks that are calibrated on for each that is held out
 FEWEST_TOKENS = 64  # of an expert
-OBSERVER = "maximum"
-
-
-class CalibrationError(InputError):
-    """What cannot be calibrated as asked."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +50,11 @@ class Calibration:
     def text(self) -> str:
         """Return what matters of it, for a person."""
         report = self.report
-        counted = Counter(record["algorithm"] for record in report["weights"])
-        lines = [
+        first = (
             f"{self.output}: {report['recipe']}, {report['bits']:.2f} bits a quantized weight;"
-            f" {report['tokens']:,} tokens, {self.seconds:.0f} s",
-            "chosen: " + ", ".join(f"{name} {n}" for name, n in counted.most_common()),
-            f"{'':12}{'KL':>10}{'top-1':>8}{'perplexity':>12}",
-            f"{'checkpoint':12}{'':18}{report['perplexity']:>12.3f}",
-        ]
-        for name, row in report["models"].items():
-            mark = "  written" if name == report["written"] else ""
-            lines.append(
-                f"{row['name']:12}{row['kl']:>10.2e}{row['top1']:>8.1%}"
-                f"{row['perplexity']:>12.3f}{mark}"
-            )
-        if report["left"]:
-            lines.append(f"left as they are: {len(report['left'])} matrices; see the report")
-        return "\n".join(lines)
+            f" {report['tokens']:,} tokens, {self.seconds:.0f} s"
+        )
+        return "\n".join([first, *lines(report)])
 
 
 def calibrate(
@@ -95,6 +70,9 @@ def calibrate(
     ids: tuple[Tensor, Tensor] | None = None,
     fewest_tokens: int = FEWEST_TOKENS,
     inert: Collection[str] = (),
+    bits: float | None = None,
+    most_kl: float | None = None,
+    head: bool = False,
     progress: Progress = silent,
 ) -> Calibration:
     """Write a recipe for `checkpoint` to the directory `output`, and return what it is.
@@ -103,46 +81,58 @@ def calibrate(
     seed: how many to calibrate on, in pieces of which length, which ones. observer: of OBSERVERS,
     for static inputs. ids: token ids C,T int64 to calibrate on and others, held out, instead of
     text. fewest_tokens: that an expert must see to be calibrated on its own. inert: config keys to
-    ignore. A run that was killed goes on where it was when it is started again with the same
-    arguments. Raises InputError for what cannot be done; then nothing is written.
+    ignore. bits: of a weight on average, scales included, over all that can be quantized: some are
+    then wider than the recipe's, or stay as they are. most_kl: the divergence on held-out text that
+    the fewest bits are searched for; several whole calibrations. head: the output head (of a tied
+    one the embedding) is quantized too, as the recipe's weights; it is in no budget, and in memory
+    twice in fp32. A run that was killed goes on where it was when it is started again with the same
+    arguments. Raises InputError for what cannot be done, CheckFailed for a divergence that is not
+    reached; then nothing is written.
     """
     started = time.monotonic()
     preset = _preset(recipe, observer) if isinstance(recipe, str) else recipe
+    _check_budget(bits, most_kl)
     with progress.stage("reading headers"):
         source, identities = identified(Path(checkpoint))
         found = understand(source, inert, tokenizer=False)
     with progress.stage("reading text"):
         sample = ids or _text(source, data, tokens, chunk, seed)
-    _check(found, sample)
-    with (
-        staged(Path(output), progress) as directory,
-        Work(Place(directory.parent / Path(output).absolute().name), source, identities) as work,
-    ):
-        work.begin(_key(preset, sample, identities, [observer, fewest_tokens]))
-        settings = Settings(lambda _: preset, observer or OBSERVER, fewest_tokens, work.folder)
-        run = Run(found, source, sample, settings, work)
-        measured = run.all(progress)
-        name = recipe if isinstance(recipe, str) else recipe.weights
-        report = _report(name, preset, run, measured)
-        _warn(report, fewest_tokens, progress)
-        for file in identities:
-            file.check()
-        published = work.publish(report["written"], run.layers, directory)
-        write_recipe(directory, dataclasses.replace(published, report=report), identities)
+    name = recipe if isinstance(recipe, str) else recipe.weights
+    how = (name, preset, observer, fewest_tokens, head)
+    subject = Subject(found, source, identities, sample, *how)
+    _check(subject)
+    report = _write(subject, Path(output), bits, most_kl, progress)
     return Calibration(Path(output), report, time.monotonic() - started)
 
 
-def _key(
-    preset: Preset, sample: Iterable[Tensor], identities: Iterable[SourceFile], options: list[Any]
+def _write(
+    subject: Subject, output: Path, bits: float | None, most_kl: float | None, progress: Progress
 ) -> dict[str, Any]:
-    """Return all that the layers of a run depend on."""
-    return {
-        "lmcast": version("lmcast"),
-        "source": identity(identities),
-        "recipe": dataclasses.asdict(preset),
-        "text": [[*ids.shape, hashlib.sha256(ids.numpy().tobytes()).hexdigest()] for ids in sample],
-        "options": options,
-    }
+    """Calibrate as a budget asks, write the recipe, and return its report."""
+    with staged(output, progress) as directory:
+        place = Place(directory.parent / output.absolute().name)
+        with Attempts(subject, place, progress) as attempts:
+            if bits is not None:
+                made = attempts.at_bits(bits)
+            elif most_kl is not None:
+                made = attempts.within(most_kl)
+            else:
+                made = attempts.once()
+            warn(made.report, subject.fewest_tokens, progress)
+            for file in subject.identities:
+                file.check()
+            published = made.work.publish(made.report["written"], made.parts, directory)
+            whole = dataclasses.replace(published, report=made.report)
+            write_recipe(directory, whole, subject.identities)
+    return made.report
+
+
+def _check_budget(bits: float | None, most_kl: float | None) -> None:
+    if bits is not None and most_kl is not None:
+        raise CalibrationError("both bits and a KL are given; accepted: one of them")
+    for what, given in (("bits", bits), ("KL", most_kl)):
+        if given is not None and not 0 < given < math.inf:
+            raise CalibrationError(f"a budget of {given:g} {what}; accepted: numbers above 0")
 
 
 def _preset(name: str, observer: str | None) -> Preset:
@@ -175,8 +165,11 @@ def _text(
     )
 
 
-def _check(found: Definition, sample: tuple[Tensor, Tensor]) -> None:
-    for ids in sample:
+def _check(subject: Subject) -> None:
+    found = subject.found
+    if subject.head:
+        check_head(found.model, subject.preset)
+    for ids in subject.sample:
         if ids.dim() != 2 or not ids.numel() or ids.shape[1] < 2:
             raise CalibrationError(
                 f"token ids of shape {list(ids.shape)}; accepted: chunks of at least 2 tokens"
@@ -191,59 +184,3 @@ def _check(found: Definition, sample: tuple[Tensor, Tensor]) -> None:
                 f"token ids from {int(ids.min())} to {int(ids.max())}; accepted: 0 to"
                 f" {found.config.vocab_size - 1}"
             )
-
-
-def _report(
-    recipe: str, preset: Preset, run: Run, measured: Mapping[str, Measured]
-) -> dict[str, Any]:
-    """Return what the recipe says of itself; nothing in it differs from run to run."""
-    written = "kept" if measured["kept"].kl.value < measured["base"].kl.value else "base"
-    parts = run.recipes(written)
-    whole = joined(parts)
-    reasons = {name: why for part in parts for name, why in part.report["left"].items()}
-    other = "is no linear layer or expert of a decoder layer"
-    return {
-        "recipe": recipe,
-        "tokens": run.reference[0].ids.numel(),
-        "held_out_tokens": run.reference[1].ids.numel(),
-        "written": written,
-        "bits": bits(whole, run.found),
-        "perplexity": measured["kept"].reference_perplexity.value,
-        "models": {
-            variant: {
-                "name": "calibrated" if variant == "kept" else preset.ladder[0],
-                "kl": of.kl.value,
-                "kl_error": of.kl.error,
-                "top1": of.top1.value,
-                "perplexity": of.perplexity.value,
-                "bytes": of.bytes,
-            }
-            for variant, of in measured.items()
-        },
-        "weights": [
-            record
-            if written == "kept"
-            else record | {"algorithm": preset.ladder[0], "error": record["base_error"]}
-            for part in parts
-            for record in part.report["weights"]
-        ],
-        "experts": [stack for part in parts for stack in part.report["experts"]],
-        "left": {
-            name: reasons.get(name, other)
-            for name in left_over(run.found.model, frozenset(whole.weights))
-        },
-    }
-
-
-def _warn(report: Mapping[str, Any], fewest: int, progress: Progress) -> None:
-    experts = [count for stack in report["experts"] for count in stack["tokens"]]
-    pooled = sum(len(stack["pooled"]) for stack in report["experts"])
-    alone = sum(len(stack["weight_only"]) for stack in report["experts"])
-    if pooled or alone:
-        progress.warn(
-            f"{pooled + alone} of {len(experts)} experts see fewer than {fewest} tokens, one of"
-            f" them {min(experts)}: {pooled} are calibrated on tokens of their whole layer,"
-            f" {alone} on none; give more text with --tokens"
-        )
-    if not report["weights"]:
-        progress.warn("no weight of this model can be quantized so; the recipe changes nothing")

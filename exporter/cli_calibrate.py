@@ -20,6 +20,11 @@ PATH = click.Path(path_type=Path)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which pieces.")
 @click.option("--observer", metavar="maximum|percentile|mse|entropy",
               help="How static scales of inputs are chosen.  [default: maximum]")  # fmt: skip
+@click.option("--bits", type=float, metavar="N",
+              help="Of a weight on average, with scales: some get more than others.")  # fmt: skip
+@click.option("--budget", metavar="kl=N",
+              help="The fewest bits with at most that KL: up to 4 whole calibrations.")  # fmt: skip
+@click.option("--head", is_flag=True, help="Quantize the output head or tied embedding too.")
 @click.option("--inert", multiple=True, metavar="KEY",
               help="Ignore a key of config.json that nothing reads. Repeatable.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -31,6 +36,9 @@ def calibrate(
     seed: int,
     observer: str | None,
     inert: tuple[str, ...],
+    bits: float | None,
+    budget: str | None,
+    head: bool,
     as_json: bool,
     **sizes: int | None,
 ) -> None:
@@ -53,7 +61,21 @@ def calibrate(
         seed=seed,
         observer=observer,
         inert=inert,
+        bits=bits,
+        most_kl=None if budget is None else most_kl(budget),
+        head=head,
         progress=Terminal(),
         **given,
     )
     report(found, as_json)
+
+
+def most_kl(budget: str) -> float:
+    """Return the number of 'kl=N'."""
+    try:
+        what, number = budget.split("=")
+        if what == "kl":
+            return float(number)
+    except ValueError:
+        pass
+    raise click.BadParameter(f"{budget!r:.40}; accepted: kl= and a number, as kl=0.01")

@@ -61,10 +61,27 @@ def measured(checkpoint: Path, recipe: Path) -> float:
     return eager_quality(found, source, *other, sample()[1]).kl.value
 
 
+class Larger:
+    """An algorithm that costs nothing, and whose weights are not those of rounding."""
+
+    smoothing = None
+
+    def run(self, weight: Tensor, _: Any, format: Any, __: Any) -> Candidate:
+        return Candidate(format.pack(weight, format.scales(weight)[0] * 1.01))
+
+
 @pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.architecture)
-def test_every_family(case: Case, checkpoint: Callable[[Case], Path], tmp_path: Path):
-    folder = checkpoint(case)
-    report = made(folder, tmp_path / "recipe").report
+def test_every_family(
+    case: Case,
+    checkpoint: Callable[[Case], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(choice, "ALGORITHMS", {**ALGORITHMS, "larger": Larger()})
+    folder, ladder = checkpoint(case), ("rtn", "larger")
+    report = made(folder, tmp_path / "recipe", dataclasses.replace(ROWS, ladder=ladder)).report
+    assert {record["algorithm"] for record in report["weights"]} <= set(ladder)
+    assert report["models"]["kept"]["kl"] != report["models"]["base"]["kl"]
     kl = report["models"][report["written"]]["kl"]
     assert 0 < kl < 0.5
     # The same products in other batches.

@@ -3,7 +3,7 @@
 Letters: n rows (tokens), N rows and K columns of a weight.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lmcast.calib.presets import Preset
 from lmcast.calib.recipe import Recipe, tensors
 from lmcast.calib.statistics import InputStatistics
 from lmcast.exporter.calibrate.choice import HELD_ROWS, Choice, Held, choose, weight_only
-from lmcast.exporter.calibrate.experts import STACKS, Tokens, quantize, stacked
+from lmcast.exporter.calibrate.experts import Tokens, quantize, stacked
 from lmcast.exporter.calibrate.streams import Call, Stream, room
 from lmcast.exporter.calibrate.units import Unit, refused
 from lmcast.exporter.calibrate.work import round_inputs
@@ -29,13 +29,21 @@ VARIANTS = ("kept", "base")
 
 @dataclass(frozen=True)
 class Settings:
-    """preset_of: parameter -> how it is quantized, None for not at all. fewest_tokens: of an
-    expert, that its own statistics need. scratch: where files of many activations lie."""
+    """fewest_tokens: of an expert, that its own statistics need. scratch: where files of many
+    activations lie. formats: parameter -> what it has instead of the preset's, None for it is not
+    quantized. head: whether the output head is quantized too."""
 
-    preset_of: Callable[[str], Preset | None]
+    preset: Preset
     observer: str
     fewest_tokens: int
     scratch: Path
+    formats: Mapping[str, str | None] = field(default_factory=dict)
+    head: bool = False
+
+    def preset_of(self, parameter: str) -> Preset | None:
+        """Return how a weight is quantized, None for not at all."""
+        format = self.formats.get(parameter, self.preset.weights)
+        return None if format is None else replace(self.preset, weights=format)
 
 
 @dataclass(frozen=True)
@@ -132,21 +140,19 @@ class LayerWork:
         return {"weights": self.records, "left": self.left, "experts": self.experts}
 
     def _linears(self, unit: Unit) -> None:
-        presets = {}
-        for name in unit.names:
-            layer = f"layers.{self.index}.{name}"
-            if (preset := self._preset(f"{layer}.weight")) is not None:
-                presets[layer] = preset
+        presets = self._presets(unit)
         if not presets:
             return
         statistics, held = self._seen(unit), self._held(unit)
-        for layer, preset in presets.items():
-            weight = self.model.get_parameter(f"{layer}.weight")
+        for leaf, preset in presets.items():
+            parameter = f"layers.{self.index}.{leaf}"
+            layer = parameter.removesuffix(".weight")
+            weight = self.model.get_parameter(parameter)
             choice = choose(weight, statistics, held, preset, self.settings.observer)
-            self.records.append(_record(f"{layer}.weight", choice))
+            self.records.append(_record(parameter, choice))
             for variant in VARIANTS:
                 candidate = getattr(choice, variant).candidate
-                self.outcomes[variant].add(f"{layer}.weight", candidate.quantized)
+                self.outcomes[variant].add(parameter, candidate.quantized)
                 inputs = replace(choice.inputs, smooth=candidate.smooth is not None)
                 self.outcomes[variant].round(layer, inputs, candidate.smooth, choice.scale)
             kept = choice.kept.candidate
@@ -154,6 +160,12 @@ class LayerWork:
                 weight.copy_(kept.quantized.dequantize())
             inputs = replace(choice.inputs, smooth=kept.smooth is not None)
             round_inputs(self.model, layer, inputs, kept.smooth, choice.scale)
+
+    def _presets(self, unit: Unit) -> dict[str, Preset]:
+        """Return how the weights of a unit that are quantized are, by their names in the layer."""
+        leaves = unit.parameters(self.model.layers[self.index])
+        found = {leaf: self._preset(f"layers.{self.index}.{leaf}") for leaf in leaves}
+        return {leaf: preset for leaf, preset in found.items() if preset is not None}
 
     def _preset(self, parameter: str) -> Preset | None:
         """Return how a weight is quantized; None where it is not, which is then recorded."""
@@ -192,12 +204,7 @@ class LayerWork:
         path = f"layers.{self.index}.{name}"
         stacks = self.model.get_submodule(path)
         assert isinstance(stacks, Experts)
-        presets = {
-            leaf: preset
-            for leaf in STACKS
-            if getattr(stacks, leaf) is not None
-            and (preset := self._preset(f"{path}.{leaf}")) is not None
-        }
+        presets = {leaf.rpartition(".")[2]: preset for leaf, preset in self._presets(unit).items()}
         if not presets:
             return
         file = self.settings.scratch / "tokens"

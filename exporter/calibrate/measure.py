@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from lmcast.exporter.calibrate.streams import Stream
 from lmcast.exporter.comparison import Comparison, Measured
 
@@ -9,14 +11,20 @@ POSITIONS = 32  # compared at a time: logits of a large vocabulary are a megabyt
 
 
 def compare(
-    reference: Stream, others: Mapping[str, Stream], sizes: Mapping[str, int]
+    reference: tuple[Stream, nn.Module],
+    others: Mapping[str, Stream],
+    final: nn.Module,
+    sizes: Mapping[str, int],
 ) -> dict[str, Measured]:
-    """Compare streams of the same text, whose models' final parts have their weights.
+    """Compare streams of the same text with one of the model that is not quantized.
 
-    sizes: bytes of the weights of each, those of the reference as 'reference'.
+    reference: that one, and its final part, with its weights. final: that of the
+    others. sizes: bytes of the weights of each, those of the reference as 'reference'.
     """
-    compared = {name: Comparison(reference.ids) for name in others}
-    every = zip(reference.logits(), *(stream.logits() for stream in others.values()), strict=True)
+    stream, unquantized = reference
+    compared = {name: Comparison(stream.ids) for name in others}
+    found_logits = (other.logits(final) for other in others.values())
+    every = zip(stream.logits(unquantized), *found_logits, strict=True)
     for chunk, (wanted, *found) in enumerate(every):
         for comparison, logits in zip(compared.values(), found, strict=True):
             for begin in range(0, len(wanted), POSITIONS):

@@ -3,23 +3,23 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from lmcast.calib.recipe import Recipe
+from lmcast.exporter.calibrate.head import head_of, is_tied, quantized_head
 from lmcast.exporter.calibrate.layer import VARIANTS, LayerWork, Settings, Sight, record
 from lmcast.exporter.calibrate.measure import compare
 from lmcast.exporter.calibrate.streams import Stream
 from lmcast.exporter.calibrate.units import units
-from lmcast.exporter.calibrate.work import Work, install, joined
+from lmcast.exporter.calibrate.work import Work, filled, install, joined
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.comparison import Measured
 from lmcast.exporter.progress import Progress
 from lmcast.exporter.quality import weight_bytes
-from lmcast.graphs import Definition, fill
+from lmcast.graphs import Definition
 from lmcast.graphs.sources import tensors_of
 
 
@@ -49,9 +49,16 @@ class Run:
         self.reference, self.kept = streams("reference"), streams("kept")
         self.base = Stream(found.model, sample[1], work.folder / "base")
 
+        self.head = head_of(found.model) if settings.head else None
+
     @property
     def layers(self) -> int:
         return len(self.found.model.layers)
+
+    @property
+    def parts(self) -> int:
+        """How many results `work` has: of the layers, and then of the head."""
+        return self.layers + (self.head is not None)
 
     @torch.no_grad()
     def all(self, progress: Progress) -> dict[str, Measured]:
@@ -69,16 +76,21 @@ class Run:
             return self._compare()
 
     def recipes(self, variant: str) -> list[Recipe]:
-        return [self.work.get(index, variant).recipe for index in range(self.layers)]
+        return [self.work.get(index, variant).recipe for index in range(self.parts)]
 
     def _enter(self) -> None:
-        model, streams = self.found.model, [*self.reference, *self.kept, self.base]
+        model, others = self.found.model, [*self.kept, self.base]
+        tied = self.head is not None and is_tied(model, self.head)
         with self._filled(model.embed):
-            for stream in streams:
+            for stream in self.reference:
+                stream.embed()
+            if tied:
+                self._quantize_head()
+            for stream in others:
                 stream.embed()
         if model.side is not None:
             with self._filled(model.side) as side:
-                for stream in streams:
+                for stream in [*self.reference, *others]:
                     stream.beside(side)
 
     def _layer(self, index: int) -> None:
@@ -106,12 +118,26 @@ class Run:
         for variant, outcome in layer.outcomes.items():
             self.work.put(index, variant, outcome.recipe(report), outcome.values)
 
+    def _quantize_head(self) -> None:
+        """Give the head, which has its weights, those that are written of it in both variants."""
+        assert self.head is not None
+        if not self.work.has(self.layers, VARIANTS):
+            outcome, record = quantized_head(self.found.model, self.head, self.settings.preset)
+            recipe = outcome.recipe({"weights": [record], "left": {}, "experts": []})
+            for variant in VARIANTS:
+                self.work.put(self.layers, variant, recipe, outcome.values)
+        install(self.found.model, self.work.get(self.layers, "kept"), self.source)
+
     def _compare(self) -> dict[str, Measured]:
-        sizes = {variant: self._bytes(joined(self.recipes(variant))) for variant in VARIANTS}
-        sizes["reference"] = weight_bytes(self.found, self.source)
-        with self._filled(self.found.model.final):
+        with self._filled(self.found.model.final) as final:
+            unquantized = final
+            if self.head is not None:
+                unquantized = copy.deepcopy(final)
+                self._quantize_head()
+            sizes = {variant: self._bytes(joined(self.recipes(variant))) for variant in VARIANTS}
+            sizes["reference"] = weight_bytes(self.found, self.source)
             others = {"kept": self.kept[1], "base": self.base}
-            return compare(self.reference[1], others, sizes)
+            return compare((self.reference[1], unquantized), others, final, sizes)
 
     def _bytes(self, recipe: Recipe) -> int:
         """Return the bytes of all weights where some are as a recipe says."""
@@ -123,14 +149,8 @@ class Run:
             rest -= sum(self.source.tensors[tensor].nbytes for tensor in set(stored))
         return rest
 
-    @contextmanager
-    def _filled(self, part: nn.Module) -> Iterator[nn.Module]:
-        """Give a part of a model its weights for as long as the block runs."""
-        fill(self.found, part, self.source.read, torch.float32)
-        try:
-            yield part
-        finally:
-            part.to("meta")
+    def _filled(self, part: nn.Module) -> AbstractContextManager[nn.Module]:
+        return filled(self.found, part, self.source)
 
 
 def bits(recipe: Recipe, found: Definition) -> float:

@@ -55,7 +55,7 @@ class Stream:
     def advance(self, index: int) -> None:
         """Go through a layer, which has its weights."""
         for batch, part in enumerate(self.parts):
-            self.hidden[part] = self._run(index, batch)
+            self.hidden[part] = self.output(index, batch)
 
     def calls(
         self,
@@ -88,18 +88,19 @@ class Stream:
                 hooks.enter_context(module.register_forward_pre_hook(hook(name)))
             for batch in range(len(self.parts))[:batches]:
                 with suppress(Reached):
-                    out = self._run(index, batch)
+                    out = self.output(index, batch)
                     if advance:
                         self.hidden[self.parts[batch]] = out
                 yield list(seen)
                 seen.clear()
 
-    def logits(self) -> Iterator[Tensor]:
-        """Yield T,V of one chunk after the other; the model's final part has its weights."""
+    def logits(self, final: nn.Module) -> Iterator[Tensor]:
+        """Yield T,V of one chunk after the other; final: the model's, with its weights."""
         for chunk in self.hidden:
-            yield self.model.final(chunk[None])[0]
+            yield final(chunk[None])[0]
 
-    def _run(self, index: int, batch: int) -> Tensor:
+    def output(self, index: int, batch: int) -> Tensor:
+        """Return what a layer, which has its weights, makes of a batch; the stream stays."""
         x = self.hidden[self.parts[batch]]
         past = empty(self.states[index], x.shape[0], x.shape[1], x.dtype)
         out: Tensor = self.layers[index](x, self.steps[batch], past)[0]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lmcast.calib.formats import WeightFormat
+from lmcast.exporter.calibrate.experts import STACKS
 from lmcast.exporter.calibrate.streams import Stream
 from lmcast.graphs.blocks.moe import Experts
 from lmcast.graphs.blocks.quantized import InputFormat
@@ -24,6 +25,14 @@ class Unit:
     names: tuple[str, ...]
     calls: int
     experts: bool
+
+    def parameters(self, layer: nn.Module) -> list[str]:
+        """Return the weights of the unit, by their names in its layer."""
+        if not self.experts:
+            return [f"{name}.weight" for name in self.names]
+        (name,) = self.names
+        stacks = layer.get_submodule(name)
+        return [f"{name}.{leaf}" for leaf in STACKS if getattr(stacks, leaf) is not None]
 
 
 def units(stream: Stream, index: int) -> list[Unit]:

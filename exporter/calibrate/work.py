@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.lock import Place
 from lmcast.exporter.recipe_files import RecipeFiles, open_recipe, write_recipe
 from lmcast.exporter.weights import Entry, as_bytes, write
+from lmcast.graphs import Definition, fill
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
 from lmcast.graphs.quantized import Scheme
@@ -30,10 +32,17 @@ class Work:
     """Directories of recipes, each of one layer in one variant.
 
     Used in a with statement: they stay only where it is left by an exception once there are any.
+    number: which one of several of a destination.
     """
 
-    def __init__(self, place: Place, source: Checkpoint, identities: Iterable[SourceFile]):
-        self.folder = place.beside("calibration")
+    def __init__(
+        self,
+        place: Place,
+        source: Checkpoint,
+        identities: Iterable[SourceFile],
+        number: int = 0,
+    ):
+        self.folder = place.beside(f"calibration-{number}" if number else "calibration")
         self.source, self.identities = source, list(identities)
 
     def __enter__(self) -> "Work":
@@ -58,6 +67,12 @@ class Work:
     def end(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what only a run needs: hidden states."""
+        for file in self.folder.iterdir():
+            if file.is_file() and file.name != KEY:
+                file.unlink()
 
     def has(self, index: int, variants: Iterable[str]) -> bool:
         return all((self._at(index, variant) / WHOLE).exists() for variant in variants)
@@ -88,6 +103,16 @@ class Work:
         return self.folder / f"{variant}-{index:04}"
 
 
+@contextmanager
+def filled(found: Definition, part: nn.Module, source: Checkpoint) -> Iterator[nn.Module]:
+    """Give a part of a model its weights in fp32 for as long as the block runs."""
+    fill(found, part, source.read, torch.float32)
+    try:
+        yield part
+    finally:
+        part.to("meta")
+
+
 def joined(parts: Iterable[Recipe]) -> Recipe:
     """Return one recipe of several, without their reports."""
     weights: dict[str, Scheme] = {}
@@ -106,7 +131,7 @@ def install(model: Decoder, files: RecipeFiles, source: Checkpoint) -> None:
             values = model.get_parameter(name)
             load_into(values, Packed(View(name), tensors(name, scheme)), read)
         layer = name.removesuffix(".weight")
-        if layer != name:
+        if layer != name and not isinstance(model.get_submodule(layer), nn.Embedding):
             inputs = recipe.inputs.get(layer, InputFormat())
             smooth = read(f"{layer}.smooth") if inputs.smooth else None
             scale = read(f"{layer}.input_scale") if inputs.static else None
