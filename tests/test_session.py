@@ -178,6 +178,19 @@ def test_states_stay_in_place(engine: Engine):
         assert not now[:, :, 7:].any(), "and nothing behind them"
 
 
+def test_calls_of_other_sizes_take_turns(engine: Engine):
+    """The states are bound once; inputs and logits are those of each call."""
+    session, ids = engine.session(2), drawn(2, 9)
+    parts = [slice(0, 1), slice(1, 2), slice(2, 7), slice(7, 8), slice(8, 9)]
+    given = [session.append(ids[:, part]) for part in parts]
+    kept = [logits.copy() for logits in given]
+    session.append(drawn(2, 1))
+    for part, logits, copy in zip(parts, given, kept, strict=True):
+        np.testing.assert_array_equal(logits, copy, "what was returned is the caller's")
+        whole = engine.session(2).append(ids[:, : part.stop])
+        np.testing.assert_allclose(logits, whole, atol=CLOSE, rtol=0)
+
+
 def test_capacity_does_not_pass_the_context(engine: Engine):
     session = engine.session(1)
     session.append(drawn(1, CONTEXT))
