@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_calibrate import files, measured, sample
 
 from lmcast.calib import budget
 from lmcast.calib.budget import Option, Plan
+from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.presets import PRESETS, Preset
 from lmcast.exporter import export
 from lmcast.exporter.calibrate import run
@@ -135,6 +138,29 @@ def test_bits_are_spent_on_what_needs_them(checkpoint: Callable[[str], Path], tm
     assert kls[1] > kls[2] == 0
 
 
+@pytest.mark.parametrize("name", ["layers.0.ffn.gate", "layers.1.mixer.o"])
+def test_a_weight_that_suffers_is_the_first_that_gets_more(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path
+):
+    folder = tmp_path / "outliers"
+    shutil.copytree(checkpoint("llama/plain"), folder)
+    weights = load_file(folder / "model.safetensors")
+    theirs = name.replace("ffn", "mlp").replace("mixer", "self_attn") + "_proj.weight"
+    weights[f"model.{theirs}"][:, 5] *= 30  # beside it the rest of a block of int4 is nearly 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    least, _ = least_and_most(folder, tmp_path / "recipe")
+    model = understand(identified(folder)[0], (), tokenizer=False).model
+    report = made(folder, tmp_path / "recipe", bits=least + 1e-3).report
+    before = report["budget"]["weights"]
+    numbers = sum(model.get_parameter(each).numel() for each in before)
+    shape = tuple(model.get_parameter(f"{name}.weight").shape)
+    more = WEIGHTS["int8"].scheme.bytes(shape) - WEIGHTS["int4"].scheme.bytes(shape)
+    enough = least + 8 * more / numbers + 1e-3  # of 3 digits that a refusal has
+    after = made(folder, tmp_path / "recipe", bits=enough).report["budget"]["weights"]
+    changed = {each: after[each] for each in after if after[each] != before[each]}
+    assert changed == {f"{name}.weight": "int8"}
+
+
 def check_written(checkpoint: Path, recipe: Path, report: dict[str, Any]) -> None:
     """Count the bytes of the files themselves."""
     source, identities = identified(checkpoint)
@@ -177,7 +203,8 @@ def test_bits_of_recipes_that_round_inputs(
         found.report["models"]["base"]["kl"], rel=1e-2
     )
     shown = found.text()
-    assert "as it is" in shown
+    assert "  as it is " in shown
+    assert "the budget has room" in shown
     assert f"{found.report['budget']['bits']:.2f} bits a weight on average" in shown
     assert ("experts: their weights alone" in shown) == bool(experts)
 

@@ -92,9 +92,8 @@ class Attempts:
 
     def __exit__(self, *given: Any) -> None:
         self._works.__exit__(*given)
-        if given[0] is None:  # a run of other arguments, which was killed, may have had more
-            for number in range(budget.PASSES):
-                self._work(number).end()
+        if given[0] is None:
+            self._end()
 
     def once(self, formats: Mapping[str, str | None] | None = None) -> Attempt:
         """Calibrate; formats: of weights that have another than the recipe's, None to leave one."""
@@ -154,8 +153,7 @@ class Attempts:
         passes = [{"bits": 8 * budget.size(t.plan) / numbers, "kl": t.kl} for t in tried]
         if plan is None:
             nearest = min(passes, key=lambda each: each["kl"])
-            for attempt in attempts:
-                attempt.work.end()
+            self._end()
             raise CheckFailed(
                 f"the KL per token is {nearest['kl']:.4g} nats at {nearest['bits']:.2f} bits a"
                 f" weight, the least of {len(passes)} passes, above the {kl:g} allowed; nothing"
@@ -166,6 +164,11 @@ class Attempts:
 
     def _work(self, number: int) -> Work:
         return Work(self.place, self.subject.source, self.subject.identities, number)
+
+    def _end(self) -> None:
+        """Remove what attempts have left, also those of a run of other arguments, killed before."""
+        for number in range(budget.PASSES):
+            self._work(number).end()
 
     def _options(self) -> Options:
         subject = self.subject

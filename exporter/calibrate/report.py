@@ -15,7 +15,7 @@ from lmcast.exporter.progress import Progress
 
 FORMATS = {format.scheme: name for name, format in WEIGHTS.items()}
 OTHER = "no linear layer or expert of a decoder layer"
-KEPT = "the budget is better spent so"  # the reason of what a budget leaves
+KEPT = "the budget has room for them as they are"  # the reason of what a budget leaves
 SHOWN = 3  # names of those that are left for one reason
 
 
@@ -116,8 +116,28 @@ def _budget(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"{budget['bits']:.2f} bits a weight on average, of {len(budget['weights'])} weights:"
     commonest = max(by_format, key=lambda format: len(by_format[format]))
     for format, names in sorted(by_format.items(), key=lambda item: -len(item[1])):
-        which = "all others" if format == commonest and len(by_format) > 1 else ", ".join(names)
+        which = "all others" if format == commonest and len(by_format) > 1 else _places(names)
         yield f"  {format} {len(names)}: {which}"
+
+
+def _places(names: Iterable[str]) -> str:
+    """Return weights of layers in few words: 'layers: mixer.k.weight in 0-3, 7; ...'."""
+    by_leaf: dict[str, list[int]] = {}
+    for name in names:
+        _, index, leaf = name.split(".", 2)
+        by_leaf.setdefault(leaf, []).append(int(index))
+    found = (f"{leaf} in {_ranges(numbers)}" for leaf, numbers in by_leaf.items())
+    return f"layers: {'; '.join(found)}"
+
+
+def _ranges(ordered: Iterable[int]) -> str:
+    runs = list[tuple[int, int]]()
+    for number in ordered:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _left(left: Mapping[str, str]) -> Iterator[str]:
