@@ -13,7 +13,6 @@ from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine import MODEL
 from lmcast.exporter.lowering import DTYPES
-from lmcast.exporter.passes.merged_products import JOINT
 from lmcast.exporter.weights import Placement
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.moe import MoE
@@ -61,7 +60,7 @@ def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, 
         entry["tensors"] += 1
         entry["bytes"] += sum(placement.placed[f"{name}.{part}"].nbytes for part in weight.parts)
     for name, value in graph.graph.initializers.items():
-        whole = PART.match(name.split(JOINT)[0])
+        whole = PART.match(name)
         if whole is not None and whole[1] in placement.packed:
             continue
         tensor = value.const_value

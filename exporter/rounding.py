@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lmcast.exporter.lowering import VARIANT
-from lmcast.exporter.passes.merged_products import JOINT
 from lmcast.exporter.passes.nbits_matmul import ROUNDED
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.decoder import TiedHead
@@ -41,8 +40,7 @@ def rounded_products(graph: ir.Model) -> dict[str, int]:
         if node.op_type == "MatMulNBits" and node.attributes["accuracy_level"].as_int() == ROUNDED:
             codes = node.inputs[1]
             assert codes is not None
-            for name in str(codes.name).split(JOINT):
-                found[name.partition(CODES)[0]] = node.attributes["block_size"].as_int()
+            found[str(codes.name).partition(CODES)[0]] = node.attributes["block_size"].as_int()
     return found
 
 

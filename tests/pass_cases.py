@@ -2,8 +2,6 @@
 
 import math
 
-from pass_cases_products import PRODUCTS
-
 from lmcast.plugins.cached_attention import cached_attention
 from lmcast.plugins.causal_conv import causal_conv
 from lmcast.plugins.linear_attention import linear_attention
@@ -256,7 +254,6 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         "nbits_matmul", product(rounded=ROUNDED_TO_INT8), 0,
         [*STORED, "quantize_input", "Transpose", "MatMul"],
     ),
-    **PRODUCTS,
     "nbits_gather": ("nbits_gather", embedding(), 1, [*STORED, "GatherBlockQuantized"]),
     "skip_norm": (
         "skip_norm",

@@ -199,26 +199,6 @@ def test_inputs_are_rounded_in_every_way(target: str, models, tmp_path: Path):
     assert report.results[0].scenario == "exact"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_one_product_for_what_lies_together(dtype: str, models, tmp_path: Path):
-    matrices = lambda name, parameter: "int4" if parameter.dim() == 2 else None  # noqa: E731
-    recipe = round_weights(models["qwen3"], tmp_path / "recipe", matrices)
-    engine = export(
-        models["qwen3"], tmp_path / "engine", recipe=recipe, tokenizer=False, dtype=dtype
-    )
-    graph = ir.load(engine.directory / "model.onnx").graph
-    products = [str(node.name) for node in graph if node.op_type == "MatMulNBits"]
-    of_layer = ["mixer.q+2", "mixer.o", "ffn.gate+1", "ffn.down"]
-    expected = [f"layers.{i}.{name}" for i in range(3) for name in of_layer]
-    named = [name.replace(".product", "") for name in products]
-    assert named == [*expected, "final.head"]
-    given = json.loads((recipe / "recipe.json").read_text())["weights"]
-    counted = engine.manifest.fields["weights"]
-    assert counted["int4"]["tensors"] == len(given)
-    assert counted.keys() == {"int4", dtype}
-    assert counted[dtype]["tensors"] == 3 * 4 + 1, "norms"
-
-
 def test_products_in_fp16(models, recipes, tmp_path: Path):
     given = {"recipe": recipes["gemma3_text"], "tokenizer": False, "dtype": "float16"}
     engine = export(models["gemma3_text"], tmp_path / "engine", **given)

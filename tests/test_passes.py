@@ -32,10 +32,7 @@ SIZES = {"B": 1, "T": 3, "C": 12, None: 6}
 
 def parse(text: str, folder: Path) -> ir.Model:
     """Return a graph of ONNX text, its weights in a file of the folder."""
-    head = (
-        '<ir_version: 11, opset_import: ["" : 24, "lmcast" : 1, "lmcast.parts" : 1,'
-        ' "com.microsoft" : 1]>\ng '
-    )
+    head = '<ir_version: 11, opset_import: ["" : 24, "lmcast" : 1, "lmcast.parts" : 1]>\ng '
     model = ir.from_proto(onnx.shape_inference.infer_shapes(parser.parse_model(head + text)))
     for number, node in enumerate(chain(model.graph, *model.functions.values())):
         node.name = f"node{number}"

@@ -12,7 +12,6 @@ from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
 from lmcast.exporter.passes.merge_runs import merge_runs
-from lmcast.exporter.passes.merged_products import merged_products
 from lmcast.exporter.passes.nbits_gather import nbits_gather
 from lmcast.exporter.passes.nbits_matmul import nbits_matmul
 from lmcast.exporter.passes.quantized_products import quantized_products
@@ -48,7 +47,6 @@ TARGETS: Mapping[str, tuple[Pass, ...]] = {
         skip_norm,
         quick_gelu,
         merge_equal,
-        merged_products,
         remove_unused,
     ),
     "tensorrt": TENSORRT,
