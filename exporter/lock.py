@@ -176,13 +176,16 @@ def _take(place: Place, owner: Owner, temporary: Path) -> bool:
             return False
         if held.token == owner.token:  # a network file system lost the answer to our claim
             break
+        # An heir that read the lock before another replaced it is about to give up: not a writer.
+        if not _unchanged(dead):
+            return False
         _refuse_unless_dead(place, held, temporary.stat().st_mtime)
         dead.append(held)
         at = place.beside(f"{held.token}.heir")
     if not dead:
         return True
     try:
-        if all((now := _read_lock(past.path)) and now.token == past.token for past in dead):
+        if _unchanged(dead):
             os.rename(temporary, dead[0].path)
             for past in dead[1:]:
                 past.path.unlink(missing_ok=True)
@@ -190,6 +193,11 @@ def _take(place: Place, owner: Owner, temporary: Path) -> bool:
         return False
     finally:
         at.unlink(missing_ok=True)
+
+
+def _unchanged(locks: list[_Lock]) -> bool:
+    """Whether files still are the locks that were read from them."""
+    return all((now := _read_lock(was.path)) and now.token == was.token for was in locks)
 
 
 def _claim(temporary: Path, at: Path, owner: Owner) -> bool:

@@ -125,6 +125,23 @@ def test_lock_that_was_taken_over_meanwhile_is_left_alone(destination, monkeypat
     assert names(destination.parent) == [f".{destination.name}.lmcast-lock"]
 
 
+def test_an_heir_that_came_too_late_is_no_writer(destination, monkeypatch):
+    """The lock is read as dead; one heir replaces it, and then another claims what is left."""
+    put_lock(destination, token="0" * 16, started=1)
+    judge = lock._refuse_unless_dead
+
+    def slow(place, held, now):
+        judge(place, held, now)
+        if held.owner.started == 1:
+            late = put_lock(destination, pid=os.getppid(), started=lock._started(os.getppid()))
+            late.rename(place.beside(f"{held.token}.heir"))
+            put_lock(destination)
+
+    monkeypatch.setattr(lock, "_refuse_unless_dead", slow)
+    with pytest.raises(EngineError, match=f"another export \\(pid {os.getpid()} on"):
+        write(destination, 1)
+
+
 def test_uncollected_process_is_dead(destination):
     process = subprocess.Popen(["true"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
