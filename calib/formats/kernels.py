@@ -1,8 +1,11 @@
 """Compiled loops over the rows of a weight: largest values, codes, rounding, squared errors.
 
-Nothing else in the project says what the nearest code of a number is. Quotients are fp64: of two
-fp32 numbers, whether a quotient is above, at or below half way between two codes is then exact.
-Letters: R rows, K columns, B blocks of a row.
+Nothing else in the project says what the nearest code of a number is. Quotients are fp32, which
+finds the right side of half way between two codes unless it is half way itself: the exact quotient
+may then lie a little beside it, which _settle finds out. Letters: R rows, K columns, B blocks of a
+row.
+
+Of two numbers of 32 bits numba makes one of 64, at half the speed: hence the many casts.
 """
 
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 from numba import njit
 
 E2M1, E4M3, INT4, INT8 = range(4)  # the elements, as loops tell them apart
-MAGNITUDE = np.uint32(0x7FFFFFFF)
+MAGNITUDE, EXPONENT, FRACTION = (np.uint32(m) for m in (0x7FFFFFFF, 0x7F800000, 0x007FFFFF))
 RUN = 16  # values that one vector instruction compares; every block of 4 bits is some of these
 PART = 4096  # of many numbers what is done at a time, in the nearest cache
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -34,82 +37,105 @@ def _widen(bits, shift, wide):
 
 @compiled
 def _spread(factors, wide, out):
-    """Write what every column is divided by; a factor of 0 makes every number 0."""
+    """Write what every column is divided by; a factor of 0 makes every number 0. Return whether
+    quotients by all of them are exact."""
     width = wide if wide else len(out)
+    exact = True
     for b in range(len(factors)):
-        factor = np.float64(factors[b])
+        factor = factors[b]
+        exact &= (np.float32(factor).view(np.uint32) & FRACTION) == 0
         out[b * width : (b + 1) * width] = factor if factor > 0.0 else np.inf
+    return exact
 
 
 @compiled
-def _near_e2m1(ratios):
+def _near_float(ratios, most, least, shift, ties, codes):
+    """Round to floats: most the largest, least the smallest normal one; shift: of the 23 bits of
+    fp32's fraction, those that they lack. Write codes, and which quotients are half way."""
+    bits, half = ratios.view(np.uint32), np.float32(2.0 ** (shift - 24))
+    magic, digits = np.uint32((shift << 23) | (1 << 22)), np.uint32((1 << (25 - shift)) - 1)
+    low = np.float32(least).view(np.uint32)
+    sign, lowest = np.uint32(28 if most == 6.0 else 24), np.uint32(low >> np.uint32(shift))
+    sign_bit = np.uint32(np.uint32(1 << 31) >> sign)
     for k in range(len(ratios)):
-        size = min(abs(ratios[k]), 6.0)
-        # Steps of 1/2 below 2, of 1 below 4, then of 2; rint and codes are even together.
-        step = 0.5 if size < 2.0 else (1.0 if size < 4.0 else 2.0)
-        times = 2.0 if size < 2.0 else (1.0 if size < 4.0 else 0.5)
-        ratios[k] = np.copysign(np.rint(size * times) * step, ratios[k])
+        size = min(abs(ratios[k]), np.float32(most))
+        power = max(np.uint32(np.float32(size).view(np.uint32) & EXPONENT), low)
+        # 1.5 * 2^shift times the power of two of a number: of the number, their sum has the bits
+        # that the floats have, rounded as sums are.
+        large = np.uint32(power + magic).view(np.float32)
+        total = np.float32(size + large)
+        near = np.float32(total - large)
+        beside = np.float32(np.uint32(power).view(np.float32) * half)
+        ties[k] = abs(np.float32(size - near)) == beside
+        code = np.uint32(np.uint32(np.float32(total).view(np.uint32) & digits) - lowest)
+        code = np.uint32(code + np.uint32(power >> np.uint32(shift)))
+        codes[k] = np.uint8(code | np.uint32(np.uint32(bits[k] >> sign) & sign_bit))
+        ratios[k] = np.copysign(near, ratios[k])
 
 
 @compiled
-def _near_e4m3(ratios, large):
-    bits, steps = ratios.view(np.uint64), large.view(np.uint64)
+def _near_int(ratios, least, most, mask, ties, codes):
+    """Round to integers, as _near_float; mask: the bits of a code."""
     for k in range(len(ratios)):
-        # 1.5 * 2^49 times the power of two of a number, from 2^-6 to 2^8: their sum has 3 bits of
-        # the number's mantissa, rounded as sums are.
-        power = max(bits[k] & np.uint64(0x7FF << 52), np.uint64((1023 - 6) << 52))
-        power = min(power, np.uint64((1023 + 8) << 52))
-        steps[k] = power + np.uint64((49 << 52) | (1 << 51))
-    for k in range(len(ratios)):
-        size = min(abs(ratios[k]), 448.0)
-        ratios[k] = np.copysign((size + large[k]) - large[k], ratios[k])
+        within = min(max(ratios[k], np.float32(least)), np.float32(most))
+        near = np.rint(within)
+        ties[k] = abs(np.float32(within - near)) == np.float32(0.5)
+        codes[k] = np.uint8(np.int32(np.int32(near) & np.int32(mask)))
+        ratios[k] = near
 
 
 @compiled
-def _near(element, ratios, spare):
-    """Replace every ratio by the nearest value that a code has, ties to the even code; saturate."""
-    if element == E2M1:
-        _near_e2m1(ratios)
-    elif element == E4M3:
-        _near_e4m3(ratios, spare)
-    else:
-        least, most = (-8.0, 7.0) if element == INT4 else (-127.0, 127.0)
-        for k in range(len(ratios)):
-            ratios[k] = min(max(np.rint(ratios[k]), least), most)
+def _settle(element, numbers, divisors, ties, nearest, codes):
+    """Correct what is half way between two codes only after its quotient was rounded to fp32.
+
+    The even code was taken; which is nearer, a product says: of two fp32 numbers it is exact.
+    """
+    eights = ties[: len(ties) // 8 * 8].view(np.uint64)
+    for i in range(len(eights) + 1):
+        if i < len(eights) and not eights[i]:
+            continue
+        for k in range(8 * i, min(8 * i + 8, len(ties))):
+            if not ties[k]:
+                continue
+            number, half_way, was = numbers[k], numbers[k] / divisors[k], nearest[k]
+            beside = abs(np.float64(number)) - abs(np.float64(half_way) * divisors[k])
+            if beside != 0.0 and (beside > 0.0) == (abs(was) < abs(half_way)):
+                now = np.float32(2.0 * half_way - was)
+                if element in (INT4, INT8):
+                    codes[k] = np.int32(now) & (0xF if element == INT4 else 0xFF)
+                else:
+                    codes[k] += np.uint8(1 if beside > 0.0 else 255)
+                nearest[k] = np.copysign(now, number)
 
 
 @compiled
-def _code(element, values, codes):
-    """Write the codes of values that have one."""
-    bits = values.view(np.uint64)
-    if element == E2M1:
-        for k in range(len(values)):
-            size, sign = abs(values[k]), np.int32(bits[k] >> np.uint64(60)) & 8
-            place = size * 2.0 if size < 2.0 else (size + 2.0 if size < 4.0 else size * 0.5 + 4.0)
-            codes[k] = np.uint8(np.int32(place) | sign)
-    elif element == E4M3:
-        for k in range(len(values)):
-            size, sign = abs(values[k]), np.int32(bits[k] >> np.uint64(56)) & 0x80
-            # 3 of 52 bits of mantissa, and the exponent with bias 7 instead of 1023.
-            normal = np.int32(bits[k] >> np.uint64(49)) & 0x3FFF
-            code = np.int32(size * 512.0) if size < 0.015625 else normal - (1016 << 3)
-            codes[k] = np.uint8(code | sign)
-    else:
-        mask = 0xF if element == INT4 else 0xFF
-        for k in range(len(values)):
-            codes[k] = np.uint8(np.int32(values[k]) & mask)
-
-
-@compiled
-def _ratios(wide, divisors, ratios):
-    """Write quotients; return the largest magnitude, as bits."""
+def _near(element, wide, divisors, exact, nearest, ties, codes):
+    """Write the nearest value that a code has to every quotient, and the code; return the largest
+    magnitude of the numbers, as bits. exact: what _spread said of the divisors."""
     numbers = wide.view(np.float32)
     for k in range(len(wide)):
-        ratios[k] = np.float64(numbers[k]) / divisors[k]
+        nearest[k] = numbers[k] / divisors[k]
     most = np.uint32(0)
     for k in range(len(wide)):
-        most = max(most, wide[k] & MAGNITUDE)
+        most = max(most, np.uint32(wide[k] & MAGNITUDE))
+    if element == E2M1:
+        _near_float(nearest, 6.0, 1.0, 22, ties, codes)
+    elif element == E4M3:
+        _near_float(nearest, 448.0, 2.0**-6, 20, ties, codes)
+    elif element == INT4:
+        _near_int(nearest, -8.0, 7.0, 0xF, ties, codes)
+    else:
+        _near_int(nearest, -127.0, 127.0, 0xFF, ties, codes)
+    if not exact:
+        _settle(element, numbers, divisors, ties, nearest, codes)
     return most
+
+
+@compiled
+def _room(columns):
+    """Return what a row needs: divisors, values, ties and codes."""
+    divisors, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    return divisors, values, np.empty(columns, np.uint8), np.empty(columns, np.uint8)
 
 
 @compiled
@@ -124,14 +150,14 @@ def largest(bits, shift, width, out):
         for i in range(len(runs)):
             most = np.uint32(0)
             for k in range(RUN):
-                most = max(most, wide[i * RUN + k] & MAGNITUDE)
+                most = max(most, np.uint32(wide[i * RUN + k] & MAGNITUDE))
             runs[i] = most
         out[r] = 0
         for i in range(len(runs)):
             b = i // each if width else 0
             out[r, b] = max(out[r, b], runs[i])
         for k in range(len(runs) * RUN, columns):
-            out[r, -1] = max(out[r, -1], wide[k] & MAGNITUDE)
+            out[r, -1] = max(out[r, -1], np.uint32(wide[k] & MAGNITUDE))
 
 
 @compiled
@@ -141,21 +167,20 @@ def encode(bits, shift, factors, high, width, element, out):
     factors: what blocks of high x width (0: all) are multiplied with when they are read, fp32.
     """
     columns = bits.shape[1]
-    wide, codes = np.empty(columns, np.uint32), np.empty(columns, np.uint8)
-    divisors, ratios, spare = np.empty(columns), np.empty(columns), np.empty(columns)
-    place, most = -1, np.uint32(0)
+    wide = np.empty(columns, np.uint32)
+    divisors, nearest, ties, codes = _room(columns)
+    pairs = codes[: columns // 2 * 2].view(np.uint16)
+    place, exact, most = -1, False, np.uint32(0)
     for r in range(len(bits)):
         now = r // high if high else 0
         if now != place:
-            _spread(factors[now], width, divisors)
+            exact = _spread(factors[now], width, divisors)
             place = now
         _widen(bits[r], shift, wide)
-        most = max(most, _ratios(wide, divisors, ratios))
-        _near(element, ratios, spare)
-        _code(element, ratios, codes)
+        most = max(most, _near(element, wide, divisors, exact, nearest, ties, codes))
         if element in (E2M1, INT4):
-            for k in range(columns // 2):
-                out[r, k] = codes[2 * k] | (codes[2 * k + 1] << 4)
+            for k in range(len(pairs)):
+                out[r, k] = np.uint8(pairs[k] | np.uint16(pairs[k] >> np.uint16(4)))
         else:
             out[r] = codes
     return most
@@ -166,15 +191,18 @@ def rounded(values, factors, element, out):
     """Write the nearest values that a format has, times their factors: all K fp32; return the
     largest magnitude, as bits."""
     bits, most = values.view(np.uint32), np.uint32(0)
-    divisors, ratios, spare = np.empty(PART), np.empty(PART), np.empty(PART)
+    room = _room(min(PART, len(values)))
     for begin in range(0, len(values), PART):
         end = min(begin + PART, len(values))
         size = end - begin
-        _spread(factors[begin:end], 1, divisors[:size])
-        most = max(most, _ratios(bits[begin:end], divisors[:size], ratios[:size]))
-        _near(element, ratios[:size], spare[:size])
+        divisors, nearest, ties, codes = room
+        if size < len(nearest):
+            divisors, nearest, ties, codes = _room(size)
+        exact = _spread(factors[begin:end], 1, divisors)
+        part = bits[begin:end]
+        most = max(most, _near(element, part, divisors, exact, nearest, ties, codes))
         for k in range(size):
-            out[begin + k] = np.float32(ratios[k]) * factors[begin + k]
+            out[begin + k] = nearest[k] * factors[begin + k]
     return most
 
 
@@ -185,30 +213,30 @@ def errors(bits, shift, factors, high, width, element, importance, out):
     importance K fp32: what the square of every column is multiplied with. Others as in encode.
     """
     columns = bits.shape[1]
-    wide = np.empty(columns, np.uint32)
-    divisors, ratios, spare = np.empty(columns), np.empty(columns), np.empty(columns)
+    wide, squares = np.empty(columns, np.uint32), np.empty(columns)
+    divisors, nearest, ties, codes = _room(columns)
     lanes = np.empty(RUN, np.float64)
     numbers = wide.view(np.float32)
     each = width if width else columns
-    place = -1
+    place, exact = -1, False
     for r in range(len(bits)):
         now = r // high if high else 0
         if now != place:
-            _spread(factors[now], width, divisors)
+            exact = _spread(factors[now], width, divisors)
             place = now
         _widen(bits[r], shift, wide)
-        _ratios(wide, divisors, ratios)
-        _near(element, ratios, spare)
+        _near(element, wide, divisors, exact, nearest, ties, codes)
         for k in range(columns):
             # What is divided by infinity has the factor 0.
-            back = ratios[k] * divisors[k] if ratios[k] != 0.0 else 0.0
+            near, by = np.float64(nearest[k]), np.float64(divisors[k])
+            back = near * by if near != 0.0 else 0.0
             missed = back - np.float64(numbers[k])
-            ratios[k] = missed * missed * importance[k]
+            squares[k] = missed * missed * importance[k]
         for b in range(out.shape[1]):
             begin, end = b * each, min((b + 1) * each, columns)
             runs = (end - begin) // RUN
             lanes[:] = 0.0
             for i in range(runs):  # sums side by side, which vectors add
                 for k in range(RUN):
-                    lanes[k] += ratios[begin + i * RUN + k]
-            out[r, b] = lanes.sum() + ratios[begin + runs * RUN : end].sum()
+                    lanes[k] += squares[begin + i * RUN + k]
+            out[r, b] = lanes.sum() + squares[begin + runs * RUN : end].sum()

@@ -16,7 +16,7 @@ from lmcast.plugins.errors import InputError
 
 # Of a strip: what it needs besides fits in caches, and tensors of its blocks are so small that
 # torch starts no threads of its own for them, which would wait for one another.
-VALUES = 1 << 18
+VALUES = 1 << 19
 INFINITE = 0x7F800000  # the bits of Inf in fp32; those of NaN are above
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Rule = Callable[[Tensor, Tensor], Tensor]
