@@ -139,25 +139,35 @@ def _room(columns):
 
 
 @compiled
+def _most(sizes):
+    most = sizes[0]
+    for k in range(len(sizes)):
+        most = max(most, sizes[k])
+    return most
+
+
+@compiled
+def _halved(sizes, out):
+    for k in range(len(out)):
+        out[k] = max(sizes[2 * k], sizes[2 * k + 1])
+
+
+@compiled
 def largest(bits, shift, width, out):
     """bits R,K uint16 of bf16 (shift 16) or uint32 of fp32 (0) -> out R,B: bits of fp32."""
     columns = bits.shape[1]
-    wide = np.empty(columns, np.uint32)
-    runs = np.empty(columns // RUN, np.uint32)
-    each = (width if width else columns) // RUN
+    sizes, fewer = np.empty(columns, bits.dtype), np.empty(columns // 2, bits.dtype)
     for r in range(len(bits)):
-        _widen(bits[r], shift, wide)
-        for i in range(len(runs)):
-            most = np.uint32(0)
-            for k in range(RUN):
-                most = max(most, np.uint32(wide[i * RUN + k] & MAGNITUDE))
-            runs[i] = most
-        out[r] = 0
-        for i in range(len(runs)):
-            b = i // each if width else 0
-            out[r, b] = max(out[r, b], runs[i])
-        for k in range(len(runs) * RUN, columns):
-            out[r, -1] = max(out[r, -1], np.uint32(wide[k] & MAGNITUDE))
+        for k in range(columns):
+            sizes[k] = bits[r, k] << 1  # without the sign; the largest stays the largest
+        now, then, count, each = sizes, fewer, columns, width if width else columns
+        while width and each % 2 == 0 and count % 2 == 0:  # neighbours: of a block both
+            count, each = count // 2, each // 2
+            _halved(now, then[:count])
+            now, then = then, now
+        for b in range(out.shape[1]):
+            most = now[b] if each == 1 else _most(now[b * each : min((b + 1) * each, count)])
+            out[r, b] = np.uint32(most) >> np.uint32(1) << np.uint32(shift)
 
 
 @compiled
