@@ -1,7 +1,7 @@
 """What calibration costs beside NVIDIA ModelOpt's, on the same random weights and tokens: a table.
 
-    python tests/benchmarks/calibration.py            # a quarter of the widths; 5 minutes
-    python tests/benchmarks/calibration.py --part 1   # whole widths: hours, 20 GB of memory
+    python tests/benchmarks/calibration.py                          # a quarter of the widths
+    python tests/benchmarks/calibration.py --part 1 --tokens 1024   # whole widths: an hour or two
 
 Two models: four layers of the shape of Qwen3-8B, and one of 128 experts of the shape of
 Qwen3-30B-A3B. Each run is a process of its own, in one thread, from the checkpoint to what it ends
@@ -17,8 +17,8 @@ from typing import Any
 
 import children
 
-TOKENS, CHUNK, VOCABULARY = 4096, 256, 32768
-MB = 1e6
+CHUNK, VOCABULARY = 256, 32768
+MB, MODELS = 1e6, ("dense", "experts")
 # Name -> format of weights, format of inputs, what is tried.
 OURS = {
     "fp8 nearest": ("fp8-channel", "fp8", ["rtn"]),
@@ -35,27 +35,29 @@ THEIRS = {
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", type=int, default=4, help="Widths are divided by this.")
-    part = parser.parse_args().part
-    rows = []
+    parser.add_argument("--tokens", type=int, default=4096, help="To calibrate on.")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    options = parser.parse_args()
+    part, tokens, rows = options.part, options.tokens, []
     with tempfile.TemporaryDirectory(prefix="lmcast-benchmark-") as folder:
-        for model in ("dense", "experts"):
+        for model in options.models:
             checkpoint = f"{folder}/{model}"
             children.run("calibration", "write", directory=checkpoint, model=model, part=part)
             for name, (weights, inputs, ladder) in OURS.items():
-                given = {"weights": weights, "inputs": inputs, "ladder": ladder}
+                given = {"weights": weights, "inputs": inputs, "ladder": ladder, "tokens": tokens}
                 given |= {"checkpoint": checkpoint, "output": f"{folder}/{model} {name}"}
-                rows.append(
-                    _row(model, "lmcast", name, children.run("calibration", "ours", **given))
-                )
+                child = children.run("calibration", "ours", **given)
+                rows.append(_row(model, "lmcast", name, tokens, child))
             for name, config in THEIRS.items():
-                child = children.run("calibration", "theirs", checkpoint=checkpoint, config=config)
-                rows.append(_row(model, "ModelOpt", name, child))
+                given = {"checkpoint": checkpoint, "config": config, "tokens": tokens}
+                child = children.run("calibration", "theirs", **given)
+                rows.append(_row(model, "ModelOpt", name, tokens, child))
     columns = ["model", "by", "what", "CPU s", "wall s", "tokens/CPU s", "peak RSS MB"]
     print(children.table(columns, rows))
 
 
-def _row(model: str, by: str, name: str, child: children.Child) -> list[str]:
-    speed = TOKENS / child.cpu_seconds
+def _row(model: str, by: str, name: str, tokens: int, child: children.Child) -> list[str]:
+    speed = tokens / child.cpu_seconds
     numbers = [child.cpu_seconds, child.wall_seconds, speed, child.peak_rss / MB]
     row = [model, by, name, *(f"{number:.0f}" for number in numbers)]
     print(*row, file=sys.stderr, flush=True)
@@ -94,7 +96,9 @@ def sample(count: int, seed: int) -> Any:
     return torch.randint(VOCABULARY, (count, CHUNK), generator=generator)
 
 
-def ours(checkpoint: str, output: str, weights: str, inputs: str | None, ladder: list[str]) -> None:
+def ours(
+    checkpoint: str, output: str, weights: str, inputs: str | None, ladder: list[str], tokens: int
+) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -103,11 +107,11 @@ def ours(checkpoint: str, output: str, weights: str, inputs: str | None, ladder:
     from lmcast.graphs.blocks.quantized import InputFormat
 
     preset = Preset(weights, InputFormat(inputs), tuple(ladder))
-    count = TOKENS // CHUNK
+    count = tokens // CHUNK
     calibrate(checkpoint, output, recipe=preset, ids=(sample(count, 0), sample(count // 4, 1)))
 
 
-def theirs(checkpoint: str, config: str) -> None:
+def theirs(checkpoint: str, config: str, tokens: int) -> None:
     import modelopt.torch.quantization as mtq
     import torch
     from transformers import AutoModelForCausalLM
@@ -117,7 +121,7 @@ def theirs(checkpoint: str, config: str) -> None:
 
     @torch.no_grad()
     def forward(model: torch.nn.Module) -> None:
-        for ids in sample(TOKENS // CHUNK, 0).split(2048 // CHUNK):
+        for ids in sample(tokens // CHUNK, 0).split(2048 // CHUNK):
             model(ids)
 
     mtq.quantize(model, getattr(mtq, config), forward)
