@@ -1,6 +1,7 @@
 """What each format costs in quality, nearest rounding beside calibration: a table, and quality.png.
 
     python tests/benchmarks/quality.py WORK CHECKPOINT... [--only mxfp4,int4] [--data FILE]
+    python tests/benchmarks/quality.py WORK CHECKPOINT... --algorithms --only mxfp4
 
 Checkpoints as samples/smollm2.sh and samples/gemma3.sh fetch them hold weights of 4 bits, which
 flatters formats of 4 bits: rescale.py first turns them into others of the same function, which lie
@@ -12,6 +13,7 @@ too: what was interrupted goes on, and what has changed is measured anew.
 """
 
 import argparse
+import fcntl
 import glob
 import hashlib
 import json
@@ -31,6 +33,7 @@ import rescale
 import torch
 
 import lmcast.calib
+from lmcast.calib.algorithms import ALGORITHMS
 from lmcast.calib.presets import PRESETS, Preset
 from lmcast.exporter.calibration import calibrate
 from lmcast.exporter.checkpoint import identified
@@ -229,11 +232,19 @@ def require_equal(checkpoint: Path, other: Path) -> None:
 Found = dict[str, dict[str, Any]]  # preset -> 'nearest' and 'calibrated', or MODELOPT -> row
 
 
-def measure(checkpoint: Path, options: argparse.Namespace) -> Found:
-    made, rows = rescaled(checkpoint, options.work), Rows(options.work, options.keep)
-    given, found = sample(made, options), Found()
-    stored = (made / "model.safetensors").stat()
+def opened(
+    checkpoint: Path, options: argparse.Namespace
+) -> tuple[Path, Rows, Sample, list[object]]:
+    """Return a rescaled checkpoint, its rows, text for it, and what all rows of both depend on."""
+    made = rescaled(checkpoint, options.work)
+    given, stored = sample(made, options), (made / "model.safetensors").stat()
     of = [made.name, stored.st_size, stored.st_mtime_ns, given.digest()]
+    return made, Rows(options.work, options.keep), given, of
+
+
+def measure(checkpoint: Path, options: argparse.Namespace) -> Found:
+    made, rows, given, of = opened(checkpoint, options)
+    found = Found()
     for name in options.only or PRESETS:
         preset = PRESETS[name]
         depends = [*of, asdict(preset)]
@@ -252,6 +263,48 @@ def measure(checkpoint: Path, options: argparse.Namespace) -> Found:
         name = f"{made.name} {MODELOPT}"
         found["fp8"][MODELOPT] = rows.get(name, of, partial(modelopt, made, given))
     return found
+
+
+def measure_algorithms(checkpoint: Path, options: argparse.Namespace) -> Found:
+    """Return, for every recipe, a row for each algorithm: alone, where it is better than rounding.
+
+    All smooth, turn and round inputs as the recipe says.
+    """
+    made, rows, given, of = opened(checkpoint, options)
+    found = Found()
+    for name in options.only or PRESETS:
+        for algorithm in ALGORITHMS:
+            ladder = tuple(dict.fromkeys(("rtn", algorithm)))
+            preset = replace(PRESETS[name], ladder=ladder)
+            found.setdefault(name, {})[algorithm] = rows.get(
+                f"{made.name} {name} {algorithm} alone",
+                [*of, asdict(preset)],
+                partial(calibrated, made, preset, given),
+            )
+    return found
+
+
+def text_of_algorithms(model: str, found: Found) -> str:
+    columns = ["recipe", "algorithm", "weights that keep it", "perplexity", "same top token", "KL",
+               "of rtn", "s"]  # fmt: skip
+    rows = []
+    for name, ways in found.items():
+        base = mean(ways["rtn"]["measured"]["kl"])
+        for algorithm, way in ways.items():
+            measured, kept = way["measured"], way["algorithms"].get(algorithm, 0)
+            rows.append(
+                [
+                    name,
+                    algorithm,
+                    f"{kept} of {sum(way['algorithms'].values())}",
+                    mean(measured["perplexity_ratio"]).text(".4f"),
+                    f"{measured['top1']['value']:.1%}",
+                    mean(measured["kl"]).text(".3g"),
+                    ratio(mean(measured["kl"]), base).text(".2f"),
+                    f"{way['seconds']:.0f}",
+                ]
+            )
+    return f"{model}, each algorithm alone:\n\n{markdown(columns, rows)}"
 
 
 def ratio(of: Mean, to: Mean) -> Mean:
@@ -353,6 +406,9 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
+        "--algorithms", action="store_true", help="one by one, instead of the recipes' choices"
+    )
+    parser.add_argument(
         "--keep",
         action="store_true",
         help="rows that are there as they are, also of other options and other code",
@@ -360,12 +416,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    every = {}
-    for checkpoint in options.checkpoints:
-        every[checkpoint.name] = measure(checkpoint, options)
+    make, shown = (
+        (measure_algorithms, text_of_algorithms) if options.algorithms else (measure, text)
+    )
+    with (options.work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"{options.work}: another run writes there; give this one another directory")
+        every = {checkpoint.name: make(checkpoint, options) for checkpoint in options.checkpoints}
     print()
-    print("\n\n".join(text(model, found) for model, found in every.items()))
-    draw(every)
+    print("\n\n".join(shown(model, found) for model, found in every.items()))
+    if not options.algorithms:
+        draw(every)
 
 
 if __name__ == "__main__":
