@@ -4,6 +4,7 @@ python tests/benchmarks/packing.py [--work DIRECTORY] [--gigabytes 1] [--rounds 
 """
 
 import argparse
+import io
 import os
 import shutil
 import statistics
@@ -11,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import children
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.formats import WEIGHTS
+from lmcast.graphs.quantized import Quantized
 
 MB, GB = 1e6, 1e9
 COLUMNS = 4096
@@ -92,8 +95,10 @@ def copy(source: Path, target: Path) -> float:
 def pack(path: str, output: str, name: str) -> tuple[float, float]:
     """Pack a file into another; return the seconds and CPU seconds without starting Python.
 
-    The loops are compiled before, as they are once for a machine.
+    The loops are compiled before, as they are once for a machine. One thread packs: what it waits
+    for, reading and writing, is done by two others.
     """
+    torch.set_num_threads(1)
     format = WEIGHTS[name]
     format.pack(torch.ones(128, 128, dtype=torch.bfloat16))
     start, before = time.perf_counter(), time.process_time()
@@ -102,22 +107,39 @@ def pack(path: str, output: str, name: str) -> tuple[float, float]:
         for block in blocks(path):
             here = format.most(block)
             most = here if most is None else torch.maximum(most, here)
-    with open(output, "wb") as file:
+    with open(output, "wb", buffering=0) as file, ThreadPoolExecutor(1) as writer:
+        pending: Future[None] | None = None
         for packed in format.pack_rows(blocks(path), most):
-            file.write(memoryview(packed.codes.numpy()).cast("B"))
-            file.write(memoryview(packed.scales.view(torch.uint8).numpy()).cast("B"))
-        file.flush()
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(write_all, file, packed)
+        if pending is not None:
+            pending.result()
         os.fsync(file.fileno())
     return time.perf_counter() - start, time.process_time() - before
 
 
+def write_all(file: io.FileIO, packed: Quantized) -> None:
+    for tensor in (packed.codes, packed.scales.view(torch.uint8)):
+        view = memoryview(tensor.numpy()).cast("B")
+        while view:
+            view = view[file.write(view) :]
+
+
 def blocks(path: str) -> Iterator[Tensor]:
-    """Yield rows of a file, read into one buffer."""
-    buffer = torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16)
-    into = memoryview(buffer.view(torch.int16).numpy()).cast("B")
-    with open(path, "rb", buffering=0) as file:
-        while file.readinto(into):  # files are of whole blocks
-            yield buffer
+    """Yield rows of a file; the next are read, into another buffer, while these are packed."""
+    buffers = [torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16) for _ in range(2)]
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
+
+        def read(buffer: Tensor) -> Tensor | None:
+            into = memoryview(buffer.view(torch.int16).numpy()).cast("B")
+            return buffer if file.readinto(into) else None  # files are of whole blocks
+
+        pending = reader.submit(read, buffers[0])
+        while (block := pending.result()) is not None:
+            buffers.reverse()
+            pending = reader.submit(read, buffers[0])
+            yield block
 
 
 if __name__ == "__main__":
