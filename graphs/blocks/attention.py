@@ -3,11 +3,13 @@
 Letters: B batch, T tokens in this call, H query heads, G key heads, K head width, V value width.
 """
 
+import dataclasses
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lmcast.graphs.blocks.cache import Cache, Fp8Cache
 from lmcast.graphs.blocks.lending import lend
 from lmcast.graphs.blocks.rope import Rope, Rotation, Temperature, rotate
 from lmcast.graphs.blocks.step import Handoff, Mixer, State, Step
@@ -77,6 +79,14 @@ class Attention(Mixer):
         ring = window or chunk  # or else room for all tokens
         key, value = (("B", kv_heads, ring or "C", n) for n in (head_dim, self.value_dim))
         self.states = (State("key", key, window=ring), State("value", value, window=ring))
+        self.cache: Cache | Fp8Cache = Cache()
+
+    def hold(self, cache: Cache | Fp8Cache) -> None:
+        """Hold keys and values in `cache` from now on; raises ValueError where they are lent."""
+        if self.loan is not None and cache.dtype is not None:
+            raise ValueError("a layer that lends keys and values holds them as they are computed")
+        self.cache = cache
+        self.states = tuple(dataclasses.replace(s, dtype=cache.dtype) for s in self.states)
 
     def forward(self, x: Tensor, step: Step, past: tuple[Tensor, ...]):
         q, gate = self.queries(x)
@@ -94,8 +104,8 @@ class Attention(Mixer):
         k = k.unflatten(-1, (self.kv_heads, self.head_dim))  # B,T,G,K
         v = v.unflatten(-1, (self.kv_heads, self.value_dim))  # B,T,G,V
         given = (
-            q, k, v, *past, step.cache_lengths, step.token_counts, self.sink, self.scale,
-            self.softcap,
+            q, k, v, *past, step.cache_lengths, step.token_counts, self.sink, *self.cache(k, v),
+            self.scale, self.softcap,
         )  # fmt: skip
         if self.loan is not None:
             y, present = lend(self.loan, step, q, k, v, past, self.window, self.scale, self.softcap)
