@@ -94,6 +94,7 @@ class Outcome:
 
     weights: dict[str, Scheme] = field(default_factory=dict)
     inputs: dict[str, InputFormat] = field(default_factory=dict)
+    caches: dict[str, str] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, parameter: str, quantized: Quantized) -> None:
@@ -113,7 +114,7 @@ class Outcome:
                 self.values[f"{layer}.{name}"] = value.float()
 
     def recipe(self, report: Mapping[str, Any]) -> Recipe:
-        return Recipe(self.weights, self.inputs, report)
+        return Recipe(self.weights, self.inputs, self.caches, report)
 
 
 class LayerWork:
