@@ -44,8 +44,8 @@ MASKED = "never = Constant <value_float = -inf> ()\n    allowed = Where (mask, s
 SHIFTED = "wide_mask = Cast <to = 1> (mask)\n    allowed = Add (score, wide_mask)"
 ADDED = """nothing = Constant <value_float = 0.0> ()
     never = Constant <value_float = -inf> ()
-    wide = Where (mask, nothing, never)
-    added = CastLike (wide, key)"""
+    shift = Where (mask, nothing, never)
+    added = CastLike (shift, key)"""
 SHORT = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 LEAST, MOST, STEP = 16, 256, 8  # widths of heads
 KEEPS_WIDTH = {"Transpose", "TensorScatter", "Concat", "Pad", "Identity"}  # in bodies of ours
