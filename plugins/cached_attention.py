@@ -209,9 +209,9 @@ def case(
         torch.randn(batch, tokens, groups, width),
         torch.randn(batch, tokens, groups, value_width),
     )
-    past = torch.randn(batch, groups, room, width), torch.randn(batch, groups, room, value_width)
+    past = [torch.randn(batch, groups, room, n) for n in (width, value_width)]
     if scales is not None:
-        past = tuple(p.div(s).to(torch.float8_e4m3fn) for p, s in zip(past, scales, strict=True))
+        past = [p.div(s).to(torch.float8_e4m3fn) for p, s in zip(past, scales, strict=True)]
     return (
         *made,
         *past,

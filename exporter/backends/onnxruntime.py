@@ -9,7 +9,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto
 
 from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.session import Shaped
@@ -21,6 +20,7 @@ NUMPY = {
     "int64": np.int64,
     "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
 }
+FP8 = 17  # TensorProto.FLOAT8E4M3FN: numpy's own name of it ONNX Runtime does not take
 ROOT = "/"  # linked weights are named by their absolute path without it
 
 
@@ -149,8 +149,7 @@ class Runner:
 def value_of(array: np.ndarray) -> ort.OrtValue:
     """Return a contiguous array as ONNX Runtime takes it, over the same memory."""
     if array.dtype == ml_dtypes.float8_e4m3fn:
-        kind = int(TensorProto.FLOAT8E4M3FN)
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), kind)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), FP8)
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 

@@ -29,6 +29,8 @@ class Attention(Mixer):
     behind its query. loan: what later layers may read of keys and values.
     """
 
+    cache: Cache | Fp8Cache
+
     def __init__(
         self,
         *,
@@ -74,12 +76,11 @@ class Attention(Mixer):
         self.sink = nn.Parameter(torch.empty(heads)) if sinks else None
         self.q_norm, self.k_norm = q_norm or nn.Identity(), k_norm or nn.Identity()
         self.v_norm, self.rotated_norm = v_norm or nn.Identity(), rotated_norm or nn.Identity()
-        self.gate, self.loan = gate, loan
+        self.gate, self.loan, self.cache = gate, loan, Cache()
         self.rope, self.temperature, self.rotation = rope, temperature, rotation
         ring = window or chunk  # or else room for all tokens
         key, value = (("B", kv_heads, ring or "C", n) for n in (head_dim, self.value_dim))
         self.states = (State("key", key, window=ring), State("value", value, window=ring))
-        self.cache: Cache | Fp8Cache = Cache()
 
     def hold(self, cache: Cache | Fp8Cache) -> None:
         """Hold keys and values in `cache` from now on; raises ValueError where they are lent."""
