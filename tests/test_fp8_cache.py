@@ -12,7 +12,7 @@ import pytest
 import torch
 from plan_builder import Builder
 from rounded import round_weights
-from test_calibrate import made, measured, sample
+from test_calibrate import files, made, measured, sample
 from torch import Tensor
 
 from lmcast.calib.recipe import RecipeError
@@ -21,6 +21,7 @@ from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import build, caches
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes
 from lmcast.exporter.calibrate.caches import CacheError
+from lmcast.exporter.calibrate.work import Work
 from lmcast.exporter.calibration import CalibrationError
 from lmcast.exporter.engine import MODEL
 from lmcast.exporter.parity import parity
@@ -158,8 +159,8 @@ def test_calibrated(name: str, checkpoint: Checkpoint, tmp_path: Path):
     source, identities = identified(folder)
     found = understand(source, (), False)
     names = attentions(found.model)
-    files = open_recipe(recipe, identities)
-    assert files.recipe.caches == dict.fromkeys(names, "fp8")
+    opened = open_recipe(recipe, identities)
+    assert opened.recipe.caches == dict.fromkeys(names, "fp8")
     assert report["caches"] == {"fp8": len(names)}
     kl = report["models"][report["written"]]["kl"]
     assert measured(folder, recipe) == pytest.approx(kl, rel=1e-2)
@@ -170,13 +171,30 @@ def test_calibrated(name: str, checkpoint: Checkpoint, tmp_path: Path):
     for index, name in enumerate(names):
         pair = states[2 * index : 2 * index + 2]
         mixer = found.model.get_submodule(name)
-        scales = (files.tensors[f"{name}.cache.{x}"] for x in ("key_scale", "value_scale"))
+        scales = (opened.tensors[f"{name}.cache.{x}"] for x in ("key_scale", "value_scale"))
         for state, tensor in zip(pair, scales, strict=True):
-            scale, most = float(files.extend(source).read(tensor.name)), float(state.abs().max())
+            scale, most = float(opened.extend(source).read(tensor.name)), float(state.abs().max())
             if mixer.window:  # a ring has the last tokens alone, calibration sees all
                 assert scale * E4M3_MOST > most * (1 - 1e-5)
             else:
                 assert scale * E4M3_MOST == pytest.approx(most, rel=1e-5)
+
+
+def test_a_run_goes_on(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made(checkpoint(FULL), tmp_path / "whole", kv="fp8")
+    put = Work.put
+
+    def stopping(self: Work, index: int, *given: Any) -> None:
+        if index == 1:
+            raise KeyboardInterrupt
+        put(self, index, *given)
+
+    monkeypatch.setattr(Work, "put", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        made(checkpoint(FULL), tmp_path / "recipe", kv="fp8")
+    monkeypatch.setattr(Work, "put", put)
+    made(checkpoint(FULL), tmp_path / "recipe", kv="fp8")
+    assert files(tmp_path / "recipe") == files(tmp_path / "whole")
 
 
 def test_observer_chooses_scales(checkpoint: Checkpoint, tmp_path: Path):
