@@ -13,6 +13,7 @@ import torch
 from plan_builder import Builder
 from rounded import round_weights
 from test_calibrate import files, made, measured, sample
+from tiny_llama import tiny_llama
 from torch import Tensor
 
 from lmcast.calib.recipe import RecipeError
@@ -266,16 +267,16 @@ def builder() -> Iterator[Builder]:
     builder.close()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("name", "dtype"), [(RINGS, "float16"), (FULL, "bfloat16")])
 def test_plans(
-    dtype: str, builder: Builder, checkpoint: Checkpoint, tmp_path: Path,
+    name: str, dtype: str, builder: Builder, checkpoint: Checkpoint, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.setattr(build, "run", builder.run)
-    recipe = held(checkpoint(RINGS), tmp_path / "recipe")
+    recipe = held(checkpoint(name), tmp_path / "recipe")
     given = {"recipe": recipe, "tokenizer": False, "parity": False}
     engine = export(
-        checkpoint(RINGS), tmp_path / "engine", "tensorrt-rtx", dtype, sms=(89, 120),
+        checkpoint(name), tmp_path / "engine", "tensorrt-rtx", dtype, sms=(89, 120),
         sizes=Sizes(max_context=64), **given,
     )  # fmt: skip
     (entry,) = engine.manifest.fields["plans"]
@@ -291,8 +292,14 @@ def test_plans(
     caches.require(model, dataclasses.replace(request, sms=(89, 121)))
 
 
-def test_command(checkpoint: Checkpoint, lmcast):
-    status, _, err = lmcast("calibrate", checkpoint(FULL), "--recipe", "int8", "--kv", "int8",
-                            "-o", "nowhere")  # fmt: skip
+def test_command(tmp_path: Path, lmcast):
+    (tmp_path / "model").mkdir()
+    tiny_llama(tmp_path / "model")
+    words = ["calibrate", tmp_path / "model", "--recipe", "int8", "--tokens", 64, "--chunk", 32]
+    words += ["-o", tmp_path / "recipe", "--kv"]
+    status, _, err = lmcast(*words, "int8")
     assert status == 2
-    assert "fp8" in err or "tokenizer" in err
+    assert "keys and values in 'int8'; accepted: fp8" in err
+    status, out, _ = lmcast(*words, "fp8")
+    assert status == 0
+    assert "keys and values of 2 layers are held in fp8" in out
