@@ -1,4 +1,5 @@
-"""A recipe: which weights of a model are quantized and how, and how inputs are rounded."""
+"""A recipe: which weights of a model are quantized and how, how inputs are rounded, and which
+layers hold keys and values in FP8."""
 
 import copy
 import dataclasses
@@ -10,11 +11,15 @@ import torch
 from torch import nn
 
 from lmcast.graphs import Definition
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.cache import Fp8Cache
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
 from lmcast.graphs.quantized import Blocks, Scheme
 from lmcast.graphs.sources import Packed, Source, View
-from lmcast.graphs.weights import Binding
+from lmcast.graphs.weights import Binding, wide
 from lmcast.plugins.errors import InputError
+
+FP8_CACHE = "fp8"  # the one format of a cache
 
 
 class RecipeError(InputError):
@@ -26,15 +31,18 @@ class Recipe:
     """What `lmcast calibrate` found.
 
     weights: parameter of the model -> how it is stored. inputs: linear layer -> how its inputs are
-    rounded. report: what was measured, for a person.
+    rounded. caches: attention -> the format that it holds keys and values in, FP8_CACHE. report:
+    what was measured, for a person.
 
     The values lie in tensors beside it: of a quantized parameter P those named `tensors(P)`, of a
     layer L with InputFormat.smooth or .static its parameters `L.smooth` and `L.input_scale` by
-    their own names, as are plain parameters that calibration changed.
+    their own names, as are those of a cache, `L.cache.key_scale` and `L.cache.value_scale`, and
+    plain parameters that calibration changed.
     """
 
     weights: Mapping[str, Scheme]
     inputs: Mapping[str, InputFormat]
+    caches: Mapping[str, str] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -43,7 +51,8 @@ class Recipe:
             for name, s in self.weights.items()
         }
         inputs = {name: dataclasses.asdict(given) for name, given in self.inputs.items()}
-        return {"weights": weights, "inputs": inputs, "report": dict(self.report)}
+        caches, report = dict(self.caches), dict(self.report)
+        return {"weights": weights, "inputs": inputs, "caches": caches, "report": report}
 
 
 def read_recipe(fields: Mapping[str, Any]) -> Recipe:
@@ -54,7 +63,8 @@ def read_recipe(fields: Mapping[str, Any]) -> Recipe:
             for name, s in fields["weights"].items()
         }
         inputs = {name: InputFormat(**given) for name, given in fields["inputs"].items()}
-        return Recipe(weights, inputs, fields["report"])
+        caches = dict(fields.get("caches", {}))  # those of an earlier lmcast have none
+        return Recipe(weights, inputs, caches, fields["report"])
     except (KeyError, TypeError, AttributeError) as error:
         raise RecipeError(f"the recipe is damaged ({error}); calibrate again") from None
 
@@ -74,6 +84,8 @@ def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definitio
     model = copy.deepcopy(found.model.to("meta"))
     for name, inputs in recipe.inputs.items():
         _replace(model, name, inputs)
+    for name, format in recipe.caches.items():
+        hold(model, name, format)
     sources: dict[str, Source] = {}
     for name, _ in model.named_parameters():
         if name in recipe.weights:
@@ -89,9 +101,8 @@ def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definitio
             raise RecipeError(f"the recipe has no tensor {name}; calibrate again")
     if unknown := recipe.weights.keys() - sources.keys():
         raise RecipeError(f"the recipe is of another model: {min(unknown)} is no weight of this")
-    scales = frozenset(name for name in sources if name.endswith(".input_scale"))
     old = found.binding
-    binding = Binding(sources, old.copies, old.ignored, old.wide | scales)
+    binding = Binding(sources, old.copies, old.ignored, old.wide | frozenset(wide(model)))
     return dataclasses.replace(found, model=model, binding=binding)
 
 
@@ -104,6 +115,27 @@ def _replace(model: nn.Module, name: str, inputs: InputFormat) -> None:
     if not isinstance(linear, nn.Linear):
         raise RecipeError(f"the recipe rounds inputs of {name}, which is no linear layer")
     setattr(model.get_submodule(parent), leaf, QuantizedLinear(linear, inputs))
+
+
+def hold(model: nn.Module, name: str, format: str) -> Fp8Cache:
+    """Let attention hold keys and values in FP8, and return its cache, which has no scales yet.
+
+    Raises RecipeError where the model has no such attention.
+    """
+    if format != FP8_CACHE:
+        raise RecipeError(f"the recipe has a cache of {name} in {format!r:.40}; accepted: fp8")
+    try:
+        mixer = model.get_submodule(name)
+    except AttributeError:
+        raise RecipeError(f"the recipe is of another model: it has no layer {name}") from None
+    if not isinstance(mixer, Attention):
+        raise RecipeError(f"the recipe has a cache of {name}, which holds no keys and values")
+    cache = Fp8Cache(mixer.k.weight.device)
+    try:
+        mixer.hold(cache)
+    except ValueError as error:
+        raise RecipeError(f"the recipe has a cache of {name}: {error}") from None
+    return cache
 
 
 def _name(dtype: torch.dtype) -> str:

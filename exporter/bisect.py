@@ -15,7 +15,8 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine import MODEL, Engine
 from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.reference import full_pass
-from lmcast.exporter.rounding import without_rounding
+from lmcast.exporter.rounding import exact_contract, without_rounding
+from lmcast.exporter.session import Session
 from lmcast.graphs import Definition
 
 FLOOR = 1e-5  # of a value's own size: below this, a difference is rounding
@@ -115,7 +116,8 @@ def _engine_values(
         if not value.is_graph_output():
             model.graph.outputs.append(value)
     data = ir.to_proto(model).SerializeToString()
-    runner = Runner(engine.directory, engine.manifest.fields["graph"], None, data)
+    fields = engine.manifest.fields
+    runner = Runner(engine.directory, fields["graph"], None, data)
     tokens = ids.shape[1]
     feed = {
         "input_ids": ids,
@@ -123,6 +125,7 @@ def _engine_values(
         "token_counts": np.array([tokens]),
         "logit_rows": np.arange(tokens)[None],
     }
-    states = engine.session(1).reserve(tokens)
+    session = Session(runner, exact_contract(fields), engine.context, engine.vocab_size, 1)
+    states = session.reserve(tokens)
     out = runner.run(feed, states, [str(v.name) for _, _, v in watched])
     return [(name, op, value) for (name, op, _), value in zip(watched, out, strict=True)]

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from lmcast.calib.observers import OBSERVERS
 from lmcast.calib.presets import PRESETS, Preset
+from lmcast.calib.recipe import FP8_CACHE
 from lmcast.exporter.calibrate.attempts import Attempts, CalibrationError, Subject
+from lmcast.exporter.calibrate.caches import check_caches
 from lmcast.exporter.calibrate.head import check_head
 from lmcast.exporter.calibrate.report import lines, warn
 from lmcast.exporter.checkpoint.tensors import Checkpoint
@@ -73,24 +75,26 @@ def calibrate(
     bits: float | None = None,
     most_kl: float | None = None,
     head: bool = False,
+    kv: str | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """Write a recipe for `checkpoint` to the directory `output`, and return what it is.
 
     recipe: a name of PRESETS, or another Preset. data: text as read_corpus takes it. tokens, chunk,
     seed: how many to calibrate on, in pieces of which length, which ones. observer: of OBSERVERS,
-    for static inputs. ids: token ids C,T int64 to calibrate on and others, held out, instead of
+    for static scales. ids: token ids C,T int64 to calibrate on and others, held out, instead of
     text. fewest_tokens: that an expert must see to be calibrated on its own. inert: config keys to
     ignore. bits: of a weight on average, scales included, over all that can be quantized: some are
     then wider than the recipe's, or stay as they are. most_kl: the divergence on held-out text that
     the fewest bits are searched for; several whole calibrations. head: the output head (of a tied
     one the embedding) is quantized too, as the recipe's weights; it is in no budget, and in memory
-    twice in fp32. A run that was killed goes on where it was when it is started again with the same
-    arguments. Raises InputError for what cannot be done, CheckFailed for a divergence that is not
-    reached; then nothing is written.
+    twice in fp32. kv: FP8_CACHE for keys and values that layers hold in FP8, with scales that the
+    observer chooses. A run that was killed goes on where it was when it is started again with the
+    same arguments. Raises InputError for what cannot be done, CheckFailed for a divergence that is
+    not reached; then nothing is written.
     """
     started = time.monotonic()
-    preset = _preset(recipe, observer) if isinstance(recipe, str) else recipe
+    preset = _preset(recipe, observer, kv) if isinstance(recipe, str) else recipe
     _check_budget(bits, most_kl)
     with progress.stage("reading headers"):
         source, identities = identified(Path(checkpoint))
@@ -98,7 +102,7 @@ def calibrate(
     with progress.stage("reading text"):
         sample = ids or _text(source, data, tokens, chunk, seed)
     name = recipe if isinstance(recipe, str) else recipe.weights
-    how = (name, preset, observer, fewest_tokens, head)
+    how = (name, preset, observer, fewest_tokens, head, kv)
     subject = Subject(found, source, identities, sample, *how)
     _check(subject)
     report = _write(subject, Path(output), bits, most_kl, progress)
@@ -135,17 +139,18 @@ def _check_budget(bits: float | None, most_kl: float | None) -> None:
             raise CalibrationError(f"a budget of {given:g} {what}; accepted: numbers above 0")
 
 
-def _preset(name: str, observer: str | None) -> Preset:
+def _preset(name: str, observer: str | None, kv: str | None) -> Preset:
     if name not in PRESETS:
         raise CalibrationError(f"recipe {name!r:.80} is unknown; accepted: {', '.join(PRESETS)}")
     if observer is not None and observer not in OBSERVERS:
         raise CalibrationError(
             f"observer {observer!r:.80} is unknown; accepted: {', '.join(OBSERVERS)}"
         )
-    if observer is not None and not PRESETS[name].inputs.static:
+    if observer is not None and kv is None and not PRESETS[name].inputs.static:
         static = [known for known, preset in PRESETS.items() if preset.inputs.static]
         raise CalibrationError(
-            f"recipe {name} has no static scales to observe; those have: {', '.join(static)}"
+            f"recipe {name} has no static scales to observe; those have: {', '.join(static)}, and"
+            " any with --kv"
         )
     return PRESETS[name]
 
@@ -169,6 +174,10 @@ def _check(subject: Subject) -> None:
     found = subject.found
     if subject.head:
         check_head(found.model, subject.preset)
+    if subject.kv not in (None, FP8_CACHE):
+        raise CalibrationError(f"keys and values in {subject.kv!r:.40}; accepted: {FP8_CACHE}")
+    if subject.kv:
+        check_caches(found.model)
     for ids in subject.sample:
         if ids.dim() != 2 or not ids.numel() or ids.shape[1] < 2:
             raise CalibrationError(

@@ -19,12 +19,13 @@ PATH = click.Path(path_type=Path)
 @click.option("--chunk", type=int, help="Tokens of one piece of text.  [default: 512]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which pieces.")
 @click.option("--observer", metavar="maximum|percentile|mse|entropy",
-              help="How static scales of inputs are chosen.  [default: maximum]")  # fmt: skip
+              help="How static scales are chosen.  [default: maximum]")  # fmt: skip
 @click.option("--bits", type=float, metavar="N",
               help="Of a weight on average, with scales: some get more than others.")  # fmt: skip
 @click.option("--budget", metavar="kl=N",
               help="The fewest bits with at most that KL: up to 4 whole calibrations.")  # fmt: skip
 @click.option("--head", is_flag=True, help="Quantize the output head or tied embedding too.")
+@click.option("--kv", metavar="fp8", help="Hold keys and values in FP8, by scales from the text.")
 @click.option("--inert", multiple=True, metavar="KEY",
               help="Ignore a key of config.json that nothing reads. Repeatable.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -39,6 +40,7 @@ def calibrate(
     bits: float | None,
     budget: str | None,
     head: bool,
+    kv: str | None,
     as_json: bool,
     **sizes: int | None,
 ) -> None:
@@ -64,6 +66,7 @@ def calibrate(
         bits=bits,
         most_kl=None if budget is None else most_kl(budget),
         head=head,
+        kv=kv,
         progress=Terminal(),
         **given,
     )

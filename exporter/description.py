@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
+from lmcast.calib.formats import FORMATS, STATE_OF, Format
 from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
@@ -92,7 +92,7 @@ def contract(
             {
                 "name": f"layers.{index}.{state.name}",
                 "shape": list(state.shape),
-                "dtype": BY_DTYPE[state.dtype].name if state.dtype else format.name,
+                "dtype": STATE_OF[state.dtype].name if state.dtype else format.name,
             }
             for index, carried in enumerate(found.model.states())
             for state in carried

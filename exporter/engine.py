@@ -80,7 +80,8 @@ class Engine:
     engine points into has moved or changed. The graph itself is loaded on first use: a plan, where
     there are some, for the GPU at hand, or the portable graph in ONNX Runtime, which threads and
     prepack are for. portable: that graph in any case. exact: multiply inputs of
-    products as they are, also where the engine rounds them to few bits.
+    products as they are, also where the engine rounds them to few bits, and hold keys and values
+    as they are.
     """
 
     def __init__(
@@ -166,6 +167,10 @@ class Engine:
     def session(self, batch: int = 1) -> Session:
         """Return `batch` empty sequences."""
         graph = self.manifest.fields["graph"]
+        if self._exact:
+            from lmcast.exporter.rounding import exact_contract
+
+            graph = exact_contract(self.manifest.fields)
         return Session(self.runner, graph, self.context, self.vocab_size, batch)
 
     def logits(self, input_ids: Any) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmcast.calib.formats import BY_DTYPE, FORMATS
+from lmcast.calib.formats import BY_DTYPE, FORMATS, STATE_OF, STATES
 from lmcast.exporter.manifest import is_engine, read_manifest
 from lmcast.plugins.errors import InputError
 
@@ -104,7 +104,7 @@ def _state_size(states: list[State], batch: int, tokens: int) -> StateSize:
     formats = Counter(format for _, format in states)
     for shape, format in states:
         numbers = math.prod(n for n in shape if isinstance(n, int))
-        size = numbers * FORMATS[format].bytes
+        size = numbers * STATES[format].bytes
         if "C" in shape:
             per_token += size
             elements += numbers
@@ -155,7 +155,7 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
     plain = [name for name in weights if name in FORMATS] or ["float32"]
     format = max(plain, key=lambda name: weights.get(name, {"bytes": 0})["bytes"])
     states: list[State] = [
-        (list(s.shape), BY_DTYPE[s.dtype].name if s.dtype else format)
+        (list(s.shape), STATE_OF[s.dtype].name if s.dtype else format)
         for carried in found.model.states()
         for s in carried
     ]

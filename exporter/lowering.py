@@ -23,6 +23,7 @@ DTYPES = {
     torch.int64: ir.DataType.INT64,
     torch.int32: ir.DataType.INT32,
     torch.bool: ir.DataType.BOOL,
+    torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN,
 }
 PARTS = f"{DOMAIN}.parts"  # the domain of the functions that are parts of one model
 VARIANT = "__"  # between the name of an operator and the number of one of several bodies of it

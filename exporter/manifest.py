@@ -133,8 +133,10 @@ def is_recipe(directory: Path) -> bool:
         names = set(os.listdir(directory))
     except (OSError, ValueError, RecursionError):
         return False
-    ours = {"version", "source", "weights", "inputs", "report"}
-    return isinstance(body, dict) and ours == body.keys() and names <= {RECIPE_JSON, "weights"}
+    ours = {"version", "source", "weights", "inputs", "caches", "report"}
+    if not isinstance(body, dict) or {*body, "caches"} != ours:  # an earlier lmcast wrote no caches
+        return False
+    return names <= {RECIPE_JSON, "weights"}
 
 
 def verify(

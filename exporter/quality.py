@@ -17,8 +17,8 @@ from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.progress import Progress, Step, silent
 from lmcast.exporter.recipe_files import recipe_of
 from lmcast.exporter.reference import Pass
+from lmcast.exporter.rounding import unrounded
 from lmcast.graphs import Definition, defined
-from lmcast.graphs.blocks.quantized import QuantizedLinear
 from lmcast.graphs.matformer import sliced
 
 __all__ = ["Measured", "eager_quality", "quality"]
@@ -54,7 +54,7 @@ def quality(
     with progress.stage("reading text"):
         ids = _chunks(loaded, source, data, math.ceil(tokens / chunk), chunk)
     with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:
-        reference = _begin(exact(found), source, ids, step)
+        reference = _begin(unrounded(found), source, ids, step)
         alone = _begin(*files.take(found, source), ids) if files else None
         layers = _run(len(found.model.layers), reference, alone)
     compared = Comparison(ids)
@@ -80,7 +80,7 @@ def eager_quality(
 
     ids: C,T int64, held-out chunks. Of both, memory holds one part at a time.
     """
-    reference = _begin(exact(found), source, ids)
+    reference = _begin(unrounded(found), source, ids)
     measured = _begin(_own(other), other_source, ids)
     alone = _begin(_own(other), other_source, ids) if with_layers else None
     layers = _run(len(found.model.layers), reference, alone, measured)
@@ -92,15 +92,6 @@ def eager_quality(
                 compared.add(row, int(at[0]), expected, give(measured.hidden[row], at[None])[0])
     sizes = weight_bytes(other, other_source), weight_bytes(found, source)
     return compared.measured(*sizes, layers)
-
-
-def exact(found: Definition) -> Definition:
-    """Return a definition whose linear layers take their inputs as they are, not rounded."""
-    own = _own(found)
-    for module in own.model.modules():
-        if isinstance(module, QuantizedLinear):
-            module.inputs = dataclasses.replace(module.inputs, format=None)
-    return own
 
 
 def weight_bytes(found: Definition, source: Checkpoint) -> int:

@@ -37,13 +37,19 @@ class RecipeFiles:
         return dataclasses.replace(source, tensors={**source.tensors, **self.tensors})
 
     def summary(self, found: Definition) -> dict[str, Any]:
-        """Return what engine.json says: parameters by format, layers by how inputs are rounded."""
+        """Return what engine.json says: parameters by format, layers by how inputs are rounded and
+        by how keys and values are held."""
         formats, inputs = Counter[str](), Counter[str]()
         for name, scheme in self.recipe.weights.items():
             formats[format_name(scheme)] += found.model.get_parameter(name).numel()
         for given in self.recipe.inputs.values():
             inputs[given.format or "unrounded"] += 1
-        return {"sha256": self.sha256, "formats": dict(formats), "inputs": dict(inputs)}
+        counts = {
+            "formats": formats,
+            "inputs": inputs,
+            "caches": Counter(self.recipe.caches.values()),
+        }
+        return {"sha256": self.sha256, **{what: dict(count) for what, count in counts.items()}}
 
     def take(self, found: Definition, source: Checkpoint) -> tuple[Definition, Checkpoint]:
         """Return the quantized definition, and the checkpoint that has what it reads.

@@ -1,10 +1,11 @@
-"""The products of an engine that round their inputs, the eager model that does the same, and both
-without.
+"""What an engine rounds, inputs of products and keys and values that it holds; the eager model that
+does the same, and both without.
 
-Recipes have inputs rounded by quantize_input. ONNX Runtime's kernels for weights of few bits
-multiply integers: there each block of inputs is rounded to int8 by its largest value. Either is
-part of the arithmetic, as fp16 would be: what lies next to a tie goes to one side in the engine, to
-the other in eager, and one step of few bits is far above any bound of fp32.
+Recipes have inputs rounded by quantize_input, keys and values by attention. ONNX Runtime's kernels
+for weights of few bits multiply integers: there each block of inputs is rounded to int8 by its
+largest value. All of it is part of the arithmetic, as fp16 would be: what lies next to a tie goes
+to one side in the engine, to the other in eager, and one step of few bits is far above any bound of
+fp32.
 """
 
 import copy
@@ -23,13 +24,20 @@ from torch.overrides import TorchFunctionMode
 from lmcast.exporter.lowering import VARIANT
 from lmcast.exporter.passes.nbits_matmul import ROUNDED
 from lmcast.graphs import Definition
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.cache import Cache
 from lmcast.graphs.blocks.decoder import TiedHead
 from lmcast.graphs.blocks.moe import Experts
 from lmcast.graphs.blocks.quantized import QuantizedLinear
+from lmcast.plugins.cached_attention import cached_attention
 from lmcast.plugins.moe_experts import eager as experts_eager
-from lmcast.plugins.plugin import DOMAIN, parse
+from lmcast.plugins.plugin import DOMAIN, REGISTRY, parse
 from lmcast.plugins.quantize_input import quantize_input, turned
+from lmcast.plugins.window_attention import window_attention
 
+HOLDING = (cached_attention.name, window_attention.name)
+PAST, SCALED = slice(3, 5), 8  # among their inputs: the caches, the scale of keys
+FP8 = "float8_e4m3fn"  # as engine.json names it
 CODES = ".codes"  # what exporter/attach.py adds to the name of a parameter
 
 
@@ -46,17 +54,29 @@ def rounded_products(graph: ir.Model) -> dict[str, int]:
 
 def exact_model(file: Path) -> bytes:
     """Return a graph that rounds no inputs, if it is loaded without prepacking: without a layout of
-    its own for quantized weights ONNX Runtime 1.31 multiplies with their values."""
+    its own for quantized weights ONNX Runtime 1.31 multiplies with their values. Its states are
+    those of `exact_contract`."""
     graph = ir.load(file)
     without_rounding(graph)
     return ir.to_proto(graph).SerializeToString()
 
 
+def exact_contract(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what engine.json says of the graph, with keys and values as they are computed."""
+    states = [s | ({"dtype": fields["dtype"]} if s["dtype"] == FP8 else {})
+              for s in fields["graph"]["states"]]  # fmt: skip
+    return {**fields["graph"], "states": states}
+
+
 def without_rounding(graph: ir.Model) -> bool:
-    """Let quantize_input leave its inputs as they are, but for rotation; say if there is one."""
+    """Let quantize_input leave its inputs as they are, but for rotation, and attention hold what it
+    computes; say if there is any of either."""
     found = False
     for node in list(chain(graph.graph, *graph.functions.values())):
         key = node.op_identifier()
+        if key[0] == DOMAIN and key[1].partition(VARIANT)[0] in HOLDING and _holds_codes(node):
+            found = True
+            _hold_numbers(graph, node)
         if key[0] != DOMAIN or key[1].partition(VARIANT)[0] != quantize_input.name:
             continue
         found = True
@@ -75,12 +95,46 @@ def without_rounding(graph: ir.Model) -> bool:
     return found
 
 
+def _holds_codes(node: ir.Node) -> bool:
+    return len(node.inputs) > SCALED and node.inputs[SCALED] is not None
+
+
+def _hold_numbers(graph: ir.Model, node: ir.Node) -> None:
+    """Give attention the body that holds numbers; it keeps its inputs, and takes no scales."""
+    name = node.op_type.partition(VARIANT)[0]
+    plugin = REGISTRY[name]
+    tensors = [a.name for a in plugin.schema.arguments if a.name not in node.attributes]
+    given: dict[str, Any] = {
+        n: v is not None or None for n, v in zip(tensors, node.inputs, strict=True)
+    }
+    given |= {n: attribute.value for n, attribute in node.attributes.items()}
+    function = plugin.function(given | dict.fromkeys(("key_scale", "value_scale")))
+    del function.input[:]
+    function.input.extend(tensors)
+    made = ir.serde.deserialize_function(function)
+    made.name, made.overload = node.op_type, node.overload
+    graph.functions[made.identifier()] = made
+    computed = graph.graph.outputs[0].type  # of the logits
+    states = [*node.inputs[PAST], *node.outputs[1:]]
+    states += [v for v in (*graph.graph.inputs, *graph.graph.outputs) if _is_state(v)]
+    for value in states:
+        assert value is not None
+        value.type = computed
+
+
+def _is_state(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT8E4M3FN
+
+
 def unrounded(found: Definition) -> Definition:
-    """Return a definition whose linear layers take their inputs as they are, but for rotation."""
+    """Return a definition whose linear layers take their inputs as they are, but for rotation, and
+    whose attention holds keys and values as they are."""
     model = copy.deepcopy(found.model.to("meta"))
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
             module.inputs = dataclasses.replace(module.inputs, format=None)
+        elif isinstance(module, Attention):
+            module.hold(Cache())
     return dataclasses.replace(found, model=model)
 
 

@@ -143,7 +143,7 @@ def bind(
                 f"tensor {name} {list(shapes[name])} belongs to a module of this architecture, but"
                 " nothing reads it: config.json does not describe this checkpoint"
             )
-    return Binding(sources, copies, tuple(rest), frozenset(_wide(model)))
+    return Binding(sources, copies, tuple(rest), frozenset(wide(model)))
 
 
 def spared(model: nn.Module, table: Table, spare: Sequence[str], layers: int) -> tuple[str, ...]:
@@ -241,7 +241,7 @@ def renamed(source: Source, change: Callable[[str], str]) -> Source:
     return replace(source, parts=tuple(renamed(part, change) for part in source.parts))
 
 
-def _wide(model: nn.Module) -> Iterable[str]:
+def wide(model: nn.Module) -> Iterable[str]:
     """Return the parameters that their modules ask to keep in fp32."""
     for path, module in model.named_modules():
         if isinstance(module, Wide):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmcast.plugins.fp8_cache import TAKEN, closed, codes, numbers, opened, stored
 from lmcast.plugins.plugin import Close, Plugin
 
 
@@ -50,6 +51,8 @@ def eager(
     cache_lengths: Tensor,
     token_counts: Tensor,
     sink: Tensor | None,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,8 +61,10 @@ def eager(
     query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,C,K; past_value B,G,C,V;
     cache_lengths B int64: tokens already held per row; token_counts B int64: how many of the T
     tokens are valid (rows are padded on the right). Row b writes at cache_lengths[b] .. + T - 1,
-    so C must leave room for T. sink, scale and softcap as in `attend`. -> B,T,H,V and the caches
-    after the call. Output beyond token_counts is unspecified but finite, and so is the cache there.
+    so C must leave room for T. sink, scale and softcap as in `attend`. key_scale and value_scale ()
+    fp32, both or neither: past_key and past_value are then float8_e4m3fn, as in fp8_cache, and new
+    tokens are seen as they are kept. -> B,T,H,V and the caches after the call. Output beyond
+    token_counts is unspecified but finite, and so is the cache there.
     """
     tokens = query.shape[1]
     position = cache_lengths[:, None] + torch.arange(tokens, device=query.device)  # B,T
@@ -68,13 +73,16 @@ def eager(
         index = position[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
         return past.scatter(2, index, new.transpose(1, 2))
 
+    key, past_key = codes(key, past_key, key_scale)
+    value, past_value = codes(value, past_value, value_scale)
     present_key, present_value = write(past_key, key), write(past_value, value)
     held = torch.arange(past_key.shape[2], device=query.device)
     mask = held <= position[:, :, None]  # B,T,C
+    keys, values = numbers(present_key, key_scale), numbers(present_value, value_scale)
     return (
-        attend(query, present_key, present_value, mask, sink, scale, softcap),
-        present_key,
-        present_value,
+        attend(query, keys, values, mask, sink, scale, softcap),
+        stored(present_key, key_scale),
+        stored(present_value, value_scale),
     )
 
 
@@ -123,18 +131,15 @@ def attend_body(sink: bool, keys: str, values: str) -> str:
     return ATTEND.format(sink=padded, inputs="sink_keys, sink_values, scores_mask")
 
 
-def body(given: Mapping[str, Any]) -> str:
-    sink = given["sink"] is not None
-    return f"""
-cached_attention <scale, softcap> (
-    query, key, value, past_key, past_value, cache_lengths, token_counts{", sink" if sink else ""}
-) => (out, present_key, present_value) {{
-    new_key = Transpose <perm = [0, 2, 1, 3]> (key)
-    present_key = TensorScatter <axis = 2> (past_key, new_key, cache_lengths)
-    new_value = Transpose <perm = [0, 2, 1, 3]> (value)
-    present_value = TensorScatter <axis = 2> (past_value, new_value, cache_lengths)
+WRITE = """new_{0} = Transpose <perm = [0, 2, 1, 3]> ({0})
+    present_{0} = TensorScatter <axis = 2> (past_{0}, new_{0}, cache_lengths)"""
+# Of codes; TensorRT for RTX 1.7 has TensorScatter for what is an input of the graph alone.
+WRITE_CODES = """new_{0} = Transpose <perm = [0, 2, 1, 3]> ({0}_code)
+    {0}_sizes = Shape (new_{0})
+    {0}_places = Expand (places, {0}_sizes)
+    present_{0} = ScatterElements <axis = 2> (past_{0}_code, {0}_places, new_{0})"""
 
-    zero = Constant <value_int = 0> ()
+POSITIONS = """zero = Constant <value_int = 0> ()
     one = Constant <value_int = 1> ()
     first = Constant <value_ints = [1]> ()
     second = Constant <value_ints = [2]> ()
@@ -148,9 +153,39 @@ cached_attention <scale, softcap> (
     held = Range (zero, slots, one)
     until = Unsqueeze (position, second)
     mask = LessOrEqual (held, until)
-    head_mask = Unsqueeze (mask, first)
+    head_mask = Unsqueeze (mask, first)"""
+
+
+def body(given: Mapping[str, Any]) -> str:
+    if given["key_scale"] is not None:
+        return codes_body(given)
+    sink = given["sink"] is not None
+    return f"""
+cached_attention <scale, softcap> (
+    query, key, value, past_key, past_value, cache_lengths, token_counts{", sink" if sink else ""}
+) => (out, present_key, present_value) {{
+    {WRITE.format("key")}
+    {WRITE.format("value")}
+
+    {POSITIONS}
 
     {attend_body(sink, "present_key", "present_value")}
+}}"""
+
+
+def codes_body(given: Mapping[str, Any]) -> str:
+    """Return the body for a cache in FP8, with all inputs: sink stands before the scales."""
+    present = "present_key", "present_value"
+    return f"""
+cached_attention <scale, softcap> ({TAKEN}) => (out, next_key, next_value) {{
+    {opened()}
+    {POSITIONS}
+    row_axes = Constant <value_ints = [1, 3]> ()
+    places = Unsqueeze (position, row_axes)
+    {WRITE_CODES.format("key")}
+    {WRITE_CODES.format("value")}
+    {closed(present, present)}
+    {attend_body(given["sink"] is not None, "seen_keys", "seen_values")}
 }}"""
 
 
@@ -161,19 +196,29 @@ def case(
     sizes: tuple[int, ...],
     cap: float = 0.0,
     sinks: bool = False,
+    scales: tuple[float, float] | None = None,
 ) -> tuple:
-    """Return arguments for rows of these lengths and counts; sizes: heads, groups, widths."""
+    """Return arguments for rows of these lengths and counts; sizes: heads, groups, widths.
+
+    scales: of keys and values in FP8.
+    """
     heads, groups, width, value_width = sizes
     batch, tokens = len(lengths), max(counts)
-    return (
+    made = (
         torch.randn(batch, tokens, heads, width),
         torch.randn(batch, tokens, groups, width),
         torch.randn(batch, tokens, groups, value_width),
-        torch.randn(batch, groups, room, width),
-        torch.randn(batch, groups, room, value_width),
+    )
+    past = [torch.randn(batch, groups, room, n) for n in (width, value_width)]
+    if scales is not None:
+        past = [p.div(s).to(torch.float8_e4m3fn) for p, s in zip(past, scales, strict=True)]
+    return (
+        *made,
+        *past,
         torch.tensor(lengths),
         torch.tensor(counts),
         2 * torch.randn(heads) if sinks else None,
+        *((None, None) if scales is None else map(torch.tensor, scales)),
         width**-0.5,
         cap,
     )
@@ -187,6 +232,9 @@ def cases() -> list[tuple]:
         case([2, 6], [4, 4], 12, (3, 1, 24, 16)),  # append; narrow values
         case([0, 3], [5, 2], 9, (4, 2, 16, 16), sinks=True),
         case([7, 2], [1, 1], 11, (6, 2, 24, 8), cap=3.0, sinks=True),
+        case([0, 3], [5, 2], 9, (4, 2, 16, 16), scales=(0.01, 0.02)),
+        # Keys above 448 times their scale saturate; values below 2^-10 times theirs are 0.
+        case([7, 2], [1, 1], 11, (6, 2, 24, 8), cap=3.0, sinks=True, scales=(0.002, 400.0)),
     ]
 
 
@@ -196,5 +244,7 @@ cached_attention = Plugin(
     shapes=shapes,
     body=body,
     cases=cases,
-    close={torch.float32: Close(2.4e-6)},  # 20 fp32 epsilons: outputs are means of values near 1
+    # 20 fp32 epsilons: outputs are means of values near 1. Codes are the same: a quotient that two
+    # runtimes round to either side of a tie the cases do not have.
+    close={torch.float32: Close(2.4e-6)},
 )

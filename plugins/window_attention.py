@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lmcast.plugins.cached_attention import attend, attend_body, case, shapes
+from lmcast.plugins.fp8_cache import CODES, TAKEN, closed, codes, numbers, opened, stored
 from lmcast.plugins.plugin import Close, Plugin
 from lmcast.plugins.window_keys import see, see_body
 
@@ -21,6 +22,8 @@ def eager(
     cache_lengths: Tensor,
     token_counts: Tensor,
     sink: Tensor | None,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
     scale: float,
     softcap: float,
     chunked: bool,
@@ -28,17 +31,31 @@ def eager(
     """Attend to the last W positions, themselves included, and keep the last W in the ring.
 
     query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,W,K; past_value B,G,W,V; position p lies
-    in slot p modulo W. cache_lengths and token_counts B int64 as in cached_attention, sink, scale
-    and softcap too; T may exceed W. chunked: a token sees no position before the last multiple of W
-    up to its own (Llama 4). Only valid tokens enter the ring. -> B,T,H,V and the ring after.
+    in slot p modulo W. cache_lengths and token_counts B int64 as in cached_attention, sink, scale,
+    softcap and both scales of a ring in FP8 too; T may exceed W. chunked: a token sees no position
+    before the last multiple of W up to its own (Llama 4). Only valid tokens enter the ring.
+    -> B,T,H,V and the ring after.
     """
+    key, past_key = codes(key, past_key, key_scale)
+    value, past_value = codes(value, past_value, value_scale)
     given = key, value, past_key, past_value, cache_lengths, token_counts
     keys, values, mask, ring_key, ring_value = see(*given, chunked)
-    return attend(query, keys, values, mask, sink, scale, softcap), ring_key, ring_value
+    keys, values = numbers(keys, key_scale), numbers(values, value_scale)
+    out = attend(query, keys, values, mask, sink, scale, softcap)
+    return out, stored(ring_key, key_scale), stored(ring_value, value_scale)
 
 
 def body(given: Mapping[str, Any]) -> str:
     sink = given["sink"] is not None
+    if given["key_scale"] is not None:
+        return f"""
+window_attention <scale, softcap, chunked> ({TAKEN}) => (out, next_key, next_value) {{
+    {opened()}
+    {see_body(given["chunked"], CODES)}
+    head_mask = Unsqueeze (mask, first)
+    {closed(("keys", "values"), ("ring_key", "ring_value"))}
+    {attend_body(sink, "seen_keys", "seen_values")}
+}}"""
     inputs = "query, key, value, past_key, past_value, cache_lengths, token_counts"
     inputs += ", sink" if sink else ""
     return f"""
@@ -63,6 +80,9 @@ def cases() -> list[tuple]:
         (*case([0, 0], [11, 2], 4, sizes), True),  # ragged prefill of several chunks
         (*case([3, 10, 14, 20], [1, 1, 1, 1], 5, sizes), True),  # last, first and between
         (*case([6, 2], [9, 3], 4, equal, sinks=True), True),  # append over the ends of chunks
+        (*case([3, 11], [7, 2], 5, sizes, cap=2.0, scales=(0.01, 0.02)), False),
+        # Keys above 448 times their scale saturate; values below 2^-10 times theirs are 0.
+        (*case([6, 2], [9, 3], 4, equal, sinks=True, scales=(0.002, 400.0)), True),
     ]
 
 
@@ -72,5 +92,5 @@ window_attention = Plugin(
     shapes=shapes,
     body=body,
     cases=cases,
-    close={torch.float32: Close(2.4e-6)},  # 20 fp32 epsilons: outputs are means of values near 1
+    close={torch.float32: Close(2.4e-6)},  # as in cached_attention
 )

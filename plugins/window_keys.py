@@ -81,9 +81,9 @@ SEE = """zero = Constant <value_int = 0> ()
     first = Constant <value_ints = [1]> ()
     second = Constant <value_ints = [2]> ()
     ends = Constant <value_ints = [1, 3]> ()
-    tokens = Shape <start = 1, end = 2> (key)
+    tokens = Shape <start = 1, end = 2> ({key})
     token_count = Squeeze (tokens)
-    slots = Shape <start = 2, end = 3> (past_key)
+    slots = Shape <start = 2, end = 3> ({past_key})
     window = Squeeze (slots)
     slot = Range (zero, window, one)
 
@@ -117,21 +117,25 @@ SEE = """zero = Constant <value_int = 0> ()
     kept = Where (is_new, new_place, slot)
     index = Unsqueeze (kept, ends)
 
-    new_key = Transpose <perm = [0, 2, 1, 3]> (key)
-    keys = Concat <axis = 2> (past_key, new_key)
-    key_shape = Shape (past_key)
+    new_key = Transpose <perm = [0, 2, 1, 3]> ({key})
+    keys = Concat <axis = 2> ({past_key}, new_key)
+    key_shape = Shape ({past_key})
     key_index = Expand (index, key_shape)
     ring_key = GatherElements <axis = 2> (keys, key_index)
-    new_value = Transpose <perm = [0, 2, 1, 3]> (value)
-    values = Concat <axis = 2> (past_value, new_value)
-    value_shape = Shape (past_value)
+    new_value = Transpose <perm = [0, 2, 1, 3]> ({value})
+    values = Concat <axis = 2> ({past_value}, new_value)
+    value_shape = Shape ({past_value})
     value_index = Expand (index, value_shape)
     ring_value = GatherElements <axis = 2> (values, value_index)"""
 
 
-def see_body(chunked: bool) -> str:
-    """Return the ONNX text of `see`."""
-    return SEE.format(reach="Mod (q_at, window)" if chunked else "Sub (window, one)")
+NAMES = "key", "value", "past_key", "past_value"
+
+
+def see_body(chunked: bool, names: tuple[str, ...] = NAMES) -> str:
+    """Return the ONNX text of `see`; names: of what it takes first."""
+    reach = "Mod (q_at, window)" if chunked else "Sub (window, one)"
+    return SEE.format(reach=reach, **dict(zip(NAMES, names, strict=True)))
 
 
 BODY = f"""

@@ -33,9 +33,17 @@ def attention(
     )
 
 
+DOMAIN_OF_PARTS = '\n<domain: "lmcast.parts", opset_import: ["" : 24]>\n'
 PART = (
-    '\n<domain: "lmcast.parts", opset_import: ["" : 24]>\n'
+    f"{DOMAIN_OF_PARTS}"
     "Layer0 (x, weight) => (y, z) { q = MatMul (x, weight) y = Relu (q) z = Identity (x) }"
+)
+SHORT = (
+    "(int64[B,T] input_ids, float[B,T,4,16] q, float[B,T,2,16] k, float[B,T,2,16] v,"
+    " float8e4m3fn[B,2,C,16] key, float8e4m3fn[B,2,C,16] value, int64[B] lengths, int64[B] counts,"
+    " float ks, float vs) => (float[B,T,4,16] y) {"
+    " y, key1, value1 = lmcast.cached_attention <scale = 0.3, softcap = 0.0>"
+    " (q, k, v, key, value, lengths, counts, , ks, vs) }"
 )
 GQA = ["Reshape"] * 4 + ["GroupQueryAttention"]
 
@@ -200,6 +208,18 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         " a, y = lmcast.parts.Layer0 (x, weight) b, z = lmcast.parts.Layer0 (a, weight) }" + PART,
         2, ["Identity", "Identity", "MatMul", "MatMul", "Relu", "Relu"],
     ),
+    "inline_codes": (
+        "inline_codes",
+        "(float8e4m3fn[2,3] x, float s) => (float[2,3] y) { y = lmcast.parts.Layer0 (x, s) }"
+        + f"{DOMAIN_OF_PARTS}Layer0 (x, s) => (y) {{ y = DequantizeLinear (x, s) }}",
+        1, ["DequantizeLinear"],
+    ),
+    "inline_codes, no codes": (
+        "inline_codes",
+        "(float[2,3] x, float[3,3] w) => (float[2,3] y, float[2,3] z) {"
+        " y, z = lmcast.parts.Layer0 (x, w) }" + PART,
+        0, ["Layer0"],
+    ),
     "inline_bodies": (
         "inline_bodies",
         attention(cached_attention, "C"),
@@ -349,14 +369,10 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "split_experts, quantized": ("split_experts", quantized_experts(), 1, OF_INTEGERS),
     "split_experts, scaled input": ("split_experts", experts("silu", scale_input=1), 1, SCALED),
     "group_query_attention": (
-        "group_query_attention",
-        attention(cached_attention, "C"),
-        1, GQA,
+        "group_query_attention", attention(cached_attention, "C"), 1, GQA,
     ),
     "group_query_attention, softcap": (
-        "group_query_attention",
-        attention(cached_attention, "C", cap=2.0),
-        1, GQA,
+        "group_query_attention", attention(cached_attention, "C", cap=2.0), 1, GQA,
     ),
     "group_query_attention, ring": (
         "group_query_attention",
@@ -379,4 +395,5 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         attention(cached_attention, "C", width=8),
         0, ["cached_attention"],
     ),
+    "group_query_attention, codes": ("group_query_attention", SHORT, 0, ["cached_attention"]),
 }  # fmt: skip

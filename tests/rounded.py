@@ -29,10 +29,11 @@ def round_weights(
     choose: Callable[[str, torch.nn.Parameter], str | None],
     inputs: Mapping[str, InputFormat] | None = None,
     more: Mapping[str, torch.Tensor] | None = None,
+    caches: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a recipe; choose: parameter -> the name of its format, None to leave it as it is.
 
-    more: scales and the like of `inputs`, by the names of their parameters.
+    more: scales and the like of `inputs` and `caches`, by the names of their parameters.
     """
     source, identities = identified(checkpoint)
     found = understand(source, (), False)
@@ -52,7 +53,7 @@ def round_weights(
             made[at.shared] = packed.shared
     directory.mkdir()
     write([entry(name, tensor) for name, tensor in made.items()], directory)
-    write_recipe(directory, Recipe(weights, inputs or {}), identities)
+    write_recipe(directory, Recipe(weights, inputs or {}, caches or {}), identities)
     return directory
 
 

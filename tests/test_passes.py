@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tiny import case, make
 
 from lmcast.exporter import passes
+from lmcast.exporter.backends.onnxruntime import value_of
 from lmcast.exporter.capture import capture
 from lmcast.exporter.lowering import PARTS
 from lmcast.exporter.onnx_export import assemble, attach_bodies
@@ -77,7 +78,8 @@ def run(model: ir.Model, folder: Path) -> list[np.ndarray]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     data = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(None, feed(model))
+    given = {name: value_of(np.asarray(array)) for name, array in feed(model).items()}
+    return [value.numpy() for value in session.run_with_ort_values(None, given)]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,9 +19,10 @@ from lmcast.exporter.comparison import Comparison, LayerError, Mean, Measured, W
 from lmcast.exporter.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.pipeline import understand
-from lmcast.exporter.quality import eager_quality, exact, quality
+from lmcast.exporter.quality import eager_quality, quality
 from lmcast.exporter.quality_report import html
 from lmcast.exporter.recipe_files import open_recipe
+from lmcast.exporter.rounding import unrounded
 from lmcast.graphs import load
 from lmcast.graphs.blocks.quantized import InputFormat
 from lmcast.plugins.errors import CheckFailed, InputError
@@ -186,7 +187,7 @@ def test_inputs_of_the_reference_are_not_rounded(made: Path, recipe: Path):
     source, identities = identified(made / "checkpoint")
     found, extended = open_recipe(recipe, identities).take(understand(source, (), True), source)
     ids = sample(made)
-    assert eager_quality(found, extended, exact(found), extended, ids).kl.value < 1e-12
+    assert eager_quality(found, extended, unrounded(found), extended, ids).kl.value < 1e-12
     assert eager_quality(found, extended, found, extended, ids).kl.value > 1e-9
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lmcast.calib.formats.floats import BY_DTYPE, FORMATS, Format
+from lmcast.calib.formats.floats import BY_DTYPE, FORMATS, STATE_OF, STATES, Format
 from lmcast.calib.formats.fp8 import FP8, FP8_BLOCK, FP8_CHANNEL
 from lmcast.calib.formats.int4 import INT4, INT4_64, INT4_128
 from lmcast.calib.formats.int8 import INT8
@@ -24,6 +24,8 @@ WEIGHTS: Mapping[str, WeightFormat] = {
 __all__ = [
     "BY_DTYPE",
     "FORMATS",
+    "STATES",
+    "STATE_OF",
     "WEIGHTS",
     "Format",
     "FormatError",

@@ -28,3 +28,6 @@ FORMATS = {
     )
 }
 BY_DTYPE = {f.dtype: f for f in FORMATS.values()}
+# What layers carry from call to call may also be in.
+STATES = FORMATS | {"float8_e4m3fn": Format("float8_e4m3fn", torch.float8_e4m3fn, "F8_E4M3", 17)}
+STATE_OF = {f.dtype: f for f in STATES.values()}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
@@ -13,7 +14,13 @@ from lmcast.exporter.manifest import EngineError
 from lmcast.exporter.session import Shaped
 from lmcast.plugins.errors import InputError
 
-NUMPY = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+NUMPY = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "int64": np.int64,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+}
+FP8 = 17  # TensorProto.FLOAT8E4M3FN: numpy's own name of it ONNX Runtime does not take
 ROOT = "/"  # linked weights are named by their absolute path without it
 
 
@@ -131,12 +138,19 @@ class Runner:
             for name in outputs:  # first, as their places among all outputs are by this order
                 binding.bind_output(name, "cpu")
             for name, array in states:
-                value = ort.OrtValue.ortvalue_from_numpy(array[rows])
+                value = value_of(array[rows])
                 held.append(value)
                 binding.bind_ortvalue_input(f"{name}.past", value)
                 binding.bind_ortvalue_output(f"{name}.present", value)
             states.bound = wanted, binding, held
         return states.bound[1]
+
+
+def value_of(array: np.ndarray) -> ort.OrtValue:
+    """Return a contiguous array as ONNX Runtime takes it, over the same memory."""
+    if array.dtype == ml_dtypes.float8_e4m3fn:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), FP8)
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def require_kernels(dtype: str) -> None:

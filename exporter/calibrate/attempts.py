@@ -47,6 +47,7 @@ class Subject:
     observer: str | None
     fewest_tokens: int
     head: bool
+    kv: str | None
 
     def key(self, formats: Mapping[str, str | None]) -> dict[str, Any]:
         """Return all that the layers of a run depend on."""
@@ -58,7 +59,7 @@ class Subject:
                 [*ids.shape, hashlib.sha256(ids.numpy().tobytes()).hexdigest()]
                 for ids in self.sample
             ],
-            "options": [self.observer, self.fewest_tokens, self.head, dict(formats)],
+            "options": [self.observer, self.fewest_tokens, self.head, self.kv, dict(formats)],
         }
 
 
@@ -109,6 +110,7 @@ class Attempts:
             work.folder,
             formats,
             subject.head,
+            subject.kv,
         )
         run = Run(subject.found, subject.source, subject.sample, settings, work)
         measured = run.all(self.progress)

@@ -20,6 +20,7 @@ from lmcast.exporter.calibrate.experts import Tokens, quantize, stacked
 from lmcast.exporter.calibrate.streams import Call, Stream, room
 from lmcast.exporter.calibrate.units import Unit, refused
 from lmcast.exporter.calibrate.work import round_inputs
+from lmcast.graphs.blocks.cache import Fp8Cache
 from lmcast.graphs.blocks.moe import Experts
 from lmcast.graphs.blocks.quantized import InputFormat
 from lmcast.graphs.quantized import Quantized, Scheme
@@ -31,7 +32,8 @@ VARIANTS = ("kept", "base")
 class Settings:
     """fewest_tokens: of an expert, that its own statistics need. scratch: where files of many
     activations lie. formats: parameter -> what it has instead of the preset's, None for it is not
-    quantized. head: whether the output head is quantized too."""
+    quantized. head: whether the output head is quantized too. kv: the format that keys and values
+    are held in, None for that of the model."""
 
     preset: Preset
     observer: str
@@ -39,6 +41,7 @@ class Settings:
     scratch: Path
     formats: Mapping[str, str | None] = field(default_factory=dict)
     head: bool = False
+    kv: str | None = None
 
     def preset_of(self, parameter: str) -> Preset | None:
         """Return how a weight is quantized, None for not at all."""
@@ -94,6 +97,7 @@ class Outcome:
 
     weights: dict[str, Scheme] = field(default_factory=dict)
     inputs: dict[str, InputFormat] = field(default_factory=dict)
+    caches: dict[str, str] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, parameter: str, quantized: Quantized) -> None:
@@ -112,8 +116,13 @@ class Outcome:
             if value is not None:
                 self.values[f"{layer}.{name}"] = value.float()
 
+    def hold(self, attention: str, format: str, scales: tuple[Tensor, Tensor]) -> None:
+        self.caches[attention] = format
+        at = (f"{attention}.cache.{leaf}" for leaf in Fp8Cache.wide)
+        self.values |= dict(zip(at, scales, strict=True))
+
     def recipe(self, report: Mapping[str, Any]) -> Recipe:
-        return Recipe(self.weights, self.inputs, report)
+        return Recipe(self.weights, self.inputs, self.caches, report)
 
 
 class LayerWork:

@@ -37,6 +37,7 @@ def report(
         "bits": bits(whole, run.found),
         "formats": dict(Counter(FORMATS[scheme] for scheme in whole.weights.values())),
         "head": run.head,
+        "caches": dict(Counter(whole.caches.values())),
         "rounds_inputs": preset.inputs.format is not None,
         "perplexity": measured["kept"].reference_perplexity.value,
         "models": {
@@ -100,6 +101,8 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "experts: their weights alone are quantized; inputs are rounded of other layers only"
     if report["head"]:
         yield f"head: {report['head']} is quantized too, its inputs are not rounded"
+    for format, count in report["caches"].items():
+        yield f"keys and values of {count} layers are held in {format}"
     if report.get("budget"):
         yield from _budget(report)
     yield from _left(report["left"])

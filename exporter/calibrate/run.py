@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.calib.recipe import Recipe
+from lmcast.exporter.calibrate.caches import WHERE, scales
 from lmcast.exporter.calibrate.head import head_of, is_tied, quantized_head
 from lmcast.exporter.calibrate.layer import VARIANTS, LayerWork, Settings, Sight, record
 from lmcast.exporter.calibrate.measure import compare
 from lmcast.exporter.calibrate.streams import Stream
 from lmcast.exporter.calibrate.units import units
-from lmcast.exporter.calibrate.work import Work, filled, install, joined
+from lmcast.exporter.calibrate.work import Work, filled, hold_cache, install, joined
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.comparison import Measured
 from lmcast.exporter.progress import Progress
@@ -109,11 +110,18 @@ class Run:
 
     def _quantize(self, index: int) -> None:
         parts = units(self.reference[0], index)
+        kv = self.settings.kv
+        held_by = scales(self.reference[0], index, self.settings.observer) if kv else None
         calibration, held = (
             Sight(kept, record(reference, index, parts, reference.file))
             for kept, reference in zip(self.kept, self.reference, strict=True)
         )
         layer = LayerWork(index, parts, calibration, held, self.settings)
+        if kv and held_by:
+            name = f"layers.{index}.{WHERE}"
+            hold_cache(self.found.model, name, kv, *held_by)  # for what is multiplied behind it
+            for outcome in layer.outcomes.values():
+                outcome.hold(name, kv, held_by)
         report = layer.run()
         for variant, outcome in layer.outcomes.items():
             self.work.put(index, variant, outcome.recipe(report), outcome.values)

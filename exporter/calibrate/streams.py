@@ -32,7 +32,7 @@ class Stream:
     def __init__(self, model: Decoder, ids: Tensor, file: Path):
         """ids C,T int64; file: where hidden states of more than IN_MEMORY bytes lie."""
         self.model, self.ids, self.file = model, ids, file
-        self.layers, self.states = list(model.layers), model.states()
+        self.layers = list(model.layers)
         chunks, tokens = ids.shape
         rows = max(1, BATCH_TOKENS // tokens)
         self.parts = [slice(i, min(i + rows, chunks)) for i in range(0, chunks, rows)]
@@ -102,7 +102,7 @@ class Stream:
     def output(self, index: int, batch: int) -> Tensor:
         """Return what a layer, which has its weights, makes of a batch; the stream stays."""
         x = self.hidden[self.parts[batch]]
-        past = empty(self.states[index], x.shape[0], x.shape[1], x.dtype)
+        past = empty(self.model.states()[index], x.shape[0], x.shape[1], x.dtype)
         out: Tensor = self.layers[index](x, self.steps[batch], past)[0]
         return out
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmcast.calib.recipe import Recipe, tensors
+from lmcast.calib.recipe import Recipe, hold, tensors
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import DTYPES
 from lmcast.exporter.checkpoint.tensors import Checkpoint
@@ -18,6 +18,7 @@ from lmcast.exporter.lock import Place
 from lmcast.exporter.recipe_files import RecipeFiles, open_recipe, write_recipe
 from lmcast.exporter.weights import Entry, as_bytes, write
 from lmcast.graphs import Definition, fill
+from lmcast.graphs.blocks.cache import Fp8Cache
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
 from lmcast.graphs.quantized import Scheme
@@ -117,10 +118,12 @@ def joined(parts: Iterable[Recipe]) -> Recipe:
     """Return one recipe of several, without their reports."""
     weights: dict[str, Scheme] = {}
     inputs: dict[str, InputFormat] = {}
+    caches: dict[str, str] = {}
     for part in parts:
         weights |= part.weights
         inputs |= part.inputs
-    return Recipe(weights, inputs)
+        caches |= part.caches
+    return Recipe(weights, inputs, caches)
 
 
 def install(model: Decoder, files: RecipeFiles, source: Checkpoint) -> None:
@@ -136,6 +139,18 @@ def install(model: Decoder, files: RecipeFiles, source: Checkpoint) -> None:
             smooth = read(f"{layer}.smooth") if inputs.smooth else None
             scale = read(f"{layer}.input_scale") if inputs.static else None
             round_inputs(model, layer, inputs, smooth, scale)
+    for name, format in recipe.caches.items():
+        scales = (read(f"{name}.cache.{leaf}") for leaf in Fp8Cache.wide)
+        hold_cache(model, name, format, *scales)
+
+
+def hold_cache(
+    model: Decoder, name: str, format: str, key_scale: Tensor, value_scale: Tensor
+) -> None:
+    """Let attention hold keys and values in FP8, by scales ()."""
+    cache = hold(model, name, format)
+    cache.key_scale = nn.Parameter(key_scale.float(), requires_grad=False)
+    cache.value_scale = nn.Parameter(value_scale.float(), requires_grad=False)
 
 
 def round_inputs(

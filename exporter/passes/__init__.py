@@ -8,6 +8,7 @@ from lmcast.exporter.passes.fused_attention import fused_attention
 from lmcast.exporter.passes.fused_matmul import fused_matmul
 from lmcast.exporter.passes.group_query_attention import group_query_attention
 from lmcast.exporter.passes.inline_bodies import inline_bodies
+from lmcast.exporter.passes.inline_codes import inline_codes
 from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
@@ -33,7 +34,7 @@ TENSORRT: tuple[Pass, ...] = (
     remove_unused,
 )
 TARGETS: Mapping[str, tuple[Pass, ...]] = {
-    "onnx": (merge_runs,),
+    "onnx": (inline_codes, merge_runs),
     "cpu": (
         inline_parts,
         group_query_attention,

@@ -44,11 +44,14 @@ MASKED = "never = Constant <value_float = -inf> ()\n    allowed = Where (mask, s
 SHIFTED = "wide_mask = Cast <to = 1> (mask)\n    allowed = Add (score, wide_mask)"
 ADDED = """nothing = Constant <value_float = 0.0> ()
     never = Constant <value_float = -inf> ()
-    wide = Where (mask, nothing, never)
-    added = CastLike (wide, key)"""
+    shift = Where (mask, nothing, never)
+    added = CastLike (shift, key)"""
 SHORT = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 LEAST, MOST, STEP = 16, 256, 8  # widths of heads
-KEEPS_WIDTH = {"Transpose", "TensorScatter", "Concat", "Pad", "Identity"}  # in bodies of ours
+KEEPS_WIDTH = {  # in bodies of ours
+    "Transpose", "TensorScatter", "ScatterElements", "Concat", "Pad", "Identity",
+    "DequantizeLinear", "Cast", "CastLike", "Mul",
+}  # fmt: skip
 
 
 def fused_attention(model: ir.Model) -> int:
@@ -56,11 +59,11 @@ def fused_attention(model: ir.Model) -> int:
 
 
 def _rewritten(model: ir.Model, node: ir.Node) -> bool:
-    _, key, value, *_ = node.inputs
-    assert key is not None and value is not None
+    query, key, value, *_ = node.inputs
+    assert query is not None and key is not None and value is not None
     softcap = node.attributes.get("softcap")
     widest = max(_width(key), _width(value))
-    if (softcap and softcap.as_float()) or widest > MOST or _described(key).dtype not in SHORT:
+    if (softcap and softcap.as_float()) or widest > MOST or _described(query).dtype not in SHORT:
         _decompose(model, node, softcap.as_float() if softcap else 0.0)
         return True
     wide = max(LEAST, -(-widest // STEP) * STEP)
@@ -89,12 +92,13 @@ def _decompose(model: ir.Model, node: ir.Node, cap: float) -> None:
 def _pad(model: ir.Model, node: ir.Node, wide: int) -> None:
     """Give queries, keys and values a width by zeros, which change no score, and take it back."""
     *parts, mask = node.inputs
-    key = parts[1]
-    assert mask is not None and key is not None
-    if _described(key).dtype == ir.DataType.BFLOAT16 and not _is_added(mask):
+    query, key = parts[:2]
+    assert mask is not None and query is not None and key is not None
+    kind = _described(query).type  # of all three: keys and values may come of a cache in FP8
+    if kind == ir.TensorType(ir.DataType.BFLOAT16) and not _is_added(mask):
         # With a mask of booleans and one row, TensorRT for RTX 1.7 gives two values one name.
         (mask,) = written(model, node, ADDED, {"mask": mask, "key": key}, ["added"])
-    padded = [_padded(model, node, part, wide) for part in parts if part is not None]
+    padded = [_padded(model, node, part, wide, kind) for part in parts if part is not None]
     scale = {"scale": node.attributes["scale"].as_float()}
     name, narrow = str(node.name), _width(parts[2])
     (out,) = insert(model, node, "Attention", [*padded, mask], scale, name=f"{name}.wide")
@@ -113,7 +117,9 @@ def _is_added(mask: ir.Value) -> bool:
     return producer is not None and producer.op_type == "Concat"
 
 
-def _padded(model: ir.Model, node: ir.Node, value: ir.Value, wide: int) -> ir.Value:
+def _padded(
+    model: ir.Model, node: ir.Node, value: ir.Value, wide: int, kind: ir.TypeProtocol | None
+) -> ir.Value:
     missing = wide - _width(value)
     if not missing:
         return value
@@ -122,7 +128,7 @@ def _padded(model: ir.Model, node: ir.Node, value: ir.Value, wide: int) -> ir.Va
     (out,) = insert(model, node, "Pad", [value, pads], name=name)
     known = _described(value)
     assert known.shape is not None
-    out.type, out.shape = known.type, ir.Shape([*known.shape[:-1], wide])
+    out.type, out.shape = kind, ir.Shape([*known.shape[:-1], wide])
     return out
 
 
@@ -134,7 +140,7 @@ def _width(value: ir.Value | None) -> int:
 
 
 def _described(value: ir.Value) -> ir.Value:
-    """Return a value of known dtype and shape with this one's width; bodies describe none."""
+    """Return one of known shape, with this one's width and of queries also its dtype."""
     while value.shape is None:
         node = value.producer()
         assert node is not None and node.op_type in KEEPS_WIDTH, node

@@ -5,8 +5,8 @@ after:  y, key, value = com.microsoft.GroupQueryAttention(q, k, v, past_key, pas
         lengths + counts - 1, max(lengths) + T)
 
 window_attention becomes the same with the window as its buffer (`sliding_window_cache`), and sinks
-become its `head_sink`. What the kernel does not do, values of another width than the keys, chunks
-and a window of one token, keeps the operator and its body.
+become its `head_sink`. What the kernel does not do, values of another width than the keys, chunks,
+a window of one token and a cache in FP8, keeps the operator and its body.
 """
 
 from typing import Any
@@ -19,13 +19,14 @@ from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of
 def group_query_attention(model: ir.Model) -> int:
     changes = 0
     for node in nodes_of(model, "cached_attention", "window_attention"):
-        query, key, value, past_key, past_value, lengths, counts, *sink = node.inputs
+        query, key, value, past_key, past_value, lengths, counts, *more = node.inputs
+        sink, scales = more[:1], more[1:]
         assert query is not None and query.shape is not None
         assert past_key is not None and past_key.shape is not None
         assert past_value is not None and past_value.shape is not None
         attributes, width = _attributes(node, query.shape, past_key.shape), past_key.shape[-1]
         assert isinstance(width, int)
-        if width != past_value.shape[-1] or width % 8 or attributes is None:
+        if width != past_value.shape[-1] or width % 8 or attributes is None or scales:
             continue
         name = str(node.name)
         inputs: list[ir.Value | None] = [

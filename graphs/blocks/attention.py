@@ -3,11 +3,13 @@
 Letters: B batch, T tokens in this call, H query heads, G key heads, K head width, V value width.
 """
 
+import dataclasses
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lmcast.graphs.blocks.cache import Cache, Fp8Cache
 from lmcast.graphs.blocks.lending import lend
 from lmcast.graphs.blocks.rope import Rope, Rotation, Temperature, rotate
 from lmcast.graphs.blocks.step import Handoff, Mixer, State, Step
@@ -26,6 +28,8 @@ class Attention(Mixer):
     sigmoid multiplies what the heads give; "query": the matrix of queries makes it, of every head
     behind its query. loan: what later layers may read of keys and values.
     """
+
+    cache: Cache | Fp8Cache
 
     def __init__(
         self,
@@ -72,11 +76,18 @@ class Attention(Mixer):
         self.sink = nn.Parameter(torch.empty(heads)) if sinks else None
         self.q_norm, self.k_norm = q_norm or nn.Identity(), k_norm or nn.Identity()
         self.v_norm, self.rotated_norm = v_norm or nn.Identity(), rotated_norm or nn.Identity()
-        self.gate, self.loan = gate, loan
+        self.gate, self.loan, self.cache = gate, loan, Cache()
         self.rope, self.temperature, self.rotation = rope, temperature, rotation
         ring = window or chunk  # or else room for all tokens
         key, value = (("B", kv_heads, ring or "C", n) for n in (head_dim, self.value_dim))
         self.states = (State("key", key, window=ring), State("value", value, window=ring))
+
+    def hold(self, cache: Cache | Fp8Cache) -> None:
+        """Hold keys and values in `cache` from now on; raises ValueError where they are lent."""
+        if self.loan is not None and cache.dtype is not None:
+            raise ValueError("a layer that lends keys and values holds them as they are computed")
+        self.cache = cache
+        self.states = tuple(dataclasses.replace(s, dtype=cache.dtype) for s in self.states)
 
     def forward(self, x: Tensor, step: Step, past: tuple[Tensor, ...]):
         q, gate = self.queries(x)
@@ -94,8 +105,8 @@ class Attention(Mixer):
         k = k.unflatten(-1, (self.kv_heads, self.head_dim))  # B,T,G,K
         v = v.unflatten(-1, (self.kv_heads, self.value_dim))  # B,T,G,V
         given = (
-            q, k, v, *past, step.cache_lengths, step.token_counts, self.sink, self.scale,
-            self.softcap,
+            q, k, v, *past, step.cache_lengths, step.token_counts, self.sink, *self.cache(k, v),
+            self.scale, self.softcap,
         )  # fmt: skip
         if self.loan is not None:
             y, present = lend(self.loan, step, q, k, v, past, self.window, self.scale, self.softcap)

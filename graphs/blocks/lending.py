@@ -41,7 +41,8 @@ def lend(
         keys, values, mask, *present = window_keys(k, v, *past, *lengths)
         y = shared_attention(q, keys, values, mask, scale, softcap)
     else:
-        y, keys, values = cached_attention(q, k, v, *past, *lengths, None, scale, softcap)
+        plain = None, None, None  # no sinks, and no scales of a cache in FP8
+        y, keys, values = cached_attention(q, k, v, *past, *lengths, *plain, scale, softcap)
         held = torch.arange(keys.shape[2], device=keys.device)
         mask, present = held <= step.positions[:, :, None], [keys, values]  # B,T,C
     step.hand(loan, (keys, values, mask))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmcast.calib.formats import FORMATS
+from lmcast.calib.formats import STATES
 from lmcast.exporter.backends.cuda import Cuda
 from lmcast.exporter.manifest import Manifest
 from lmcast.exporter.plans import Loaded, load_plan
@@ -32,6 +32,7 @@ DTYPES = {
     "HALF": torch.float16,
     "BF16": torch.bfloat16,
     "INT64": torch.int64,
+    "FP8": torch.float8_e4m3fn,
 }
 
 
@@ -148,7 +149,7 @@ class Runner:
         need = 0
         for name, shape, dtype in states:
             buffers = 1 if name in self._aliased else 2
-            need += buffers * math.prod(shape) * FORMATS[dtype].dtype.itemsize
+            need += buffers * math.prod(shape) * STATES[dtype].dtype.itemsize
         return need, self.gpu.bytes
 
     def allocate(self, states: Sequence[Shaped]) -> Held:
@@ -158,7 +159,7 @@ class Runner:
         try:
             with self.gpu.active():
                 for name, shape, dtype in states:
-                    kind, apart = FORMATS[dtype].dtype, name not in self._aliased
+                    kind, apart = STATES[dtype].dtype, name not in self._aliased
                     buffers = [self.gpu.zeros(shape, kind) for _ in range(1 + apart)]
                     made.append(State(name, buffers[0], buffers[1] if apart else None))
                 held = Held(rows, made, self._call(rows, 1, 1))
@@ -284,7 +285,7 @@ class Runner:
         engine = self._engine
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         kinds = {f"{s['name']}.{end}": s["dtype"] for s in states for end in ("past", "present")}
-        wanted = {name: FORMATS[kind].dtype for name, kind in kinds.items()}
+        wanted = {name: STATES[kind].dtype for name, kind in kinds.items()}
         # An input that the graph does not use may be gone.
         self._given = [name for name in INPUTS if name in names]
         wanted |= dict.fromkeys(self._given, torch.int64)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from lmcast.exporter import passes
 from lmcast.exporter.backends.onnxruntime import BackendError
-from lmcast.exporter.backends.tensorrt import formats, libraries, low_precision
+from lmcast.exporter.backends.tensorrt import caches, formats, libraries, low_precision
 from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.exporter.backends.tensorrt.request import Request
@@ -102,6 +102,7 @@ def prepare(file: str, request: Request) -> ir.Model:
     graph = ir.load(file)
     passes.inline_parts(graph)
     formats.require(graph, request)
+    caches.require(graph, request)
     passes.run(graph, request.target)
     low_precision.rewrite(graph, request)
     for value in [*graph.graph.inputs, *(v for node in graph.graph for v in node.outputs)]:
@@ -197,7 +198,7 @@ def run(job: Job, tell: Tell) -> dict[str, Any]:
     graph = prepare(job.graph, request)
     tell(stage="compiling kernels", total=None)
     logger = build.logger()
-    in_place = embed(graph, request)
+    in_place = sorted([*embed(graph, request), *caches.in_place(graph)])
     found = forms(graph, plugins=True)
     if any("plugin" in kinds for kinds in found.values()):
         load_plugins(trt, logger)

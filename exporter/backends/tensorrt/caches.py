@@ -1,0 +1,49 @@
+"""Keys and values in FP8: which SMs hold them, and which a plan may write where they lie."""
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from lmcast.exporter.backends.onnxruntime import BackendError
+from lmcast.exporter.backends.tensorrt.formats import FIRST_SM
+from lmcast.exporter.backends.tensorrt.request import Request
+
+CODES = ir.DataType.FLOAT8E4M3FN
+WRITES = ("QuantizeLinear", "ScatterElements", "DequantizeLinear")  # from the new to the old
+
+
+def require(graph: ir.Model, request: Request) -> None:
+    """Refuse SMs without FP8; raises BackendError that names a state."""
+    old = [sm for sm in request.sms if sm < FIRST_SM[CODES]]
+    for state in _held(graph) if old else ():
+        raise BackendError(
+            f"{state} is held in FP8, which SM{old[0]} has no arithmetic for: --sm from"
+            f" {FIRST_SM[CODES]} on has it, or give a recipe that was made without --kv"
+        )
+
+
+def in_place(graph: ir.Model) -> list[str]:
+    """Return the states whose new values a plan may write over the old ones.
+
+    A slot gets what it has, to the bit, or what this call puts there, and that alone is computed of
+    it: whoever reads it late reads either, and both give the same. A ring moves, and is not among
+    them. TensorRT itself aliases states of wider numbers only.
+    """
+    ends = {str(value.name): value for value in graph.graph.outputs}
+    return [state for state in _held(graph) if _written(ends[f"{state}.present"], f"{state}.past")]
+
+
+def _held(graph: ir.Model) -> Iterator[str]:
+    for value in graph.graph.inputs:
+        if value.dtype == CODES:
+            yield str(value.name).removesuffix(".past")
+
+
+def _written(value: ir.Value | None, past: str) -> bool:
+    """Whether a value is `past` with some slots overwritten."""
+    for op_type in WRITES:
+        node = value.producer() if value is not None else None
+        if node is None or node.op_type != op_type:
+            return False
+        value = node.inputs[0]
+    return value is not None and value.name == past

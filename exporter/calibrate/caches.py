@@ -1,0 +1,58 @@
+"""Scales of keys and values that are held in FP8, from what the unquantized model would hold.
+
+Letters: B batch, T tokens, G key heads, K head width.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.observers import static_scale
+from lmcast.calib.statistics import InputStatistics
+from lmcast.exporter.calibrate.streams import Stream
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.decoder import Decoder, Layer
+from lmcast.plugins.errors import InputError
+
+WHERE = "mixer"  # of a layer
+
+
+class CacheError(InputError):
+    """A model whose layers cannot hold keys and values in FP8."""
+
+
+def check_caches(model: Decoder) -> None:
+    """Raise CacheError where no layer, or not every attention, can hold its cache in FP8."""
+    held = [cast(Layer, layer).mixer for layer in model.layers]
+    attention = [mixer for mixer in held if isinstance(mixer, Attention)]
+    for index, mixer in enumerate(held):
+        if isinstance(mixer, Attention) and mixer.loan is not None:
+            raise CacheError(
+                f"--kv fp8: layers.{index}.{WHERE} lends its keys and values to later layers, which"
+                " read them as they are computed; accepted: models whose layers have their own"
+            )
+    if not attention:
+        found = sorted({state.name for mixer in held for state in mixer.states})
+        raise CacheError(
+            "--kv fp8: no layer of this model has keys and values of heads; what they hold is"
+            f" {', '.join(found)}, which stays as it is: leave out --kv"
+        )
+
+
+def scales(stream: Stream, index: int, observer: str) -> tuple[Tensor, Tensor] | None:
+    """Return the scales () of the keys and the values of a layer, None where it has none.
+
+    The layer has its weights, and the stream of the unquantized model stands in front of it. Both
+    are seen as they would be held: behind norms and rotation.
+    """
+    mixer = cast(Layer, stream.layers[index]).mixer
+    if not isinstance(mixer, Attention):
+        return None
+    seen = [InputStatistics(width) for width in (mixer.head_dim, mixer.value_dim)]
+    for calls in stream.calls(index, [f"{WHERE}.cache"], 1):
+        ((_, held),) = calls
+        for statistics, x in zip(seen, held, strict=True):
+            statistics.add(x.flatten(0, -2))  # B*T*G,K
+    key, value = (torch.tensor(static_scale(each, "fp8", observer)) for each in seen)
+    return key, value
