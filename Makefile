@@ -24,8 +24,9 @@ types: $(VENV)/.tests
 	cd $(VENV)/plain && ../bin/mypy --config-file ../../pyproject.toml \
 	    -p lmcast.plugins -p lmcast.graphs -p lmcast.calib -p lmcast.exporter
 
+# In order of names: by numbers of tests, slow files with few would be left to one worker at the end.
 check-suite: $(VENV)/.tests
-	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/export.py
