@@ -1,6 +1,6 @@
 """Reference architectures in pure PyTorch."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from os import PathLike
@@ -171,6 +171,7 @@ def fill(
     can be emptied again with `.to("meta")`.
     """
     names = {id(parameter): name for name, parameter in found.model.named_parameters()}
+    places = _places(part)
     for parameter in list(part.parameters()):
         name = names[id(parameter)]
         source = found.binding.sources[name]
@@ -181,18 +182,17 @@ def fill(
             value = torch.empty(parameter.shape, dtype=dtype)
             load_into(value, source, read)
         filled = nn.Parameter(value, requires_grad=False)
-        for owner, leaf in _owners(part, parameter):
+        for owner, leaf in places[id(parameter)]:
             setattr(owner, leaf, filled)
 
 
-def _owners(module: nn.Module, parameter: nn.Parameter) -> Iterable[tuple[nn.Module, str]]:
-    """Return every place that holds `parameter`: more than one where weights are tied."""
-    return [
-        (owner, leaf)
-        for owner in module.modules()
-        for leaf, held in owner.named_parameters(recurse=False)
-        if held is parameter
-    ]
+def _places(module: nn.Module) -> Mapping[int, Sequence[tuple[nn.Module, str]]]:
+    """Return, by identity, who holds a parameter under which name: several where it is tied."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for owner in module.modules():
+        for leaf, held in owner.named_parameters(recurse=False):
+            found.setdefault(id(held), []).append((owner, leaf))
+    return found
 
 
 def load(checkpoint: str | PathLike[str], dtype: torch.dtype = torch.float32) -> Decoder:
