@@ -15,7 +15,7 @@ from numba import njit
 
 E2M1, E4M3, INT4, INT8 = range(4)  # the elements, as loops tell them apart
 MAGNITUDE, EXPONENT, FRACTION = (np.uint32(m) for m in (0x7FFFFFFF, 0x7F800000, 0x007FFFFF))
-RUN = 16  # values that one vector instruction compares; every block of 4 bits is some of these
+RUN = 16  # sums side by side, for vector instructions
 PART = 4096  # of many numbers what is done at a time, in the nearest cache
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
@@ -246,7 +246,7 @@ def errors(bits, shift, factors, high, width, element, importance, out):
             begin, end = b * each, min((b + 1) * each, columns)
             runs = (end - begin) // RUN
             lanes[:] = 0.0
-            for i in range(runs):  # sums side by side, which vectors add
+            for i in range(runs):
                 for k in range(RUN):
                     lanes[k] += squares[begin + i * RUN + k]
             out[r, b] = lanes.sum() + squares[begin + runs * RUN : end].sum()
