@@ -192,7 +192,8 @@ def encode(bits, shift, factors, high, width, element, out):
             for k in range(len(pairs)):
                 out[r, k] = np.uint8(pairs[k] | np.uint16(pairs[k] >> np.uint16(4)))
         else:
-            out[r] = codes
+            for k in range(columns):  # an assignment to the row takes longer than rounding does
+                out[r, k] = codes[k]
     return most
 
 

@@ -1,22 +1,26 @@
 """How scales follow from the largest magnitudes of blocks, and which are their neighbours.
 
+Rules run for every strip of a weight, in numpy: torch would start threads in each.
+
 A block of zeros has the scale 1: it is exact, and nothing that divides by it goes wrong.
 """
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lmcast.calib.formats.strips import FormatError, Rule
-from lmcast.plugins.numbers import E2M1_MOST, round_e4m3
+from lmcast.calib.formats.strips import FormatError, Rule, nearest_e4m3
+from lmcast.plugins.numbers import E2M1_MOST
 
 # What search tries of fp32 and fp16 scales, times the rule's. On weights of Gemma 3 270M and
 # SmolLM2-135M all but a thousandth of the best were from 0.65 to 1.25.
 TIMES = (0.5, 0.6, 0.65, 0.7, *(step / 40 for step in range(30, 51) if step != 40))
-E4M3_LEAST = 2.0**-9  # subnormal; a scale of 0 would lose a block that its values do not round to 0
 E8M0_BIAS = 127
-E4M3_EXPONENT, E4M3_CODE = 8, 0x7E  # of 448
+E4M3_EXPONENT = 8
+# Codes of E4M3: a scale of 0 would lose a block that its values do not round to 0.
+E4M3_LEAST, E4M3_ONE, E4M3_LAST = 0x01, 0x38, 0x7E
 # Codes of E4M3 beside the rule's. Best were those at most 2 below, or 4 to 6 above, where the
 # largest magnitude becomes 4 instead of 6.
 E4M3_STEPS = (-4, -3, -2, -1, 1, 2, 3, 4, 5, 6)
@@ -27,19 +31,20 @@ def quotients(span: float, dtype: torch.dtype) -> Rule:
 
     Scales are at least the smallest normal number of dtype. Raises FormatError above the largest.
     """
-    numbers = torch.finfo(dtype)
+    numbers, stored = torch.finfo(dtype), torch.empty(0, dtype=dtype).numpy().dtype
     # Next to the largest of fp32, a quotient that was rounded up would make an infinite product.
     finite = torch.finfo(torch.float32).max / span * (1 - 2.0**-23)
 
     def rule(largest: Tensor, shared: Tensor) -> Tensor:
-        scales = (largest / span).clamp(numbers.tiny, finite)
-        scales = torch.where(largest > 0, scales, 1.0)
+        sizes = largest.numpy()
+        scales = np.clip(sizes / np.float32(span), np.float32(numbers.tiny), np.float32(finite))
+        scales = np.where(sizes > 0, scales, np.float32(1))
         if float(scales.max()) > numbers.max:
             raise FormatError(
                 f"a weight has a magnitude of {float(largest.max()):.3g}; accepted with scales in"
                 f" {dtype}: up to {numbers.max * span:.3g}"
             )
-        return scales.to(dtype)
+        return torch.from_numpy(scales.astype(stored, copy=False))
 
     return rule
 
@@ -52,19 +57,22 @@ def powers(exponent: int, carry: int) -> Rule:
     """
 
     def rule(largest: Tensor, shared: Tensor) -> Tensor:
-        codes = ((largest.view(torch.int32) + carry) >> 23) - exponent
+        bits = largest.numpy().view(np.int32)
+        codes = ((bits + carry) >> 23) - exponent
         # Above, the largest element would be more than fp32 has.
-        codes = codes.clamp(0, 2 * E8M0_BIAS - exponent)
-        codes = torch.where(largest > 0, codes, E8M0_BIAS)
-        return codes.to(torch.uint8).view(torch.float8_e8m0fnu)
+        codes = np.clip(codes, 0, 2 * E8M0_BIAS - exponent)
+        codes = np.where(bits > 0, codes, E8M0_BIAS)
+        return torch.from_numpy(codes.astype(np.uint8)).view(torch.float8_e8m0fnu)
 
     return rule
 
 
 def shared_quotients(largest: Tensor, shared: Tensor) -> Tensor:
     """The rule of NVFP4: the largest magnitude becomes 6, by the nearest number of E4M3."""
-    ratios = round_e4m3(largest / (E2M1_MOST * shared)).clamp(min=E4M3_LEAST)
-    return torch.where(largest > 0, ratios, 1.0).to(torch.float8_e4m3fn)
+    ratios = largest / (E2M1_MOST * shared)
+    codes = np.maximum(nearest_e4m3(ratios).numpy(), np.uint8(E4M3_LEAST))
+    codes = np.where(largest.numpy() > 0, codes, np.uint8(E4M3_ONE))
+    return torch.from_numpy(codes).view(torch.float8_e4m3fn)
 
 
 def times(scales: Tensor) -> Iterator[Tensor]:
@@ -88,4 +96,4 @@ def next_codes(scales: Tensor) -> Iterator[Tensor]:
     """Yield E4M3 scales near those given."""
     codes = scales.view(torch.uint8).int()
     for step in E4M3_STEPS:
-        yield (codes + step).clamp(1, E4M3_CODE).to(torch.uint8).view(scales.dtype)
+        yield (codes + step).clamp(E4M3_LEAST, E4M3_LAST).to(torch.uint8).view(scales.dtype)

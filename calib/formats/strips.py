@@ -7,20 +7,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lmcast.graphs.quantized import BITS, Element, Quantized, Scheme
 from lmcast.plugins.errors import InputError
 
-# Of a strip: what it needs besides fits in caches, and tensors of its blocks are so small that
-# torch starts no threads of its own for them, which would wait for one another.
-VALUES = 1 << 19
+# Of a strip: what it needs besides fits in caches.
+VALUES = 1 << 20
 INFINITE = 0x7F800000  # the bits of Inf in fp32; those of NaN are above
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Rule = Callable[[Tensor, Tensor], Tensor]
-Factors = Callable[[int, slice], Tensor]  # of blocks of a matrix, by rows of blocks: fp32
+Factors = Callable[[int, slice], Any]  # of blocks of a matrix, by rows of blocks: fp32, numpy
 
 
 class FormatError(InputError):
@@ -76,9 +77,10 @@ def scales(weight: Tensor, scheme: Scheme, rule: Rule, shared: Tensor) -> Tensor
         rows = torch.empty(end - begin, places.shape[-1], dtype=torch.int32)
         kernels.largest(bits, shift, width, rows.numpy().view("uint32"))
         found = _by_rows(rows, high, torch.amax)
-        _require_finite(int(found.max()))
+        _require_finite(int(found.numpy().max()))
         blocks = slice(begin // high, -(-end // high))
-        places[matrix, blocks] = rule(found.view(torch.float32), by[matrix])
+        of = rule(found.view(torch.float32), by[matrix])
+        bytes_of(places[matrix, blocks])[...] = bytes_of(of)
 
     each_strip(matrices, work, high)
     return out
@@ -111,17 +113,28 @@ def errors(weight: Tensor, factors: Factors, importance: Tensor, scheme: Scheme)
     def work(matrix: int, begin: int, end: int) -> None:
         bits, shift = _bits(matrices[matrix, begin:end])
         of = _of_rows(factors, high, matrix, begin, end)
-        rows = torch.empty(end - begin, places.shape[-1], dtype=torch.float64)
+        rows = places[matrix, begin:end]
+        if high != 1:
+            rows = torch.empty(end - begin, places.shape[-1], dtype=torch.float64)
         given = (bits, shift, of, high, width, element)
         kernels.errors(*given, times[matrix].numpy(), rows.numpy())
-        if high:
+        if high > 1:
             blocks = slice(begin // high, -(-end // high))
             places[matrix, blocks] = _by_rows(rows, high, torch.sum)
-        else:  # of all strips: added below, in the same order whatever the threads
+        elif not high:  # of all strips: added below, in the same order whatever the threads
             whole[matrix, begin:end] = rows[:, 0]
 
     each_strip(matrices, work, high)
     return out if high else whole.sum(1).reshape(out.shape)
+
+
+def nearest_e4m3(values: Tensor) -> Tensor:
+    """Return the nearest codes of E4M3, uint8, of finite fp32 numbers."""
+    bits, shift = _bits(values.reshape(-1, values.shape[-1] if values.dim() else 1))
+    out, one = torch.empty(values.shape, dtype=torch.uint8), torch.ones(1, 1).numpy()
+    kernels = loops()
+    kernels.encode(bits, shift, one, 0, 0, kernels.E4M3, out.reshape(len(bits), -1).numpy())
+    return out
 
 
 def rounded(values: Tensor, factors: Tensor, element: Element) -> Tensor:
@@ -178,9 +191,16 @@ def regroup(blocks: Iterable[Tensor], high: int) -> Iterator[Tensor]:
         yield rest
 
 
-def each_strip(matrices: Tensor, work: Callable[[int, int, int], None], high: int = 1) -> None:
-    """Call work(matrix, first row, end) for all rows of M,N,K, in runs of multiples of `high`."""
-    places = list(_places(matrices, high or 1))
+def each_strip(
+    matrices: Tensor, work: Callable[[int, int, int], None], high: int = 1, values: int = VALUES
+) -> None:
+    """Call work(matrix, first row, end) for all rows of M,N,K, in runs of multiples of `high` that
+    have about so many values.
+
+    Threads of ours run beside each other only where torch starts none: work is in compiled loops,
+    in numpy, or on tensors of less than 2^15 numbers.
+    """
+    places = list(_places(matrices, high or 1, values))
     threads = torch.get_num_threads()
     if threads == 1 or len(places) == 1:
         for place in places:
@@ -191,27 +211,41 @@ def each_strip(matrices: Tensor, work: Callable[[int, int, int], None], high: in
             pass
 
 
-def _places(matrices: Tensor, high: int = 1) -> Iterator[tuple[int, int, int]]:
+def _places(
+    matrices: Tensor, high: int = 1, values: int = VALUES
+) -> Iterator[tuple[int, int, int]]:
     """Yield matrix, first row and end of every strip of M,N,K."""
     count, rows, columns = matrices.shape
-    step = max(1, VALUES // columns // high) * high
+    step = max(1, values // columns // high) * high
     for matrix in range(count):
         for begin in range(0, rows, step):
             yield matrix, begin, min(begin + step, rows)
 
 
 def _of_rows(factors: Factors, high: int, matrix: int, begin: int, end: int) -> object:
-    """Return the factors of the blocks of rows, which begin with a block, in numpy."""
-    rows = slice(begin // high, -(-end // high)) if high else slice(None)
-    return factors(matrix, rows).contiguous().numpy()
+    """Return the factors of the blocks of rows, which begin with a block."""
+    return factors(matrix, slice(begin // high, -(-end // high)) if high else slice(None))
 
 
-def _bits(rows: Tensor) -> tuple[object, int]:
+def _bits(rows: Tensor) -> tuple[Any, int]:
     """Return rows as integers in numpy, and how far left they are in the bits of fp32."""
     rows = rows.detach()
     if rows.dtype == torch.bfloat16:
         return rows.contiguous().view(torch.int16).numpy().view("uint16"), 16
-    return rows.float().contiguous().view(torch.int32).numpy().view("uint32"), 0
+    return numbers(rows).view("uint32"), 0
+
+
+def numbers(of: Tensor) -> Any:
+    """Return a tensor as fp32 in numpy, contiguous."""
+    if of.dtype.itemsize == 1:
+        table = torch.arange(256, dtype=torch.uint8).view(of.dtype).float().numpy()
+        return table[bytes_of(of)]
+    return np.ascontiguousarray(of.numpy(), dtype=np.float32)
+
+
+def bytes_of(of: Tensor) -> Any:
+    """Return the bytes of a tensor, in numpy."""
+    return of.view(torch.uint8).numpy()
 
 
 def stacked(of: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 Letters: ... a stack's axis or none, N rows (output features), K columns (input features), B blocks.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from lmcast.calib.formats.onnx_form import OnnxForm, onnx_form
 from lmcast.calib.formats.strips import Factors, FormatError, Rule
 from lmcast.graphs.quantized import Quantized, Scheme
 
+# Of a strip whose candidates torch compares: blocks of 16 of them are no work for threads of torch.
+COMPARED = 1 << 18
 LEAST = 2.0**-126  # of fp32 scales: what is smaller has fewer bits, and products of it none
 
 
@@ -108,7 +112,7 @@ class WeightFormat:
                 matrices[matrix, rows], of[matrix, rows], one, times[matrix]
             )
 
-        strips.each_strip(matrices, work)
+        strips.each_strip(matrices, work, values=COMPARED)
         return out
 
     def _best(
@@ -199,14 +203,14 @@ class WeightFormat:
                 f" {list(weight.shape)}; accepted: {self.scheme.scale} {list(accepted)}"
             )
         self._require_shared(weight, shared)
-        of = scales.reshape(-1, *scales.shape[-2:])
+        of = strips.stacked(scales)
         by = None if shared is None else shared.float().expand(*weight.shape[:-2], 1, 1)
-        each = None if by is None else by.reshape(-1, 1, 1)
+        each = None if by is None else by.reshape(-1, 1, 1).numpy()
 
-        def factors(matrix: int, rows: slice) -> Tensor:
-            found = of[matrix, rows].float()
+        def factors(matrix: int, rows: slice) -> Any:
+            found = strips.numbers(of[matrix, rows])
             found = found if each is None else found * each[matrix]
-            if not bool(((found >= 0) & (found < torch.inf)).all()):
+            if not 0 <= found.min() <= found.max() < math.inf:  # NaN is neither
                 raise FormatError(
                     f"{self.name}: scales are NaN, Inf or negative; accepted: from 0 on"
                 )
