@@ -52,10 +52,10 @@ class Calibration:
     def text(self) -> str:
         """Return what matters of it, for a person."""
         report = self.report
-        first = (
-            f"{self.output}: {report['recipe']}, {report['bits']:.2f} bits a quantized weight;"
-            f" {report['tokens']:,} tokens, {self.seconds:.0f} s"
-        )
+        what = "weights as they are"
+        if report["bits"]:
+            what = f"{report['recipe']}, {report['bits']:.2f} bits a quantized weight"
+        first = f"{self.output}: {what}; {report['tokens']:,} tokens, {self.seconds:.0f} s"
         return "\n".join([first, *lines(report)])
 
 
@@ -63,7 +63,7 @@ def calibrate(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
     *,
-    recipe: str | Preset,
+    recipe: str | Preset | None = None,
     data: str | PathLike[str] | None = None,
     tokens: int = TOKENS,
     chunk: int = CHUNK,
@@ -80,28 +80,28 @@ def calibrate(
 ) -> Calibration:
     """Write a recipe for `checkpoint` to the directory `output`, and return what it is.
 
-    recipe: a name of PRESETS, or another Preset. data: text as read_corpus takes it. tokens, chunk,
-    seed: how many to calibrate on, in pieces of which length, which ones. observer: of OBSERVERS,
-    for static scales. ids: token ids C,T int64 to calibrate on and others, held out, instead of
-    text. fewest_tokens: that an expert must see to be calibrated on its own. inert: config keys to
-    ignore. bits: of a weight on average, scales included, over all that can be quantized: some are
-    then wider than the recipe's, or stay as they are. most_kl: the divergence on held-out text that
-    the fewest bits are searched for; several whole calibrations. head: the output head (of a tied
-    one the embedding) is quantized too, as the recipe's weights; it is in no budget, and in memory
-    twice in fp32. kv: FP8_CACHE for keys and values that layers hold in FP8, with scales that the
-    observer chooses. A run that was killed goes on where it was when it is started again with the
-    same arguments. Raises InputError for what cannot be done, CheckFailed for a divergence that is
-    not reached; then nothing is written.
+    recipe: a name of PRESETS, or another Preset; None leaves weights as they are. data: text as
+    read_corpus takes it. tokens, chunk, seed: how many to calibrate on, in pieces of which length,
+    which ones. observer: of OBSERVERS, for static scales. ids: token ids C,T int64 to calibrate on
+    and others, held out, instead of text. fewest_tokens: that an expert must see to be calibrated
+    on its own. inert: config keys to ignore. bits: of a weight on average, scales included, over
+    all that can be quantized: some are then wider than the recipe's, or stay as they are. most_kl:
+    the divergence on held-out text that the fewest bits are searched for; several whole
+    calibrations. head: the output head (of a tied one the embedding) is quantized too, as the
+    recipe's weights; it is in no budget, and in memory twice in fp32. kv: FP8_CACHE for keys and
+    values that layers hold in FP8, with scales that the observer chooses. A run that was killed
+    goes on where it was when it is started again with the same arguments. Raises InputError for
+    what cannot be done, CheckFailed for a divergence that is not reached; then nothing is written.
     """
     started = time.monotonic()
-    preset = _preset(recipe, observer, kv) if isinstance(recipe, str) else recipe
-    _check_budget(bits, most_kl)
+    preset = _preset(recipe, observer, kv)
+    _check_options(preset, bits, most_kl, head, kv)
     with progress.stage("reading headers"):
         source, identities = identified(Path(checkpoint))
         found = understand(source, inert, tokenizer=False)
     with progress.stage("reading text"):
         sample = ids or _text(source, data, tokens, chunk, seed)
-    name = recipe if isinstance(recipe, str) else recipe.weights
+    name = recipe.weights if isinstance(recipe, Preset) else recipe
     how = (name, preset, observer, fewest_tokens, head, kv)
     subject = Subject(found, source, identities, sample, *how)
     _check(subject)
@@ -131,7 +131,13 @@ def _write(
     return made.report
 
 
-def _check_budget(bits: float | None, most_kl: float | None) -> None:
+def _check_options(
+    preset: Preset | None, bits: float | None, most_kl: float | None, head: bool, kv: str | None
+) -> None:
+    if preset is None and not kv:
+        raise CalibrationError("neither a recipe nor --kv: there is nothing to calibrate")
+    if preset is None and (head or bits is not None or most_kl is not None):
+        raise CalibrationError("--head, --bits and --budget are for weights: give --recipe, too")
     if bits is not None and most_kl is not None:
         raise CalibrationError("both bits and a KL are given; accepted: one of them")
     for what, given in (("bits", bits), ("KL", most_kl)):
@@ -139,13 +145,17 @@ def _check_budget(bits: float | None, most_kl: float | None) -> None:
             raise CalibrationError(f"a budget of {given:g} {what}; accepted: numbers above 0")
 
 
-def _preset(name: str, observer: str | None, kv: str | None) -> Preset:
-    if name not in PRESETS:
-        raise CalibrationError(f"recipe {name!r:.80} is unknown; accepted: {', '.join(PRESETS)}")
+def _preset(recipe: str | Preset | None, observer: str | None, kv: str | None) -> Preset | None:
     if observer is not None and observer not in OBSERVERS:
         raise CalibrationError(
             f"observer {observer!r:.80} is unknown; accepted: {', '.join(OBSERVERS)}"
         )
+    return _named(recipe, observer, kv) if isinstance(recipe, str) else recipe
+
+
+def _named(name: str, observer: str | None, kv: str | None) -> Preset:
+    if name not in PRESETS:
+        raise CalibrationError(f"recipe {name!r:.80} is unknown; accepted: {', '.join(PRESETS)}")
     if observer is not None and kv is None and not PRESETS[name].inputs.static:
         static = [known for known, preset in PRESETS.items() if preset.inputs.static]
         raise CalibrationError(
@@ -172,7 +182,7 @@ def _text(
 
 def _check(subject: Subject) -> None:
     found = subject.found
-    if subject.head:
+    if subject.head and subject.preset:
         check_head(found.model, subject.preset)
     if subject.kv not in (None, FP8_CACHE):
         raise CalibrationError(f"keys and values in {subject.kv!r:.40}; accepted: {FP8_CACHE}")

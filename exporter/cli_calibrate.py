@@ -11,8 +11,9 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Recipe directory to write.")
-@click.option("--recipe", required=True, metavar="NAME",
-              help="Format: fp8, mxfp4, nvfp4, int8, int4; a wrong name lists all.")  # fmt: skip
+@click.option("--recipe", metavar="NAME",
+              help="Format: fp8, mxfp4, nvfp4, int8, int4; a wrong name lists all. With --kv it may"
+              " be left out: weights then stay as they are.")  # fmt: skip
 @click.option("--data", type=PATH, metavar="FILE",
               help="Text in a .txt or .jsonl.  [default: Python's own manual]")  # fmt: skip
 @click.option("--tokens", type=int, help="To calibrate on.  [default: 32768]")
@@ -32,7 +33,7 @@ PATH = click.Path(path_type=Path)
 def calibrate(
     checkpoint: Path,
     output: Path,
-    recipe: str,
+    recipe: str | None,
     data: Path | None,
     seed: int,
     observer: str | None,

@@ -44,7 +44,7 @@ def sample(tokens: int = 16, held: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def made(
-    checkpoint: Path, output: Path, recipe: str | Preset = ROWS, **options: Any
+    checkpoint: Path, output: Path, recipe: str | Preset | None = ROWS, **options: Any
 ) -> Calibration:
     return calibrate(checkpoint, output, recipe=recipe, ids=sample(), **options)
 
@@ -266,6 +266,11 @@ def test_refusals(checkpoint: Callable[[str], Path], tmp_path: Path):
         ({"recipe": "int3"}, "int3.*accepted: fp8"),
         ({"recipe": "fp8-static", "observer": "median"}, "median.*accepted: maximum"),
         ({"recipe": "mxfp4", "observer": "mse"}, "no static scales"),
+        ({"recipe": None}, "neither a recipe nor --kv"),
+        ({"recipe": None, "kv": "fp8", "head": True}, "are for weights: give --recipe"),
+        ({"recipe": None, "kv": "fp8", "bits": 5.0}, "are for weights: give --recipe"),
+        ({"recipe": None, "kv": "fp8", "most_kl": 1.0}, "are for weights: give --recipe"),
+        ({"recipe": None, "kv": "fp8", "observer": "median"}, "median.*accepted: maximum"),
         ({"recipe": "int8", "ids": sample(2000)}, "at most 64"),
         ({"recipe": "int8", "ids": (sample()[0] + VOCABULARY, sample()[1])}, "accepted: 0 to 96"),
         ({"recipe": "int8", "ids": (sample()[0][:, :1], sample()[1])}, "at least 2"),

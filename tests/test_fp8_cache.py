@@ -181,6 +181,23 @@ def test_calibrated(name: str, checkpoint: Checkpoint, tmp_path: Path):
                 assert scale * E4M3_MOST == pytest.approx(most, rel=1e-5)
 
 
+def test_caches_alone(checkpoint: Checkpoint, tmp_path: Path):
+    """Weights stay; what is measured is what the caches lose."""
+    folder, recipe = checkpoint(FULL), tmp_path / "recipe"
+    made_here = made(folder, recipe, None, kv="fp8")
+    report = made_here.report
+    (row,) = report["models"].values()
+    assert (report["recipe"], report["bits"], report["weights"]) == (None, 0.0, [])
+    assert report["left"] == {} and row["name"] == "calibrated"
+    assert "weights as they are; " in made_here.text() and "chosen" not in made_here.text()
+    opened = open_recipe(recipe, identified(folder)[1]).recipe
+    assert not opened.weights and not opened.inputs
+    assert opened.caches == dict.fromkeys(attentions(taken(folder, recipe).model), "fp8")
+    assert 0 < row["kl"] == pytest.approx(measured(folder, recipe), rel=1e-2)
+    engine = export(folder, tmp_path / "engine", recipe=recipe, tokenizer=False)
+    assert engine.manifest.fields["recipe"]["formats"] == {}
+
+
 def test_a_run_goes_on(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made(checkpoint(FULL), tmp_path / "whole", kv="fp8")
     put = Work.put
@@ -303,3 +320,7 @@ def test_command(tmp_path: Path, lmcast):
     status, out, _ = lmcast(*words, "fp8")
     assert status == 0
     assert "keys and values of 2 layers are held in fp8" in out
+    alone = [word for word in words if word not in ("--recipe", "int8")]
+    status, out, err = lmcast(*alone, "fp8")
+    assert status == 0 and "weights as they are" in out
+    assert "no weight of this model" not in err

@@ -42,8 +42,8 @@ class Subject:
     source: Checkpoint
     identities: list[SourceFile]
     sample: tuple[Tensor, Tensor]
-    recipe: str
-    preset: Preset
+    recipe: str | None
+    preset: Preset | None
     observer: str | None
     fewest_tokens: int
     head: bool
@@ -54,7 +54,7 @@ class Subject:
         return {
             "lmcast": version("lmcast"),
             "source": identity(self.identities),
-            "recipe": dataclasses.asdict(self.preset),
+            "recipe": self.preset and dataclasses.asdict(self.preset),
             "text": [
                 [*ids.shape, hashlib.sha256(ids.numpy().tobytes()).hexdigest()]
                 for ids in self.sample
@@ -174,6 +174,7 @@ class Attempts:
 
     def _options(self) -> Options:
         subject = self.subject
+        assert subject.preset is not None, "a budget of no recipe"
         options = sensitivity(
             subject.found,
             subject.source,

@@ -30,12 +30,12 @@ VARIANTS = ("kept", "base")
 
 @dataclass(frozen=True)
 class Settings:
-    """fewest_tokens: of an expert, that its own statistics need. scratch: where files of many
-    activations lie. formats: parameter -> what it has instead of the preset's, None for it is not
-    quantized. head: whether the output head is quantized too. kv: the format that keys and values
-    are held in, None for that of the model."""
+    """preset: None to leave all weights as they are. fewest_tokens: of an expert, that its own
+    statistics need. scratch: where files of many activations lie. formats: parameter -> what it has
+    instead of the preset's, None for it is not quantized. head: whether the output head is
+    quantized too. kv: the format that keys and values are held in, None for that of the model."""
 
-    preset: Preset
+    preset: Preset | None
     observer: str
     fewest_tokens: int
     scratch: Path
@@ -45,6 +45,8 @@ class Settings:
 
     def preset_of(self, parameter: str) -> Preset | None:
         """Return how a weight is quantized, None for not at all."""
+        if self.preset is None:
+            return None
         format = self.formats.get(parameter, self.preset.weights)
         return None if format is None else replace(self.preset, weights=format)
 

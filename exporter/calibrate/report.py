@@ -20,10 +20,12 @@ SHOWN = 3  # names of those that are left for one reason
 
 
 def report(
-    recipe: str, preset: Preset, run: Run, measured: Mapping[str, Measured]
+    recipe: str | None, preset: Preset | None, run: Run, measured: Mapping[str, Measured]
 ) -> dict[str, Any]:
     """Return what was found; nothing in it differs from run to run."""
-    written = "kept" if measured["kept"].kl.value < measured["base"].kl.value else "base"
+    first = preset.ladder[0] if preset else ""
+    better = measured["kept"].kl.value < measured["base"].kl.value
+    written = "kept" if better or preset is None else "base"  # of weights as they are both are one
     parts = run.recipes(written)
     whole = joined(parts)
     reasons = {name: why for part in parts for name, why in part.report["left"].items()}
@@ -38,11 +40,11 @@ def report(
         "formats": dict(Counter(FORMATS[scheme] for scheme in whole.weights.values())),
         "head": run.head,
         "caches": dict(Counter(whole.caches.values())),
-        "rounds_inputs": preset.inputs.format is not None,
+        "rounds_inputs": preset is not None and preset.inputs.format is not None,
         "perplexity": measured["kept"].reference_perplexity.value,
         "models": {
             variant: {
-                "name": "calibrated" if variant == "kept" else preset.ladder[0],
+                "name": "calibrated" if variant == "kept" else first,
                 "kl": of.kl.value,
                 "kl_error": of.kl.error,
                 "top1": of.top1.value,
@@ -50,24 +52,26 @@ def report(
                 "bytes": of.bytes,
             }
             for variant, of in measured.items()
+            if preset or variant == written
         },
-        "weights": list(_weights(parts, whole, written, preset, run.head)),
+        "weights": list(_weights(parts, whole, written, first, run.head)),
         "experts": [stack for part in parts for stack in part.report["experts"]],
         "left": {
             name: reasons.get(name, OTHER)
             for name in left_over(run.found.model, frozenset(whole.weights))
+            if preset
         },
     }
 
 
 def _weights(
-    parts: Iterable[Recipe], whole: Recipe, written: str, preset: Preset, head: str | None
+    parts: Iterable[Recipe], whole: Recipe, written: str, first: str, head: str | None
 ) -> Iterator[dict[str, Any]]:
     for part in parts:
         for record in part.report["weights"]:
             name = record["name"]
             if written == "base" and name != head:  # both variants have the same head
-                record |= {"algorithm": preset.ladder[0], "error": record["base_error"]}
+                record |= {"algorithm": first, "error": record["base_error"]}
             yield record | {"format": FORMATS[whole.weights[name]]}
 
 
@@ -82,14 +86,15 @@ def warn(report: Mapping[str, Any], fewest: int, progress: Progress) -> None:
             f" them {min(experts)}: {pooled} are calibrated on tokens of their whole layer,"
             f" {alone} on none; give more text with --tokens"
         )
-    if not report["weights"]:
-        progress.warn("no weight of this model can be quantized so; the recipe changes nothing")
+    if report["recipe"] and not report["weights"]:
+        progress.warn("no weight of this model can be quantized so; the recipe changes none")
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield what matters of a report, for a person."""
     counted = Counter(record["algorithm"] for record in report["weights"])
-    yield "chosen: " + ", ".join(f"{name} {n}" for name, n in counted.most_common())
+    if counted:
+        yield "chosen: " + ", ".join(f"{name} {n}" for name, n in counted.most_common())
     yield f"{'':12}{'KL':>10}{'top-1':>8}{'perplexity':>12}"
     yield f"{'checkpoint':12}{'':18}{report['perplexity']:>12.3f}"
     for name, row in report["models"].items():

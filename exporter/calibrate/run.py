@@ -128,7 +128,7 @@ class Run:
 
     def _quantize_head(self) -> None:
         """Give the head, which has its weights, those that are written of it in both variants."""
-        assert self.head is not None
+        assert self.head is not None and self.settings.preset is not None
         if not self.work.has(self.layers, VARIANTS):
             outcome, record = quantized_head(self.found.model, self.head, self.settings.preset)
             recipe = outcome.recipe({"weights": [record], "left": {}, "experts": []})
