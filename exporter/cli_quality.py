@@ -43,6 +43,7 @@ def quality(
 
     Example: lmcast quality engine --against ./Qwen3-0.6B --data mine.jsonl --max-kl 0.05
     """
+    from lmcast.exporter.cli import write
     from lmcast.exporter.progress import Terminal
     from lmcast.exporter.quality import quality as run
     from lmcast.exporter.quality_report import html
@@ -54,8 +55,8 @@ def quality(
     else:
         click.echo(measured.table())
         if json_file:
-            json_file.write_text(text + "\n", encoding="utf-8")
+            write(json_file, text.encode() + b"\n")
     if html_file:
-        html_file.write_text(html(measured, f"{engine} against {against}"), encoding="utf-8")
+        write(html_file, html(measured, f"{engine} against {against}").encode())
     if max_kl is not None:
         measured.require(max_kl)
