@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.formats import WEIGHTS
+from lmcast.exporter.weights import as_bytes, write_all
 from lmcast.graphs.quantized import Quantized
 
 MB, GB = 1e6, 1e9
@@ -35,7 +36,7 @@ def main() -> None:
     source = work / "weight.bf16"
     rounds = int(options.gigabytes * GB / (2 * ROWS * COLUMNS))
     try:
-        children.run("packing", "write", path=str(source), blocks=rounds)
+        children.run("packing", "draw", path=str(source), blocks=rounds)
         rows = [measure(name, source, work, options.rounds) for name in options.only]
     finally:
         shutil.rmtree(work)
@@ -53,7 +54,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write(path: str, blocks: int) -> None:
+def draw(path: str, blocks: int) -> None:
     """Write a weight of normal numbers."""
     torch.manual_seed(0)
     block = (torch.randn(ROWS, COLUMNS) * 0.02).bfloat16().view(torch.int16).numpy().tobytes()
@@ -112,18 +113,16 @@ def pack(path: str, output: str, name: str) -> tuple[float, float]:
         for packed in format.pack_rows(blocks(path), most):
             if pending is not None:
                 pending.result()
-            pending = writer.submit(write_all, file, packed)
+            pending = writer.submit(write, file, packed)
         if pending is not None:
             pending.result()
         os.fsync(file.fileno())
     return time.perf_counter() - start, time.process_time() - before
 
 
-def write_all(file: io.FileIO, packed: Quantized) -> None:
-    for tensor in (packed.codes, packed.scales.view(torch.uint8)):
-        view = memoryview(tensor.numpy()).cast("B")
-        while view:
-            view = view[file.write(view) :]
+def write(file: io.FileIO, packed: Quantized) -> None:
+    for tensor in (packed.codes, packed.scales):
+        write_all(file.fileno(), as_bytes(tensor))
 
 
 def blocks(path: str) -> Iterator[Tensor]:
