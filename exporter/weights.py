@@ -30,7 +30,7 @@ SHARD_BYTES = 4 << 30  # 4 GiB: most file systems and transports take files of t
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "U8": 1}  # bytes
 ALIGNMENT = 64  # of the first byte of data: a cache line
 # For longer writes Linux takes pages of 2 MB. Those that a virtual machine has given back to its
-# host, as it does with free ones, take ten times as long: 0.4 GB/s instead of 4.
+# host, as it does with free ones, take many times as long.
 WRITE_BYTES = 1 << 20
 
 

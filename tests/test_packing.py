@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from lmcast.calib.formats import WEIGHTS, FormatError
+from lmcast.calib.formats.strips import VALUES
 from lmcast.graphs.quantized import Quantized
 
 COLUMNS = 128  # whole blocks of every format
@@ -93,11 +94,14 @@ def test_parts_are_as_the_whole(name: str):
     one = torch.get_num_threads() == 1
     torch.set_num_threads(2 if one else 1)
     try:
-        tall = stack.repeat(1, 30, 1)  # several strips
-        again = format.pack(tall)
+        times = 1 + 2 * VALUES // stack[0].numel()
+        tall = stack.repeat(1, times, 1)  # of each matrix several strips
+        again, found = format.pack(tall), format.search(tall)
     finally:
         torch.set_num_threads(1 if one else 2)
     assert torch.equal(format.pack(tall).codes, again.codes)
+    if format.scheme.block[0] == 1:
+        assert torch.equal(found.float(), format.search(stack).float().repeat(1, times, 1))
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
