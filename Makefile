@@ -25,7 +25,7 @@ types: $(VENV)/.tests
 	    -p lmcast.plugins -p lmcast.graphs -p lmcast.calib -p lmcast.exporter
 
 # In order of names: by numbers of tests, slow files with few would be left to one worker at the end.
-check-suite: $(VENV)/.tests
+check-suite: $(VENV)/.tests $(VENV)/.llm-compressor
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: $(VENV)/.bench
@@ -53,6 +53,16 @@ $(VENV)/.plugins: $(shell find plugins/tensorrt -type f) $(wildcard plugins/kern
 
 $(VENV)/.tests: $(VENV)/.lmcast $(VENV)/.plugins
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+# llm-compressor wants older libraries than the tests, and takes from theirs what both can use.
+PEER := $(VENV)/llm-compressor
+$(VENV)/.llm-compressor: tests/llm_compressor.txt $(VENV)/.tests
+	rm -rf $(PEER)
+	$(PYTHON) -m venv $(PEER)
+	echo $(abspath $(VENV))/lib/python3.*/site-packages \
+	    > $$(echo $(PEER)/lib/python3.*/site-packages)/tests.pth
+	$(PEER)/bin/pip install -q -c tests/llm_compressor.txt llmcompressor
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.tests

@@ -169,8 +169,8 @@ def meaning(form: str, leaves: Leaves, args: Any) -> Tensor:
         return (numbers - zeros) * wide(scales, columns)
     weight = leaves["weight"]
     codes = weight.float() if weight.dtype == torch.int8 else fp8(weight)
-    if args.strategy == "block":
-        scales = scales.float().repeat_interleave(args.block_structure[0], 0)
+    if args.strategy == "block":  # the last may be a part of one
+        scales = scales.float().repeat_interleave(args.block_structure[0], 0)[: len(codes)]
     return codes * (scales.float() if scales.dim() == 1 else wide(scales, codes.shape[1]))
 
 

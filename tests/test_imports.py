@@ -27,6 +27,7 @@ CASES: dict[str, Any] = {
     "int4, rows": lambda: compressed("W4A16", strategy="channel", group_size=None),
     "int8 in words": lambda: compressed("W8A16", BF16, group_size=64),
     "int8": lambda: compressed("W8A8"),
+    "int4 in bytes": lambda: compressed("W4A8", group_size=32),
     "fp8": lambda: compressed("FP8", BF16),
     "fp8, rows": lambda: compressed("FP8_DYNAMIC", BF16),
     "fp8, blocks": lambda: compressed("FP8_BLOCK", block_structure=[32, 64]),

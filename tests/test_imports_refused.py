@@ -72,6 +72,12 @@ def bare(_: Settings, tensors: Tensors) -> None:
         tensors.pop(name)
 
 
+def as_bytes(settings: Settings, _: Tensors) -> None:
+    """Say of packed integers that each has a byte."""
+    weights(symmetric=True)(settings, {})
+    settings["config_groups"]["group_0"]["format"] = "int-quantized"
+
+
 def entry(value: int) -> Callable[[Tensor], Tensor]:
     def change(whole: Tensor) -> Tensor:
         whole.view(-1)[0] = value
@@ -98,7 +104,9 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
     ("int4", weights(symmetric=True), WeightError, "weight_zero_point .*nothing reads it"),
     ("int4", key("format", to="marlin-24"), ConfigError, "config.format is 'marlin-24'; implem"),
     ("int4", key("config_groups", "group_0", "format", to="int-quantized"), ConfigError,
-     "num_bits is 4; accepted in format 'int-quantized': 8"),
+     "symmetric is False; accepted in format 'int-quantized': True"),
+    ("int4", as_bytes, WeightError, f"tensor {D}.weight is missing"),
+    ("fp8", weights(num_bits=4), ConfigError, "num_bits is 4; accepted in .*float-quantized': 8"),
     ("int4", key("config_groups", to={}), ConfigError, "config_groups is {}; accepted: an obj"),
     ("int4", key("config_groups", "group_0", to=[]), ConfigError, r"group_0 is \[\]; accepted"),
     ("int4", key("quantization_status", to="initialized"), ConfigError, "status is 'initialized'"),

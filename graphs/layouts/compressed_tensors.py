@@ -37,7 +37,7 @@ PACKED, PLAIN = "weight_packed", "weight"
 # Format -> bits, type and what is shared how, as its compressor demands them; None: as given.
 FIXED: Mapping[str, tuple[int | None, str | None, str | None, int | None]] = {
     "pack-quantized": (None, "int", None, None),
-    "int-quantized": (8, "int", None, None),
+    "int-quantized": (None, "int", None, None),  # a byte each, also those of 4 bits
     "float-quantized": (8, "float", None, None),
     "naive-quantized": (8, None, None, None),
     "nvfp4-pack-quantized": (4, "float", "tensor_group", 16),
