@@ -14,6 +14,7 @@ import torch
 from compressed_tensors.quantization import preset_name_to_scheme
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
+from llmcompressor.modifiers.transform import SpinQuantModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 NOT_ROUTERS = ["lm_head", "re:.*mlp.gate$"]
 to_nearest = partial(QuantizationModifier, targets="Linear", ignore=NOT_ROUTERS)
 gptq = partial(GPTQModifier, targets="Linear", ignore=NOT_ROUTERS)
+spinquant = partial(SpinQuantModifier, transform_type="hadamard")
 CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
 
 
@@ -35,6 +37,9 @@ def two_schemes():
 MODIFIERS = {
     "gptq": lambda: gptq(scheme="W4A16", actorder="static"),
     "smoothquant": lambda: [SmoothQuantModifier(), gptq(scheme="W8A8")],
+    # Rotations that end up in the weights, and one that inputs need, too.
+    "spinquant": lambda: [spinquant(rotations=["R1", "R2"]), to_nearest(scheme="W4A16")],
+    "spinquant-online": lambda: [spinquant(rotations=["R1", "R4"]), to_nearest(scheme="W4A16")],
     "cache": lambda: to_nearest(scheme="FP8", kv_cache_scheme=CACHE),
     "two": two_schemes,
     "all": lambda: QuantizationModifier(targets=["Linear", "Embedding"], scheme="W8A16"),

@@ -13,7 +13,7 @@ from quantized_files import CONFIG, Leaves, meaning, small
 from tiny import ours, prompt, read
 
 from lmcast.exporter.inspection import inspect
-from lmcast.graphs import load
+from lmcast.graphs import ConfigError, load
 
 PEER = Path(sys.prefix) / "llm-compressor/bin/python"
 # Scheme, or what llm_compressor.py calls so -> what inspect counts, what is left out.
@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, tuple[dict[str, int], str]]] = {"qwen3/plain": {
     "MXFP8": ({"mxfp8": 2 * 14}, ""),
     "gptq": ({"int4": 3 * 14}, ""),
     "smoothquant": ({"int8": 2 * 14}, ""),
+    "spinquant": ({"int4": 3 * 14}, ""),
     "cache": ({"fp8": 2 * 14}, "18 tensors: 14 of input_scale, 2 of k_scale, 2 of v_scale"),
     "two": ({"fp8": 2 * 8, "nvfp4": 3 * 6}, "6 tensors: 6 of input_global_scale"),
     "all": ({"int8": 3 * 16}, ""),
@@ -40,6 +41,9 @@ KINDS: dict[str, dict[str, tuple[dict[str, int], str]]] = {"qwen3/plain": {
     "FP8_DYNAMIC": ({"fp8": 2 * 56}, ""),
     "NVFP4": ({"nvfp4": 3 * 56}, "56 tensors: 56 of input_global_scale"),
 }}  # fmt: skip
+REFUSED = {
+    "qwen3/plain": {"spinquant-online": r"R4.apply.*location is 'input'; implemented: 'weigh"}
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,7 @@ def exports(tmp_path_factory) -> dict[tuple[str, str], Path]:
     for case, names in KINDS.items():
         folder = tmp_path_factory.mktemp("llm_compressor")
         small(case, folder / "plain")
-        made |= {(case, name): folder / name for name in names}
+        made |= {(case, name): folder / name for name in (*names, *REFUSED.get(case, ()))}
     script = Path(__file__).with_name("llm_compressor.py")
     done = subprocess.run([PEER, script, *made.values()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -93,3 +97,9 @@ def test_a_model_is_that_of_its_numbers(case, name, exports):
     counted = {kind: count["tensors"] for kind, count in found.weights.items()}
     assert {kind: n for kind, n in counted.items() if kind in kinds} == kinds
     assert found.left_out == left_out
+
+
+@pytest.mark.parametrize(("case", "name"), [(c, n) for c, names in REFUSED.items() for n in names])
+def test_what_inputs_would_need_is_refused(case, name, exports):
+    with pytest.raises(ConfigError, match=REFUSED[case][name]):
+        load(exports[case, name])

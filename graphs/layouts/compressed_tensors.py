@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from lmcast.graphs.layouts.tensors import (
 )  # fmt: skip
 from lmcast.graphs.quantized import Block, Layout, Quantized, ReadRows, Scheme, Shapes, WeightError
 
+T = TypeVar("T")
 Format = Literal[
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
     "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision",
@@ -89,6 +90,28 @@ class Group:
     input_activations: dict | None = None
     output_activations: dict | None = None
     format: Format | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned:
+    """What a transform was applied to: weights, which hold it already."""
+
+    location: Literal["weight_input", "weight_output"]
+    targets: tuple[str, ...]
+    ignore: tuple[str, ...] = ()
+    inverse: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """A rotation of weights and its inverse in others, as of SpinQuant's R1 and R2."""
+
+    apply: tuple[Turned, ...]
+    type: str
+    head_dim: int | None = None
+    precision: str | None = None
+    randomize: bool = False
+    requires_grad: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,18 +192,33 @@ class CompressedTensors:
 
 def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> CompressedTensors:
     """Return the settings of a quantization_config; raises ConfigError for what is not read."""
-    groups = raw.get("config_groups")
-    if not isinstance(groups, Mapping) or not groups:
+    groups, transforms = raw.get("config_groups"), raw.get("transform_config")
+    if not groups:
         raise ConfigError(f"{at}config_groups is {groups!r:.80}; accepted: an object")
+    parsed = _each(Group, groups, f"{at}config_groups", inert, INERT)
+    raw = {**raw, "config_groups": parsed}
+    if isinstance(transforms, Mapping) and transforms.keys() == {"config_groups"}:
+        _each(Transform, transforms["config_groups"], f"{at}transform_config.config_groups", inert)
+        del raw["transform_config"]
+    return parse(CompressedTensors, raw, at, inert)
+
+
+def _each(
+    kind: type[T], groups: object, at: str, inert: Collection[str], ignored: Collection[str] = ()
+) -> list[T]:
+    """Return the values of an object by name; ignored: keys of their weights that say nothing."""
+    if not isinstance(groups, Mapping):
+        raise ConfigError(f"{at} is {groups!r:.80}; accepted: an object")
     parsed = []
     for name, group in groups.items():
-        within = f"{at}config_groups.{name}."
+        within = f"{at}.{name}."
         path = within.rpartition(": ")[2]
-        known = {*inert, *(f"{path}weights.{key}" for key in INERT)}
-        parsed.append(parse(Group, group, within, known) if isinstance(group, Mapping) else None)
-        if parsed[-1] is None:
+        if not isinstance(group, Mapping):
             raise ConfigError(f"{within[:-1]} is {group!r:.80}; accepted: an object")
-    return parse(CompressedTensors, {**raw, "config_groups": parsed}, at, inert)
+        parsed.append(
+            parse(kind, group, within, {*inert, *(f"{path}weights.{k}" for k in ignored)})
+        )
+    return parsed
 
 
 # Integers: words of 32 bits along a row, the first number lowest, half of their range added.

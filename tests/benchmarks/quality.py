@@ -2,6 +2,7 @@
 
     python tests/benchmarks/quality.py WORK CHECKPOINT... [--only mxfp4,int4] [--data FILE]
     python tests/benchmarks/quality.py WORK CHECKPOINT... --algorithms --only mxfp4
+    python tests/benchmarks/quality.py WORK CHECKPOINT... --formats
 
 Checkpoints as samples/smollm2.sh and samples/gemma3.sh fetch them hold weights of 4 bits, which
 flatters formats of 4 bits: rescale.py first turns them into others of the same function, which lie
@@ -31,10 +32,20 @@ from typing import Any
 
 import rescale
 import torch
-from quality_table import MODELOPT, Found, draw, mean, text, text_of_algorithms
+from quality_table import (
+    MODELOPT,
+    UNTURNED,
+    Found,
+    draw,
+    mean,
+    text,
+    text_of_algorithms,
+    text_of_formats,
+)
 
 import lmcast.calib
 from lmcast.calib.algorithms import ALGORITHMS
+from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.presets import PRESETS, Preset
 from lmcast.exporter.calibration import calibrate
 from lmcast.exporter.checkpoint import identified
@@ -43,6 +54,7 @@ from lmcast.exporter.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.quality import eager_quality
 from lmcast.exporter.recipe_files import open_recipe
+from lmcast.graphs.blocks.quantized import InputFormat
 
 sys.path.append(str(Path(__file__).parents[1]))
 import rounded
@@ -263,15 +275,42 @@ def measure_algorithms(checkpoint: Path, options: argparse.Namespace) -> Found:
     made, rows, given, of = opened(checkpoint, options)
     found = Found()
     for name in options.only or PRESETS:
-        for algorithm in ALGORITHMS:
-            ladder = tuple(dict.fromkeys(("rtn", algorithm)))
-            preset = replace(PRESETS[name], ladder=ladder)
+        preset = PRESETS[name]
+        ways = {each: replace(preset, ladder=("rtn", each)) for each in ALGORITHMS}
+        ways["rtn"] = replace(preset, ladder=("rtn",))
+        if preset.inputs.rotation:
+            ways[UNTURNED] = replace(ways["rtn"], inputs=replace(preset.inputs, rotation=0))
+        for algorithm, preset in ways.items():
             found.setdefault(name, {})[algorithm] = rows.get(
                 f"{made.name} {name} {algorithm} alone",
                 [*of, asdict(preset)],
                 partial(calibrated, made, preset, given),
             )
     return found
+
+
+def measure_formats(checkpoint: Path, options: argparse.Namespace) -> Found:
+    """Return, for every format, a row for weights rounded to nearest; inputs stay as they are."""
+    made, rows, given, of = opened(checkpoint, options)
+    found = Found()
+    for name in options.only or WEIGHTS:
+        preset = Preset(name, InputFormat(), ("rtn",))
+        found[name] = {
+            "nearest": rows.get(
+                f"{made.name} weights in {name}",
+                [*of, asdict(preset)],
+                partial(calibrated, made, preset, given),
+            )
+        }
+    return found
+
+
+# What is measured, and what prints it.
+TABLES = {
+    None: (measure, text),
+    "algorithms": (measure_algorithms, text_of_algorithms),
+    "formats": (measure_formats, text_of_formats),
+}
 
 
 def main() -> None:
@@ -284,9 +323,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="to measure with")
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--algorithms", action="store_true", help="one by one, instead of the recipes' choices"
-    )
+    for table, said in (
+        ("algorithms", "one by one, instead of the recipes' choices"),
+        ("formats", "of weights alone, rounded to nearest"),
+    ):
+        parser.add_argument(
+            f"--{table}", action="store_const", const=table, dest="table", help=said
+        )
     parser.add_argument(
         "--keep",
         action="store_true",
@@ -295,9 +338,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    make, shown = (
-        (measure_algorithms, text_of_algorithms) if options.algorithms else (measure, text)
-    )
+    make, shown = TABLES[options.table]
     with (options.work / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -306,7 +347,7 @@ def main() -> None:
         every = {checkpoint.name: make(checkpoint, options) for checkpoint in options.checkpoints}
     print()
     print("\n\n".join(shown(model, found) for model, found in every.items()))
-    if not options.algorithms:
+    if options.table is None:
         draw(every)
 
 

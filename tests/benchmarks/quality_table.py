@@ -10,6 +10,7 @@ PICTURE = Path(__file__).with_name("quality.png")
 # Divergence at most, as a share of that of nearest rounding (of ModelOpt's FP8_DEFAULT, in fp8).
 AIMS = {"mxfp4": 0.6, "mxfp4-w4a4": 0.6, "mxfp4-w4a8": 0.65, "int4": 0.6, "nvfp4": 0.7, "fp8": 1.0}
 MODELOPT = "ModelOpt FP8_DEFAULT"
+UNTURNED = "rtn, not turned"
 
 Found = dict[str, dict[str, Any]]  # preset -> 'nearest' and 'calibrated', or MODELOPT -> row
 
@@ -69,7 +70,7 @@ def text_of_algorithms(model: str, found: Found) -> str:
     for name, ways in found.items():
         base = mean(ways["rtn"]["measured"]["kl"])
         for algorithm, way in ways.items():
-            measured, kept = way["measured"], way["algorithms"].get(algorithm, 0)
+            measured, kept = way["measured"], way["algorithms"].get(algorithm.split(",")[0], 0)
             rows.append(
                 [
                     name,
@@ -83,6 +84,23 @@ def text_of_algorithms(model: str, found: Found) -> str:
                 ]
             )
     return f"{model}, each algorithm alone:\n\n{markdown(columns, rows)}"
+
+
+def text_of_formats(model: str, found: Found) -> str:
+    columns = ["weights", "MB", "perplexity", "same top token", "KL, nearest"]
+    rows = []
+    for name, ways in found.items():
+        measured = ways["nearest"]["measured"]
+        rows.append(
+            [
+                name,
+                f"{measured['bytes'] / 1e6:.1f}",
+                mean(measured["perplexity_ratio"]).text(".4f"),
+                f"{measured['top1']['value']:.1%}",
+                mean(measured["kl"]).text(".3g"),
+            ]
+        )
+    return f"{model}, weights alone, rounded to nearest:\n\n{markdown(columns, rows)}"
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
