@@ -24,11 +24,11 @@ class Child:
     peak_rss: int  # bytes, the kernel's high-water mark
 
 
-def run(module: str, function: str, **arguments: Any) -> Child:
+def run(module: str, function: str, python: str = sys.executable, **arguments: Any) -> Child:
     """Call `function(**arguments)` of a module of this folder; raises RuntimeError if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         answer, log = Path(folder, "answer.json"), Path(folder, "log")
-        command = [sys.executable, __file__, module, function, json.dumps(arguments), str(answer)]
+        command = [python, __file__, module, function, json.dumps(arguments), str(answer)]
         start = time.perf_counter()
         with log.open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=out)
