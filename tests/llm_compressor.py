@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 NOT_ROUTERS = ["lm_head", "re:.*mlp.gate$"]
 to_nearest = partial(QuantizationModifier, targets="Linear", ignore=NOT_ROUTERS)
-gptq = partial(GPTQModifier, targets="Linear", ignore=NOT_ROUTERS)
 spinquant = partial(SpinQuantModifier, transform_type="hadamard")
 CACHE = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
 
@@ -35,8 +34,10 @@ def two_schemes():
 
 
 MODIFIERS = {
-    "gptq": lambda: gptq(scheme="W4A16", actorder="static"),
-    "smoothquant": lambda: [SmoothQuantModifier(), gptq(scheme="W8A8")],
+    "gptq": lambda: GPTQModifier(
+        targets="Linear", ignore=NOT_ROUTERS, scheme="W4A16", actorder="static"
+    ),
+    "smoothquant": lambda: [SmoothQuantModifier(), to_nearest(scheme="W8A8")],
     # Rotations that end up in the weights, and one that inputs need, too.
     "spinquant": lambda: [spinquant(rotations=["R1", "R2"]), to_nearest(scheme="W4A16")],
     "spinquant-online": lambda: [spinquant(rotations=["R1", "R4"]), to_nearest(scheme="W4A16")],

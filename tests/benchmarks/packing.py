@@ -37,7 +37,7 @@ def main() -> None:
     rounds = int(options.gigabytes * GB / (2 * ROWS * COLUMNS))
     try:
         children.run("packing", "draw", path=str(source), blocks=rounds)
-        rows = [measure(name, source, work, options) for name in options.only]
+        rows = [measure(name, source, work, options.rounds) for name in options.only]
     finally:
         shutil.rmtree(work)
     columns = ["format", "GB/s", "of cp", "CPU s", "peak RSS MB", "written MB"]
@@ -50,7 +50,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", help="where files go, twice the size; default: a temporary one")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="that pack, beside two for files")
     parser.add_argument("--only", choices=WEIGHTS, nargs="+", default=list(WEIGHTS))
     return parser.parse_args()
 
@@ -65,14 +64,13 @@ def draw(path: str, blocks: int) -> None:
         os.fsync(file.fileno())
 
 
-def measure(name: str, source: Path, work: Path, options: argparse.Namespace) -> list[str]:
+def measure(name: str, source: Path, work: Path, rounds: int) -> list[str]:
     """Return a row of the table: medians of rounds, each with a copy of its own beside it."""
     size, speeds, ratios, costs = source.stat().st_size, [], [], []
     output = work / "packed"
-    given = {"path": str(source), "output": str(output), "name": name, "threads": options.threads}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         copied = copy(source, work / "copy")
-        child = children.run("packing", "pack", **given)
+        child = children.run("packing", "pack", path=str(source), output=str(output), name=name)
         seconds, cpu = child.result
         speeds.append(size / seconds / GB)
         ratios.append(copied / seconds)
@@ -95,13 +93,13 @@ def copy(source: Path, target: Path) -> float:
     return seconds
 
 
-def pack(path: str, output: str, name: str, threads: int) -> tuple[float, float]:
+def pack(path: str, output: str, name: str) -> tuple[float, float]:
     """Pack a file into another; return the seconds and CPU seconds without starting Python.
 
-    The loops are compiled before, as they are once for a machine. What packing waits for, reading
-    and writing, is done by two more threads.
+    The loops are compiled before, as they are once for a machine. One thread packs: what it waits
+    for, reading and writing, is done by two others.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     format = WEIGHTS[name]
     format.pack(torch.ones(128, 128, dtype=torch.bfloat16))
     start, before = time.perf_counter(), time.process_time()

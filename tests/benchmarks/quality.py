@@ -276,10 +276,11 @@ def measure_algorithms(checkpoint: Path, options: argparse.Namespace) -> Found:
     found = Found()
     for name in options.only or PRESETS:
         preset = PRESETS[name]
-        ways = {each: replace(preset, ladder=("rtn", each)) for each in ALGORITHMS}
-        ways["rtn"] = replace(preset, ladder=("rtn",))
+        ways = {"rtn": replace(preset, ladder=("rtn",))}
         if preset.inputs.rotation:
             ways[UNTURNED] = replace(ways["rtn"], inputs=replace(preset.inputs, rotation=0))
+        for each in ALGORITHMS:
+            ways.setdefault(each, replace(preset, ladder=("rtn", each)))
         for algorithm, preset in ways.items():
             found.setdefault(name, {})[algorithm] = rows.get(
                 f"{made.name} {name} {algorithm} alone",
