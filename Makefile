@@ -5,9 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types check-suite bench clean
+# An editable install links each file: another list of files is another install.
+SOURCES := $(shell find plugins graphs calib exporter -name '*.py' | sort)
+PACKAGE := $(VENV)/.package-$(shell echo $(SOURCES) | cksum | cut -d ' ' -f 1)
 
-demo: $(VENV)/.lmcast
+.PHONY: demo test quick lint types check-suite bench clean
+
+demo: $(PACKAGE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh samples/smollm2.sh
 
 test: lint types check-suite
@@ -16,16 +20,11 @@ lint: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy follows installed packages, but not an editable install: it gets a plain one of its own.
-types: $(VENV)/.tests
-	rm -rf build $(VENV)/plain
-	$(BIN)/pip install -q --no-deps --target $(VENV)/plain .
-	rm -rf build
-	cd $(VENV)/plain && ../bin/mypy --config-file ../../pyproject.toml \
-	    -p lmcast.plugins -p lmcast.graphs -p lmcast.calib -p lmcast.exporter
+types: $(VENV)/.tests $(PACKAGE)
+	$(BIN)/mypy -p lmcast.plugins -p lmcast.graphs -p lmcast.calib -p lmcast.exporter
 
 # In order of names: by numbers of tests, slow files with few would be left to one worker at the end.
-check-suite: $(VENV)/.tests $(VENV)/.llm-compressor
+check-suite: $(VENV)/.tests $(VENV)/.llm-compressor $(PACKAGE)
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 bench: $(VENV)/.bench
@@ -41,30 +40,38 @@ $(BIN)/python:
 # torch first and pinned: an open range would fetch the newest build with its GPU libraries.
 $(VENV)/.lmcast: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[gguf]'
+	$(BIN)/pip install -q -c constraints.txt $(EDITABLE) '.[gguf]'
+	rm -f $(VENV)/.package-*
+	touch $@ $(PACKAGE)
+
+# Strict: files are linked, not mapped by an import hook, so that mypy and editors follow them.
+EDITABLE := -C editable_mode=strict -e
+$(PACKAGE): | $(VENV)/.lmcast
+	rm -rf build $(VENV)/.package-*
+	$(BIN)/pip install -q --no-deps $(EDITABLE) .
 	touch $@
 
 # A C++ compiler is needed here alone. What builds it, too, is pinned: isolation knows no other way.
-$(VENV)/.plugins: $(shell find plugins/tensorrt -type f) $(wildcard plugins/kernels/*_triton.py) \
+$(VENV)/.plugins: $(shell find plugins/native -type f) $(wildcard plugins/*/*_triton.py) \
     | $(VENV)/.lmcast
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install -q \
-	    -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON ./plugins/tensorrt
+	    -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON ./plugins/native
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.lmcast $(VENV)/.plugins
-	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -q -c constraints.txt $(EDITABLE) '.[test]'
 	touch $@
 
 # llm-compressor wants older libraries than the tests, and takes from theirs what both can use.
 PEER := $(VENV)/llm-compressor
-$(VENV)/.llm-compressor: tests/llm_compressor.txt $(VENV)/.tests
+$(VENV)/.llm-compressor: tests/layouts/llm_compressor.txt $(VENV)/.tests
 	rm -rf $(PEER)
 	$(PYTHON) -m venv $(PEER)
 	echo $(abspath $(VENV))/lib/python3.*/site-packages \
 	    > $$(echo $(PEER)/lib/python3.*/site-packages)/tests.pth
-	$(PEER)/bin/pip install -q -c tests/llm_compressor.txt llmcompressor
+	$(PEER)/bin/pip install -q -c tests/layouts/llm_compressor.txt llmcompressor
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.tests
-	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install -q -c constraints.txt $(EDITABLE) '.[bench]'
 	touch $@

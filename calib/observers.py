@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.statistics import BINS, InputStatistics, StatisticsError
-from lmcast.plugins.numbers import E2M1_MOST, E4M3_MOST, round_e4m3
+from lmcast.plugins.rounding import E2M1_MOST, E4M3_MOST, round_e4m3
 
 PERCENTILE = 0.9999  # of the magnitudes lie below the threshold
 THRESHOLDS = [step / 100 for step in range(100, 4, -1)]  # of the largest magnitude: what is tried

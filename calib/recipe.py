@@ -12,11 +12,11 @@ from torch import nn
 
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.attention import Attention
-from lmcast.graphs.blocks.cache import Fp8Cache
+from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
-from lmcast.graphs.quantized import Blocks, Scheme
-from lmcast.graphs.sources import Packed, Source, View
-from lmcast.graphs.weights import Binding, wide
+from lmcast.graphs.weights.bind import Binding, wide
+from lmcast.graphs.weights.quantized import Blocks, Scheme
+from lmcast.graphs.weights.sources import Packed, Source, View
 from lmcast.plugins.errors import InputError
 
 FP8_CACHE = "fp8"  # the one format of a cache

@@ -4,13 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmcast.exporter.engine import Engine, load
     from lmcast.exporter.pipeline import export
-    from lmcast.exporter.session import Session
+    from lmcast.exporter.runtime.engine import Engine, load
+    from lmcast.exporter.runtime.session import Session
 
 __all__ = ["Engine", "Session", "export", "load"]
 
-_HOMES = {"Engine": "engine", "load": "engine", "export": "pipeline", "Session": "session"}
+_HOMES = {
+    "Engine": "runtime.engine",
+    "load": "runtime.engine",
+    "export": "pipeline",
+    "Session": "runtime.session",
+}
 
 
 def __getattr__(name: str) -> Any:

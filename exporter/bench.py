@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.engine import Engine
+from lmcast.exporter.runtime.engine import Engine
 from lmcast.plugins.errors import InputError
 
 READ_BYTES = 512 << 20  # 512 MiB: well above the caches
@@ -245,7 +245,7 @@ def prepare(request: Mapping[str, Any]) -> Peaks:
         import_module("lmcast.exporter.backends.onnxruntime")
         return Peaks()
     import_module("lmcast.exporter.backends.tensorrt.runner")
-    plans = import_module("lmcast.exporter.plans")
+    plans = import_module("lmcast.exporter.backends.tensorrt.plans")
     for module in plans.modules(engine.manifest):
         if find_spec(module) is not None:
             import_module(module)

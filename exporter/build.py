@@ -7,10 +7,10 @@ from pathlib import Path
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.build import build_plan, order, plan_file
 from lmcast.exporter.backends.tensorrt.request import Sizes
-from lmcast.exporter.engine import Engine
-from lmcast.exporter.manifest import EngineError, write_manifest
+from lmcast.exporter.engine.manifest import EngineError, write_manifest
+from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.progress import Progress, silent
-from lmcast.exporter.staging import staged
+from lmcast.exporter.runtime.engine import Engine
 
 
 def build(

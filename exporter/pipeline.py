@@ -13,29 +13,29 @@ import torch
 
 from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
 from lmcast.exporter import passes
-from lmcast.exporter.attach import attach
 from lmcast.exporter.backends.onnxruntime import require_kernels
 from lmcast.exporter.backends.tensorrt.build import build_plan, order
 from lmcast.exporter.backends.tensorrt.libraries import LIBRARIES
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes
-from lmcast.exporter.capture import capture
 from lmcast.exporter.checkpoint import CheckpointError, identified
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.description import describe
-from lmcast.exporter.engine import MODEL, PARITY, TEMPLATE, TOKENIZER, Engine
-from lmcast.exporter.manifest import EngineError, write_manifest
-from lmcast.exporter.onnx_export import assemble
-from lmcast.exporter.packed_forms import Form, without_kernel
-from lmcast.exporter.parity import check
+from lmcast.exporter.engine.contract import describe
+from lmcast.exporter.engine.manifest import EngineError, write_manifest
+from lmcast.exporter.engine.staging import staged
+from lmcast.exporter.graph.assemble import assemble
+from lmcast.exporter.graph.capture import capture
 from lmcast.exporter.progress import Progress, silent
-from lmcast.exporter.recipe_files import open_recipe
-from lmcast.exporter.staging import staged
-from lmcast.exporter.weights import Mode, Placement, check_copies, choose_mode, place
+from lmcast.exporter.prove.parity import check
+from lmcast.exporter.runtime.engine import MODEL, PARITY, TEMPLATE, TOKENIZER, Engine
+from lmcast.exporter.weights.attach import attach
+from lmcast.exporter.weights.place import Mode, Placement, check_copies, choose_mode, place
+from lmcast.exporter.weights.quantized_forms import Form, without_kernel
+from lmcast.exporter.weights.recipe_files import open_recipe
 from lmcast.graphs import Definition, defined
-from lmcast.graphs.matformer import sliced
+from lmcast.graphs.families.matformer import sliced
 from lmcast.plugins.errors import CheckFailed
 
 SLICE_BYTES = 1 << 20  # of the description of a slice: a few numbers for each layer

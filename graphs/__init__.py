@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.graphs import archs
-from lmcast.graphs.arch import Arch, ConfigError, read_config
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
 from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.config.reading import Arch, ConfigError, read_config
+from lmcast.graphs.families.multimodal import Multimodal
+from lmcast.graphs.layouts.catalogue import take
 from lmcast.graphs.layouts.tensors import Tensors, is_activation
-from lmcast.graphs.multimodal import Multimodal
-from lmcast.graphs.quantization import take
-from lmcast.graphs.sources import View, alike, load_into, plain, tensors_of
-from lmcast.graphs.weights import Binding, WeightError, bind, spared
+from lmcast.graphs.weights.bind import Binding, WeightError, bind, spared
+from lmcast.graphs.weights.sources import View, alike, load_into, plain, tensors_of
 
 __all__ = ["ConfigError", "Definition", "WeightError", "define", "defined", "fill", "load"]
 

@@ -68,20 +68,22 @@ def rounded(times: int) -> dict[torch.dtype, Close]:
     return {dtype: Close(times * epsilon, epsilon) for dtype, epsilon in short.items()}
 
 
-def triton(operator: str) -> Callable[[], Callable]:
-    """Return the loader of an operator's Triton kernel, which takes eager's arguments on a GPU.
+def triton(module: str) -> Callable[[], Callable]:
+    """Return the loader of the Triton kernel beside an operator's `module` (its `__name__`).
 
-    The loader raises InputError where the triton package is missing.
+    The kernel takes eager's arguments on a GPU. The loader raises InputError where the triton
+    package is missing.
     """
 
     def load() -> Callable:
         try:
             import_module("triton")
         except ModuleNotFoundError:
+            operator = module.rpartition(".")[2]
             raise InputError(
                 f"{operator}: its kernel needs the triton package; pip install 'lmcast[triton]'"
             ) from None
-        return import_module(f"lmcast.plugins.kernels.{operator}_triton").launch
+        return import_module(f"{module}_triton").launch
 
     return load
 

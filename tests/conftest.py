@@ -39,7 +39,7 @@ def _traced_once() -> Iterator[None]:
     """Parts that trace alike are traced once a session: two in five were traced again."""
     from dataclasses import replace
 
-    from lmcast.exporter import capture
+    from lmcast.exporter.graph import capture
 
     trace, traced = capture._trace, dict[str, capture.Part]()
 

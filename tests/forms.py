@@ -1,6 +1,6 @@
 """Prints TARGETS.md: in which form each operator runs, by family and target.
 
-tests/test_built_plans.py holds every row to a plan that was built.
+tests/backends/test_built_plans.py holds every row to a plan that was built.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ from lmcast.calib.formats import FORMATS, WEIGHTS
 from lmcast.exporter import passes, pipeline
 from lmcast.exporter.backends.tensorrt.formats import FIRST_SM, NAMES, WIDER
 from lmcast.exporter.checkpoint import open_checkpoint
-from lmcast.exporter.forms import Forms, forms
+from lmcast.exporter.graph.operator_forms import Forms, forms
 
 SMS = (75, 80, 86, 89, 120, 121)  # that plans of TensorRT for RTX 1.7 are built for
 DOCUMENT = Path(__file__).parents[1] / "TARGETS.md"
@@ -27,7 +27,7 @@ everywhere. In fp32, and with heads wider than 256, attention is a body in Tenso
 kernels end there. Where a family has layers of both forms, both are named.
 
 `python tests/forms.py > TARGETS.md` prints this page from the first tiny checkpoint of each family
-in tests/tiny.py; a test builds each of them into a plan and reads the forms back from it.
+in tests/tiny; a test builds each of them into a plan and reads the forms back from it.
 
 ## Weights in few bits, by the SM of a TensorRT for RTX plan
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_llama import tiny_llama
+from tiny.llama import tiny_llama
 
 from lmcast.exporter.cli import main
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from operators import REGISTRY
 
 from lmcast.exporter.passes import TARGETS
 from lmcast.graphs import archs
@@ -20,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exporter": {"plugins", "graphs", "calib"},
 }
 # A distribution of its own, in C++.
-APART = ROOT / "plugins/tensorrt"
+APART = ROOT / "plugins/native"
 SOURCES = [
     path
     for package in MAY_IMPORT
@@ -30,7 +31,7 @@ SOURCES = [
 TESTS = sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "samples").rglob("*.py"))
 # Loading a tokenizer runs a Rust library whose panics derive from BaseException alone; staging
 # takes an unfinished directory away whatever ended the work, and raises on.
-CATCH_ALL = {"exporter/checkpoint/texts.py", "exporter/staging.py"}
+CATCH_ALL = {"exporter/checkpoint/texts.py", "exporter/engine/staging.py"}
 
 
 def name(path: Path) -> str:
@@ -63,8 +64,8 @@ OWNED = {
     "onnxruntime": "exporter/backends/",
     "click": "exporter/cli",
     "gguf": "exporter/checkpoint/",
-    "model_signing": "exporter/signing.py",
-    "cryptography": "exporter/signing.py",
+    "model_signing": "exporter/engine/signing.py",
+    "cryptography": "exporter/engine/signing.py",
     "tokenizers": "exporter/",
     "onnx_ir": "exporter/",
     "onnx": "plugins/",  # reads the bodies of operators
@@ -169,7 +170,6 @@ def test_every_pass_is_of_a_target():
 
 
 def test_every_operator_is_its_file():
-    # What operators share.
-    shared = {"plugin", "errors", "fp8_cache", "latent_text", "linear_text", "numbers"}
-    for stem in files("plugins") - shared:
-        assert getattr(import_module(f"lmcast.plugins.{stem}"), stem).name == stem
+    for name, plugin in REGISTRY.items():
+        folder = Path(import_module(plugin.eager.__module__).__file__ or "")
+        assert folder.stem == name, f"{name} is defined in {folder}"

@@ -13,7 +13,7 @@ from lmcast.calib.algorithms.smoothing import Smoothing, awq, balanced, smoothqu
 from lmcast.calib.formats import WeightFormat
 from lmcast.calib.statistics import InputStatistics
 from lmcast.graphs.blocks.quantized import InputFormat
-from lmcast.graphs.quantized import Quantized
+from lmcast.graphs.weights.quantized import Quantized
 
 __all__ = ["ALGORITHMS", "Algorithm", "Candidate", "output_error"]
 

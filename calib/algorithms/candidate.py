@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lmcast.graphs.blocks.quantized import InputFormat
-from lmcast.graphs.quantized import Quantized
-from lmcast.plugins.quantize_input import hadamard, quantize_input
+from lmcast.graphs.weights.quantized import Quantized
+from lmcast.plugins.quantize.quantize_input import hadamard, quantize_input
 
 
 @dataclass(frozen=True)

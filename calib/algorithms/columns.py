@@ -13,7 +13,7 @@ from torch import Tensor
 from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.algorithms.scales import searched, spread, tried
 from lmcast.calib.formats import WeightFormat
-from lmcast.graphs.quantized import Quantized
+from lmcast.graphs.weights.quantized import Quantized
 
 LAZY = 128  # columns after which the rest of the weight hears of their errors
 WIDE = 32  # columns of a block where scales are not found block by block

@@ -12,7 +12,7 @@ from lmcast.calib.algorithms.columns import Columns
 from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.formats import WeightFormat
 from lmcast.calib.formats.strips import element_code, loops
-from lmcast.graphs.quantized import Quantized
+from lmcast.graphs.weights.quantized import Quantized
 
 SWEEPS = 3
 LEAST_ROWS = 1024  # of a thread, which takes a while to start

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.formats import WeightFormat
-from lmcast.graphs.quantized import Quantized
+from lmcast.graphs.weights.quantized import Quantized
 
 
 def searched(

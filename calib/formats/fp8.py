@@ -4,8 +4,8 @@ import torch
 
 from lmcast.calib.formats.scales import quotients, times
 from lmcast.calib.formats.weight import WeightFormat
-from lmcast.graphs.quantized import Block, Scheme
-from lmcast.plugins.numbers import E4M3_MOST
+from lmcast.graphs.weights.quantized import Block, Scheme
+from lmcast.plugins.rounding import E4M3_MOST
 
 
 def _format(name: str, block: Block) -> WeightFormat:

@@ -8,7 +8,7 @@ import torch
 
 from lmcast.calib.formats.scales import quotients, times
 from lmcast.calib.formats.weight import WeightFormat
-from lmcast.graphs.quantized import Scheme
+from lmcast.graphs.weights.quantized import Scheme
 
 MOST = 127.0
 

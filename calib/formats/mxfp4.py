@@ -11,8 +11,8 @@ import torch
 
 from lmcast.calib.formats.scales import next_powers, powers
 from lmcast.calib.formats.weight import WeightFormat
-from lmcast.graphs.quantized import Scheme
-from lmcast.plugins.numbers import E2M1_MOST
+from lmcast.graphs.weights.quantized import Scheme
+from lmcast.plugins.rounding import E2M1_MOST
 
 # The largest number is 1.5 * 2^2; a quarter of a mantissa below the next power is that power.
 EXPONENT, CARRY = 2, 1 << 21

@@ -10,8 +10,8 @@ import torch
 
 from lmcast.calib.formats.scales import next_powers, powers
 from lmcast.calib.formats.weight import WeightFormat
-from lmcast.graphs.quantized import Scheme
-from lmcast.plugins.numbers import E4M3_MOST
+from lmcast.graphs.weights.quantized import Scheme
+from lmcast.plugins.rounding import E4M3_MOST
 
 # The largest number is 1.75 * 2^8: what is above 1.75 times a power takes the next.
 EXPONENT, CARRY = 8, (1 << 21) - 1

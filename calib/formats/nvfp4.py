@@ -4,8 +4,8 @@ import torch
 
 from lmcast.calib.formats.scales import next_codes, shared_quotients
 from lmcast.calib.formats.weight import WeightFormat
-from lmcast.graphs.quantized import Scheme
-from lmcast.plugins.numbers import E2M1_MOST, E4M3_MOST
+from lmcast.graphs.weights.quantized import Scheme
+from lmcast.plugins.rounding import E2M1_MOST, E4M3_MOST
 
 NVFP4 = WeightFormat(
     "nvfp4",

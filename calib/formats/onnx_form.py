@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lmcast.graphs.quantized import Element, Scheme
+from lmcast.graphs.weights.quantized import Element, Scheme
 
 # onnx.TensorProto.DataType; of 4 bits two numbers in a byte, the first in the low half, as here.
 CODES: Mapping[Element, int] = {"e2m1": 23, "e4m3": 17, "int4": 22, "int8": 3}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.formats.strips import FormatError, Rule, nearest_e4m3
-from lmcast.plugins.numbers import E2M1_MOST
+from lmcast.plugins.rounding import E2M1_MOST
 
 # What search tries of fp32 and fp16 scales, times the rule's. On weights of Gemma 3 270M and
 # SmolLM2-135M all but a thousandth of the best were from 0.65 to 1.25.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmcast.graphs.quantized import BITS, Element, Quantized, Scheme
+from lmcast.graphs.weights.quantized import BITS, Element, Quantized, Scheme
 from lmcast.plugins.errors import InputError
 
 # Of a strip: what it needs besides fits in caches.

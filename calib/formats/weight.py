@@ -14,7 +14,7 @@ from torch import Tensor
 from lmcast.calib.formats import strips
 from lmcast.calib.formats.onnx_form import OnnxForm, onnx_form
 from lmcast.calib.formats.strips import Factors, FormatError, Rule
-from lmcast.graphs.quantized import Quantized, Scheme
+from lmcast.graphs.weights.quantized import Quantized, Scheme
 
 # Of a strip whose candidates torch compares: blocks of 16 of them are no work for threads of torch.
 COMPARED = 1 << 18

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
-from lmcast.exporter.manifest import EngineError
-from lmcast.exporter.session import Shaped
+from lmcast.exporter.engine.manifest import EngineError
+from lmcast.exporter.runtime.session import Shaped
 from lmcast.plugins.errors import InputError
 
 NUMPY = {

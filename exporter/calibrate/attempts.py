@@ -20,9 +20,9 @@ from lmcast.exporter.calibrate.sensitivity import sensitivity
 from lmcast.exporter.calibrate.work import Work
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.lock import Place
+from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.progress import Progress
-from lmcast.exporter.recipe_files import identity
+from lmcast.exporter.weights.recipe_files import identity
 from lmcast.graphs import Definition
 from lmcast.plugins.errors import CheckFailed, InputError
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmcast.calib.observers import static_scale
 from lmcast.calib.statistics import InputStatistics
-from lmcast.exporter.calibrate.streams import Stream
+from lmcast.exporter.calibrate.hidden_states import Stream
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer
 from lmcast.plugins.errors import InputError

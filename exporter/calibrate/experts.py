@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from lmcast.calib.presets import Preset
 from lmcast.calib.statistics import InputStatistics
 from lmcast.exporter.calibrate.choice import HELD_ROWS, Choice, Held, choose
-from lmcast.exporter.calibrate.streams import Stream, room
+from lmcast.exporter.calibrate.hidden_states import Stream, room
 from lmcast.graphs.blocks.moe import Experts
-from lmcast.graphs.quantized import Quantized
-from lmcast.plugins.moe_experts import ACTIVATIONS
+from lmcast.graphs.weights.quantized import Quantized
+from lmcast.plugins.experts.moe_experts import ACTIVATIONS
 
 STACKS = ("gate", "up", "down")
 POOLED_ROWS = 2048  # of all tokens of a layer, for an expert that sees too few of its own

@@ -17,13 +17,13 @@ from lmcast.calib.recipe import Recipe, tensors
 from lmcast.calib.statistics import InputStatistics
 from lmcast.exporter.calibrate.choice import HELD_ROWS, Choice, Held, choose, weight_only
 from lmcast.exporter.calibrate.experts import Tokens, quantize, stacked
-from lmcast.exporter.calibrate.streams import Call, Stream, room
+from lmcast.exporter.calibrate.hidden_states import Call, Stream, room
 from lmcast.exporter.calibrate.units import Unit, refused
 from lmcast.exporter.calibrate.work import round_inputs
-from lmcast.graphs.blocks.cache import Fp8Cache
+from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.blocks.moe import Experts
 from lmcast.graphs.blocks.quantized import InputFormat
-from lmcast.graphs.quantized import Quantized, Scheme
+from lmcast.graphs.weights.quantized import Quantized, Scheme
 
 VARIANTS = ("kept", "base")
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from lmcast.exporter.calibrate.streams import Stream
-from lmcast.exporter.comparison import Comparison, Measured
+from lmcast.exporter.calibrate.hidden_states import Stream
+from lmcast.exporter.prove.divergence import Comparison, Measured
 
 POSITIONS = 32  # compared at a time: logits of a large vocabulary are a megabyte each
 

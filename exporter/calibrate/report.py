@@ -10,8 +10,8 @@ from lmcast.calib.recipe import Recipe
 from lmcast.exporter.calibrate.run import Run, bits
 from lmcast.exporter.calibrate.units import left_over
 from lmcast.exporter.calibrate.work import joined
-from lmcast.exporter.comparison import Measured
 from lmcast.exporter.progress import Progress
+from lmcast.exporter.prove.divergence import Measured
 
 FORMATS = {format.scheme: name for name, format in WEIGHTS.items()}
 OTHER = "no linear layer or expert of a decoder layer"

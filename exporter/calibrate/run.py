@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from lmcast.calib.recipe import Recipe
 from lmcast.exporter.calibrate.caches import WHERE, scales
 from lmcast.exporter.calibrate.head import head_of, is_tied, quantized_head
+from lmcast.exporter.calibrate.hidden_states import Stream
 from lmcast.exporter.calibrate.layer import VARIANTS, LayerWork, Settings, Sight, record
 from lmcast.exporter.calibrate.measure import compare
-from lmcast.exporter.calibrate.streams import Stream
 from lmcast.exporter.calibrate.units import units
 from lmcast.exporter.calibrate.work import Work, filled, hold_cache, install, joined
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.comparison import Measured
 from lmcast.exporter.progress import Progress
-from lmcast.exporter.quality import weight_bytes
+from lmcast.exporter.prove.divergence import Measured
+from lmcast.exporter.prove.quality import weight_bytes
 from lmcast.graphs import Definition
-from lmcast.graphs.sources import tensors_of
+from lmcast.graphs.weights.sources import tensors_of
 
 
 class Run:

@@ -23,13 +23,13 @@ from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.observers import static_scale
 from lmcast.calib.presets import PLAIN, Preset
 from lmcast.calib.statistics import InputStatistics
-from lmcast.exporter.calibrate.streams import Stream
+from lmcast.exporter.calibrate.hidden_states import Stream
 from lmcast.exporter.calibrate.units import Unit, refused, units
 from lmcast.exporter.calibrate.work import filled, round_inputs
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.progress import Progress
 from lmcast.graphs import Definition
-from lmcast.graphs.sources import tensors_of
+from lmcast.graphs.weights.sources import tensors_of
 
 TOKENS = 1024  # held-out ones that a layer goes through once for each weight and format
 WORST = 1e30  # an error that is no number

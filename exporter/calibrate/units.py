@@ -7,10 +7,10 @@ from torch import nn
 
 from lmcast.calib.formats import WeightFormat
 from lmcast.exporter.calibrate.experts import STACKS
-from lmcast.exporter.calibrate.streams import Stream
+from lmcast.exporter.calibrate.hidden_states import Stream
 from lmcast.graphs.blocks.moe import Experts
 from lmcast.graphs.blocks.quantized import InputFormat
-from lmcast.plugins.quantize_input import BLOCKS
+from lmcast.plugins.quantize.quantize_input import BLOCKS
 
 FEWEST_OUTPUTS = 32  # gates and the like: little to gain, and much depends on them
 

@@ -14,15 +14,15 @@ from lmcast.calib.recipe import Recipe, hold, tensors
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import DTYPES
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.lock import Place
-from lmcast.exporter.recipe_files import RecipeFiles, open_recipe, write_recipe
-from lmcast.exporter.weights import Entry, as_bytes, write
+from lmcast.exporter.engine.lock import Place
+from lmcast.exporter.weights.place import Entry, as_bytes, write
+from lmcast.exporter.weights.recipe_files import RecipeFiles, open_recipe, write_recipe
 from lmcast.graphs import Definition, fill
-from lmcast.graphs.blocks.cache import Fp8Cache
 from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
-from lmcast.graphs.quantized import Scheme
-from lmcast.graphs.sources import Packed, View, load_into
+from lmcast.graphs.weights.quantized import Scheme
+from lmcast.graphs.weights.sources import Packed, View, load_into
 
 KEY = "key.json"
 WHOLE = "whole"  # written last into the directory of a layer

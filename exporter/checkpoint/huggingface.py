@@ -6,20 +6,20 @@ from typing import Any
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder, open_regular, read_capped, read_into
-from lmcast.exporter.checkpoint.mistral_native import (
+from lmcast.exporter.checkpoint.mistral import (
     PARAMS,
     hugging_face_config,
     hugging_face_tensors,
 )
-from lmcast.exporter.checkpoint.mistral_native import SINGLE as CONSOLIDATED
+from lmcast.exporter.checkpoint.mistral import SINGLE as CONSOLIDATED
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensor_parallel import is_split, read_split
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.checkpoint.texts import read_texts
-from lmcast.graphs.arch import ConfigError
+from lmcast.graphs.config.reading import ConfigError
+from lmcast.graphs.layouts.catalogue import KEY
 from lmcast.graphs.layouts.modelopt import agreed, of_file
-from lmcast.graphs.quantization import KEY
 
 CONFIG_BYTES = 16 << 20  # 16 MiB; real ones have kilobytes
 INDEX_BYTES = 100 << 20  # of a trillion parameters in small tensors: about 20 MB

@@ -8,7 +8,7 @@ Bodies of one operator, which have names of their own within parts, become its o
 
 import onnx_ir as ir
 
-from lmcast.exporter.lowering import PARTS, VARIANT
+from lmcast.exporter.graph.lowering import PARTS, VARIANT
 from lmcast.exporter.passes.rewrite import inline
 from lmcast.plugins.plugin import DOMAIN
 

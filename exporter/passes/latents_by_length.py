@@ -12,7 +12,8 @@ read the whole cache anew for every head.
 import onnx_ir as ir
 
 from lmcast.exporter.passes.rewrite import MICROSOFT, nodes_of
-from lmcast.plugins import latent_text, mla_attention, sparse_attention, sparse_index
+from lmcast.plugins.latent import mla_attention, sparse_attention, sparse_index
+from lmcast.plugins.latent import onnx_body as latent_text
 from lmcast.plugins.plugin import parse
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from lmcast.exporter.packed_forms import KERNEL_BLOCKS
 from lmcast.exporter.passes.rewrite import insert
+from lmcast.exporter.weights.quantized_forms import KERNEL_BLOCKS
 
 
 @dataclass(frozen=True)
 class IntegerWeight:
-    """Integers of 4 or 8 bits with a scale for each block, as exporter/attach.py puts them.
+    """Integers of 4 or 8 bits with a scale for each block, as exporter/weights/attach.py puts them.
 
     codes: S,block UINT4 or UINT8. scales: S fp32. zeros: S like codes, None where the middle code
     stands for 0. shape: N,K or E,N,K. dtype: what the values are cast to.

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from lmcast.exporter.passes.nbits import IntegerWeight, bytes_of, cast, integer_weight
 from lmcast.exporter.passes.rewrite import MICROSOFT, insert, nodes_of, replace
-from lmcast.plugins.quantize_input import quantize_input
+from lmcast.plugins.quantize.quantize_input import quantize_input
 
 # How MatMulNBits multiplies: in fp32; or with each block of inputs rounded to int8 by its largest
 # value, which is 4 times as fast with 4 bits and the only fast way with 8.

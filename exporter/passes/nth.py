@@ -11,8 +11,8 @@ from lmcast.exporter.passes.rewrite import constant, insert
 def nth(model: ir.Model, at: ir.Node, stack: ir.Value, index: int) -> ir.Value:
     """Return entry `index` of axis 0 of a weight of the graph, without that axis.
 
-    Where the stack was put together by nodes (exporter/attach.py), those are followed to the bytes
-    themselves, so that nothing of the other entries is read.
+    Where the stack was put together by nodes (exporter/weights/attach.py), those are followed to
+    the bytes themselves, so that nothing of the other entries is read.
     """
     node = stack.producer()
     if node is None and isinstance(stack.const_value, ir.ExternalTensor):

@@ -10,11 +10,11 @@ after:  y = Mul(MatMul(DequantizeLinear(QuantizeLinear(Div(x, s))), Transpose(..
 
 import onnx_ir as ir
 
-from lmcast.exporter.lowering import VARIANT
+from lmcast.exporter.graph.lowering import VARIANT
 from lmcast.exporter.passes.rewrite import constant, insert, replace, written
-from lmcast.plugins.numbers import E2M1_MOST, E4M3_MOST
 from lmcast.plugins.plugin import DOMAIN
-from lmcast.plugins.quantize_input import BLOCKS, LEAST, quantize_input, turned
+from lmcast.plugins.quantize.quantize_input import BLOCKS, LEAST, quantize_input, turned
+from lmcast.plugins.rounding import E2M1_MOST, E4M3_MOST
 
 TRT = "trt"  # the domain of TensorRT's own operators
 CODES = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8, "nvfp4": ir.DataType.FLOAT4E2M1}

@@ -12,8 +12,8 @@ after:  y, _ = com.microsoft.CausalConvWithState(x, weight, bias, past), present
 import onnx_ir as ir
 
 from lmcast.exporter.passes.rewrite import MICROSOFT, nodes_of, replace, written
-from lmcast.plugins import linear_text
-from lmcast.plugins.causal_conv import CARRY
+from lmcast.plugins.linear import onnx_body as linear_text
+from lmcast.plugins.linear.causal_conv import CARRY
 
 LINEAR = f"""{linear_text.SIZES}
     {{inputs}}

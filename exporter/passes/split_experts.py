@@ -16,10 +16,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lmcast.exporter.onnx_export import arguments
+from lmcast.exporter.graph.assemble import arguments
 from lmcast.exporter.passes.expert_products import products
 from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace, written
-from lmcast.plugins.moe_experts import activation_text
+from lmcast.plugins.experts.moe_experts import activation_text
 
 INT64 = ir.DataType.INT64
 

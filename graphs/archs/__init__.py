@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from lmcast.graphs.arch import Arch
-from lmcast.graphs.multimodal import Multimodal
+from lmcast.graphs.config.reading import Arch
+from lmcast.graphs.families.multimodal import Multimodal
 
 NAMES = (
     "afmoe",

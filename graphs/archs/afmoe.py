@@ -5,18 +5,18 @@ from typing import Literal
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Count, Experts, Layers, Positive, Size
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead, WideScaledEmbedding
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.blocks.rope_parameters import FullRope
-from lmcast.graphs.layers import full_every, head_width, windows
-from lmcast.graphs.legacy import rope
-from lmcast.graphs.stacked import either, out_first
-from lmcast.graphs.weights import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
+from lmcast.graphs.config.layer_types import full_every, head_width, windows
+from lmcast.graphs.config.older_spellings import rope
+from lmcast.graphs.config.reading import Arch, Count, Experts, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import FullRope
+from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
+from lmcast.graphs.weights.experts import either, out_first
 
 
 @dataclass(frozen=True, kw_only=True)

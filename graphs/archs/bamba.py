@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, ConfigError, Count, Size
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.norm import RMSNorm
-from lmcast.graphs.legacy import rope
-from lmcast.graphs.mamba import Hybrid, mamba_weights, unlimited
-from lmcast.graphs.weights import COMMON
+from lmcast.graphs.config.older_spellings import rope
+from lmcast.graphs.config.reading import Arch, ConfigError, Count, Size
+from lmcast.graphs.families.mamba import Hybrid, mamba_weights, unlimited
+from lmcast.graphs.weights.bind import COMMON
 
 HALF = 0.5  # of a head rotates, whatever partial_rotary_factor beside rope_parameters says
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from lmcast.graphs.arch import Arch, Experts, Positive
 from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.latents import Latents, beside, tidy, weights
-from lmcast.graphs.routing import GroupedRouting
+from lmcast.graphs.config.reading import Arch, Experts, Positive
+from lmcast.graphs.families.latents import Latents, beside, tidy, weights
+from lmcast.graphs.families.routing import GroupedRouting
 
 
 @dataclass(frozen=True, kw_only=True)

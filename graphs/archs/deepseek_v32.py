@@ -4,11 +4,11 @@ pairs."""
 from dataclasses import dataclass
 from typing import Literal
 
-from lmcast.graphs.arch import Arch, Experts, Size
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.rope import rotate
-from lmcast.graphs.indexed import Indexed, IndexerType
-from lmcast.graphs.latents import beside, tidy, weights
+from lmcast.graphs.config.reading import Arch, Experts, Size
+from lmcast.graphs.families.indexed import Indexed, IndexerType
+from lmcast.graphs.families.latents import beside, tidy, weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,16 +5,16 @@ from typing import Literal
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Layers, Positive, Size
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, ScaledEmbedding, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
 from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.blocks.rope_parameters import FullRope
-from lmcast.graphs.layers import LayerType, head_width, windows
-from lmcast.graphs.legacy import rope
-from lmcast.graphs.weights import COMMON
+from lmcast.graphs.config.layer_types import LayerType, head_width, windows
+from lmcast.graphs.config.older_spellings import rope
+from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import FullRope
+from lmcast.graphs.weights.bind import COMMON
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lmcast.graphs.arch import ConfigError
 from lmcast.graphs.archs import gemma3_text
-from lmcast.graphs.multimodal import Multimodal, Text
+from lmcast.graphs.config.reading import ConfigError
+from lmcast.graphs.families.multimodal import Multimodal, Text
 
 DEFAULTS = {
     "vocab_size": 262208,

@@ -1,7 +1,7 @@
 """Gemma 3n E2B and E4B: the text model of gemma3n_text beside models of images and of sound."""
 
 from lmcast.graphs.archs import gemma3n_text
-from lmcast.graphs.multimodal import Multimodal, Text
+from lmcast.graphs.families.multimodal import Multimodal, Text
 
 DEFAULTS = {
     "vocab_size": 262400,

@@ -6,16 +6,16 @@ from typing import Annotated
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Count, Layers, Positive, Range, Size
+from lmcast.graphs.blocks.activation_sparsity import SparseMLP
 from lmcast.graphs.blocks.altup import AltUp, AltUpLayer, Laurel, Merge, PerLayerInputs, Spread
 from lmcast.graphs.blocks.decoder import Decoder, ScaledEmbedding, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName
-from lmcast.graphs.blocks.rope_parameters import RopeByLayerType
-from lmcast.graphs.blocks.sharing import sharing_attention
-from lmcast.graphs.blocks.sparse import SparseMLP
-from lmcast.graphs.layers import LayerType, full_every, one_each, owners, windows
-from lmcast.graphs.legacy import rope_by_layer_type
-from lmcast.graphs.weights import COMMON, SANDWICH
+from lmcast.graphs.blocks.kv_sharing import sharing_attention
+from lmcast.graphs.config.layer_types import LayerType, full_every, one_each, owners, windows
+from lmcast.graphs.config.older_spellings import rope_by_layer_type
+from lmcast.graphs.config.reading import Arch, Count, Layers, Positive, Range, Size
+from lmcast.graphs.config.rope_parameters import RopeByLayerType
+from lmcast.graphs.weights.bind import COMMON, SANDWICH
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Count, Layers, Positive, Size
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.norm import PerHead, RMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.blocks.rope_parameters import RopeParameters
-from lmcast.graphs.layers import further_predictors, head_width
-from lmcast.graphs.legacy import renamed, rope
-from lmcast.graphs.routing import GroupedRouting
-from lmcast.graphs.stacked import either, out_first
-from lmcast.graphs.weights import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
+from lmcast.graphs.config.layer_types import further_predictors, head_width
+from lmcast.graphs.config.older_spellings import renamed, rope
+from lmcast.graphs.config.reading import Arch, Count, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import RopeParameters
+from lmcast.graphs.families.routing import GroupedRouting
+from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
+from lmcast.graphs.weights.experts import either, out_first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lmcast.graphs.arch import Arch, ConfigError, Positive, Size
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.rope import rotate_interleaved
-from lmcast.graphs.indexed import Indexed, IndexerType
-from lmcast.graphs.latents import beside, weights
-from lmcast.graphs.latents import tidy as latents
-from lmcast.graphs.layers import one_each
-from lmcast.graphs.legacy import renamed
+from lmcast.graphs.config.layer_types import one_each
+from lmcast.graphs.config.older_spellings import renamed
+from lmcast.graphs.config.reading import Arch, ConfigError, Positive, Size
+from lmcast.graphs.families.indexed import Indexed, IndexerType
+from lmcast.graphs.families.latents import beside, weights
+from lmcast.graphs.families.latents import tidy as latents
 
 LETTERS = {"F": "full", "S": "shared"}
 

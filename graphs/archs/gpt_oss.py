@@ -6,17 +6,17 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Experts, Layers, Positive, Size
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.blocks.rope_parameters import FullRope
-from lmcast.graphs.layers import LayerType, head_width, windows
-from lmcast.graphs.legacy import renamed, rope
-from lmcast.graphs.stacked import alternating
-from lmcast.graphs.weights import COMMON
+from lmcast.graphs.config.layer_types import LayerType, head_width, windows
+from lmcast.graphs.config.older_spellings import renamed, rope
+from lmcast.graphs.config.reading import Arch, Experts, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import FullRope
+from lmcast.graphs.weights.bind import COMMON
+from lmcast.graphs.weights.experts import alternating
 
 # What Hugging Face takes where a config says nothing of positions.
 YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0}

@@ -6,18 +6,18 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Count, Positive, Size
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.decoder import Decoder, Layer, Scaled, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.norm import RMSNorm
-from lmcast.graphs.blocks.rope_parameters import FullRope
-from lmcast.graphs.layers import one_each
-from lmcast.graphs.legacy import renamed, rope
-from lmcast.graphs.mamba import Hybrid, mamba_weights, unlimited
-from lmcast.graphs.sources import View
-from lmcast.graphs.stacked import ALL, OURS, either, out_first
-from lmcast.graphs.weights import COMMON, Table
+from lmcast.graphs.config.layer_types import one_each
+from lmcast.graphs.config.older_spellings import renamed, rope
+from lmcast.graphs.config.reading import Arch, Count, Positive, Size
+from lmcast.graphs.config.rope_parameters import FullRope
+from lmcast.graphs.families.mamba import Hybrid, mamba_weights, unlimited
+from lmcast.graphs.weights.bind import COMMON, Table
+from lmcast.graphs.weights.experts import ALL, OURS, either, out_first
+from lmcast.graphs.weights.sources import View
 
 # As released, and as Hugging Face 5 writes them.
 LayerType = Literal["mamba", "linear_attention", "attention", "full_attention"]

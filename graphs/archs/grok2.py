@@ -9,16 +9,16 @@ from typing import Literal
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Experts, Layers, Positive, Size
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.decoder import Decoder, Layer, Scaled, Softcap
 from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.log_temperature import LogTemperature, capped_attention
 from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.blocks.rope_parameters import FullRope
-from lmcast.graphs.blocks.tempered import LogTemperature, capped_attention
-from lmcast.graphs.parts import whole_or_parts
-from lmcast.graphs.weights import COMMON, Table
+from lmcast.graphs.config.reading import Arch, Experts, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import FullRope
+from lmcast.graphs.weights.bind import COMMON, Table
+from lmcast.graphs.weights.parts import whole_or_parts
 
 RANKS = 8  # of tensor parallelism, in the files of the hub: parts of every expert matrix
 

@@ -1,7 +1,7 @@
 """Kimi K2.5 and K2.6: the text of Kimi K2 beside MoonViT."""
 
 from lmcast.graphs.archs import deepseek_v3, kimi_k2
-from lmcast.graphs.multimodal import Multimodal, Text
+from lmcast.graphs.families.multimodal import Multimodal, Text
 
 KEYS = """
 ignore_index image_token_id media_placeholder_token_id projection_hidden_size

@@ -5,19 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lmcast.graphs import kimi_delta, latents
-from lmcast.graphs.arch import Arch, Count, Positive, Size
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.kda import KimiDeltaAttention
 from lmcast.graphs.blocks.step import Mixer
-from lmcast.graphs.kimi_delta import LayerType
-from lmcast.graphs.latents import Latents, beside
-from lmcast.graphs.layers import FFNType, one_each, with_experts
-from lmcast.graphs.legacy import renamed
-from lmcast.graphs.routing import GroupedRouting
-from lmcast.graphs.sources import View
-from lmcast.graphs.stacked import either, out_first
-from lmcast.graphs.weights import Table, per_expert
+from lmcast.graphs.config.layer_types import FFNType, one_each, with_experts
+from lmcast.graphs.config.older_spellings import renamed
+from lmcast.graphs.config.reading import Arch, Count, Positive, Size
+from lmcast.graphs.families import kimi_delta, latents
+from lmcast.graphs.families.kimi_delta import LayerType
+from lmcast.graphs.families.latents import Latents, beside
+from lmcast.graphs.families.routing import GroupedRouting
+from lmcast.graphs.weights.bind import Table, per_expert
+from lmcast.graphs.weights.experts import either, out_first
+from lmcast.graphs.weights.sources import View
 
 # As on the hub, and Hugging Face's own other name of experts.
 NAMES = {

@@ -1,7 +1,7 @@
 """Llama 4 Scout and Maverick: the text model of llama4_text beside a vision model."""
 
 from lmcast.graphs.archs import llama4_text
-from lmcast.graphs.multimodal import Multimodal, Text
+from lmcast.graphs.families.multimodal import Multimodal, Text
 
 DEFAULTS = {
     "vocab_size": 202048,

@@ -7,19 +7,19 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Layers, Positive, Size
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.blocks.rope_parameters import PartialRopeByLayerType
-from lmcast.graphs.layers import FFNType, LayerType, full_every, windows, with_experts
-from lmcast.graphs.legacy import renamed, rope_by_layer_type, worded
-from lmcast.graphs.routing import GroupedRouting
-from lmcast.graphs.sources import View
-from lmcast.graphs.stacked import either, out_first
-from lmcast.graphs.weights import COMMON, PER_EXPERT, Table
+from lmcast.graphs.config.layer_types import FFNType, LayerType, full_every, windows, with_experts
+from lmcast.graphs.config.older_spellings import renamed, rope_by_layer_type, worded
+from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import PartialRopeByLayerType
+from lmcast.graphs.families.routing import GroupedRouting
+from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, Table
+from lmcast.graphs.weights.experts import either, out_first
+from lmcast.graphs.weights.sources import View
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lmcast.graphs.archs import minimax
-from lmcast.graphs.legacy import renamed, worded
+from lmcast.graphs.config.older_spellings import renamed, worded
 
 
 @dataclass(frozen=True, kw_only=True)

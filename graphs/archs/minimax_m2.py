@@ -6,18 +6,18 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Experts, Layers, Positive, Range, Size
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.blocks.rope_parameters import RopeParameters
-from lmcast.graphs.layers import check_rotated, head_width, one_each
-from lmcast.graphs.legacy import renamed, rope, rotated_share
-from lmcast.graphs.sources import View
-from lmcast.graphs.stacked import sparse_block
-from lmcast.graphs.weights import COMMON, Table
+from lmcast.graphs.config.layer_types import check_rotated, head_width, one_each
+from lmcast.graphs.config.older_spellings import renamed, rope, rotated_share
+from lmcast.graphs.config.reading import Arch, Experts, Layers, Positive, Range, Size
+from lmcast.graphs.config.rope_parameters import RopeParameters
+from lmcast.graphs.weights.bind import COMMON, Table
+from lmcast.graphs.weights.experts import sparse_block
+from lmcast.graphs.weights.sources import View
 
 HEAD_DIM = 128
 One = Annotated[float, Range(1, 1)]

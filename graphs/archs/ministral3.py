@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Layers, Positive, Size
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope, temperature
-from lmcast.graphs.blocks.rope_parameters import TemperedRope
-from lmcast.graphs.layers import head_width
-from lmcast.graphs.legacy import rope
-from lmcast.graphs.weights import COMMON
+from lmcast.graphs.config.layer_types import head_width
+from lmcast.graphs.config.older_spellings import rope
+from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import TemperedRope
+from lmcast.graphs.weights.bind import COMMON
 
 # What Hugging Face takes where a config says nothing of positions.
 POSITIONS = {

@@ -1,7 +1,7 @@
 """Mistral Small 3.1 and 3.2, Ministral 3: the text of mistral or ministral3 beside Pixtral."""
 
 from lmcast.graphs.archs import ministral3, mistral
-from lmcast.graphs.multimodal import Multimodal, Text
+from lmcast.graphs.families.multimodal import Multimodal, Text
 
 SIZES = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
 KEYS = """

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmcast.graphs.arch import Arch, ConfigError, Count, Experts, Size
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.rope import temperature
-from lmcast.graphs.blocks.rope_parameters import TemperedRope
-from lmcast.graphs.latents import Latents, beside
-from lmcast.graphs.latents import tidy as latents
-from lmcast.graphs.latents import weights as of_deepseek
-from lmcast.graphs.stacked import either, out_first
-from lmcast.graphs.weights import PER_EXPERT, Table
+from lmcast.graphs.config.reading import Arch, ConfigError, Count, Experts, Size
+from lmcast.graphs.config.rope_parameters import TemperedRope
+from lmcast.graphs.families.latents import Latents, beside
+from lmcast.graphs.families.latents import tidy as latents
+from lmcast.graphs.families.latents import weights as of_deepseek
+from lmcast.graphs.weights.bind import PER_EXPERT, Table
+from lmcast.graphs.weights.experts import either, out_first
 
 # What Hugging Face takes where a config says nothing of positions.
 POSITIONS = {

@@ -7,19 +7,19 @@ from typing import Literal
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Experts, Layers, Positive, Size
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.ffn import ActivationName, PlainMLP
 from lmcast.graphs.blocks.mamba import Mamba
 from lmcast.graphs.blocks.norm import WideRMSNorm
-from lmcast.graphs.blocks.single import SingleLayer, TokenByToken
+from lmcast.graphs.blocks.single_branch import SingleLayer, TokenByToken
 from lmcast.graphs.blocks.step import Mixer
-from lmcast.graphs.layers import one_each
-from lmcast.graphs.mamba import time_steps
-from lmcast.graphs.nemotron import LayerType, tidy, weights
-from lmcast.graphs.routing import GroupedRouting
+from lmcast.graphs.config.layer_types import one_each
+from lmcast.graphs.config.reading import Arch, Experts, Layers, Positive, Size
+from lmcast.graphs.families.mamba import time_steps
+from lmcast.graphs.families.nemotron import LayerType, tidy, weights
+from lmcast.graphs.families.routing import GroupedRouting
 
 
 @dataclass(frozen=True, kw_only=True)

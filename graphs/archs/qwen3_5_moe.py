@@ -1,7 +1,7 @@
 """Qwen3.5 with experts: the text of qwen3_5_moe_text beside a vision tower."""
 
 from lmcast.graphs.archs import qwen3_5, qwen3_5_moe_text
-from lmcast.graphs.multimodal import Multimodal, Text
+from lmcast.graphs.families.multimodal import Multimodal, Text
 
 DEFAULTS = {
     "vocab_size": 248320,

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lmcast.graphs.arch import Arch, Size
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.delta import Inputs
-from lmcast.graphs.delta_nets import BESIDE, Qwen35, SparseDeltaNets, sparse_weights, tidy
+from lmcast.graphs.config.reading import Arch, Size
+from lmcast.graphs.families.delta_nets import BESIDE, Qwen35, SparseDeltaNets, sparse_weights, tidy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from lmcast.graphs.arch import Arch, Size
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.delta import Inputs
-from lmcast.graphs.delta_nets import BESIDE, WEIGHTS, Qwen35, tidy
+from lmcast.graphs.config.reading import Arch, Size
+from lmcast.graphs.families.delta_nets import BESIDE, WEIGHTS, Qwen35, tidy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Count, Experts, Layers, Positive, Size
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.norm import PerHead, RMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.blocks.rope_parameters import FullRope
-from lmcast.graphs.layers import head_width
-from lmcast.graphs.legacy import renamed, rope
-from lmcast.graphs.stacked import either, out_first
-from lmcast.graphs.weights import COMMON, PER_EXPERT, Table
+from lmcast.graphs.config.layer_types import head_width
+from lmcast.graphs.config.older_spellings import renamed, rope
+from lmcast.graphs.config.reading import Arch, Count, Experts, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import FullRope
+from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, Table
+from lmcast.graphs.weights.experts import either, out_first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lmcast.graphs.arch import Arch, Count, Size
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.delta import GroupedInputs
-from lmcast.graphs.delta_nets import BESIDE, SparseDeltaNets, sparse_weights, tidy
+from lmcast.graphs.config.reading import Arch, Count, Size
+from lmcast.graphs.families.delta_nets import BESIDE, SparseDeltaNets, sparse_weights, tidy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lmcast.graphs.blocks.cache import Cache, Fp8Cache
+from lmcast.graphs.blocks.kv_cache_format import Cache, Fp8Cache
 from lmcast.graphs.blocks.lending import lend
 from lmcast.graphs.blocks.rope import Rope, Rotation, Temperature, rotate
 from lmcast.graphs.blocks.step import Handoff, Mixer, State, Step
-from lmcast.plugins.cached_attention import cached_attention
-from lmcast.plugins.window_attention import window_attention
+from lmcast.plugins.attention.cached_attention import cached_attention
+from lmcast.plugins.attention.window_attention import window_attention
 
 
 class Attention(Mixer):

@@ -12,9 +12,9 @@ from lmcast.graphs.blocks.ffn import ACTIVATIONS, ActivationName
 from lmcast.graphs.blocks.gated_norm import SiluGatedNorm
 from lmcast.graphs.blocks.norm import widen
 from lmcast.graphs.blocks.step import Mixer, State, Step
-from lmcast.graphs.weights import Wide
-from lmcast.plugins.causal_conv import causal_conv
-from lmcast.plugins.linear_attention import linear_attention
+from lmcast.graphs.weights.bind import Wide
+from lmcast.plugins.linear.causal_conv import causal_conv
+from lmcast.plugins.linear.linear_attention import linear_attention
 
 
 class Inputs(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lmcast.graphs.blocks.step import Handoff, State, Step
-from lmcast.plugins.cached_attention import cached_attention
-from lmcast.plugins.shared_attention import shared_attention
-from lmcast.plugins.window_keys import window_keys
+from lmcast.plugins.attention.cached_attention import cached_attention
+from lmcast.plugins.attention.shared_attention import shared_attention
+from lmcast.plugins.attention.window_keys import window_keys
 
 
 def loan(kv_heads: int, head_dim: int, window: int | None) -> Handoff:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lmcast.graphs.blocks.ffn import ACTIVATIONS, ActivationName
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.step import Mixer, State, Step, Table
-from lmcast.plugins.linear_attention import linear_attention
+from lmcast.plugins.linear.linear_attention import linear_attention
 
 EPS = 1e-6  # of the norm over all heads; no config sets another
 

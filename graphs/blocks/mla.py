@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from lmcast.graphs.blocks.norm import RMSNorm, widen
 from lmcast.graphs.blocks.rope import Rope, Rotation, Temperature, rotate_interleaved
 from lmcast.graphs.blocks.step import Handoff, Mixer, State, Step
-from lmcast.graphs.weights import Wide
-from lmcast.plugins.mla_attention import mla_attention
-from lmcast.plugins.sparse_attention import sparse_attention
-from lmcast.plugins.sparse_index import sparse_index
+from lmcast.graphs.weights.bind import Wide
+from lmcast.plugins.latent.mla_attention import mla_attention
+from lmcast.plugins.latent.sparse_attention import sparse_attention
+from lmcast.plugins.latent.sparse_index import sparse_index
 
 EPS = 1e-6  # of the norms of latents and of the indexer's keys, whatever rms_norm_eps is
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmcast.graphs.blocks.norm import widen
-from lmcast.graphs.weights import Wide
-from lmcast.plugins.moe_experts import moe_experts
-from lmcast.plugins.moe_route import moe_route
+from lmcast.graphs.weights.bind import Wide
+from lmcast.plugins.experts.moe_experts import moe_experts
+from lmcast.plugins.experts.moe_route import moe_route
 
 # Hugging Face's names -> those of moe_experts. Its other activations appear in no released model.
 EXPERT_ACTIVATIONS = {

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmcast.graphs.weights import Wide
-from lmcast.plugins.quantize_input import hadamard, quantize_input
+from lmcast.graphs.weights.bind import Wide
+from lmcast.plugins.quantize.quantize_input import hadamard, quantize_input
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lmcast.graphs.blocks.norm import widen
-from lmcast.graphs.blocks.rope_parameters import RopeParameters, TemperedRope
 from lmcast.graphs.blocks.step import Step, Table
+from lmcast.graphs.config.rope_parameters import RopeParameters, TemperedRope
 
 
 def _exponents(dim: int) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmcast.graphs.arch import ConfigError, parse
+from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import SIGNS, bytes_of, halves, pairs, require_shape
 from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
-from lmcast.graphs.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
+from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
 
 # Where in a word its numbers 0 to 7 lie, counted in halves of bytes from the lowest.
 PLACES = [0, 4, 1, 5, 2, 6, 3, 7]

@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 
-from lmcast.graphs.arch import ConfigError
+from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.stored import Stored, stored
 from lmcast.graphs.layouts.tensors import Found, Tensors
-from lmcast.graphs.quantized import Block, WeightError
+from lmcast.graphs.weights.quantized import Block, WeightError
 
 SCALE = "_scale_inv"  # behind the name of a tensor; it multiplies, whatever it is called
 SCALES = (torch.float32, torch.bfloat16, torch.float8_e8m0fnu)

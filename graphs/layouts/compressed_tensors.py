@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from lmcast.graphs.arch import ConfigError, Size, parse
+from lmcast.graphs.config.reading import ConfigError, Size, parse
 from lmcast.graphs.layouts.stored import (
     MX,
     NV,
@@ -27,7 +27,15 @@ from lmcast.graphs.layouts.tensors import (
     by_regex,
     require_listed,
 )  # fmt: skip
-from lmcast.graphs.quantized import Block, Layout, Quantized, ReadRows, Scheme, Shapes, WeightError
+from lmcast.graphs.weights.quantized import (
+    Block,
+    Layout,
+    Quantized,
+    ReadRows,
+    Scheme,
+    Shapes,
+    WeightError,
+)
 
 T = TypeVar("T")
 Format = Literal[

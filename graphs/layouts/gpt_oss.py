@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmcast.graphs.layouts.stored import MX
 from lmcast.graphs.layouts.tensors import E8M0, Found, Tensors
-from lmcast.graphs.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
+from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
 
 BLOCK_BYTES = 16  # of 32 numbers: two to a byte, the first in the low half
 BLOCKS, SCALES = "_blocks", "_scales"

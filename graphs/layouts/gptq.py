@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmcast.graphs.arch import ConfigError, parse
+from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import SIGNS, bytes_of, halves, require_shape
 from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
-from lmcast.graphs.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError, decode
+from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError, decode
 
 # How the quantizing went and what runs the result: nothing of it changes what is stored.
 _INERT = """

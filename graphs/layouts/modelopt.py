@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmcast.graphs.arch import ConfigError, Size, parse
+from lmcast.graphs.config.reading import ConfigError, Size, parse
 from lmcast.graphs.layouts.stored import MX, NV, halves, pairs, require_shape, stored
 from lmcast.graphs.layouts.tensors import E8M0, FLOATS, Found, Tensors, by_wildcard, require_listed
-from lmcast.graphs.quantized import Layout, Quantized, ReadRows, Scheme, Shapes, WeightError
+from lmcast.graphs.weights.quantized import Layout, Quantized, ReadRows, Scheme, Shapes, WeightError
 
 MIXED, INT4 = "MIXED_PRECISION", "W4A16_AWQ"
 # Algorithm -> the sizes that its groups may have; None: it has none. Others are refused.

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lmcast.graphs.arch import ConfigError, parse
+from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import MX, stored
 from lmcast.graphs.layouts.tensors import E8M0, Found, Tensors, by_wildcard, require_listed
 

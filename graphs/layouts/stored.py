@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lmcast.graphs.layouts.tensors import FLOATS, Tensors
-from lmcast.graphs.quantized import (
+from lmcast.graphs.weights.quantized import (
     Block,
     Element,
     Quantized,

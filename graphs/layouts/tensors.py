@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from lmcast.graphs.arch import ConfigError
-from lmcast.graphs.quantized import Layout, Shapes, WeightError
+from lmcast.graphs.config.reading import ConfigError
+from lmcast.graphs.weights.quantized import Layout, Shapes, WeightError
 
 # Scales of what a layer takes, beside its weight; and of what a cache keeps: known, and left out.
 INPUTS = re.compile(

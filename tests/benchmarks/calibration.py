@@ -105,7 +105,7 @@ def ours(checkpoint: str, tokens: int, preset: tuple[str, str | None, list[str]]
 
     torch.set_num_threads(1)
     from lmcast.calib.presets import Preset
-    from lmcast.exporter.calibration import calibrate
+    from lmcast.exporter.calibrate.calibrate import calibrate
     from lmcast.graphs.blocks.quantized import InputFormat
 
     weights, inputs, ladder = preset

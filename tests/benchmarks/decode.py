@@ -95,7 +95,7 @@ def prepare(work: Path, name: str) -> None:
 def round_all(checkpoint: str, recipe: str, format: str) -> None:
     """Write a recipe by rounding every matrix to nearest: speed does not depend on the values."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from rounded import round_weights
+    from files.rounded import round_weights
 
     matrices = lambda name, parameter: format if parameter.dim() == 2 else None  # noqa: E731
     round_weights(Path(checkpoint), Path(recipe), matrices)

@@ -88,7 +88,7 @@ def bytes_touched(directory: str, threads: int, prompt: list[int], new: int) -> 
     Pages of the mapped weights are marked as not referenced before each step and counted after.
     """
     from lmcast.exporter.bench import weight_bytes_per_step
-    from lmcast.exporter.engine import Engine
+    from lmcast.exporter.runtime.engine import Engine
 
     engine = Engine(directory, threads)
     session = engine.session(1)

@@ -3,7 +3,7 @@
     python tests/benchmarks/export_giants.py
 
 The checkpoints have the names, shapes and shards of the published ones in files that are holes (see
-tests/giants.py): headers are read, the graph is made, and a sample of every tensor is looked at.
+tests/giants): headers are read, the graph is made, and a sample of every tensor is looked at.
 """
 
 import sys

@@ -28,9 +28,9 @@ from torch import Tensor
 from triton import testing
 
 from lmcast.plugins import plugin
-from lmcast.plugins.moe_experts import moe_experts
-from lmcast.plugins.moe_route import moe_route
-from lmcast.plugins.sparse_index import sparse_index
+from lmcast.plugins.experts.moe_experts import moe_experts
+from lmcast.plugins.experts.moe_route import moe_route
+from lmcast.plugins.latent.sparse_index import sparse_index
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 # Bytes/s of memory and dense bf16 FLOP/s with fp32 sums, from the data sheets; by torch's name.

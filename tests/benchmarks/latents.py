@@ -21,8 +21,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import parser
 
-from lmcast.exporter.lowering import OPSETS
-from lmcast.exporter.onnx_export import IR_VERSION
+from lmcast.exporter.graph.assemble import IR_VERSION
+from lmcast.exporter.graph.lowering import OPSETS
 from lmcast.exporter.passes.latents_by_length import index, mla, sparse
 from lmcast.exporter.passes.rewrite import MICROSOFT
 from lmcast.plugins.plugin import DOMAIN, parse

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.formats import WEIGHTS
-from lmcast.exporter.weights import as_bytes, write_all
-from lmcast.graphs.quantized import Quantized
+from lmcast.exporter.weights.place import as_bytes, write_all
+from lmcast.graphs.weights.quantized import Quantized
 
 MB, GB = 1e6, 1e9
 COLUMNS = 4096

@@ -47,28 +47,28 @@ import lmcast.calib
 from lmcast.calib.algorithms import ALGORITHMS
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.presets import PRESETS, Preset
-from lmcast.exporter.calibration import calibrate
+from lmcast.exporter.calibrate.calibrate import calibrate
 from lmcast.exporter.checkpoint import identified
-from lmcast.exporter.comparison import Comparison
-from lmcast.exporter.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.pipeline import understand
-from lmcast.exporter.quality import eager_quality
-from lmcast.exporter.recipe_files import open_recipe
+from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
+from lmcast.exporter.prove.divergence import Comparison
+from lmcast.exporter.prove.quality import eager_quality
+from lmcast.exporter.weights.recipe_files import open_recipe
 from lmcast.graphs.blocks.quantized import InputFormat
 
 sys.path.append(str(Path(__file__).parents[1]))
-import rounded
+from files import rounded
 
 CODE = Path(lmcast.calib.__file__).parents[1]
 # What a recipe depends on: calibration itself, the formats, and how inputs are rounded.
 PARTS = (
     "calib",
     "exporter/calibrate",
-    "exporter/calibration.py",
-    "graphs/quantized.py",
+    "exporter/calibrate/calibrate.py",
+    "graphs/weights/quantized.py",
     "graphs/blocks/quantized.py",
-    "plugins/numbers.py",
-    "plugins/quantize_input.py",
+    "plugins/rounding.py",
+    "plugins/quantize/quantize_input.py",
 )
 
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lmcast.exporter.comparison import Mean
+from lmcast.exporter.prove.divergence import Mean
 
 PICTURE = Path(__file__).with_name("quality.png")
 # Divergence at most, as a share of that of nearest rounding (of ModelOpt's FP8_DEFAULT, in fp8).

@@ -49,7 +49,7 @@ def timed(load: Callable[[], Start], prompt: np.ndarray, new: int) -> dict[str, 
 
 def lmcast(directory: str, threads: int, prompt: list[int], new: int) -> dict[str, Any]:
     from lmcast.exporter.bench import weight_bytes_per_step
-    from lmcast.exporter.engine import Engine
+    from lmcast.exporter.runtime.engine import Engine
 
     importlib.import_module("lmcast.exporter.backends.onnxruntime")
 

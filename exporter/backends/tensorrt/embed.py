@@ -15,7 +15,7 @@ import onnx_ir as ir
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.request import Request
-from lmcast.exporter.lowering import DTYPES
+from lmcast.exporter.graph.lowering import DTYPES
 from lmcast.exporter.passes.rewrite import insert, replace
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
@@ -41,7 +41,7 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
                 f"{names}: TensorRT runs these as plugins, which need the package {package}, which"
                 f" is not installed: pip install {install}"
             )
-    from lmcast.plugins.kernels.recipe import recipe
+    from lmcast.plugins.launch.launch_plan import recipe
 
     cases = cases_of(request)
     updated = []
@@ -64,7 +64,7 @@ def cases_of(request: Request) -> list[dict[str, Any]]:
 
     The profiles of the plan, but first a step of one row: one place alone takes a shorter way.
     """
-    from lmcast.plugins.kernels.recipe import Bounds
+    from lmcast.plugins.launch.launch_plan import Bounds
 
     profiles = [{axis: profile[axis] for axis in "BT"} for profile in request.profiles]
     alone = {"B": (1, 1, 1), "T": (1, 1, 1)}
@@ -91,7 +91,7 @@ def attributes(text: str, blob: bytes) -> Mapping[str, Any]:
 
 def given(node: ir.Node) -> list[Any]:
     """Return the arguments of an operator of ours as recipes take them."""
-    from lmcast.plugins.kernels.recipe import Given
+    from lmcast.plugins.launch.launch_plan import Given
 
     tensors = iter(node.inputs)
     found: list[Any] = []

@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt.request import Request
-from lmcast.exporter.lowering import DTYPES
+from lmcast.exporter.graph.lowering import DTYPES
 from lmcast.exporter.passes.quantized_products import rounded_inputs
 
 # As the builder of TensorRT for RTX 1.7.1 says itself: 'Cannot compile for target(s) sm86, because
-# the model contains HW-specific datatypes: fp8_e4m3'. tests/test_low_precision_plans.py asks it.
+# the model contains HW-specific datatypes: fp8_e4m3'.
+# tests/backends/test_low_precision_plans.py asks it.
 FIRST_SM: Mapping[ir.DataType, int] = {
     ir.DataType.INT8: 75,
     ir.DataType.INT4: 80,

@@ -17,7 +17,7 @@ from lmcast.exporter.backends.tensorrt.formats import WIDER, Weight, weights
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.passes.quantized_products import TRT
 from lmcast.exporter.passes.rewrite import insert, replace
-from lmcast.graphs.quantized import decode
+from lmcast.graphs.weights.quantized import decode
 
 MADE = "made"  # the key of Made among what is known of an initializer
 CHUNK = 16 << 20  # codes that are looked up at once: each takes 8 bytes of indices meanwhile

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lmcast.calib.formats import STATES
 from lmcast.exporter.backends.cuda import Cuda
-from lmcast.exporter.manifest import Manifest
-from lmcast.exporter.plans import Loaded, load_plan
-from lmcast.exporter.session import Limits, SessionError, Shaped
+from lmcast.exporter.backends.tensorrt.plans import Loaded, load_plan
+from lmcast.exporter.engine.manifest import Manifest
+from lmcast.exporter.runtime.session import Limits, SessionError, Shaped
 
 STEP, PROMPT = 0, 1  # optimization profiles
 ALIGNED = 256  # bytes: of every address that TensorRT is given

@@ -23,7 +23,7 @@ from lmcast.exporter.backends.tensorrt import caches, formats, libraries, low_pr
 from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.exporter.backends.tensorrt.request import Request
-from lmcast.exporter.forms import forms
+from lmcast.exporter.graph.operator_forms import forms
 from lmcast.graphs import archs
 from lmcast.plugins.errors import InputError
 

@@ -1,0 +1,205 @@
+"""From a checkpoint and text to a recipe: which weights are quantized, by which algorithm.
+
+Layer by layer, with one layer in fp32 in memory beside what it is packed into. Three models run
+side by side: the one that is not quantized; the one that is kept, whose weights are chosen by what
+they see behind all that is quantized before them; and the base, of the ladder's first algorithm
+alone. On held-out text the divergence of either from the first decides which is written: errors of
+layers do not tell.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lmcast.calib.observers import OBSERVERS
+from lmcast.calib.presets import PRESETS, Preset
+from lmcast.calib.recipe import FP8_CACHE
+from lmcast.exporter.calibrate.attempts import Attempts, CalibrationError, Subject
+from lmcast.exporter.calibrate.caches import check_caches
+from lmcast.exporter.calibrate.head import check_head
+from lmcast.exporter.calibrate.report import lines, warn
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.engine.lock import Place
+from lmcast.exporter.engine.staging import staged
+from lmcast.exporter.pipeline import identified, understand
+from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
+from lmcast.exporter.weights.recipe_files import write_recipe
+
+TOKENS, CHUNK = 32768, 512
+HELD_OUT = 4  # chunks that are calibrated on for each that is held out
+FEWEST_TOKENS = 64  # of an expert
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found; `report` is that of the recipe."""
+
+    output: Path
+    report: Mapping[str, Any]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {"output": str(self.output), "seconds": round(self.seconds, 3), **self.report}
+
+    def text(self) -> str:
+        """Return what matters of it, for a person."""
+        report = self.report
+        what = "weights as they are"
+        if report["bits"]:
+            what = f"{report['recipe']}, {report['bits']:.2f} bits a quantized weight"
+        first = f"{self.output}: {what}; {report['tokens']:,} tokens, {self.seconds:.0f} s"
+        return "\n".join([first, *lines(report)])
+
+
+def calibrate(
+    checkpoint: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    recipe: str | Preset | None = None,
+    data: str | PathLike[str] | None = None,
+    tokens: int = TOKENS,
+    chunk: int = CHUNK,
+    seed: int = 0,
+    observer: str | None = None,
+    ids: tuple[Tensor, Tensor] | None = None,
+    fewest_tokens: int = FEWEST_TOKENS,
+    inert: Collection[str] = (),
+    bits: float | None = None,
+    most_kl: float | None = None,
+    head: bool = False,
+    kv: str | None = None,
+    progress: Progress = silent,
+) -> Calibration:
+    """Write a recipe for `checkpoint` to the directory `output`, and return what it is.
+
+    recipe: a name of PRESETS, or another Preset; None leaves weights as they are. data: text as
+    read_corpus takes it. tokens, chunk, seed: how many to calibrate on, in pieces of which length,
+    which ones. observer: of OBSERVERS, for static scales. ids: token ids C,T int64 to calibrate on
+    and others, held out, instead of text. fewest_tokens: that an expert must see to be calibrated
+    on its own. inert: config keys to ignore. bits: of a weight on average, scales included, over
+    all that can be quantized: some are then wider than the recipe's, or stay as they are. most_kl:
+    the divergence on held-out text that the fewest bits are searched for; several whole
+    calibrations. head: the output head (of a tied one the embedding) is quantized too, as the
+    recipe's weights; it is in no budget, and in memory twice in fp32. kv: FP8_CACHE for keys and
+    values that layers hold in FP8, with scales that the observer chooses. A run that was killed
+    goes on where it was when it is started again with the same arguments. Raises InputError for
+    what cannot be done, CheckFailed for a divergence that is not reached; then nothing is written.
+    """
+    started = time.monotonic()
+    preset = _preset(recipe, observer, kv)
+    _check_options(preset, bits, most_kl, head, kv)
+    with progress.stage("reading headers"):
+        source, identities = identified(Path(checkpoint))
+        found = understand(source, inert, tokenizer=False)
+    with progress.stage("reading text"):
+        sample = ids or _text(source, data, tokens, chunk, seed)
+    name = recipe.weights if isinstance(recipe, Preset) else recipe
+    how = (name, preset, observer, fewest_tokens, head, kv)
+    subject = Subject(found, source, identities, sample, *how)
+    _check(subject)
+    report = _write(subject, Path(output), bits, most_kl, progress)
+    return Calibration(Path(output), report, time.monotonic() - started)
+
+
+def _write(
+    subject: Subject, output: Path, bits: float | None, most_kl: float | None, progress: Progress
+) -> dict[str, Any]:
+    """Calibrate as a budget asks, write the recipe, and return its report."""
+    with staged(output, progress) as directory:
+        place = Place(directory.parent / output.absolute().name)
+        with Attempts(subject, place, progress) as attempts:
+            if bits is not None:
+                made = attempts.at_bits(bits)
+            elif most_kl is not None:
+                made = attempts.within(most_kl)
+            else:
+                made = attempts.once()
+            warn(made.report, subject.fewest_tokens, progress)
+            for file in subject.identities:
+                file.check()
+            published = made.work.publish(made.report["written"], made.parts, directory)
+            whole = dataclasses.replace(published, report=made.report)
+            write_recipe(directory, whole, subject.identities)
+    return made.report
+
+
+def _check_options(
+    preset: Preset | None, bits: float | None, most_kl: float | None, head: bool, kv: str | None
+) -> None:
+    if preset is None and not kv:
+        raise CalibrationError("neither a recipe nor --kv: there is nothing to calibrate")
+    if preset is None and (head or bits is not None or most_kl is not None):
+        raise CalibrationError("--head, --bits and --budget are for weights: give --recipe, too")
+    if bits is not None and most_kl is not None:
+        raise CalibrationError("both bits and a KL are given; accepted: one of them")
+    for what, given in (("bits", bits), ("KL", most_kl)):
+        if given is not None and not 0 < given < math.inf:
+            raise CalibrationError(f"a budget of {given:g} {what}; accepted: numbers above 0")
+
+
+def _preset(recipe: str | Preset | None, observer: str | None, kv: str | None) -> Preset | None:
+    if observer is not None and observer not in OBSERVERS:
+        raise CalibrationError(
+            f"observer {observer!r:.80} is unknown; accepted: {', '.join(OBSERVERS)}"
+        )
+    return _named(recipe, observer, kv) if isinstance(recipe, str) else recipe
+
+
+def _named(name: str, observer: str | None, kv: str | None) -> Preset:
+    if name not in PRESETS:
+        raise CalibrationError(f"recipe {name!r:.80} is unknown; accepted: {', '.join(PRESETS)}")
+    if observer is not None and kv is None and not PRESETS[name].inputs.static:
+        static = [known for known, preset in PRESETS.items() if preset.inputs.static]
+        raise CalibrationError(
+            f"recipe {name} has no static scales to observe; those have: {', '.join(static)}, and"
+            " any with --kv"
+        )
+    return PRESETS[name]
+
+
+def _text(
+    source: Checkpoint, data: str | PathLike[str] | None, tokens: int, chunk: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return chunks C,T to calibrate on, and such that are held out."""
+    if tokens < 1 or chunk < 2:
+        raise CalibrationError(f"{tokens} tokens in chunks of {chunk}; accepted: from 1, from 2")
+    text, samples = text_of(source), read_corpus(None if data is None else Path(data))
+    count = math.ceil(tokens / chunk)
+    held = math.ceil(count / HELD_OUT)
+    return (
+        chunks(samples, text, chunk, count, seed=seed),
+        chunks(samples, text, chunk, held, "choice", seed=seed),
+    )
+
+
+def _check(subject: Subject) -> None:
+    found = subject.found
+    if subject.head and subject.preset:
+        check_head(found.model, subject.preset)
+    if subject.kv not in (None, FP8_CACHE):
+        raise CalibrationError(f"keys and values in {subject.kv!r:.40}; accepted: {FP8_CACHE}")
+    if subject.kv:
+        check_caches(found.model)
+    for ids in subject.sample:
+        if ids.dim() != 2 or not ids.numel() or ids.shape[1] < 2:
+            raise CalibrationError(
+                f"token ids of shape {list(ids.shape)}; accepted: chunks of at least 2 tokens"
+            )
+        if ids.shape[1] > found.context:
+            raise CalibrationError(
+                f"chunks of {ids.shape[1]} tokens; the model was made for at most {found.context}:"
+                " give a smaller --chunk"
+            )
+        if not 0 <= int(ids.min()) <= int(ids.max()) < found.config.vocab_size:
+            raise CalibrationError(
+                f"token ids from {int(ids.min())} to {int(ids.max())}; accepted: 0 to"
+                f" {found.config.vocab_size - 1}"
+            )

@@ -1,0 +1,277 @@
+"""tokenizer.json, chat template and special tokens, rebuilt from the metadata of a GGUF file.
+
+tokenizer.json is written directly: its format is small, building it through the `tokenizers`
+library takes seconds for a large vocabulary, and the library panics on some damaged input.
+"""
+
+import json
+from collections import Counter
+from typing import Any
+
+from lmcast.exporter.checkpoint.gguf.metadata import Metadata
+from lmcast.exporter.checkpoint.tensors import Texts
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
+SPACE = "▁"  # how SentencePiece writes a space
+ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+ENDS = ("eos", "eot", "eom")  # tokens that end a text, a turn, a message
+LONGEST_TOKEN = 1024  # characters; a real one may be a long run of spaces
+MOST_CHARACTERS = 1 << 23  # of all tokens; Gemma has 2 million
+NO_TOKENIZER = ("none", "no_vocab")
+
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# llama.cpp's name of a pre-tokenizer -> the expressions that split a text, one after the other.
+SPLITS = {
+    "gpt-2": (WORDS,),
+    "smollm": (r"\p{N}", WORDS),
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", WORDS, r"\p{N}+", "[0-9][0-9][0-9]"),
+    "llama-bpe": (LLAMA3,),
+    "llama3": (LLAMA3,),
+    "llama-v3": (LLAMA3,),
+    "qwen2": (QWEN2,),
+}
+
+
+def hugging_face_texts(metadata: Metadata, vocab_size: int) -> Texts:
+    """Return what the file says about text; a tokenizer that cannot be rebuilt is refused.
+
+    `vocab_size` is the number of embeddings; the file may have fewer tokens, not more.
+    """
+    model = metadata.text("tokenizer.ggml.model", "none")
+    if model in NO_TOKENIZER:
+        metadata.text("tokenizer.ggml.pre", "none")
+        return Texts(chat_template=_chat_template(metadata))
+    builders = {"gpt2": _byte_level, "llama": _sentence_piece}
+    if model not in builders:
+        raise metadata.error(
+            f"tokenizer.ggml.model is {model!r}; accepted: {', '.join(builders)}. Use the original"
+            " Hugging Face checkpoint instead"
+        )
+    tokens, kinds = _vocabulary(metadata, vocab_size)
+    content = builders[model](metadata, tokens, kinds)
+    content["post_processor"] = _post_processor(metadata, model, tokens)
+    return Texts(
+        tokenizer=json.dumps(content, ensure_ascii=False).encode(),
+        chat_template=_chat_template(metadata),
+        special_tokens=_special_tokens(metadata, tokens),
+        generation=_generation(metadata, len(tokens)),
+    )
+
+
+def _special_tokens(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
+    ids = {
+        role: metadata.token(f"tokenizer.ggml.{theirs}_token_id", len(tokens))
+        for role, theirs in ROLES.items()
+    }
+    return {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
+
+
+def _chat_template(metadata: Metadata) -> str | None:
+    return metadata.text("tokenizer.chat_template", "") or None
+
+
+def _generation(metadata: Metadata, count: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        f"{role}_token_id": metadata.token(f"tokenizer.ggml.{ROLES[role]}_token_id", count)
+        for role in ("bos", "pad")
+    }
+    ends = [metadata.token(f"tokenizer.ggml.{name}_token_id", count) for name in ENDS]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
+    found["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _vocabulary(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[int]]:
+    """Return the tokens by id and the type of each."""
+    tokens = metadata.items("tokenizer.ggml.tokens", str)
+    kinds = metadata.items("tokenizer.ggml.token_type", int, [NORMAL] * len(tokens))
+    if len(kinds) != len(tokens):
+        raise metadata.error(
+            f"tokenizer.ggml.token_type has {len(kinds)} items, tokenizer.ggml.tokens {len(tokens)}"
+        )
+    if not 0 < len(tokens) <= vocab_size:
+        raise metadata.error(
+            f"tokenizer.ggml.tokens has {len(tokens)} items; the model has {vocab_size} embeddings"
+        )
+    if max(map(len, tokens)) > LONGEST_TOKEN or sum(map(len, tokens)) > MOST_CHARACTERS:
+        raise metadata.error(
+            f"tokenizer.ggml.tokens holds a token of over {LONGEST_TOKEN} characters, or over"
+            f" {MOST_CHARACTERS} characters in all; no real vocabulary does"
+        )
+    if "" in tokens or len(set(tokens)) < len(tokens):
+        twice = Counter(["", *tokens]).most_common(1)[0][0]
+        raise metadata.error(f"tokenizer.ggml.tokens has {twice!r} twice, or an empty token")
+    return tokens, kinds
+
+
+def _tokenizer(
+    tokens: list[str], kinds: list[int], merges: list[tuple[str, str]], **model: Any
+) -> dict[str, Any]:
+    """Return a tokenizer.json of byte pair encoding; control and user tokens match in raw text."""
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": index,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": kind != USER_DEFINED,
+            }
+            for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            **model,
+            "vocab": {token: index for index, token in enumerate(tokens)},
+            "merges": merges,
+        },
+    }
+
+
+def _byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
+    pre = metadata.text("tokenizer.ggml.pre")
+    if pre not in SPLITS:
+        raise metadata.error(
+            f"tokenizer.ggml.pre is {pre!r}; accepted: {', '.join(SPLITS)}. Use the original"
+            " Hugging Face checkpoint instead"
+        )
+    metadata.flag("tokenizer.ggml.add_space_prefix", False)  # llama.cpp reads it for no BPE
+    merges = _listed_merges(metadata, tokens)
+    content = _tokenizer(tokens, kinds, merges, ignore_merges=SPLITS[pre] == (LLAMA3,))
+    if pre == "qwen2":
+        content["normalizer"] = {"type": "NFC"}
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
+    splits = [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        for regex in SPLITS[pre]
+    ]
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, level]}
+    content["decoder"] = level
+    return content
+
+
+def _listed_merges(metadata: Metadata, tokens: list[str]) -> list[tuple[str, str]]:
+    known, merges = set(tokens), []
+    for merge in metadata.items("tokenizer.ggml.merges", str):
+        left, _, right = merge.partition(" ")
+        if left not in known or right not in known or left + right not in known:
+            raise metadata.error(f"tokenizer.ggml.merges has {merge!r}, which is not of two tokens")
+        merges.append((left, right))
+    return merges
+
+
+def _sentence_piece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
+    metadata.text("tokenizer.ggml.pre", "default")  # says nothing here
+    unknown = metadata.token("tokenizer.ggml.unknown_token_id", len(tokens))
+    content = _tokenizer(
+        tokens,
+        kinds,
+        _scored_merges(metadata, tokens, kinds),
+        unk_token=None if unknown is None else tokens[unknown],
+        fuse_unk=True,
+        byte_fallback=BYTE in kinds,
+    )
+    spaces: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if metadata.flag("tokenizer.ggml.add_space_prefix", True):
+        prepend = {"type": "Prepend", "prepend": SPACE}
+        spaces = {"type": "Sequence", "normalizers": [prepend, spaces]}
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    content["normalizer"] = spaces
+    content["decoder"] = {"type": "Sequence", "decoders": decoders}
+    return content
+
+
+def _scored_merges(
+    metadata: Metadata, tokens: list[str], kinds: list[int]
+) -> list[tuple[str, str]]:
+    """Return the merges that SentencePiece makes: of all pairs the one whose token scores best."""
+    scores = metadata.items("tokenizer.ggml.scores", float)
+    if len(scores) != len(tokens):
+        raise metadata.error(
+            f"tokenizer.ggml.scores has {len(scores)} items, tokenizer.ggml.tokens {len(tokens)}"
+        )
+    pieces = {
+        token: index
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind in (NORMAL, UNUSED)
+    }
+    best_first = sorted(pieces.items(), key=lambda piece: (-scores[piece[1]], piece[1]))
+    merges = []
+    for token, _ in best_first:
+        pairs = [
+            (token[:at], token[at:])
+            for at in range(1, len(token))
+            if token[:at] in pieces and token[at:] in pieces
+        ]
+        if len(pairs) > 1:
+            pairs.sort(key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
+        merges += pairs
+    return merges
+
+
+def _post_processor(metadata: Metadata, model: str, tokens: list[str]) -> dict[str, Any] | None:
+    """Return the step that adds bos and eos, None if the file asks for neither."""
+    llama3 = metadata.text("tokenizer.ggml.pre", "") in ("llama-bpe", "llama3", "llama-v3")
+    # llama.cpp's own defaults, which its converter relied on.
+    wanted = {
+        "bos": metadata.flag("tokenizer.ggml.add_bos_token", model == "llama" or llama3),
+        "eos": metadata.flag("tokenizer.ggml.add_eos_token", False),
+    }
+    special: dict[str, Any] = {}
+    parts: dict[str, list[Any]] = {"bos": [], "eos": []}
+    for role, is_wanted in wanted.items():
+        token = metadata.token(f"tokenizer.ggml.{role}_token_id", len(tokens))
+        if not is_wanted:
+            continue
+        if token is None:
+            raise metadata.error(
+                f"tokenizer.ggml.{role}_token_id is missing, but every text gets that token"
+            )
+        name = tokens[token]
+        special[name] = {"id": name, "ids": [token], "tokens": [name]}
+        parts[role] = [name]
+    if not special:
+        return None
+
+    def text(letter: str, kind: int) -> list[dict[str, Any]]:
+        around = [[{"SpecialToken": {"id": n, "type_id": kind}} for n in parts[r]] for r in parts]
+        return [*around[0], {"Sequence": {"id": letter, "type_id": kind}}, *around[1]]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": text("A", 0),
+        "pair": text("A", 0) + text("B", 1),
+        "special_tokens": special,
+    }

@@ -1,0 +1,1 @@
+"""The engine directory: manifest, staging, locks, signatures, contract."""

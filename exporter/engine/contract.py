@@ -1,0 +1,115 @@
+"""What engine.json says of an engine: the architecture, the graph contract, the sources."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import onnx_ir as ir
+
+from lmcast.calib.formats import FORMATS, STATE_OF, Format
+from lmcast.exporter.checkpoint import CheckpointError
+from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.runtime.engine import MODEL
+from lmcast.exporter.weights.place import Placement
+from lmcast.graphs import Definition
+from lmcast.graphs.blocks.moe import MoE
+
+PART = re.compile(r"(.*)\.(?:codes|scales|shared|zeros)(?:\.|$)")  # of a quantized weight
+
+
+def describe(
+    found: Definition,
+    source: Checkpoint,
+    target: str,
+    format: Format,
+    placement: Placement,
+    graph: ir.Model,
+    identities: Sequence[SourceFile],
+) -> dict[str, Any]:
+    """Return the fields of engine.json."""
+    linked = {p.file for p in placement.placed.values()} if placement.mode == "link" else set()
+    return {
+        "architecture": found.arch.name,
+        "config": dict(source.config),
+        "vocab_size": found.config.vocab_size,
+        "parameters": found.parameters,
+        "active_parameters": found.active,
+        "layers": len(found.model.layers),
+        "weights": count_weights(graph, placement),
+        "dtype": format.name,
+        "target": target,
+        "graph": contract(found, target, format, placement, graph),
+        "eos_ids": eos_ids(source),
+        "special_tokens": dict(source.texts.special_tokens),
+        "source": [
+            {"name": s.path.name, "size": s.size, "header_sha256": s.header_sha256}
+            for s in identities
+        ],
+        "linked": [{**asdict(s), "path": str(s.path)} for s in identities if str(s.path) in linked],
+    }
+
+
+def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, int]]:
+    """Return tensors and bytes by format, as the graph has them; quantized ones with scales."""
+    counted: dict[str, dict[str, int]] = {}
+    for name, weight in placement.packed.items():
+        entry = counted.setdefault(weight.format, {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += sum(placement.placed[f"{name}.{part}"].nbytes for part in weight.parts)
+    for name, value in graph.graph.initializers.items():
+        whole = PART.match(name)
+        if whole is not None and whole[1] in placement.packed:
+            continue
+        tensor = value.const_value
+        assert tensor is not None
+        format = next((f.name for f in FORMATS.values() if DTYPES[f.dtype] == tensor.dtype), None)
+        entry = counted.setdefault(format or tensor.dtype.name.lower(), {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor.nbytes
+    return counted
+
+
+def contract(
+    found: Definition, target: str, format: Format, placement: Placement, graph: ir.Model
+) -> dict[str, Any]:
+    """Return what a runtime must know to run the graph."""
+    in_rows = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
+    return {
+        "file": MODEL,
+        "weights": placement.mode,
+        "optimized": target == "cpu",
+        # The kernels for quantized weights are fast in a layout of their own alone, made at load.
+        "prepack": any(node.op_type == "MatMulNBits" for node in graph.graph),
+        "split_experts": target == "cpu" and any(isinstance(m, MoE) for m in found.model.modules()),
+        # Whether rows of different lengths take several tokens together, or one row at a time.
+        "append": "row" if in_rows else "batch",
+        "inputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.inputs],
+        "outputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.outputs],
+        "states": [
+            {
+                "name": f"layers.{index}.{state.name}",
+                "shape": list(state.shape),
+                "dtype": STATE_OF[state.dtype].name if state.dtype else format.name,
+            }
+            for index, carried in enumerate(found.model.states())
+            for state in carried
+        ],
+    }
+
+
+def eos_ids(source: Checkpoint) -> list[int]:
+    """Return the ids that end a text: of generation_config.json, else of config.json.
+
+    Of a multimodal config.json: its own, else those of its text_config.
+    """
+    given = source.config.get("eos_token_id")
+    if given is None and isinstance(text := source.config.get("text_config"), dict):
+        given = text.get("eos_token_id")
+    given = source.texts.generation.get("eos_token_id", given)
+    ids = given if isinstance(given, list) else [given]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids if i is not None):
+        raise CheckpointError(f"{source.path}: eos_token_id is {given!r:.80}; accepted: integers")
+    return sorted({i for i in ids if i is not None})

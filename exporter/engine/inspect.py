@@ -1,0 +1,206 @@
+"""What a checkpoint or an engine is: parameters, weights by format, bytes of state, files."""
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmcast.calib.formats import BY_DTYPE, FORMATS, STATE_OF, STATES
+from lmcast.exporter.engine.manifest import is_engine, read_manifest
+from lmcast.plugins.errors import InputError
+
+if TYPE_CHECKING:
+    from lmcast.exporter.checkpoint.tensors import StoredTensor
+    from lmcast.graphs.weights.bind import Binding
+
+
+class InspectError(InputError):
+    """A request that inspection cannot answer."""
+
+
+@dataclass(frozen=True)
+class StateSize:
+    """Decode state in numbers and bytes; what grows by the token, what does not."""
+
+    format: str
+    elements_per_token: int
+    bytes_per_token: int
+    fixed_bytes_per_sequence: int
+    bytes: int  # at the batch and context asked for
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that `lmcast inspect` says."""
+
+    path: str
+    kind: str  # 'checkpoint' or 'engine'
+    architecture: str
+    parameters: int
+    active_parameters: int  # those a token is multiplied with
+    layers: int
+    context: int
+    vocab_size: int
+    weights: dict[str, dict[str, int]]  # format -> tensors, bytes
+    state: StateSize
+    batch: int
+    tokens: int
+    files: list[dict[str, Any]]  # path, bytes, what
+    target: str | None = None
+    linked: bool | None = None
+    tokenizer: bool = False
+    chat_template: bool = False
+    ignored: tuple[str, ...] = ()
+    left_out: str = ""  # the same in short
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return the same for a person."""
+        state = self.state
+        lines = [
+            f"{self.path}: {self.kind}",
+            f"architecture  {self.architecture}, {self.layers} layers, {self.vocab_size:,} ids",
+            f"parameters    {self.parameters:,}, of which a token uses {self.active_parameters:,}",
+            *(
+                f"weights       {name}: {w['tensors']} tensors, {w['bytes']:,} bytes"
+                for name, w in sorted(self.weights.items())
+            ),
+            f"context       {self.context:,} tokens",
+            f"state         per token {state.elements_per_token:,} elements ="
+            f" {state.bytes_per_token:,} bytes in {state.format}",
+            f"              per sequence {state.fixed_bytes_per_sequence:,} bytes besides",
+            f"              {state.bytes:,} bytes for {self.batch} x {self.tokens:,} tokens",
+            f"text          {'a' if self.tokenizer else 'no'} tokenizer,"
+            f" {'a' if self.chat_template else 'no'} chat template",
+        ]
+        if self.target:
+            lines.append(
+                f"target        {self.target}, {'linked' if self.linked else 'self-contained'}"
+            )
+        if self.left_out:
+            lines.append(f"left out      {self.left_out}")
+        lines += [f"{f['what']:<14}{f['path']} ({f['bytes']:,} bytes)" for f in self.files]
+        return "\n".join(lines)
+
+
+def inspect(path: Path, batch: int = 1, context: int | None = None) -> Inspection:
+    """Describe a checkpoint or an engine; state sizes are for `batch` rows of `context` tokens.
+
+    context None means the longest the model takes. Raises InputError where the path is neither.
+    """
+    if batch < 1 or (context is not None and context < 1):
+        raise InspectError(f"batch {batch} and context {context} must be at least 1")
+    return (_engine if is_engine(path) else _checkpoint)(path, batch, context)
+
+
+State = tuple[list[int | str], str]  # shape with "B" and "C", format
+
+
+def _state_size(states: list[State], batch: int, tokens: int) -> StateSize:
+    per_token = elements = fixed = 0
+    formats = Counter(format for _, format in states)
+    for shape, format in states:
+        numbers = math.prod(n for n in shape if isinstance(n, int))
+        size = numbers * STATES[format].bytes
+        if "C" in shape:
+            per_token += size
+            elements += numbers
+        else:
+            fixed += size
+    format = "+".join(sorted(formats)) or "float32"
+    total = batch * (per_token * tokens + fixed)
+    return StateSize(format, elements, per_token, fixed, total)
+
+
+def _engine(path: Path, batch: int, context: int | None) -> Inspection:
+    manifest = read_manifest(path)
+    fields = manifest.fields
+    states = [(s["shape"], s["dtype"]) for s in fields["graph"]["states"]]
+    tokens = _tokens(context, fields["context"])
+    names = {file.path for file in manifest.files}
+    files = [{"path": f.path, "bytes": f.size, "what": "engine"} for f in manifest.files]
+    files += [{"path": s["path"], "bytes": s["size"], "what": "linked"} for s in fields["linked"]]
+    return Inspection(
+        path=str(path),
+        kind="engine",
+        architecture=fields["architecture"],
+        parameters=fields["parameters"],
+        active_parameters=fields["active_parameters"],
+        layers=fields["layers"],
+        context=fields["context"],
+        vocab_size=fields["vocab_size"],
+        weights=fields["weights"],
+        state=_state_size(states, batch, tokens),
+        batch=batch,
+        tokens=tokens,
+        files=files,
+        target=fields["target"],
+        linked=fields["graph"]["weights"] == "link",
+        tokenizer="tokenizer.json" in names,
+        chat_template="chat_template.jinja" in names,
+    )
+
+
+def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
+    from lmcast.exporter.checkpoint import open_checkpoint
+    from lmcast.graphs import defined
+
+    source = open_checkpoint(path)
+    found = defined(source.config, source.tensors)
+    stored = [source.tensors[name] for name in found.binding.tensors()]
+    weights = count_weights(stored, found.binding)
+    plain = [name for name in weights if name in FORMATS] or ["float32"]
+    format = max(plain, key=lambda name: weights.get(name, {"bytes": 0})["bytes"])
+    states: list[State] = [
+        (list(s.shape), STATE_OF[s.dtype].name if s.dtype else format)
+        for carried in found.model.states()
+        for s in carried
+    ]
+    tokens = _tokens(context, found.context)
+    sizes = {t.file: t.file.stat().st_size for t in source.tensors.values()}
+    return Inspection(
+        path=str(path),
+        kind="checkpoint",
+        architecture=found.arch.name,
+        parameters=found.parameters,
+        active_parameters=found.active,
+        layers=len(found.model.layers),
+        context=found.context,
+        vocab_size=found.config.vocab_size,
+        weights=weights,
+        state=_state_size(states, batch, tokens),
+        batch=batch,
+        tokens=tokens,
+        files=[{"path": str(f), "bytes": n, "what": "weights"} for f, n in sorted(sizes.items())],
+        tokenizer=source.texts.tokenizer is not None,
+        chat_template=source.texts.chat_template is not None,
+        ignored=found.binding.ignored,
+        left_out=found.left_out,
+    )
+
+
+def _tokens(asked: int | None, longest: int) -> int:
+    if asked is not None and asked > longest:
+        raise InspectError(f"context {asked} is above {longest}, the longest this model takes")
+    return asked or longest
+
+
+def count_weights(stored: "list[StoredTensor]", binding: "Binding") -> dict[str, dict[str, int]]:
+    """Return tensors and bytes by format, of tensors as they are stored; those of quantized weights
+    count with their scales."""
+    layouts = binding.layouts
+    counted: dict[str, dict[str, int]] = {}
+    for tensor in stored:
+        if tensor.decode is not None:
+            name = tensor.decode.format
+        elif tensor.name in layouts:
+            name = layouts[tensor.name].format.name
+        else:
+            name = BY_DTYPE[tensor.dtype].name if tensor.dtype in BY_DTYPE else str(tensor.dtype)
+        entry = counted.setdefault(name, {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor.nbytes
+    return counted

@@ -1,0 +1,141 @@
+"""Put the traced parts together: one ONNX graph in which every layer is a call of its kind."""
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import onnx_ir as ir
+
+from lmcast.exporter.graph.capture import INPUTS, Call, Captured
+from lmcast.exporter.graph.lowering import DTYPES, OPSETS, PARTS, VARIANT, Lowering
+from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.plugins.plugin import DOMAIN, REGISTRY
+
+IR_VERSION = 11  # the first that knows opset 24
+
+
+def assemble(model: Decoder, captured: Captured) -> ir.Model:
+    """Return the portable graph of a model; its weights are initializers without data."""
+    return _Assembly(model, captured).run()
+
+
+class _Assembly:
+    """The main graph as it grows, call by call."""
+
+    def __init__(self, model: Decoder, captured: Captured):
+        self.captured = captured
+        self.functions = {part.name: Lowering(part).run() for part in captured.parts}
+        self.dtype = DTYPES[next(model.parameters()).dtype]
+        self.given = {name: _value(name, ir.DataType.INT64, axes) for name, axes in INPUTS.items()}
+        self.inputs, self.outputs = list(self.given.values()), list[ir.Value]()
+        self.nodes: list[ir.Node] = []
+        self.weights = {
+            id(parameter): _value(name, DTYPES[parameter.dtype], tuple(parameter.shape))
+            for name, parameter in model.named_parameters()
+        }
+
+    def run(self) -> ir.Model:
+        captured = self.captured
+        (x,) = self.call(captured.embed, "embed", self.given)
+        if captured.positions:
+            tables = self.call(captured.positions, "positions", self.given)
+            self.given.update(zip(captured.positions.part.outputs, tables, strict=True))
+        if captured.side:
+            given = self.call(captured.side, "side", {**self.given, "x": x})
+            self.give(captured.side, given)
+        for layer in captured.layers:
+            x = self.layer(layer, x)
+        (logits,) = self.call(captured.final, "final", {**self.given, "x": x})
+        logits.name = "logits"
+        graph = ir.Graph(
+            self.inputs,
+            [logits, *self.outputs],
+            nodes=self.nodes,
+            initializers=list(self.weights.values()),
+            name="model",
+            opset_imports={**OPSETS, PARTS: 1},
+        )
+        functions = list(self.functions.values())
+        out = ir.Model(graph, ir_version=IR_VERSION, producer_name="lmcast", functions=functions)
+        attach_bodies(out)
+        return out
+
+    def call(self, call: Call, name: str, given: Mapping[str, ir.Value]) -> list[ir.Value]:
+        """Call a part on the values of these names and on the parameters of its module."""
+        function = self.functions[call.part.name]
+        taken = []
+        for value in function.inputs:
+            own = str(value.name)
+            if own in given:
+                taken.append(given[own])
+            else:
+                parameter = call.module.get_parameter(own.removeprefix("part."))
+                taken.append(self.weights[id(parameter)])
+        count = len(function.outputs)
+        node = ir.node(function.name, taken, domain=PARTS, num_outputs=count, name=name)
+        labels = call.part.outputs
+        for out, inner, label in zip(node.outputs, function.outputs, labels, strict=True):
+            out.name, out.type, out.shape = f"{name}.{label}", inner.type, inner.shape
+        self.nodes.append(node)
+        return list(node.outputs)
+
+    def give(self, call: Call, values: list[ir.Value]) -> None:
+        """Keep what a part hands over, under the names that later parts ask for."""
+        for value, name in zip(values, call.gives, strict=True):
+            value.name = name
+            self.given[name] = value
+
+    def layer(self, layer: Call, x: ir.Value) -> ir.Value:
+        """Call a layer with states of its own; return its output."""
+        past = {}
+        for state in layer.states:
+            kind = DTYPES[state.dtype] if state.dtype else self.dtype
+            name = f"{layer.prefix}.{state.name}.past"
+            past[f"{state.name}.past"] = _value(name, kind, state.shape)
+        # What this layer takes, under the names that its kind was traced with.
+        traced = layer.part.inputs[3 : 3 + len(layer.takes)]
+        taken = {own: self.given[n] for own, n in zip(traced, layer.takes, strict=True)}
+        y, *rest = self.call(layer, layer.prefix, {**self.given, **taken, **past, "x": x})
+        present = rest[: len(past)]
+        for value, old in zip(present, past.values(), strict=True):
+            value.name, value.shape = str(old.name).removesuffix("past") + "present", old.shape
+        self.give(layer, rest[len(past) :])
+        self.inputs.extend(past.values())
+        self.outputs.extend(present)
+        return y
+
+
+def attach_bodies(model: ir.Model) -> None:
+    """Give the file the body of every operator it uses, for runtimes without a kernel for it.
+
+    Calls whose attributes make another body than those before get a name of their own,
+    'quantize_input__1': ONNX Runtime 1.31 takes no notice of overloads within functions.
+    """
+    bodies: dict[str, list[Any]] = {}
+    for node in chain(model.graph, *model.functions.values()):
+        if node.domain == DOMAIN:
+            body = REGISTRY[node.op_type].function(arguments(node))
+            known = bodies.setdefault(node.op_type, [])
+            if body not in known:
+                known.append(body)
+            if number := known.index(body):
+                node.op_type = f"{node.op_type}{VARIANT}{number}"
+    for name, found in sorted(bodies.items()):
+        for number, body in enumerate(found):
+            function = ir.serde.deserialize_function(body)
+            function.name = f"{name}{VARIANT}{number}" if number else name
+            model.functions[function.identifier()] = function
+
+
+def arguments(node: ir.Node) -> dict[str, Any]:
+    """Return the arguments of an operator of ours as Plugin.body takes them."""
+    tensors = (value is not None or None for value in node.inputs)
+    plain = {name: attribute.value for name, attribute in node.attributes.items()}
+    return {
+        a.name: plain[a.name] if a.name in plain else next(tensors, None)
+        for a in REGISTRY[node.op_type].schema.arguments
+    }
+
+
+def _value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))

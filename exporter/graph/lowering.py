@@ -1,0 +1,250 @@
+"""Write one traced part as an ONNX function: a walk over its nodes, with ATEN as the dictionary."""
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from lmcast.exporter.graph.aten import ATEN
+from lmcast.exporter.graph.capture import SIZES, Part
+from lmcast.plugins.plugin import DOMAIN, ONNX_OPSET, REGISTRY
+
+DTYPES = {
+    torch.float64: ir.DataType.DOUBLE,
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int64: ir.DataType.INT64,
+    torch.int32: ir.DataType.INT32,
+    torch.bool: ir.DataType.BOOL,
+    torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN,
+}
+PARTS = f"{DOMAIN}.parts"  # the domain of the functions that are parts of one model
+VARIANT = "__"  # between the name of an operator and the number of one of several bodies of it
+
+
+class LoweringError(RuntimeError):
+    """A definition uses an operator that ATEN has no entry for: a defect of lmcast."""
+
+
+class Lowering:
+    """The ONNX nodes of one part so far; entries of ATEN write through it."""
+
+    def __init__(self, part: Part):
+        self.part = part
+        self.nodes: list[ir.Node] = []
+        self._values: dict[fx.Node, Any] = {}
+        self._names: dict[str, int] = {}
+        self._axes: dict[str, str] = {}  # a symbolic size -> the axis it is
+        self._constants: dict[tuple, ir.Value] = {}
+        self._at: fx.Node | None = None
+
+    # -- what the entries of ATEN use
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        outputs: int = 1,
+        domain: str = "",
+        main: bool = False,
+    ) -> Any:
+        """Append a node and return its output, or a tuple where it has several.
+
+        `main` marks the node that a person would look for under the name of the module.
+        """
+        assert self._at is not None
+        path = module_path(self._at)
+        name = self._unique(path if main and path else ".".join(filter(None, (path, op_type))))
+        node = ir.node(
+            op_type, inputs, attributes or {}, domain=domain, num_outputs=outputs, name=name
+        )
+        for i, value in enumerate(node.outputs):
+            value.name = name if outputs == 1 else f"{name}.{i}"
+        self.nodes.append(node)
+        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def constant(self, value: Any, dtype: torch.dtype = torch.int64) -> ir.Value:
+        """Return a small constant as a tensor value."""
+        tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=dtype)
+        numbers = _array(tensor)
+        key = (tensor.dtype, tuple(tensor.shape), numbers.tobytes())
+        if key not in self._constants:
+            array = ir.tensor(numbers, dtype=DTYPES[tensor.dtype])
+            name = self._unique("constant")
+            node = ir.node("Constant", [], {"value": array}, name=name)
+            node.outputs[0].name = name
+            node.outputs[0].type = ir.TensorType(DTYPES[tensor.dtype])
+            node.outputs[0].shape = ir.Shape(tensor.shape)
+            self.nodes.append(node)
+            self._constants[key] = node.outputs[0]
+        return self._constants[key]
+
+    def value(self, arg: Any) -> Any:
+        """Return what an argument of a traced node is here: a value, or the argument itself."""
+        if isinstance(arg, fx.Node):
+            return self._values[arg]
+        if isinstance(arg, list | tuple):
+            return [self.value(a) for a in arg]
+        return arg
+
+    def cast(self, value: ir.Value, have: torch.dtype, want: torch.dtype) -> ir.Value:
+        return value if have == want else self.op("Cast", [value], {"to": DTYPES[want]})
+
+    def size(self, value: ir.Value, axis: int) -> ir.Value:
+        """Return the size of one axis as a tensor of shape [1]."""
+        return self.op("Shape", [value], {"start": axis, "end": axis + 1})
+
+    def reshape(self, x: ir.Value, before: Sequence[Any], after: Sequence[Any]) -> ir.Value:
+        """Reshape between sizes as torch traced them: numbers or symbols."""
+        target: list[int] = []
+        for i, size in enumerate(after):
+            if isinstance(size, int):
+                target.append(size)
+            elif i < len(before) and str(before[i]) == str(size):
+                target.append(0)  # ONNX: copy this axis
+            else:
+                target.append(-1)
+        if target.count(-1) > 1:
+            raise self.refused("a reshape makes more than one size up")
+        return self.op("Reshape", [x, self.constant(target)])
+
+    def refused(self, why: str) -> LoweringError:
+        """Return an error about the operator at hand, for the caller to raise."""
+        assert self._at is not None
+        module = module_path(self._at) or "the top"
+        return LoweringError(
+            f"{self.part.name}: {self._at.target} at {module} has no ONNX form: {why}"
+        )
+
+    # -- the walk
+
+    def run(self) -> ir.Function:
+        """Return the part as a function of its inputs, then its parameters."""
+        program = self.part.program
+        signature = program.graph_signature
+        users = list(signature.user_inputs)
+        for name, axes in zip(users, self.part.axes, strict=True):
+            node = next(n for n in program.graph.nodes if n.name == name)
+            for size, axis in zip(node.meta["val"].shape, axes, strict=True):
+                if isinstance(axis, str) and isinstance(size, torch.SymInt):
+                    self._axes[str(size)] = axis
+        inputs: dict[str, ir.Value] = {}
+        parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = signature.inputs_to_lifted_tensor_constants
+        needed = _needed(program.graph)
+        for node in program.graph.nodes:
+            self._at = node
+            if node.op == "placeholder":
+                if node.name in constants:
+                    self._values[node] = program.constants[constants[node.name]]
+                    continue
+                name = parameters.get(node.name, node.name)
+                if node.name in users:
+                    name = self.part.inputs[users.index(node.name)]
+                self._values[node] = inputs[node.name] = ir.Value(name=name)
+                self._describe(self._values[node], node)
+            elif node.op == "call_function" and node in needed:
+                self._values[node] = self._call(node)
+                self._describe(self._values[node], node)
+            elif node.op == "output":
+                outputs = self.value(node.args[0])
+        order = [*users, *(n for n in inputs if n not in users)]
+        ordered = [inputs[n] for n in order]
+        outputs = [self._output(o, outputs[:i]) for i, o in enumerate(outputs)]
+        graph = ir.Graph(
+            ordered, outputs, nodes=self.nodes, name=self.part.name, opset_imports=OPSETS
+        )
+        return ir.Function(PARTS, self.part.name, graph=graph, attributes=[])
+
+    def _output(self, value: ir.Value, before: Sequence[ir.Value]) -> ir.Value:
+        """Return a value as an output of its own: no input, and given out once."""
+        repeated = any(value is other for other in before)
+        return self.op("Identity", [value]) if repeated or not value.producer() else value
+
+    def _call(self, node: fx.Node) -> Any:
+        target: Any = node.target
+        if target is operator.getitem:
+            return self.value(node.args[0])[node.args[1]]
+        entry = ATEN.get(target)
+        if entry is not None:
+            return entry(self, node, *node.args, **node.kwargs)
+        namespace, _, name = str(target).partition(".")
+        if namespace == DOMAIN:
+            return self._plugin(node, name.partition(".")[0])
+        if namespace == "onnx":
+            tensors = [self.value(a) for a in node.args]
+            attributes = {k: int(v) if isinstance(v, bool) else v for k, v in node.kwargs.items()}
+            return self.op(name.partition(".")[0], tensors, attributes)
+        raise self.refused("add it to exporter/graph/aten.py")
+
+    def _plugin(self, node: fx.Node, name: str) -> Any:
+        plugin = REGISTRY[name]
+        tensors: list[ir.Value | None] = []
+        plain = {}
+        for argument, value in zip(plugin.schema.arguments, node.args, strict=True):
+            if value is None or isinstance(value, fx.Node):
+                tensors.append(self.value(value))
+            else:
+                plain[argument.name] = int(value) if isinstance(value, bool) else value
+        while tensors and tensors[-1] is None:  # trailing inputs that are absent are not written
+            tensors.pop()
+        outputs = len(node.meta["val"]) if isinstance(node.meta["val"], tuple | list) else 1
+        return self.op(plugin.name, tensors, plain, domain=DOMAIN, outputs=outputs)
+
+    def _describe(self, value: Any, node: fx.Node) -> None:
+        """Give a value the dtype and shape that torch traced."""
+        traced = node.meta["val"]
+        if isinstance(value, tuple):
+            for v, t in zip(value, traced, strict=True):
+                self._describe_one(v, t)
+        elif isinstance(value, ir.Value) and isinstance(traced, torch.Tensor):
+            self._describe_one(value, traced)
+
+    def _describe_one(self, value: ir.Value, traced: torch.Tensor) -> None:
+        value.type = ir.TensorType(DTYPES[traced.dtype])
+        sizes = [s if isinstance(s, int) else self._axes.get(str(s)) for s in traced.shape]
+        value.shape = ir.Shape(sizes)
+
+    def _unique(self, name: str) -> str:
+        count = self._names[name] = self._names.get(name, 0) + 1
+        return name if count == 1 else f"{name}_{count}"
+
+
+OPSETS = {"": ONNX_OPSET, DOMAIN: 1}
+assert len(set(SIZES.values())) == len(SIZES)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:  # which numpy itself does not have
+        return tensor.view(torch.int16).numpy(force=True).view(ml_dtypes.bfloat16)
+    return tensor.numpy(force=True)
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the path of the module that called an operator: 'mixer.q'."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    if path.startswith("_"):  # torch's own wrapper
+        return ""
+    return re.sub(r"^(part|tables\.\d+)(\.|$)", "", path)
+
+
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that some output depends on."""
+    needed: set[fx.Node] = set()
+    waiting = [graph.output_node()]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    return needed

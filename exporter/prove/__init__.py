@@ -1,0 +1,1 @@
+"""Proof that an engine equals eager PyTorch, and what quantization costs."""

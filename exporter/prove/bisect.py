@@ -1,0 +1,131 @@
+"""Where an engine first parts from eager PyTorch: the layer, then the operator within it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from lmcast.calib.formats import FORMATS
+from lmcast.exporter.backends.onnxruntime import Runner
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.passes.inline_parts import inline_parts
+from lmcast.exporter.prove.eager_pass import full_pass
+from lmcast.exporter.prove.rounding import exact_contract, without_rounding
+from lmcast.exporter.runtime.engine import MODEL, Engine
+from lmcast.exporter.runtime.session import Session
+from lmcast.graphs import Definition
+
+FLOOR = 1e-5  # of a value's own size: below this, a difference is rounding
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One value of the graph that differs from eager by more than rounding."""
+
+    name: str  # as in the graph: 'layers.3.mixer.q'
+    operator: str
+    error: float  # largest |engine - fp64|
+    eager_error: float
+    size: float  # largest |fp64|
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """The first layer and the first operator that diverge; None where none does."""
+
+    layer: int | None
+    first: Divergence | None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        if self.first is None:
+            return "bisection: every layer agrees; the divergence lies in the final norm or head"
+        d = self.first
+        return (
+            f"bisection: first diverges in layer {self.layer} at {d.name} ({d.operator}):"
+            f" error {d.error:.2e} where eager's is {d.eager_error:.2e}, values up to {d.size:.2e}"
+        )
+
+
+def find_divergence(
+    engine: Engine, found: Definition, source: Checkpoint, row: list[int], times: float
+) -> Bisection:
+    """Run one prompt with every inner value watched, and compare in order of computation.
+
+    A value diverges when its error from fp64 exceeds `times` eager's own plus FLOOR of its size.
+    """
+    ids = torch.tensor([row])
+    dtype = FORMATS[engine.manifest.fields["dtype"]].dtype
+    eager: dict[torch.dtype, dict[str, Tensor]] = {torch.float64: {}, dtype: {}}
+    hooks: list[Any] = []
+
+    def watch(index: int, layer: nn.Module, at: torch.dtype) -> None:
+        while hooks:
+            hooks.pop().remove()
+        for path, module in layer.named_modules():
+            name = ".".join(filter(None, (f"layers.{index}", path)))
+            hooks.append(module.register_forward_hook(_record(eager[at], name)))
+
+    full_pass(found, source, ids, torch.tensor([len(row)]), (torch.float64, dtype), watch=watch)
+    while hooks:
+        hooks.pop().remove()
+    values = _engine_values(engine, ids.numpy(), set(eager[dtype]))
+    for name, operator, value in values:
+        exact = eager[torch.float64][name].numpy()
+        rough = eager[dtype][name].double().numpy()
+        error = float(np.abs(value.astype(np.float64).reshape(exact.shape) - exact).max())
+        eager_error, size = float(np.abs(rough - exact).max()), float(np.abs(exact).max())
+        if not error <= times * eager_error + FLOOR * size:
+            return Bisection(
+                int(name.split(".")[1]), Divergence(name, operator, error, eager_error, size)
+            )
+    return Bisection(None, None)
+
+
+def _record(into: dict[str, Tensor], name: str) -> Callable[[Any, Any, Any], None]:
+    def hook(module: Any, inputs: Any, output: Any) -> None:
+        # Of a module that runs twice the first value: the graph calls the other by another name.
+        into.setdefault(name, output[0] if isinstance(output, tuple) else output)
+
+    return hook
+
+
+def _engine_values(
+    engine: Engine, ids: np.ndarray, names: set[str]
+) -> list[tuple[str, str, np.ndarray]]:
+    """Return (name, operator, value) of the graph's values that eager modules give as well.
+
+    No inputs are rounded: what goes to the other side of a tie is no divergence.
+    """
+    model = ir.load(engine.directory / MODEL)
+    without_rounding(model)
+    inline_parts(model)
+    watched = []
+    for node in model.graph:
+        for value in node.outputs:
+            name = str(value.name).removesuffix(".x")  # what a layer returns is called layers.3.x
+            if name in names:
+                watched.append((name, node.op_type, value))
+    for _, _, value in watched:
+        if not value.is_graph_output():
+            model.graph.outputs.append(value)
+    data = ir.to_proto(model).SerializeToString()
+    fields = engine.manifest.fields
+    runner = Runner(engine.directory, fields["graph"], None, data)
+    tokens = ids.shape[1]
+    feed = {
+        "input_ids": ids,
+        "cache_lengths": np.zeros(1, np.int64),
+        "token_counts": np.array([tokens]),
+        "logit_rows": np.arange(tokens)[None],
+    }
+    session = Session(runner, exact_contract(fields), engine.context, engine.vocab_size, 1)
+    states = session.reserve(tokens)
+    out = runner.run(feed, states, [str(v.name) for _, _, v in watched])
+    return [(name, op, value) for (name, op, _), value in zip(watched, out, strict=True)]

@@ -1,0 +1,165 @@
+"""Text to calibrate and to measure with: samples of a file, and their tokens in chunks."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lmcast.exporter.checkpoint import CheckpointError
+from lmcast.exporter.checkpoint.files import read_capped
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.runtime.text import Text, TextError, check_messages
+from lmcast.plugins.errors import InputError
+
+Sample = str | Sequence[Mapping[str, Any]]  # a text, or the messages of a chat
+
+MOST_BYTES = 256 << 20  # 256 MiB: tokenizing that takes minutes, and no method needs so much
+Part = Literal["calibration", "choice", "measuring"]
+# The tokens of a corpus fall into so many equal spans, which the parts take in turn. Spans depend
+# on nothing else, so that chunks of one length never reach into those of another.
+SPANS = 16
+TURNS: tuple[Part, ...] = ("calibration", "choice", "calibration", "measuring")
+
+
+class CorpusError(InputError):
+    """Text that cannot be read, or is not enough."""
+
+
+def read_corpus(path: Path | None) -> list[Sample]:
+    """Return the samples of a file; None: the documentation that comes with Python, in English.
+
+    A .txt file is one text. A line of a .jsonl file is a text, an object with "text", or one with
+    "messages": [{"role": ..., "content": ...}, ...], other keys aside; blank lines are skipped.
+    Raises InputError naming file and line.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return [topics[name] for name in sorted(topics)]
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".jsonl"):
+        raise CorpusError(f"{path}: is no .txt or .jsonl file; text must be in one of these")
+    data = read_capped(path, MOST_BYTES).removeprefix(b"\xef\xbb\xbf")
+    if kind == ".txt":
+        samples: list[Sample] = [_text(data, str(path))] if data.strip() else []
+    else:
+        # Not splitlines, which also splits at characters that JSON strings may hold.
+        lines = enumerate(data.split(b"\n"), 1)
+        samples = [_sample(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    if not samples:
+        raise CorpusError(f"{path}: holds no text")
+    return samples
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        place = where if line == 1 else f"{where}:{line}"
+        raise CorpusError(f"{place}: is not UTF-8; save the file as UTF-8") from None
+
+
+def _sample(line: bytes, where: str) -> Sample:
+    try:
+        value = json.loads(_text(line, where))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{where}: is not JSON: {str(error) or 'nested too deeply'}") from None
+    if isinstance(value, dict) and ("text" in value) != ("messages" in value):
+        value = value["text"] if "text" in value else value["messages"]
+        if isinstance(value, list):
+            try:
+                check_messages(value)
+            except TextError as error:
+                raise CorpusError(f"{where}: {error}") from None
+            return value
+    elif not isinstance(value, str):
+        keys = f"the keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
+        raise CorpusError(
+            f'{where}: must be a text or an object with either "text" or "messages", not'
+            f" {keys:.200}"
+        )
+    if not isinstance(value, str) or not value:
+        raise CorpusError(
+            f'{where}: must be a text that is not empty or a list of "messages", not {value!r:.80}'
+        )
+    return value
+
+
+def text_of(source: Checkpoint) -> Text:
+    """Return tokenizer and chat template of a checkpoint; raises CheckpointError if it has none."""
+    texts = source.texts
+    if texts.tokenizer is None:
+        raise CheckpointError(
+            f"{source.path}: tokenizer.json is missing, without which text has no tokens; add it"
+            " (save_pretrained of the fast tokenizer writes it)"
+        )
+    return Text(texts.tokenizer, texts.chat_template, texts.special_tokens)
+
+
+def chunks(
+    samples: Sequence[Sample],
+    text: Text,
+    tokens: int,
+    count: int,
+    part: Part = "calibration",
+    seed: int = 0,
+) -> Tensor:
+    """Return `count` chunks of `tokens` ids each, int64 count,tokens; equal input, equal chunks.
+
+    Every chunk begins with what the tokenizer puts before a text (BOS, where it does). part: of the
+    text, and of no other part: what to calibrate on, to choose by which of several results is best,
+    or to measure the choice with. seed: which chunks, where there are more. Raises CorpusError for
+    too little text.
+    """
+    prefix = text.prefix()
+    if tokens <= len(prefix) + 1 or count < 1:
+        raise CorpusError(
+            f"{count} chunks of {tokens} tokens; accepted: at least 1 of {len(prefix) + 2}"
+        )
+    stream = _stream(samples, text)
+    # The last span takes what the division leaves.
+    bounds = [len(stream) * i // SPANS for i in range(SPANS + 1)]
+    spans = [
+        stream[begin:end]
+        for i, (begin, end) in enumerate(pairwise(bounds))
+        if TURNS[i % len(TURNS)] == part
+    ]
+    found = [chunk for span in spans for chunk in _cut(span, prefix, tokens)]
+    if len(found) < count:
+        needed = SPANS * tokens * -(-count // len(spans))
+        raise CorpusError(
+            f"the text has {len(stream):,} tokens, which give {len(found)} chunks of {tokens} for"
+            f" {part}; {needed:,} are enough for {count}: give more text, or ask for less"
+        )
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor([found[i] for i in sorted(order[:count].tolist())], dtype=torch.int64)
+
+
+def _stream(samples: Sequence[Sample], text: Text) -> list[int]:
+    """Return the tokens of all samples, one behind the other, each with its special tokens."""
+    chats = [sample for sample in samples if not isinstance(sample, str)]
+    # All at once: a template is rendered in a process of its own, which takes a while to start.
+    rendered = iter(text.chats(chats) if chats else [])
+    ids: list[int] = []
+    for sample in samples:
+        ids += text.encode(sample) if isinstance(sample, str) else next(rendered)
+    return ids
+
+
+def _cut(span: list[int], prefix: list[int], tokens: int) -> Iterator[list[int]]:
+    at = 0
+    while True:
+        # Where a text begins with the chunk, its own prefix is there.
+        head = [] if span[at : at + len(prefix)] == prefix else prefix
+        end = at + tokens - len(head)
+        if end > len(span):
+            return
+        yield [*head, *span[at:end]]
+        at = end

@@ -1,0 +1,388 @@
+"""Is the engine what eager PyTorch computes? Errors against fp64, in units of eager's own error.
+
+Letters: B rows, T tokens, V vocabulary.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from lmcast.calib.formats import FORMATS
+from lmcast.exporter.checkpoint import identified
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.engine.manifest import EngineError
+from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.prove.bisect import Bisection, find_divergence
+from lmcast.exporter.prove.eager_pass import full_pass
+from lmcast.exporter.prove.rounding import (
+    rounded_products,
+    unrounded,
+    with_rounding,
+    without_rounding,
+)
+from lmcast.exporter.runtime.engine import MODEL, Engine
+from lmcast.exporter.runtime.generate import read_prompts
+from lmcast.exporter.weights.recipe_files import recipe_of
+from lmcast.graphs import Definition, defined
+from lmcast.graphs.families.matformer import sliced
+
+# The engine may err from fp64 this many times as much as eager PyTorch does in the same format:
+# both round every operation, in another order.
+TIMES = 4.0
+# Added to that: where eager happens to be exact, the engine still rounds. In fp32 the bound of the
+# project; in the others two to three epsilons, 9.8e-4 and 7.8e-3, of a logit near 1.
+FLOOR = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 2e-2}
+SHORT, LONG = 24, 64  # tokens: at export, and for `lmcast parity`
+PAST_WINDOW = 16  # tokens beyond a window that is exceeded at all
+WIDEST_WINDOW = 512  # a wider one would take minutes to exceed; the report says so
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way of running the engine, compared at every position it gave logits for."""
+
+    scenario: str
+    positions: int
+    error: float  # largest |engine - fp64| of a logit
+    eager_error: float  # largest |eager - fp64| at the same positions
+    bound: float
+    top1: float  # share of positions with the same most likely token
+    kl: float  # mean Kullback-Leibler divergence from fp64, in nats
+
+    @property
+    def passed(self) -> bool:
+        # A NaN compares false, so it fails.
+        return self.error <= self.bound
+
+    @property
+    def times(self) -> float:
+        """The engine's error in units of eager's own."""
+        return self.error / self.eager_error if self.eager_error else math.inf
+
+
+@dataclass(frozen=True)
+class Report:
+    """All comparisons of one engine."""
+
+    dtype: str
+    tokens: int
+    beyond_window: bool | None  # None: no layer has a window
+    results: tuple[Result, ...]
+    bisection: Bisection | None = None
+    ran: str = "graph"  # or 'plan': what of the engine was compared
+
+    @property
+    def passed(self) -> bool:
+        return all(result.passed for result in self.results)
+
+    def worst(self) -> str:
+        """Return the comparison furthest over its bound, in words."""
+        result = max(
+            self.results, key=lambda r: r.error / r.bound if r.error == r.error else math.inf
+        )
+        return f"{result.scenario}: error {result.error:.3g}, bound {result.bound:.3g}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ran": self.ran,
+            "dtype": self.dtype,
+            "tokens": self.tokens,
+            "beyond_window": self.beyond_window,
+            "passed": self.passed,
+            "times_allowed": TIMES,
+            "floor": FLOOR[self.dtype],
+            "bisection": None if self.bisection is None else self.bisection.as_json(),
+            "results": [
+                {
+                    **asdict(r),
+                    "passed": r.passed,
+                    "times_eager": None if math.isinf(r.times) else r.times,
+                }
+                for r in self.results
+            ],
+        }
+
+    def table(self) -> str:
+        """Return the report for a person."""
+        lines = [
+            f"{'':14}{'positions':>10}{'error':>10}{'eager':>10}{'x eager':>9}{'bound':>10}"
+            f"{'top-1':>8}{'KL':>10}"
+        ]
+        for r in self.results:
+            lines.append(
+                f"{r.scenario:14}{r.positions:>10}{r.error:>10.1e}{r.eager_error:>10.1e}{r.times:>9.2f}"
+                f"{r.bound:>10.1e}{r.top1:>8.1%}{r.kl:>10.1e}  {'ok' if r.passed else 'FAILED'}"
+            )
+        if self.beyond_window is False:
+            lines.append(
+                "the window of this model was not exceeded; give --tokens or longer --prompts"
+            )
+        if self.bisection is not None:
+            lines.append(self.bisection.text())
+        return "\n".join(lines)
+
+    def as_junit(self) -> bytes:
+        """Return the report as one JUnit test suite."""
+        failures = sum(not r.passed for r in self.results)
+        suite = ElementTree.Element(
+            "testsuite", name="lmcast parity", tests=str(len(self.results)), failures=str(failures)
+        )
+        for r in self.results:
+            case = ElementTree.SubElement(suite, "testcase", classname="parity", name=r.scenario)
+            if not r.passed:
+                text = f"error {r.error:.6g} is above {r.bound:.6g}"
+                ElementTree.SubElement(case, "failure", message=text)
+        return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+
+
+def check(
+    engine: Engine,
+    found: Definition,
+    source: Checkpoint,
+    prompts: Sequence[Sequence[int]] | None = None,
+    tokens: int = SHORT,
+    widest: int = SHORT,
+) -> Report:
+    """Run the engine in every way a session can and compare with the eager definition.
+
+    prompts: token ids; None for ids drawn with a fixed seed, `tokens` long, or longer to exceed the
+    windows of the model up to `widest`.
+
+    Where inputs of products are rounded to few bits, by a recipe or by kernels, eager rounds them
+    too, and its error from fp64, which does not, bounds the engine's; that nothing else is wrong is
+    shown by the same graph without rounding: 'exact'.
+    """
+    windows = {s.window for carried in found.model.states() for s in carried if s.window}
+    lengths = [w + PAST_WINDOW for w in windows if w <= widest]
+    length = min(max([tokens, *lengths]), engine.session(1).context)
+    rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
+    format = FORMATS[engine.manifest.fields["dtype"]]
+    reference = _reference(unrounded(found), source, rows, format.dtype)
+    results = []
+    graph = ir.load(engine.directory / MODEL)
+    products = {} if engine.runs_plan else rounded_products(graph)
+    if products or without_rounding(graph):
+        if not engine.runs_plan:
+            exact = Engine(engine.directory, engine.threads, portable=True, exact=True)
+            results.append(_compare("exact", _one_by_one(exact, rows), reference, format.name))
+        reference = _rounding(with_rounding(found, products), source, reference, rows, format.dtype)
+    for name, run in (("prefill", _prefill), ("step by step", _steps), ("ragged batch", _ragged)):
+        results.append(_compare(name, run(engine, rows), reference, format.name))
+    longest = max(map(len, rows))
+    beyond = longest > max(windows) if windows else None
+    ran = "plan" if engine.runs_plan else "graph"
+    return Report(format.name, longest, beyond, tuple(results), ran=ran)
+
+
+def drawn(vocab: int, length: int) -> list[list[int]]:
+    """Return three rows of different lengths; the same on every machine."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    lengths = (length, max(1, length // 2), max(1, min(length - 3, SHORT)))
+    return [rng.integers(0, vocab, n).tolist() for n in lengths]
+
+
+def watched(length: int) -> list[int]:
+    """Return the positions of a row to compare: all of a short one, else the end and a few."""
+    if length <= LONG:
+        return list(range(length))
+    spread = np.linspace(0, length - 1, PAST_WINDOW, dtype=int).tolist()
+    return sorted({*spread, *range(length - 2 * PAST_WINDOW, length)})
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """One row's logits at its watched positions: R,V float64."""
+
+    at: list[int]
+    exact: np.ndarray
+    eager: np.ndarray  # in the engine's format, as float64
+
+
+def _reference(
+    found: Definition, source: Checkpoint, rows: list[list[int]], dtype: torch.dtype
+) -> list[_Reference]:
+    """Return what eager computes for every row, in one pass over the weights."""
+    logits = _logits(found, source, rows, (torch.float64, dtype))
+    exact, eager = logits[torch.float64].numpy(), logits[dtype].double().numpy()
+    ats = [watched(len(row)) for row in rows]
+    return [_Reference(at, exact[r], eager[r]) for r, at in enumerate(ats)]
+
+
+def _rounding(
+    found: Definition,
+    source: Checkpoint,
+    reference: list[_Reference],
+    rows: list[list[int]],
+    dtype: torch.dtype,
+) -> list[_Reference]:
+    """Return the reference with what eager computes by another definition."""
+    eager = _logits(found, source, rows, (dtype,))[dtype].double().numpy()
+    return [replace(row, eager=eager[r]) for r, row in enumerate(reference)]
+
+
+def _logits(
+    found: Definition,
+    source: Checkpoint,
+    rows: list[list[int]],
+    dtypes: tuple[torch.dtype, ...],
+) -> dict[torch.dtype, torch.Tensor]:
+    """Return the logits of every row at its watched positions, padded: B,R,V for each dtype."""
+    counts = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(counts.max()), dtype=torch.int64)
+    ats = [watched(len(row)) for row in rows]
+    wanted = torch.zeros(len(rows), max(map(len, ats)), dtype=torch.int64)
+    for r, (row, at) in enumerate(zip(rows, ats, strict=True)):
+        ids[r, : len(row)] = torch.tensor(row)
+        wanted[r, : len(at)] = torch.tensor(at)
+    return full_pass(found, source, ids, counts, dtypes, wanted)
+
+
+Got = list[tuple[int, int, np.ndarray]]  # row, position, logits V
+
+
+def _prefill(engine: Engine, rows: list[list[int]]) -> Got:
+    """Each row alone, all at once."""
+    got: Got = []
+    for r, row in enumerate(rows):
+        at = np.array([watched(len(row))])
+        logits = engine.session(1).run(np.array([row]), np.array([len(row)]), at)[0]
+        got += [(r, t, logits[i]) for i, t in enumerate(at[0].tolist())]
+    return got
+
+
+def _one_by_one(engine: Engine, rows: list[list[int]]) -> Got:
+    """Each row alone, token by token.
+
+    ONNX Runtime's fp32 MatMulNBits adds up a row as exactly as torch; several at once, in 1.31, it
+    adds in one chain, with up to 2.8 times the error (K = 1536).
+    """
+    got: Got = []
+    for r, row in enumerate(rows):
+        session, at = engine.session(1), set(watched(len(row)))
+        for t, token in enumerate(row):
+            logits = session.append([[token]])[0]
+            if t in at:
+                got.append((r, t, logits))
+    return got
+
+
+def _steps(engine: Engine, rows: list[list[int]]) -> Got:
+    """The start of a row at once, three tokens at once, the rest one by one."""
+    got: Got = []
+    for r, row in enumerate(rows):
+        first = max(1, len(row) - PAST_WINDOW)
+        cuts = sorted({first, *range(min(first + 3, len(row)), len(row) + 1)})
+        session, start = engine.session(1), 0
+        for cut in cuts:
+            got.append((r, cut - 1, session.append([row[start:cut]])[0]))
+            start = cut
+    return got
+
+
+def _ragged(engine: Engine, rows: list[list[int]]) -> Got:
+    """All rows in one batch, padded; what is held back comes in single tokens.
+
+    A plan for fewer rows gets them in several batches.
+    """
+    limits = engine.runner.limits
+    if limits is not None and limits.rows < len(rows):
+        most, got = limits.rows, list[tuple[int, int, np.ndarray]]()
+        for start in range(0, len(rows), most):
+            part = _ragged(engine, rows[start : start + most])
+            got += [(start + r, t, logits) for r, t, logits in part]
+        return got
+    held = min(4, min(map(len, rows)) - 1)
+    heads = [row[: len(row) - held] for row in rows]
+    counts = np.array([len(head) for head in heads])
+    ids = np.zeros((len(rows), int(counts.max())), np.int64)
+    for r, head in enumerate(heads):
+        ids[r, : len(head)] = head
+    session = engine.session(len(rows))
+    logits = session.append(ids, counts)
+    got = [(r, int(counts[r]) - 1, logits[r]) for r in range(len(rows))]
+    for step in range(held):
+        logits = session.append([[row[len(row) - held + step]] for row in rows])
+        got += [(r, int(counts[r]) + step, logits[r]) for r in range(len(rows))]
+    return got
+
+
+def _compare(scenario: str, got: Got, reference: list[_Reference], format: str) -> Result:
+    ours = np.stack([logits for _, _, logits in got]).astype(np.float64)
+    places = [(reference[r], reference[r].at.index(t)) for r, t, _ in got]
+    exact = np.stack([row.exact[i] for row, i in places])
+    eager = np.stack([row.eager[i] for row, i in places])
+    eager_error = float(np.abs(eager - exact).max())
+    return Result(
+        scenario=scenario,
+        positions=len(got),
+        error=float(np.abs(ours - exact).max()),
+        eager_error=eager_error,
+        bound=TIMES * eager_error + FLOOR[format],
+        top1=float((ours.argmax(-1) == exact.argmax(-1)).mean()),
+        kl=float(_kl(exact, ours).mean()),
+    )
+
+
+def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence of softmax(q) from softmax(p), N,V -> N, never below 0."""
+    log_p, log_q = _log_softmax(p), _log_softmax(q)
+    return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0)
+
+
+def _log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def parity(
+    engine: Path,
+    against: Path,
+    prompts: Path | None = None,
+    tokens: int | None = None,
+    bisect: bool = False,
+    progress: Progress = silent,
+    portable: bool = False,
+    recipe: Path | None = None,
+) -> Report:
+    """Compare an engine directory with the checkpoint it was made from.
+
+    prompts: a file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as
+    for Engine. recipe: the one that the engine was made with. Raises InputError where they do not
+    belong together.
+    """
+    loaded = Engine(engine, portable=portable)
+    if bisect and loaded.runs_plan:
+        raise EngineError(
+            f"{engine}: a plan shows none of its inner values to --bisect; those of the portable"
+            " graph can be compared (--portable)"
+        )
+    if tokens is not None and not 1 <= tokens <= loaded.context:
+        raise EngineError(f"tokens is {tokens}; accepted: 1 to {loaded.context}")
+    source, identities = identified(against)
+    fields = loaded.manifest.fields
+    if fields["config"] != json.loads(json.dumps(dict(source.config))):
+        raise EngineError(f"{engine}: was made from another config.json than that of {against}")
+    found = defined(source.config, source.tensors, fields["inert"])
+    if "matformer" in fields:
+        found = sliced(found, fields["matformer"])
+    files = recipe_of(engine, fields, recipe, identities)
+    if files is not None:
+        found, source = files.take(found, source)
+    rows = loaded.encode(read_prompts(prompts)) if prompts else None
+    with progress.stage("comparing"):
+        report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)
+    if report.passed or not bisect:
+        return report
+    with progress.stage("bisecting"):
+        row = (rows or drawn(loaded.vocab_size, report.tokens))[0]
+        return replace(
+            report, bisection=find_divergence(loaded, unrounded(found), source, row, TIMES)
+        )

@@ -1,0 +1,180 @@
+"""How much worse than its checkpoint is an engine, or a quantized model that is none yet?"""
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lmcast.exporter.checkpoint import identified
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.engine.manifest import EngineError
+from lmcast.exporter.progress import Progress, Step, silent
+from lmcast.exporter.prove.corpus import CorpusError, chunks, read_corpus, text_of
+from lmcast.exporter.prove.divergence import Comparison, LayerError, Mean, Measured
+from lmcast.exporter.prove.eager_pass import Pass
+from lmcast.exporter.prove.rounding import unrounded
+from lmcast.exporter.runtime.engine import TOKENIZER, Engine
+from lmcast.exporter.weights.recipe_files import recipe_of
+from lmcast.graphs import Definition, defined
+from lmcast.graphs.families.matformer import sliced
+
+__all__ = ["Measured", "eager_quality", "quality"]
+
+TOKENS, CHUNK = 2048, 512
+POSITIONS = 32  # compared at a time: of a vocabulary of 262,144, 64 MiB for each copy in fp64
+
+
+def quality(
+    engine: Path,
+    against: Path,
+    data: Path | None = None,
+    tokens: int = TOKENS,
+    chunk: int = CHUNK,
+    recipe: Path | None = None,
+    portable: bool = False,
+    progress: Progress = silent,
+) -> Measured:
+    """Compare an engine with a checkpoint in fp32, eager and not quantized, on held-out text.
+
+    Weights that the checkpoint holds quantized count as what they stand for. data: a file as
+    read_corpus takes it. tokens: how many at least, in chunks of `chunk`. recipe: the directory
+    that the engine was made with; the layers of a model are only compared if it is given.
+    portable: as for Engine. Raises InputError where these do not belong together.
+    """
+    if tokens < 1 or chunk < 1:
+        raise CorpusError(f"tokens is {tokens} and chunk {chunk}; accepted: integers from 1")
+    loaded = Engine(engine, portable=portable)
+    loaded.session(1).check_room(chunk)
+    source, identities = identified(against)
+    found, fields = _definition(loaded, source), loaded.manifest.fields
+    files = recipe_of(engine, fields, recipe, identities) if recipe else None
+    with progress.stage("reading text"):
+        ids = _chunks(loaded, source, data, math.ceil(tokens / chunk), chunk)
+    with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:
+        reference = _begin(unrounded(found), source, ids, step)
+        alone = _begin(*files.take(found, source), ids) if files else None
+        layers = _run(len(found.model.layers), reference, alone)
+    compared = Comparison(ids)
+    with progress.stage("comparing"), reference.final() as final:
+        for row, sample in enumerate(ids):
+            logits = torch.from_numpy(loaded.logits(sample[None].numpy())[0])
+            for at in torch.arange(chunk).split(POSITIONS):
+                expected = final(reference.hidden[row], at[None])[0]
+                compared.add(row, int(at[0]), expected, logits[at])
+    bytes = sum(format["bytes"] for format in fields["weights"].values())
+    return compared.measured(bytes, weight_bytes(found, source), layers)
+
+
+def eager_quality(
+    found: Definition,
+    source: Checkpoint,
+    other: Definition,
+    other_source: Checkpoint,
+    ids: Tensor,
+    with_layers: bool = False,
+) -> Measured:
+    """Compare a definition, that `calib.recipe.apply` gave, with a checkpoint's, both in fp32.
+
+    ids: C,T int64, held-out chunks. Of both, memory holds one part at a time.
+    """
+    reference = _begin(unrounded(found), source, ids)
+    measured = _begin(_own(other), other_source, ids)
+    alone = _begin(_own(other), other_source, ids) if with_layers else None
+    layers = _run(len(found.model.layers), reference, alone, measured)
+    compared = Comparison(ids)
+    with reference.final() as expect, measured.final() as give:
+        for row in range(len(ids)):
+            for at in torch.arange(ids.shape[1]).split(POSITIONS):
+                expected = expect(reference.hidden[row], at[None])[0]
+                compared.add(row, int(at[0]), expected, give(measured.hidden[row], at[None])[0])
+    sizes = weight_bytes(other, other_source), weight_bytes(found, source)
+    return compared.measured(*sizes, layers)
+
+
+def weight_bytes(found: Definition, source: Checkpoint) -> int:
+    """Return the size of what a definition reads, as it is stored."""
+    return sum(source.tensors[tensor].nbytes for tensor in found.binding.tensors())
+
+
+def _own(found: Definition) -> Definition:
+    """Return a definition that can have its weights while another has its own."""
+    return dataclasses.replace(found, model=copy.deepcopy(found.model.to("meta")))
+
+
+def _definition(engine: Engine, source: Checkpoint) -> Definition:
+    """Return what a checkpoint means, cut as the engine is; raises EngineError for another model.
+
+    The engine may come from a quantized copy of the checkpoint: its config.json may differ.
+    """
+    fields = engine.manifest.fields
+    found = defined(source.config, source.tensors, fields["inert"])
+    if "matformer" in fields:
+        found = sliced(found, fields["matformer"])
+    for what, theirs, ours in (
+        ("architecture", fields["architecture"], found.arch.name),
+        ("vocab_size", fields["vocab_size"], found.config.vocab_size),
+    ):
+        if theirs != ours:
+            raise EngineError(
+                f"{engine.directory}: {what} is {theirs}, but {ours} in {source.path}; give the"
+                " checkpoint that the engine was made from, or the one that was quantized for it"
+            )
+    return found
+
+
+def _chunks(
+    engine: Engine, source: Checkpoint, data: Path | None, count: int, tokens: int
+) -> Tensor:
+    """Return held-out chunks; raises EngineError where the two read text differently."""
+    samples = read_corpus(data)
+    ids = chunks(samples, text_of(source), tokens, count, "measuring")
+    tokenizer = engine.directory / TOKENIZER
+    if (
+        tokenizer.exists()
+        and tokenizer.read_bytes() != source.texts.tokenizer
+        and not torch.equal(ids, chunks(samples, engine.text, tokens, count, "measuring"))
+    ):
+        raise EngineError(
+            f"{engine.directory}: its tokenizer.json gives other ids than that of {source.path};"
+            " only models with one vocabulary can be compared"
+        )
+    return ids
+
+
+def _begin(
+    found: Definition, source: Checkpoint, ids: Tensor, advance: Step = lambda done: None
+) -> Pass:
+    """Return a pass of chunks one by one, so that only one has its attention in memory."""
+
+    def read(name: str) -> Tensor:
+        advance(source.tensors[name].nbytes)
+        return source.read(name)
+
+    counts = torch.tensor([ids.shape[1]])
+    return Pass(found, read, [(row[None], counts) for row in ids], torch.float32)
+
+
+def _run(
+    layers: int, reference: Pass, alone: Pass | None, measured: Pass | None = None
+) -> tuple[LayerError, ...] | None:
+    """Go through all layers; `alone` has each take what the reference gives it, to compare."""
+    errors = []
+    for index in range(layers):
+        outputs = reference.layer(index, reference.hidden)
+        if alone is not None:
+            got = zip(outputs, alone.layer(index, reference.hidden), strict=True)
+            each = torch.stack([_relative(expected, other) for expected, other in got])
+            errors.append(LayerError(index, Mean.of(each)))
+        if measured is not None:
+            measured.hidden = measured.layer(index, measured.hidden)
+        reference.hidden = outputs
+    return None if alone is None else tuple(errors)
+
+
+def _relative(expected: Tensor, other: Tensor) -> Tensor:
+    """Return |other - expected| / |expected|, of vectors along the last axis, mean over all."""
+    size = expected.double().norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((other.double() - expected.double()).norm(dim=-1) / size).mean()

@@ -1,0 +1,218 @@
+"""What an engine rounds, inputs of products and keys and values that it holds; the eager model that
+does the same, and both without.
+
+Recipes have inputs rounded by quantize_input, keys and values by attention. ONNX Runtime's kernels
+for weights of few bits multiply integers: there each block of inputs is rounded to int8 by its
+largest value. All of it is part of the arithmetic, as fp16 would be: what lies next to a tie goes
+to one side in the engine, to the other in eager, and one step of few bits is far above any bound of
+fp32.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lmcast.exporter.graph.lowering import VARIANT
+from lmcast.exporter.passes.nbits_matmul import ROUNDED
+from lmcast.graphs import Definition
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.decoder import TiedHead
+from lmcast.graphs.blocks.kv_cache_format import Cache
+from lmcast.graphs.blocks.moe import Experts
+from lmcast.graphs.blocks.quantized import QuantizedLinear
+from lmcast.plugins.attention.cached_attention import cached_attention
+from lmcast.plugins.attention.window_attention import window_attention
+from lmcast.plugins.experts.moe_experts import eager as experts_eager
+from lmcast.plugins.plugin import DOMAIN, REGISTRY, parse
+from lmcast.plugins.quantize.quantize_input import quantize_input, turned
+
+HOLDING = (cached_attention.name, window_attention.name)
+PAST, SCALED = slice(3, 5), 8  # among their inputs: the caches, the scale of keys
+FP8 = "float8_e4m3fn"  # as engine.json names it
+CODES = ".codes"  # what exporter/weights/attach.py adds to the name of a parameter
+
+
+def rounded_products(graph: ir.Model) -> dict[str, int]:
+    """Return the parameters whose products round their inputs, and how many share a scale."""
+    found = {}
+    for node in graph.graph:
+        if node.op_type == "MatMulNBits" and node.attributes["accuracy_level"].as_int() == ROUNDED:
+            codes = node.inputs[1]
+            assert codes is not None
+            found[str(codes.name).partition(CODES)[0]] = node.attributes["block_size"].as_int()
+    return found
+
+
+def exact_model(file: Path) -> bytes:
+    """Return a graph that rounds no inputs, if it is loaded without prepacking: without a layout of
+    its own for quantized weights ONNX Runtime 1.31 multiplies with their values. Its states are
+    those of `exact_contract`."""
+    graph = ir.load(file)
+    without_rounding(graph)
+    return ir.to_proto(graph).SerializeToString()
+
+
+def exact_contract(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what engine.json says of the graph, with keys and values as they are computed."""
+    states = [s | ({"dtype": fields["dtype"]} if s["dtype"] == FP8 else {})
+              for s in fields["graph"]["states"]]  # fmt: skip
+    return {**fields["graph"], "states": states}
+
+
+def without_rounding(graph: ir.Model) -> bool:
+    """Let quantize_input leave its inputs as they are, but for rotation, and attention hold what it
+    computes; say if there is any of either."""
+    found = False
+    for node in list(chain(graph.graph, *graph.functions.values())):
+        key = node.op_identifier()
+        if key[0] == DOMAIN and key[1].partition(VARIANT)[0] in HOLDING and _holds_codes(node):
+            found = True
+            _hold_numbers(graph, node)
+        if key[0] != DOMAIN or key[1].partition(VARIANT)[0] != quantize_input.name:
+            continue
+        found = True
+        rotation = node.attributes["rotation"].as_int()
+        lines = [
+            "wide = Cast <to = 1> (x)",
+            "shape = Shape (x)",
+            turned(rotation) if rotation else "turned = Identity (wide)",
+            "out = CastLike (turned, x)",
+        ]
+        inputs = "x, scale" if len(node.inputs) > 1 else "x"
+        text = f"{key[1]} <format, rotation> ({inputs}) => (out) {{ {' '.join(lines)} }}"
+        function = ir.serde.deserialize_function(parse(text))
+        function.overload = key[2]
+        graph.functions[key] = function
+    return found
+
+
+def _holds_codes(node: ir.Node) -> bool:
+    return len(node.inputs) > SCALED and node.inputs[SCALED] is not None
+
+
+def _hold_numbers(graph: ir.Model, node: ir.Node) -> None:
+    """Give attention the body that holds numbers; it keeps its inputs, and takes no scales."""
+    name = node.op_type.partition(VARIANT)[0]
+    plugin = REGISTRY[name]
+    tensors = [a.name for a in plugin.schema.arguments if a.name not in node.attributes]
+    given: dict[str, Any] = {
+        n: v is not None or None for n, v in zip(tensors, node.inputs, strict=True)
+    }
+    given |= {n: attribute.value for n, attribute in node.attributes.items()}
+    function = plugin.function(given | dict.fromkeys(("key_scale", "value_scale")))
+    del function.input[:]
+    function.input.extend(tensors)
+    made = ir.serde.deserialize_function(function)
+    made.name, made.overload = node.op_type, node.overload
+    graph.functions[made.identifier()] = made
+    computed = graph.graph.outputs[0].type  # of the logits
+    states = [*node.inputs[PAST], *node.outputs[1:]]
+    states += [v for v in (*graph.graph.inputs, *graph.graph.outputs) if _is_state(v)]
+    for value in states:
+        assert value is not None
+        value.type = computed
+
+
+def _is_state(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT8E4M3FN
+
+
+def unrounded(found: Definition) -> Definition:
+    """Return a definition whose linear layers take their inputs as they are, but for rotation, and
+    whose attention holds keys and values as they are."""
+    model = copy.deepcopy(found.model.to("meta"))
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.inputs = dataclasses.replace(module.inputs, format=None)
+        elif isinstance(module, Attention):
+            module.hold(Cache())
+    return dataclasses.replace(found, model=model)
+
+
+def with_rounding(found: Definition, products: Mapping[str, int]) -> Definition:
+    """Return a definition in which the inputs of these parameters' products are rounded."""
+    model = copy.deepcopy(found.model.to("meta"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for path, module in list(model.named_modules()):
+        own = {"embed.weight": module.embed.weight} if isinstance(module, TiedHead) else dict(
+            module.named_parameters(recurse=False)
+        )  # fmt: skip
+        named = {leaf: names[id(parameter)] for leaf, parameter in own.items()}
+        blocks = {leaf: products[name] for leaf, name in named.items() if name in products}
+        if blocks and isinstance(module, Experts):
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, _Experts(module, blocks))
+        elif blocks and not isinstance(module, nn.Embedding):
+            _round_within(module, blocks)
+    return dataclasses.replace(found, model=model)
+
+
+def _round_within(module: nn.Module, blocks: Mapping[str, int]) -> None:
+    """Let what a module multiplies with these parameters be rounded while it runs."""
+    entered: list[_RoundedLinear] = []
+
+    def enter(_: nn.Module, inputs: Any) -> None:
+        entered.append(_RoundedLinear(module, blocks))
+        entered[-1].__enter__()
+
+    def leave(_: nn.Module, inputs: Any, output: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)
+
+
+class _Experts(nn.Module):
+    """Experts under the same names, with rounded inputs of both products."""
+
+    def __init__(self, experts: Experts, blocks: Mapping[str, int]):
+        super().__init__()
+        self.gate, self.up, self.down = experts.gate, experts.up, experts.down
+        self.gate_bias, self.up_bias = experts.gate_bias, experts.up_bias
+        self.down_bias = experts.down_bias
+        self.settings = experts.activation, experts.alpha, experts.limit, experts.scale_input
+        self.blocks = blocks
+
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        with _RoundedLinear(self, self.blocks):
+            return experts_eager(
+                x, weights, chosen, self.gate, self.up, self.down,
+                self.gate_bias, self.up_bias, self.down_bias, *self.settings,
+            )  # fmt: skip
+
+
+class _RoundedLinear(TorchFunctionMode):
+    """While it is entered, F.linear rounds what it multiplies with parts of these parameters."""
+
+    def __init__(self, module: nn.Module, blocks: Mapping[str, int]):
+        super().__init__()
+        self.blocks = {_address(module.get_parameter(n)): block for n, block in blocks.items()}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.linear and (block := self.blocks.get(_address(args[1]))):
+            args = (rounded(args[0], block), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _address(tensor: Tensor) -> int:
+    """Return what tells the parameter that a tensor is a part of."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def rounded(x: Tensor, block: int) -> Tensor:
+    """Return the values ...,K of x, each block of them rounded to 127 steps of its largest."""
+    wide = x.float().unflatten(-1, (-1, block))
+    step = wide.abs().amax(-1, keepdim=True) / 127
+    near = torch.where(step > 0, (wide / step).round(), 0) * step
+    return near.flatten(-2).to(x.dtype)

@@ -1,0 +1,259 @@
+"""A loaded engine: logits, sessions and generation from an engine directory."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
+from lmcast.exporter.engine.staging import recover
+from lmcast.exporter.runtime.generate import Generated, generate
+from lmcast.exporter.runtime.sampling import Sampling
+from lmcast.exporter.runtime.session import Session, check_ids
+from lmcast.exporter.runtime.text import Text
+
+NEW_TOKENS = 256
+MODEL = "model.onnx"
+PARITY = "parity.json"
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
+Messages = Sequence[dict[str, Any]]
+Prompt = str | Messages | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an export wrote, for a person and for a machine."""
+
+    path: str
+    architecture: str
+    parameters: int
+    dtype: str
+    target: str
+    bytes: int  # of the engine directory
+    linked: tuple[str, ...]  # files of the checkpoint that it points into
+    parity: dict[str, Any] | None
+    plans: tuple[dict[str, Any], ...] = ()  # file, SMs, bytes
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return a few lines; the last says whether the engine stands alone."""
+        lines = [
+            f"{self.architecture}, {self.parameters:,} parameters, computes in {self.dtype},"
+            f" target {self.target}"
+        ]
+        lines += [
+            f"plan for {', '.join(f'SM{sm}' for sm in plan['sms'])}: {plan['file']},"
+            f" {plan['bytes']:,} bytes"
+            for plan in self.plans
+        ]
+        if self.parity is None:
+            lines.append("parity: not measured")
+        else:
+            worst = max(self.parity["results"], key=lambda r: r["error"])
+            of = " of the portable graph" if self.plans and self.parity["ran"] == "graph" else ""
+            lines.append(
+                f"parity{of}: within {worst['error']:.1e} of fp64 (eager:"
+                f" {worst['eager_error']:.1e}; allowed {worst['bound']:.1e})"
+            )
+        if self.linked:
+            files = self.linked[0] if len(self.linked) == 1 else f"{len(self.linked)} files"
+            lines.append(
+                f"{self.path}: {self.bytes:,} bytes, linked to {files}; keep it in place, or run"
+                f" `lmcast pack {self.path}` before shipping"
+            )
+        else:
+            lines.append(f"{self.path}: {self.bytes:,} bytes, self-contained")
+        return "\n".join(lines)
+
+
+class Engine:
+    """One engine directory, checked and ready to run.
+
+    Raises EngineError where files are missing or resized or where the checkpoint that a linked
+    engine points into has moved or changed. The graph itself is loaded on first use: a plan, where
+    there are some, for the GPU at hand, or the portable graph in ONNX Runtime, which threads and
+    prepack are for. portable: that graph in any case. exact: multiply inputs of
+    products as they are, also where the engine rounds them to few bits, and hold keys and values
+    as they are.
+    """
+
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        threads: int | None = None,
+        prepack: bool = False,
+        portable: bool = False,
+        exact: bool = False,
+    ):
+        self.directory = Path(directory)
+        if threads is not None and threads < 1:
+            raise EngineError(f"threads is {threads}; accepted: an integer from 1")
+        recover(self.directory)
+        self.manifest: Manifest = read_manifest(self.directory)
+        problems = verify(self.directory, quick=True)
+        if problems:
+            raise EngineError(f"{self.directory}: {problems[0]}")
+        self.threads, self._prepack, self._exact = threads, prepack, exact
+        self.runs_plan: bool = bool(self.manifest.fields.get("plans")) and not portable
+        fields = self.manifest.fields
+        self.context: int = fields["context"]
+        self.vocab_size: int = fields["vocab_size"]
+        self.eos_ids: frozenset[int] = frozenset(fields["eos_ids"])
+
+    @property
+    def linked(self) -> bool:
+        """Whether the weights lie in the checkpoint, not in the engine."""
+        return self.manifest.fields["graph"]["weights"] == "link"
+
+    def summary(self) -> Summary:
+        """Return what there is to say about the engine."""
+        fields = self.manifest.fields
+        parity = self.directory / PARITY
+        return Summary(
+            path=str(self.directory),
+            architecture=fields["architecture"],
+            parameters=fields["parameters"],
+            dtype=fields["dtype"],
+            target=fields["target"],
+            bytes=sum(file.size for file in self.manifest.files),
+            linked=tuple(s["path"] for s in fields["linked"]),
+            parity=json.loads(parity.read_bytes()) if parity.exists() else None,
+            plans=tuple(
+                {"file": p["file"], "sms": p["request"]["sms"], "bytes": p["bytes"]}
+                for p in fields.get("plans", [])
+            ),
+        )
+
+    @cached_property
+    def runner(self) -> Any:
+        """The graph or the plan, loaded; raises InputError where it cannot run here."""
+        if self.runs_plan:
+            from lmcast.exporter.backends.tensorrt.runner import open_runner
+
+            return open_runner(self.manifest)
+        from lmcast.exporter.backends.onnxruntime import Runner, require_kernels
+
+        require_kernels(self.manifest.fields["dtype"])
+        graph = self.manifest.fields["graph"]
+        if self._exact:
+            from lmcast.exporter.prove.rounding import exact_model
+
+            return Runner(self.directory, graph, self.threads, exact_model(self.directory / MODEL))
+        prepack = self._prepack or graph.get("prepack", False)
+        return Runner(self.directory, graph, self.threads, prepack=prepack)
+
+    @cached_property
+    def text(self) -> Text:
+        """Tokenizer and chat template; raises EngineError if the engine has no tokenizer."""
+        path = self.directory / TOKENIZER
+        if not path.exists():
+            raise EngineError(
+                f"{self.directory}: this engine has no tokenizer; give token ids (--ids)"
+            )
+        template = self.directory / TEMPLATE
+        return Text(
+            path.read_bytes(),
+            template.read_text(encoding="utf-8") if template.exists() else None,
+            self.manifest.fields["special_tokens"],
+        )
+
+    def session(self, batch: int = 1) -> Session:
+        """Return `batch` empty sequences."""
+        graph = self.manifest.fields["graph"]
+        if self._exact:
+            from lmcast.exporter.prove.rounding import exact_contract
+
+            graph = exact_contract(self.manifest.fields)
+        return Session(self.runner, graph, self.context, self.vocab_size, batch)
+
+    def logits(self, input_ids: Any) -> np.ndarray:
+        """input_ids: integers B,T -> float32 B,T,V from a fresh full pass.
+
+        Raises SessionError for ids out of range or more tokens than the context.
+        """
+        ids = check_ids(input_ids, self.vocab_size)
+        batch, tokens = ids.shape
+        session = self.session(batch)
+        session.check_room(tokens)
+        counts = np.full(batch, tokens, np.int64)
+        return session.run(ids, counts, np.tile(np.arange(tokens), (batch, 1)))
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt] | str,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: tuple[str, ...] = (),
+        chat: bool | None = None,
+        on_token: Callable[[int, str], None] | None = None,
+    ) -> list[Generated]:
+        """Continue prompts: texts, lists of messages, or lists of token ids.
+
+        max_new_tokens: None for NEW_TOKENS, or what the context leaves. chat: put a text into the
+        chat template as a user's message; None: where there is one. Sampling is greedy unless
+        given. Raises InputError before anything runs.
+        """
+        ids = self.encode([prompts] if isinstance(prompts, str) else prompts, chat)
+        session, longest = self.session(max(1, len(ids))), max(map(len, ids), default=0)
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(NEW_TOKENS, session.context - longest))
+        if session.context < self.context:
+            session.check_room(longest + max_new_tokens)  # says how to build a larger plan
+        return generate(
+            session,
+            ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(),
+            eos_ids=self.eos_ids,
+            stop=stop,
+            text=self.text if (self.directory / TOKENIZER).exists() else None,
+            on_token=on_token,
+        )
+
+    def encode(self, prompts: Sequence[Prompt], chat: bool | None = None) -> list[list[int]]:
+        """Return the token ids of prompts, in any of the forms that `generate` takes."""
+        if chat is None:
+            chat = (self.directory / TEMPLATE).exists()
+        ids: list[list[int]] = []
+        chats: dict[int, Messages] = {}
+        for prompt in prompts:
+            if isinstance(prompt, str) and not chat:
+                ids.append(self.text.encode(prompt))
+                continue
+            items: list[Any] = (
+                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            )
+            if items and isinstance(items[0], dict):
+                chats[len(ids)] = items
+                ids.append([])
+            else:
+                ids.append(check_ids([items], self.vocab_size)[0].tolist())
+        # All at once: a template is rendered in a process of its own, which takes a while to start.
+        for index, rendered in zip(
+            chats, self.text.chats(chats.values()) if chats else [], strict=True
+        ):
+            ids[index] = rendered
+        return ids
+
+
+def load(
+    engine_dir: str | PathLike[str],
+    threads: int | None = None,
+    prepack: bool = False,
+    portable: bool = False,
+) -> Engine:
+    """Return the engine of a directory.
+
+    threads: for its kernels, None for all cores. prepack: copy the weights into memory in the
+    kernels' own layout: slower to load and as much private memory as the weights, but faster.
+    portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
+    """
+    return Engine(engine_dir, threads, prepack, portable)

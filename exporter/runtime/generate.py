@@ -1,0 +1,265 @@
+"""Generation: a batch of prompts through one session, token by token, to text.
+
+Letters: B rows, T tokens of one call, V vocabulary.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from lmcast.exporter.runtime.sampling import Sampler, Sampling
+from lmcast.exporter.runtime.text import Text, TextStream
+from lmcast.plugins.errors import InputError
+
+PROMPTS_BYTES = 64 << 20  # 64 MiB: far more prompts than one session takes
+FILLER = 0  # the token fed to rows that have finished; what it gives is ignored
+
+
+class GenerateError(InputError):
+    """Prompts or limits that cannot be generated from, or a prompt file that cannot be read."""
+
+
+class Session(Protocol):
+    """What generation needs of a session: append, and how many tokens a row can hold."""
+
+    @property
+    def context(self) -> int | None: ...
+
+    def append(self, input_ids: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+        """input_ids int64 B,T; counts int64 B -> float32 B,V: logits at each last valid token."""
+        ...
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One row: what was asked and what came."""
+
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]  # every token picked; the one that ended the row included
+    text: str | None  # of ids, without the end token, up to a stop string; None without a tokenizer
+    finish_reason: Literal["eos", "stop", "length"]
+
+
+def generate(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    eos_ids: frozenset[int] = frozenset(),
+    stop: tuple[str, ...] = (),
+    text: Text | None = None,
+    on_token: Callable[[int, str], None] | None = None,
+) -> list[Generated]:
+    """Continue each prompt until an id of eos_ids, a stop string or max_new_tokens.
+
+    session is fresh, with one row per prompt. on_token(row, piece) gets text as soon as it is
+    certain; the pieces of a row join to its text, and no part of a stop string is among them.
+    Raises GenerateError before anything runs, SamplingError for logits that are not finite.
+    """
+    if text is None and on_token is not None:
+        raise GenerateError("on_token: text needs a tokenizer, which the engine lacks")
+    check_request(session.context, prompts, max_new_tokens, stop, text)
+    sampler = Sampler(sampling, len(prompts))
+    rows = [
+        Row(list(prompt), Shown(text.stream(), stop) if text is not None else None)
+        for prompt in prompts
+    ]
+    counts = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    ids = np.full((len(rows), counts.max()), FILLER, dtype=np.int64)  # B,T
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    logits = session.append(ids, counts)
+    while True:
+        open_rows = [i for i, row in enumerate(rows) if row.reason is None]
+        histories = [rows[i].history for i in open_rows]
+        picked = sampler.pick(logits[open_rows], histories, open_rows)
+        ids = np.full((len(rows), 1), FILLER, dtype=np.int64)
+        for i, token in zip(open_rows, picked, strict=True):
+            piece = rows[i].take(token, eos_ids, max_new_tokens)
+            if piece and on_token is not None:
+                on_token(i, piece)
+            ids[i] = token
+        if all(row.reason is not None for row in rows):
+            break
+        logits = session.append(ids, None)
+    return [row.result(len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def check_request(
+    context: int | None,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: tuple[str, ...],
+    text: Text | None,
+) -> None:
+    """Refuse what cannot run, before anything is allocated."""
+    if not prompts:
+        raise GenerateError("prompts: there is none; give at least one")
+    if max_new_tokens < 1:
+        raise GenerateError(f"max_new_tokens: must be at least 1, not {max_new_tokens}")
+    if "" in stop:
+        raise GenerateError("stop: an empty string would stop at once; give some text")
+    if stop and text is None:
+        raise GenerateError("stop: stop strings need a tokenizer, which the engine lacks")
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise GenerateError(f"prompt {i}: is empty; give at least one token")
+        total = len(prompt) + max_new_tokens
+        if context is not None and total > context:
+            raise GenerateError(
+                f"prompt {i}: its {len(prompt)} tokens and {max_new_tokens} new ones make {total}, "
+                f"over the context of {context}; shorten the prompt or lower max_new_tokens"
+            )
+
+
+@dataclass
+class Row:
+    """One sequence while it grows."""
+
+    history: list[int]  # prompt and picked tokens
+    shown: "Shown | None"
+    picked: int = 0
+    reason: Literal["eos", "stop", "length"] | None = None
+
+    def take(self, token: int, eos_ids: frozenset[int], limit: int) -> str:
+        """Add one token, decide whether the row ends with it, and return text to show."""
+        self.history.append(token)
+        self.picked += 1
+        ended = token in eos_ids
+        if ended:
+            self.reason = "eos"
+        elif self.picked == limit:
+            self.reason = "length"
+        if self.shown is None:
+            return ""
+        piece = "" if ended else self.shown.push(token)
+        if self.reason and not self.shown.stopped:
+            piece += self.shown.finish()
+        if self.shown.stopped:
+            self.reason = "stop"
+        return piece
+
+    def result(self, prompt_length: int) -> Generated:
+        """Return the finished row."""
+        assert self.reason is not None
+        return Generated(
+            prompt=tuple(self.history[:prompt_length]),
+            ids=tuple(self.history[prompt_length:]),
+            text="".join(self.shown.pieces) if self.shown else None,
+            finish_reason=self.reason,
+        )
+
+
+@dataclass
+class Shown:
+    """The text of one row as it may be shown: nothing of a stop string or behind it.
+
+    The stop string that is complete first counts, the longest of those that end together; so the
+    text does not depend on where tokens begin.
+    """
+
+    stream: TextStream
+    stop: tuple[str, ...]
+    pieces: list[str] = field(default_factory=list)
+    stopped: bool = False
+    held: str = ""  # what could begin a stop string
+
+    def push(self, token: int) -> str:
+        """Return text that the token made certain to be shown."""
+        return self._add(self.stream.push(token), final=False)
+
+    def finish(self) -> str:
+        """Return the rest."""
+        return self._add(self.stream.finish(), final=True)
+
+    def _add(self, text: str, *, final: bool) -> str:
+        text = self.held + text
+        found = [(at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            end = min(found)[1]
+        else:
+            end = len(text) if final else len(text) - self._unsure(text)
+        piece, self.held = text[:end], text[end:]
+        if piece:
+            self.pieces.append(piece)
+        return piece
+
+    def _unsure(self, text: str) -> int:
+        """Return the length of the longest end of text that begins a stop string."""
+        longest = max((len(s) - 1 for s in self.stop), default=0)
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(s.startswith(text[-length:]) for s in self.stop):
+                return length
+        return 0
+
+
+def read_prompts(path: Path) -> list[str | list[dict[str, Any]]]:
+    """Read prompts: a line each of a .txt file, or an object each of a .jsonl file.
+
+    Objects are {"prompt": text} or {"messages": [{"role": ..., "content": ...}, ...]}; blank lines
+    are skipped. Raises GenerateError that names the line.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".jsonl"):
+        raise GenerateError(f"{path}: prompts must be in a .txt or .jsonl file")
+    parse = parse_object if kind == ".jsonl" else lambda line, where: line
+    prompts = [parse(line, f"{path}:{number}") for number, line in read_lines(path)]
+    if not prompts:
+        raise GenerateError(f"{path}: holds no prompt")
+    return prompts
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number, from 1, and the text of each line that is not blank."""
+    try:
+        # Without O_NONBLOCK a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise GenerateError(f"{path}: is not a regular file")
+            data = file.read(PROMPTS_BYTES + 1)
+    except OSError as error:
+        raise GenerateError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > PROMPTS_BYTES:
+        raise GenerateError(f"{path}: is larger than {PROMPTS_BYTES >> 20} MiB; split it")
+    # Not splitlines, which also splits at characters that JSON strings may hold.
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, line.removesuffix(b"\r").decode()
+        except UnicodeDecodeError as error:
+            raise GenerateError(f"{path}:{number}: is not UTF-8; save the file as UTF-8") from error
+
+
+def parse_object(line: str, where: str) -> str | list[dict[str, Any]]:
+    """Return the prompt or the messages of one line of JSON."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise GenerateError(f"{where}: is not JSON: {str(error) or 'nested too deeply'}") from error
+    keys = sorted(value) if isinstance(value, dict) else None
+    if keys not in (["prompt"], ["messages"]):
+        found = f"the keys {keys}" if keys is not None else f"a {type(value).__name__}"
+        raise GenerateError(
+            f'{where}: must be an object with either "prompt" or "messages", not {found}'
+        )
+    if keys == ["prompt"]:
+        if not isinstance(value["prompt"], str) or not value["prompt"]:
+            raise GenerateError(f'{where}: "prompt" must be text that is not empty')
+        return value["prompt"]
+    messages = value["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise GenerateError(f'{where}: "messages" must be a list of at least one message')
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise GenerateError(f'{where}: message {i} must be an object with a "role"')
+    return messages

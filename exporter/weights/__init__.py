@@ -1,0 +1,1 @@
+"""Where the weights of an engine lie: linked, copied, converted or quantized."""

@@ -1,0 +1,234 @@
+"""Give every weight of a graph its bytes: a range of a file, or nodes over several of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.weights.place import Placed, Placement, location
+from lmcast.exporter.weights.quantized import PackedWeight, Part
+from lmcast.graphs.weights.bind import Binding
+from lmcast.graphs.weights.quantized import Layout
+from lmcast.graphs.weights.sources import Joined, Packed, Source, Stack, View, in_runs
+
+
+def attach(
+    graph: ir.Model, binding: Binding, placement: Placement, checkpoint: Checkpoint, directory: Path
+) -> None:
+    """Point the weights of `graph` at where they lie.
+
+    A weight that lies otherwise than the graph wants it (a stack of experts, a transposed or
+    interleaved matrix, a quantized one) is computed by nodes from the tensors as they are stored.
+    """
+    _Attaching(graph.graph, binding, placement, checkpoint, directory).run()
+
+
+class _Attaching:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        binding: Binding,
+        placement: Placement,
+        checkpoint: Checkpoint,
+        directory: Path,
+    ):
+        self.graph, self.sources, self.checkpoint = graph, binding.sources, checkpoint
+        self.placed, self.packed = placement.placed, placement.packed
+        self.directory = str(directory)
+        self.first = graph[0] if len(graph) else None
+        self.param, self.dtype, self.count = "", ir.DataType.FLOAT, 0
+
+    def run(self) -> None:
+        for name, value in list(self.graph.initializers.items()):
+            if name in self.placed:
+                value.const_value = self._external(value, self.placed[name])
+                continue
+            assert value.dtype is not None
+            self.param, self.dtype, self.count = name, value.dtype, 0
+            if name in self.packed:
+                derived = self.unpack(name, _shape(value), self.packed[name])
+            else:
+                derived = self.emit(self.sources[name])
+            del self.graph.initializers[name]
+            value.replace_all_uses_with(derived)
+            derived.name = name
+
+    def emit(self, source: Source) -> ir.Value:
+        """Return the values of a source, computed by new nodes at the start of the graph."""
+        if isinstance(source, View | Packed):
+            view = source if isinstance(source, View) else source.values
+            found = self.select(self.whole(source), view.index)
+            if view.turned:
+                axes = list(range(len(_shape(found))))
+                axes[-2:] = axes[:-3:-1]
+                shape = [_shape(found)[axis] for axis in axes]
+                found = self.node("Transpose", [found], {"perm": axes}, shape)
+            return found
+        parts = [self.emit_row(part) for part in source.parts] if isinstance(source, Stack) else [
+            self.emit(part) for part in source.parts
+        ]  # fmt: skip
+        axis = source.axis if isinstance(source, Joined) else 0
+        shape = list(_shape(parts[0]))
+        shape[axis] *= len(parts)
+        return self.node("Concat", parts, {"axis": axis}, shape)
+
+    def emit_row(self, part: Source) -> ir.Value:
+        """Return a part of a stack with the axis of the stack in front."""
+        if isinstance(part, View) and part.whole:
+            shape = self.checkpoint.tensors[part.tensor].shape
+            return self.initializer(part.tensor, (1, *shape))
+        found = self.emit(part)
+        return self.node("Unsqueeze", [found, self.numbers([0])], {}, [1, *_shape(found)])
+
+    def whole(self, source: View | Packed) -> ir.Value:
+        """Return what a view selects from."""
+        if isinstance(source, Packed):
+            return self.dequantize(source.layout)
+        stored = self.checkpoint.tensors[source.tensor].shape
+        if source.runs is not None:
+            stored = in_runs(source.tensor, stored, source.runs)
+        return self.initializer(source.tensor, stored)
+
+    def dequantize(self, layout: Layout) -> ir.Value:
+        """Return all of an MXFP4 tensor as ONNX defines it: E2M1 numbers with E8M0 scales."""
+        codes, scales = layout.tensors
+        shape = layout.shape({n: self.checkpoint.tensors[n].shape for n in layout.tensors})
+        packed = self.initializer(codes, shape, ir.DataType.FLOAT4E2M1)
+        of_scales = layout.format.scales_shape(shape)
+        scale = self.initializer(scales, of_scales, ir.DataType.FLOAT8E8M0)
+        attributes = {"axis": -1, "block_size": layout.format.block[1], "output_dtype": self.dtype}
+        return self.node("DequantizeLinear", [packed, scale], attributes, list(shape))
+
+    def unpack(self, name: str, shape: tuple[int, ...], weight: PackedWeight) -> ir.Value:
+        """Return the values of a quantized weight, from its codes and scales."""
+        parts = {p: self.part(f"{name}.{p}", given) for p, given in weight.parts.items()}
+        if weight.form == "standard":
+            return self.cast(self.dequantize_parts(parts, shape, weight), self.dtype)
+        codes, scales, wide = parts["codes"], parts["scales"], ir.DataType.FLOAT
+        sizes = list(_shape(codes))
+        if weight.form == "numbers":
+            out = self.node("Mul", [self.cast(codes, wide), scales], {}, sizes, wide)
+        else:
+            zeros = parts.get("zeros") or self.fill(_shape(scales), weight.offset, codes.dtype)
+            taken = [codes, scales, zeros]
+            out = self.node("DequantizeLinear", taken, {"axis": 0}, sizes, wide)
+        if sizes != list(shape):
+            out = self.node("Reshape", [out, self.numbers(list(shape))], {}, list(shape), wide)
+        return self.cast(out, self.dtype)
+
+    def dequantize_parts(
+        self, parts: Mapping[str, ir.Value], shape: tuple[int, ...], weight: PackedWeight
+    ) -> ir.Value:
+        """Return a quantized weight as ONNX defines it: codes, with scales of their blocks."""
+        scales, kind = parts["scales"], parts["scales"].dtype
+        if "shared" in parts:
+            scales, kind = self.shared(parts, weight.divides), ir.DataType.FLOAT
+        taken = [parts["codes"], scales]
+        if "zeros" in parts:
+            taken.append(parts["zeros"])
+        attributes: dict[str, Any] = {"axis": 0}
+        if len(_shape(scales)) == len(shape):
+            attributes = {"axis": len(shape) - 1, "block_size": weight.block or shape[-1]}
+        if kind == ir.DataType.FLOAT8E8M0:
+            kind = attributes["output_dtype"] = self.dtype
+        return self.node("DequantizeLinear", taken, attributes, list(shape), kind)
+
+    def part(self, name: str, given: Part) -> ir.Value:
+        """Return a part of a quantized weight as a weight of the graph."""
+        value = ir.Value(name=name, type=ir.TensorType(given.kind), shape=ir.Shape(given.shape))
+        value.const_value = self._external(value, self.placed[name])
+        self.graph.initializers[name] = value
+        return value
+
+    def shared(self, parts: Mapping[str, ir.Value], divides: bool) -> ir.Value:
+        """Return block scales multiplied with, or divided by, the one of their matrix."""
+        scales, shared = parts["scales"], parts["shared"]
+        shape, kind = list(_shape(scales)), ir.DataType.FLOAT
+        if not divides:
+            return self.node("DequantizeLinear", [scales, shared], {"axis": 0}, shape, kind)
+        one = self.node("Constant", [], {"value_float": 1.0}, [], kind)
+        wide = self.node("DequantizeLinear", [scales, one], {}, shape, kind)
+        if len(shape) == 3:
+            sizes = self.numbers([-1, 1, 1])
+            shared = self.node("Reshape", [shared, sizes], {}, [shape[0], 1, 1], kind)
+        return self.node("Div", [wide, shared], {}, shape, kind)
+
+    def fill(self, shape: tuple[int, ...], code: int, kind: ir.DataType | None) -> ir.Value:
+        """Return one code for every block; ONNX Runtime fills with no numbers of 4 bits."""
+        assert kind is not None
+        one = ir.tensor([code], dtype=ir.DataType.UINT8)
+        sizes = self.numbers(list(shape))
+        value = {"value": one}
+        out = self.node("ConstantOfShape", [sizes], value, list(shape), ir.DataType.UINT8)
+        return self.cast(out, kind)
+
+    def cast(self, value: ir.Value, kind: ir.DataType) -> ir.Value:
+        if value.dtype == kind:
+            return value
+        return self.node("Cast", [value], {"to": kind}, list(_shape(value)), kind)
+
+    def select(self, value: ir.Value, index: tuple[slice, ...]) -> ir.Value:
+        """Return the part of a value that slices of its leading axes select."""
+        before = _shape(value)
+        ranges = [range(*part.indices(n)) for part, n in zip(index, before, strict=False)]
+        axes = [i for i, r in enumerate(ranges) if r != range(before[i])]
+        if not axes:
+            return value
+        bounds = [
+            self.numbers([ranges[i].start for i in axes]),
+            self.numbers([ranges[i].stop for i in axes]),
+            self.numbers(axes),
+            self.numbers([ranges[i].step for i in axes]),
+        ]
+        shape = [len(r) for r in ranges] + list(before[len(ranges) :])
+        return self.node("Slice", [value, *bounds], {}, shape)
+
+    def initializer(
+        self, tensor: str, shape: tuple[int, ...], dtype: ir.DataType | None = None
+    ) -> ir.Value:
+        """Return a tensor of the checkpoint as a weight of the graph."""
+        if tensor not in self.graph.initializers:
+            kind = dtype or DTYPES[self.checkpoint.tensors[tensor].dtype]
+            value = ir.Value(name=tensor, type=ir.TensorType(kind), shape=ir.Shape(shape))
+            value.const_value = self._external(value, self.placed[tensor])
+            self.graph.initializers[tensor] = value
+        return self.graph.initializers[tensor]
+
+    def numbers(self, values: list[int]) -> ir.Value:
+        tensor = ir.tensor(values, dtype=ir.DataType.INT64)
+        return self.node("Constant", [], {"value": tensor}, [len(values)], ir.DataType.INT64)
+
+    def node(
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        attributes: Mapping[str, Any],
+        shape: list[int],
+        dtype: ir.DataType | None = None,
+    ) -> ir.Value:
+        self.count += 1
+        name = f"{self.param}.{op_type}.{self.count}"
+        node = ir.node(op_type, inputs, attributes, name=name)
+        (out,) = node.outputs
+        out.name = name
+        out.type, out.shape = ir.TensorType(dtype or self.dtype), ir.Shape(shape)
+        if self.first is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self.first, node)
+        return out
+
+    def _external(self, value: ir.Value, placed: Placed) -> ir.ExternalTensor:
+        assert value.dtype is not None and value.shape is not None
+        return ir.ExternalTensor(
+            location(placed), placed.offset, placed.nbytes, value.dtype,
+            shape=value.shape, name=str(value.name), base_dir=self.directory,
+        )  # fmt: skip
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(value.shape.numpy())

@@ -1,0 +1,310 @@
+"""Where the bytes of every weight lie: linked to the checkpoint, or streamed into the engine."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmcast.calib.formats import BY_DTYPE, Format
+from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
+from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.exporter.weights.quantized import PackedWeight
+from lmcast.exporter.weights.quantized_forms import Form, packed_weight
+from lmcast.exporter.weights.values import values
+from lmcast.graphs.weights.bind import Binding
+from lmcast.graphs.weights.quantized import Blocks
+from lmcast.graphs.weights.sources import Packed, Source, View, alike, leaves, tensors_of
+from lmcast.plugins.errors import InputError
+
+Mode = Literal["link", "copy"]
+Progress = Callable[[int], None]
+SHARD_BYTES = 4 << 30  # 4 GiB: most file systems and transports take files of this size
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "U8": 1}  # bytes
+ALIGNMENT = 64  # of the first byte of data: a cache line
+# For longer writes Linux takes pages of 2 MB. Those that a virtual machine has given back to its
+# host, as it does with free ones, take many times as long.
+WRITE_BYTES = 1 << 20
+
+
+class WeightsError(InputError):
+    """Weights that cannot be placed as asked."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where one weight of the graph lies. `file` is relative to the engine, absolute if linked."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+def location(placed: Placed) -> str:
+    """Return a weight's file as ONNX names it: below the engine, or below the root if linked."""
+    return placed.file.removeprefix("/")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor to write: its header line and its bytes as they come."""
+
+    name: str
+    dtype: str  # as safetensors names it
+    shape: tuple[int, ...]
+    nbytes: int
+    blocks: Callable[[], Iterator[memoryview]]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """All weights of an engine, and the hashes of the files written for them.
+
+    `placed` has parameters that lie as they are, by name, and of those that are linked in parts or
+    otherwise laid out the tensors they are made of, by the checkpoint's name; of quantized ones
+    their parts: 'P.codes', 'P.scales'.
+    """
+
+    mode: Mode
+    placed: Mapping[str, Placed]
+    hashes: Mapping[str, str]  # relative path -> sha256
+    finite: FiniteReport | None  # how linked weights were looked at; copied ones are read in full
+    packed: Mapping[str, PackedWeight] = field(default_factory=dict)
+
+
+def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
+    """Refuse a tensor that is stored again under a tie and differs; raises WeightsError."""
+    for copy, original in binding.copies:
+        pairs = zip(checkpoint.blocks(copy), checkpoint.blocks(original), strict=False)
+        same = checkpoint.tensors[copy].shape == checkpoint.tensors[original].shape
+        if not same or not all(alike(a, b) for a, b in pairs):
+            raise WeightsError(
+                f"{checkpoint.tensors[copy].file}: tensor {copy} differs from {original}, but"
+                " config.json ties them (tie_word_embeddings); one of the two is wrong"
+            )
+
+
+def choose_mode(
+    binding: Binding, checkpoint: Checkpoint, format: Format, asked: Mode | None, runs: bool
+) -> Mode:
+    """Return how weights are placed: linked if every tensor's bytes allow it, unless asked.
+
+    runs: the engine is to be run by ONNX Runtime, which has no MXFP4.
+    """
+    # Quantized ones first: of all reasons it is the one that no --dtype changes.
+    packed = [name for name, source in binding.sources.items() if _packed(source)]
+    for name in (*packed, *binding.sources):
+        source = binding.sources[name]
+        found = _not_linkable(name, source, binding, checkpoint, format, runs)
+        if found is None:
+            continue
+        if asked == "link":
+            stored, why = found
+            raise WeightsError(
+                f"{stored.file}: tensor {stored.name} {why}, so weights in {format.name} cannot be"
+                " linked to it; use --weights copy"
+            )
+        return "copy"
+    return asked or ("copy" if packed else "link")
+
+
+def _packed(source: Source) -> list[Packed]:
+    """Return the parts of a source that are quantized."""
+    return [leaf for leaf in leaves(source) if isinstance(leaf, Packed)]
+
+
+def _as_in_onnx(leaf: Packed) -> bool:
+    """Whether a graph can point at the bytes of a quantized weight: those of MXFP4, which ONNX has
+    too. A recipe's are in no file of the checkpoint."""
+    layout = leaf.layout
+    stored = layout.scheme is not None and layout.scheme.name == "mxfp4"
+    return stored and leaf.values.runs is None and not isinstance(layout, Blocks)
+
+
+def _not_linkable(
+    name: str,
+    source: Source,
+    binding: Binding,
+    checkpoint: Checkpoint,
+    format: Format,
+    runs: bool,
+) -> tuple[StoredTensor, str] | None:
+    """Return a tensor of a source whose bytes no graph can point at, and why; None for none."""
+    for leaf in _packed(source):
+        stored, name = checkpoint.tensors[leaf.layout.tensors[0]], leaf.layout.format.name
+        if not _as_in_onnx(leaf):
+            return stored, f"is quantized ({name})"
+        if runs:
+            return stored, f"is {name.upper()}, which ONNX Runtime's CPU has no kernel for"
+    if _packed(source):
+        return None
+    for tensor in tensors_of(source):
+        stored = checkpoint.tensors[tensor]
+        if not stored.linkable:
+            return stored, "needs decoding"
+        if stored.dtype != binding.dtype(name, stored.dtype, format.dtype):
+            return stored, f"is stored as {_name(stored)}"
+    return None
+
+
+def place(
+    binding: Binding,
+    shapes: Mapping[str, tuple[int, ...]],
+    checkpoint: Checkpoint,
+    format: Format,
+    mode: Mode,
+    directory: Path,
+    *,
+    form: Form = "standard",
+    full_check: bool | None = None,
+    advance: Progress | None = None,
+) -> Placement:
+    """Link or stream every parameter of these shapes, quantized ones in this form.
+
+    Raises CheckpointError on NaN, Inf or a lossy overflow.
+    """
+    if mode == "link":
+        report = check_finite(_typed(binding, checkpoint), binding.tensors(), full_check, advance)
+        placed = {}
+        for name, source in binding.sources.items():
+            whole = isinstance(source, View) and source.whole
+            for tensor in tensors_of(source):
+                stored = checkpoint.tensors[tensor]
+                at = Placed(str(stored.file), stored.offset, stored.nbytes)
+                placed[name if whole else tensor] = at
+        return Placement(mode, placed, {}, report)
+    entries = []
+    packed = {}
+    for name, source in binding.sources.items():
+        weight = packed_weight(checkpoint, source, shapes[name], format.dtype, form)
+        if weight is not None:
+            packed[name] = weight
+            entries += _parts(name, weight, checkpoint)
+            continue
+        stored = checkpoint.tensors[tensors_of(source)[0]]
+        kept = BY_DTYPE[binding.dtype(name, stored.dtype, format.dtype)]
+        shape = shapes[name]
+        size = kept.bytes * math.prod(shape)
+        blocks = _converted(checkpoint, source, kept)
+        entries.append(Entry(name, kept.safetensors, shape, size, blocks))
+    if packed:  # numbers of 4 bytes first, of 1 last: all begin at a multiple of their size
+        entries.sort(key=lambda entry: -WIDTHS[entry.dtype])
+    placed, hashes = write(entries, directory, advance)
+    return Placement(mode, placed, hashes, None, packed)
+
+
+def _parts(name: str, weight: PackedWeight, checkpoint: Checkpoint) -> list[Entry]:
+    def stream(part: str) -> Callable[[], Iterator[memoryview]]:
+        return lambda: map(as_bytes, weight.blocks(checkpoint, part))
+
+    return [
+        Entry(f"{name}.{part}", *given.stored, given.nbytes, stream(part))
+        for part, given in weight.parts.items()
+    ]
+
+
+def _typed(binding: Binding, checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with the scales of MXFP4 as the numbers they are, which have a NaN."""
+    packed = (leaf for source in binding.sources.values() for leaf in _packed(source))
+    scales = [leaf.layout.tensors[1] for leaf in packed]
+    typed = {n: replace(checkpoint.tensors[n], dtype=torch.float8_e8m0fnu) for n in scales}
+    return replace(checkpoint, tensors={**checkpoint.tensors, **typed})
+
+
+def write(
+    entries: Iterable[Entry], directory: Path, advance: Progress | None = None
+) -> tuple[dict[str, Placed], dict[str, str]]:
+    """Stream tensors into safetensors files under `directory`/weights; memory holds one block.
+
+    Returns where each lies and the sha256 of each file.
+    """
+    placed: dict[str, Placed] = {}
+    hashes: dict[str, str] = {}
+    (directory / "weights").mkdir()
+    for number, shard in enumerate(_shards(entries), 1):
+        file = f"weights/model-{number:05}.safetensors"
+        header, begins = _header(shard)
+        digest = hashlib.sha256(header)
+        with open(directory / file, "wb", buffering=0) as out:
+            write_all(out.fileno(), memoryview(header))
+            for entry, begin in zip(shard, begins, strict=True):
+                written = 0
+                for block in entry.blocks():
+                    digest.update(block)
+                    write_all(out.fileno(), block)
+                    written += len(block)
+                    if advance is not None:
+                        advance(len(block))
+                assert written == entry.nbytes, f"{entry.name}: {written} of {entry.nbytes} bytes"
+                placed[entry.name] = Placed(file, len(header) + begin, entry.nbytes)
+        hashes[file] = digest.hexdigest()
+    return placed, hashes
+
+
+def _converted(
+    checkpoint: Checkpoint, source: Source, format: Format
+) -> Callable[[], Iterator[memoryview]]:
+    def blocks() -> Iterator[memoryview]:
+        for block in values(checkpoint, source):
+            out = block.to(format.dtype).contiguous()
+            if out.dtype.itemsize < block.dtype.itemsize and not out.isfinite().all():
+                stored = checkpoint.tensors[tensors_of(source)[0]]
+                raise CheckpointError(
+                    f"{stored.file}: tensor {stored.name} has values above what {format.name} can"
+                    " hold; use --dtype float32 or bfloat16"
+                )
+            yield as_bytes(out)
+
+    return blocks
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _shards(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    shard: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if shard and size + entry.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+        shard.append(entry)
+        size += entry.nbytes
+    yield shard
+
+
+def _header(entries: list[Entry]) -> tuple[bytes, list[int]]:
+    """Return a safetensors header with its length, and where each tensor begins after it."""
+    lines: dict[str, object] = {}
+    begins, begin = [], 0
+    for entry in entries:
+        end = begin + entry.nbytes
+        lines[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [begin, end],
+        }
+        begins.append(begin)
+        begin = end
+    text = json.dumps(lines, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, begins
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all of it, by parts of WRITE_BYTES."""
+    while data:
+        data = data[os.write(descriptor, data[:WRITE_BYTES]) :]
+
+
+def _name(stored: StoredTensor) -> str:
+    return BY_DTYPE[stored.dtype].name if stored.dtype in BY_DTYPE else str(stored.dtype)

@@ -1,0 +1,39 @@
+"""How attention holds keys and values from call to call.
+
+Letters: B batch, T tokens in this call, G key heads, K width of keys, V of values.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lmcast.graphs.weights.bind import Wide
+
+Scales = tuple[Tensor | None, Tensor | None]
+
+
+class Cache(nn.Module):
+    """Holds numbers as they are computed. Called with what is new, key B,T,G,K and value B,T,G,V,
+    it returns the scales of both, None where there are none."""
+
+    dtype: torch.dtype | None = None  # of what is held; None: that of the model
+
+    def forward(self, key: Tensor, value: Tensor) -> Scales:
+        return None, None
+
+
+class Fp8Cache(Wide):
+    """Holds one byte a number, as plugins.fp8_cache does, with a scale of keys and one of values.
+
+    Each is a parameter () that stays in fp32.
+    """
+
+    dtype = torch.float8_e4m3fn
+    wide = ("key_scale", "value_scale")
+
+    def __init__(self, device: torch.device | str | None = None):
+        super().__init__()
+        self.key_scale = nn.Parameter(torch.empty((), device=device))
+        self.value_scale = nn.Parameter(torch.empty((), device=device))
+
+    def forward(self, key: Tensor, value: Tensor) -> Scales:
+        return self.key_scale, self.value_scale

@@ -1,0 +1,1 @@
+"""Reading a config.json: typed, in today's spelling, nothing ignored in silence."""

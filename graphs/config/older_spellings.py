@@ -1,0 +1,136 @@
+"""Older spellings of a config.json, folded into today's."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmcast.graphs.config.reading import ConfigError
+
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+
+
+def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return `raw` with other spellings of keys (old -> new) under the new one.
+
+    Raises ConfigError where both are set and differ.
+    """
+    out = dict(raw)
+    for old, new in names.items():
+        value = out.pop(old, None)
+        if value is None:
+            continue
+        if out.get(new) is None:
+            out[new] = value
+        elif out[new] != value:
+            raise ConfigError(
+                f"config.json: {new} is {out[new]!r:.80}, but {old}, which means the same, is"
+                f" {value!r:.80}"
+            )
+    return out
+
+
+def worded(raw: Mapping[str, Any], old: str, new: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return `raw` with a list of numbers, `old`, as the list of what they mean, `new`.
+
+    Raises ConfigError where `old` is no such list, or differs from a `new` beside it.
+    """
+    numbers = raw.get(old)
+    if numbers is None:
+        return dict(raw)
+    accepted = range(len(words))
+    if not isinstance(numbers, list) or not all(type(n) is int and n in accepted for n in numbers):
+        raise ConfigError(
+            f"config.json: {old} is {numbers!r:.80}; accepted: a list of"
+            f" {', '.join(f'{n} ({word})' for n, word in enumerate(words))}"
+        )
+    return renamed({**raw, old: [words[n] for n in numbers]}, {old: new})
+
+
+def rope(raw: Mapping[str, Any], theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
+    """Return `raw` with rope_scaling, rope_theta and the like folded into rope_parameters.
+
+    `theta` and `partial` (of a head, where no key says how much rotates) are the family's own
+    defaults. Raises ConfigError where two spellings differ.
+    """
+    out = dict(raw)
+    scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
+    if scaling and parameters and scaling != parameters:
+        raise ConfigError(
+            "config.json: rope_scaling and rope_parameters are both set and differ; keep one"
+        )
+    outer = {key: out.pop(key, None) for key in ROPE_KEYS}
+    out["rope_parameters"] = _merge(scaling or parameters, outer, theta, "rope_parameters")
+    if "partial_rotary_factor" not in raw:  # null is not silence: to Hugging Face it means 1
+        out["rope_parameters"].setdefault("partial_rotary_factor", partial)
+    return out
+
+
+def rotated_share(rotary_dim: Any, head_dim: Any) -> float:
+    """Return the share of a head that rotates, by two values of a raw config; 1 if they fail."""
+    counts = type(rotary_dim) is int and type(head_dim) is int and 0 < rotary_dim <= head_dim
+    return rotary_dim / head_dim if counts else 1.0
+
+
+def rope_by_layer_type(
+    raw: Mapping[str, Any], theta: Mapping[str, float], older: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return `raw` with its rope settings folded into one rope_parameters per layer type.
+
+    `theta` has the default of each type, `older` the key that once held it. An older rope_scaling
+    is for full attention only, a partial_rotary_factor beside them for all. Raises ConfigError
+    where two spellings differ.
+    """
+    out = dict(raw)
+    scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
+    loose = sorted(parameters.keys() - theta.keys())
+    if loose:
+        raise ConfigError(
+            f"config.json: rope_parameters sets {', '.join(loose)};"
+            f" accepted: one object each for {', '.join(theta)}"
+        )
+    found = {kind: _object(parameters, kind) for kind in theta}
+    if scaling and found["full_attention"] not in ({}, scaling):
+        raise ConfigError(
+            "config.json: rope_scaling and rope_parameters.full_attention are both set and differ"
+        )
+    found["full_attention"] = scaling or found["full_attention"]
+    outer = {key: out.pop(key, None) for key in set(older.values())}
+    partial = out.pop("partial_rotary_factor", None)
+    for kind, default in theta.items():
+        at = f"rope_parameters.{kind}"
+        given = {older[kind]: outer[older[kind]], "partial_rotary_factor": partial}
+        found[kind] = _merge(found[kind], given, default, at)
+        if found[kind].get("truncate") is False:
+            raise ConfigError(
+                f"config.json: {at}.truncate is false; Hugging Face reads it for one rope of all"
+                " layers only, so nothing tells what it means here"
+            )
+    out["rope_parameters"] = found
+    return out
+
+
+def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """Take an object out of `raw`; absent and null are empty."""
+    value = raw.pop(key, None)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"config.json: {key} is {value!r:.80}; accepted: an object or null")
+    return dict(value)
+
+
+def _merge(
+    found: dict[str, Any], outer: Mapping[str, Any], theta: float, at: str
+) -> dict[str, Any]:
+    """Return one set of rope parameters with what lies beside it in older files."""
+    out = {key: value for key, value in found.items() if value is not None}
+    old = out.pop("type", None)
+    if old is not None and out.setdefault("rope_type", old) != old:
+        raise ConfigError(f"config.json: {at} has type {old!r} and rope_type {out['rope_type']!r}")
+    for beside, value in outer.items():
+        key = beside if beside in ROPE_KEYS else "rope_theta"
+        if value is not None and out.setdefault(key, value) != value:
+            raise ConfigError(
+                f"config.json: {at}.{key} is {out[key]!r}, but {beside} is {value!r} beside it"
+            )
+    out.setdefault("rope_theta", theta)
+    return out

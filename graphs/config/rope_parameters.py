@@ -1,0 +1,99 @@
+"""The `rope_parameters` of a config.json: which keys each rope_type needs and may have."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from lmcast.graphs.config.reading import Positive, Range, Size
+
+NotNegative = Annotated[float, Range(0, 1e30)]
+RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeParameters:
+    """The `rope_parameters` of a config.json, in Hugging Face's spelling."""
+
+    rope_type: RopeType = "default"
+    rope_theta: Positive = 10000.0
+    partial_rotary_factor: Annotated[float, Range(1e-6, 1)] = 1.0
+    factor: Positive | None = None
+    original_max_position_embeddings: Size | None = None
+    attention_factor: Positive | None = None
+    beta_fast: NotNegative | None = None
+    beta_slow: NotNegative | None = None
+    mscale: NotNegative | None = None
+    mscale_all_dim: NotNegative | None = None
+    truncate: bool | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    short_factor: tuple[Positive, ...] | None = None
+    long_factor: tuple[Positive, ...] | None = None
+
+    def __post_init__(self) -> None:
+        needs, allows = KEYS[self.rope_type]
+        for name in needs:
+            if getattr(self, name) is None:
+                raise ValueError(f"rope_type {self.rope_type!r} needs {name}, which is missing")
+        for field in fields(RopeParameters):  # not those that a subclass adds
+            known = {*needs, *allows, *ALWAYS}
+            if field.name not in known and getattr(self, field.name) is not None:
+                raise ValueError(f"{field.name} means nothing to rope_type {self.rope_type!r}")
+        if self.rope_type == "yarn" and self.rope_theta <= 1:
+            raise ValueError(f"rope_type 'yarn' needs rope_theta above 1, not {self.rope_theta}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullRope(RopeParameters):
+    """Of a family whose heads always rotate whole."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.partial_rotary_factor != 1 and self.rope_type != "proportional":
+            raise ValueError(
+                f"partial_rotary_factor is {self.partial_rotary_factor};"
+                " this architecture rotates whole heads, so only 1 is accepted"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeByLayerType:
+    """Of a family whose windowed layers have positions of their own."""
+
+    full_attention: FullRope
+    sliding_attention: FullRope
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialRopeByLayerType:
+    """Of such a family whose heads rotate in part."""
+
+    full_attention: RopeParameters
+    sliding_attention: RopeParameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperedRope(FullRope):
+    """Also with what Temperature reads."""
+
+    llama_4_scaling_beta: float
+    max_position_embeddings: int | None = None  # stored here by Hugging Face, read by nothing
+
+
+ALWAYS = ("rope_type", "rope_theta", "partial_rotary_factor")
+LENGTH = "original_max_position_embeddings"
+KEYS: dict[RopeType, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # rope_type: (keys it needs, keys it may have); the first three leave LENGTH unread
+    "default": ((), (LENGTH,)),
+    "linear": (("factor",), (LENGTH,)),
+    "dynamic": (("factor",), (LENGTH,)),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), (LENGTH,)),
+    "yarn": (
+        (),
+        (
+            *("factor", "attention_factor", "beta_fast", "beta_slow"),
+            *("mscale", "mscale_all_dim", "truncate", LENGTH),
+        ),
+    ),
+    "longrope": (("short_factor", "long_factor"), ("factor", "attention_factor", LENGTH)),
+    "proportional": ((), ("factor",)),
+}

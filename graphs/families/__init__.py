@@ -1,0 +1,1 @@
+"""Keys of config.json and parts of models that several architectures share."""

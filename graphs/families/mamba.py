@@ -1,0 +1,123 @@
+"""What a config.json says of layers of Mamba-2 and of attention in the families that follow Bamba,
+and where a mixer of Mamba-2 comes from in these and others."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.ffn import ActivationName
+from lmcast.graphs.blocks.mamba import Mamba
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.config.layer_types import head_width
+from lmcast.graphs.config.reading import Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import RopeParameters
+from lmcast.graphs.weights.bind import Entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hybrid:
+    """The keys under Bamba's names, for a Config to take over."""
+
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    rope_parameters: RopeParameters
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    max_position_embeddings: Size = 262144
+    attention_bias: bool = False
+    mamba_n_heads: Size = 128
+    mamba_d_head: Size | Literal["auto"] = "auto"
+    mamba_n_groups: Size = 1
+    mamba_d_state: Size = 256
+    mamba_d_conv: Size = 4
+    mamba_expand: Size = 2
+    mamba_conv_bias: bool = True
+    mamba_proj_bias: bool = False
+    mamba_chunk_size: int | None = None  # this and the next change no result
+    use_mamba_kernels: bool | None = None
+    time_step_limit: tuple[float | None, ...] | None = None
+    rms_norm_eps: Positive = 1e-5
+    hidden_act: ActivationName = "silu"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        inner, heads = self.mamba_expand * self.hidden_size, self.mamba_n_heads
+        width = inner // heads if self.mamba_d_head == "auto" else self.mamba_d_head
+        if heads * width != inner:
+            raise ValueError(
+                f"mamba_n_heads is {heads} and mamba_d_head {self.mamba_d_head!r}; accepted: heads"
+                f" that fill mamba_expand * hidden_size, {inner}"
+            )
+        if heads % self.mamba_n_groups:
+            raise ValueError(
+                f"mamba_n_groups is {self.mamba_n_groups}; accepted: a divisor of mamba_n_heads,"
+                f" {heads}"
+            )
+
+    def rope(self) -> Rope:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        width = head_width(self.hidden_size, heads, kv_heads or heads, self.head_dim)
+        return Rope(width, self.rope_parameters, self.max_position_embeddings)
+
+    def attention(self, rope: Rope | None, scale: float | None = None) -> Attention:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        return Attention(
+            dim=self.hidden_size,
+            heads=heads,
+            kv_heads=kv_heads or heads,
+            head_dim=head_width(self.hidden_size, heads, kv_heads or heads, self.head_dim),
+            rope=rope,
+            qkv_bias=self.attention_bias,
+            out_bias=self.attention_bias,
+            scale=scale,
+        )
+
+    def mamba(self) -> Mamba:
+        return Mamba(
+            dim=self.hidden_size,
+            heads=self.mamba_n_heads,
+            head_dim=self.mamba_expand * self.hidden_size // self.mamba_n_heads,
+            groups=self.mamba_n_groups,
+            state_dim=self.mamba_d_state,
+            taps=self.mamba_d_conv,
+            eps=self.rms_norm_eps,
+            time_steps=time_steps(self.time_step_limit),
+            conv_bias=self.mamba_conv_bias,
+            bias=self.mamba_proj_bias,
+            act=self.hidden_act,
+        )
+
+
+def time_steps(limit: tuple[float | None, ...] | None) -> tuple[float | None, float | None]:
+    """Return both bounds of time_step_limit, None for none; raises ValueError if they are no two
+    or in the wrong order."""
+    low, high = limit if limit is not None and len(limit) == 2 else (None, None)
+    crossed = low is not None and high is not None and low > high
+    if (limit is not None and len(limit) != 2) or crossed:
+        raise ValueError(
+            f"time_step_limit is {list(limit or ())}; accepted: the least and the greatest"
+        )
+    return low, high
+
+
+# No bound, as json itself has it, and as Hugging Face 5 writes it.
+INFINITE = (math.inf, {"__float__": "Infinity"})
+
+
+def unlimited(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a raw config with null for an upper bound in time_step_limit that is infinite."""
+    limit = raw.get("time_step_limit")
+    if not isinstance(limit, list | tuple) or len(limit) != 2 or limit[1] not in INFINITE:
+        return dict(raw)
+    return {**raw, "time_step_limit": [limit[0], None]}
+
+
+def mamba_weights(theirs: str) -> dict[str, Entry]:
+    """Return where a Mamba mixer comes from, by the module that holds it in the checkpoint."""
+    modules = {"input": "in_proj", "conv": "conv1d", "norm": "norm", "output": "out_proj"}
+    plain = {name: name for name in ("A_log", "dt_bias", "D")}
+    return {f"layers.{{i}}.mixer.{x}": f"{theirs}.{y}" for x, y in (modules | plain).items()}

@@ -1,0 +1,149 @@
+"""Checkpoints of a text model with other models around it: how the text is found in them."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lmcast.graphs.config.reading import Arch, ConfigError, refuse_unread
+from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed
+from lmcast.graphs.weights.sources import Shapes, WeightError
+
+TIE = "tie_word_embeddings"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of a multimodal checkpoint are named, by what stands before the names."""
+
+    trunk: str  # in place of the 'model.' of a text checkpoint
+    head: str  # before its 'lm_head'
+    beside: str  # before the modules of the other models
+
+    def __call__(self, name: str) -> str:
+        """Return the name of what a text checkpoint calls `name`."""
+        if name.startswith("model."):
+            return self.trunk + name.removeprefix("model.")
+        return self.head + name
+
+    def in_text(self, names: Collection[str]) -> list[str]:
+        """Return what a text checkpoint calls those of these names that belong to its trunk."""
+        return [f"model.{n.removeprefix(self.trunk)}" for n in names if n.startswith(self.trunk)]
+
+
+# Files of the hub, also what save_pretrained of transformers 5 writes; and the names of Hugging
+# Face's modules since 4.52, which other tools write.
+HUB = Layout("language_model.model.", "language_model.", "")
+MODULES = Layout("model.language_model.", "", "model.")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text model that may stand in text_config.
+
+    `defaults` are what Hugging Face takes where text_config is silent, of the keys that a text
+    checkpoint must have: transformers 4 left out what equals a default.
+    """
+
+    arch: Arch
+    defaults: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multimodal:
+    """One multimodal architecture, of which the text model is built and nothing else."""
+
+    name: str  # the model_type
+    texts: Mapping[str, Text]  # by the model_type of text_config; the first where it has none
+    keys: frozenset[str]  # of config.json: what concerns the other models only
+    beside: tuple[str, ...]  # modules of the other models
+    tied: bool  # whether Hugging Face ties where config.json is silent and no head is stored
+
+    def text(
+        self, config: Mapping[str, Any], shapes: Shapes, inert: Collection[str] = ()
+    ) -> tuple[Arch, dict[str, Any]]:
+        """Return how the text of a checkpoint is read and built, and its config.
+
+        Raises ConfigError for what is wrong around text_config, WeightError for mixed names.
+        """
+        at = "config.json: "
+        try:
+            refuse_unread(config, self.keys | {"text_config", TIE}, at, inert)
+            raw = config.get("text_config")
+            if not isinstance(raw, Mapping):
+                raise ConfigError(f"{at}text_config is {raw!r:.80}; accepted: an object")
+            kind = raw.get("model_type", next(iter(self.texts)))
+            if not isinstance(kind, str) or kind not in self.texts:
+                raise ConfigError(
+                    f"{at}text_config.model_type is {kind!r:.80}; accepted: {', '.join(self.texts)}"
+                )
+            layout = self._layout(shapes)
+            stored = f"{layout('lm_head')}.weight" in shapes
+            for at_flag, flag in ((at, config.get(TIE)), (f"{at}text_config.", raw.get(TIE))):
+                if not isinstance(flag, bool | None):
+                    raise ConfigError(f"{at_flag}{TIE} is {flag!r:.80}; accepted: true or false")
+            tie = self._tie(config.get(TIE), raw.get(TIE), stored)
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from None
+        text = self.texts[kind]
+
+        def beside(c: Any, tensors: Collection[str]) -> tuple[str, ...]:
+            own = map(layout, text.arch.modules_beside(c, layout.in_text(tensors)))
+            return (*(layout.beside + module for module in self.beside), *own)
+
+        arch = replace(
+            text.arch,
+            name=self.name,
+            weights=lambda c: _moved(text.arch.table(c), layout),
+            beside=beside,
+        )
+        return arch, {**text.defaults, **raw, TIE: tie}
+
+    def _layout(self, shapes: Shapes) -> Layout:
+        """Return how these tensors are named; raises WeightError for two ways at once."""
+        modules = tuple(f"{module}." for module in self.beside)
+        marks = {
+            HUB: ("language_model.", *modules),
+            MODULES: ("model.language_model.", "lm_head.", *(f"model.{m}" for m in modules)),
+        }
+        found = {
+            layout: [name for name in shapes if name.startswith(prefixes)]
+            for layout, prefixes in marks.items()
+        }
+        if found[HUB] and found[MODULES]:
+            raise WeightError(
+                f"tensors {min(found[HUB])} and {min(found[MODULES])} are named in two ways;"
+                " accepted is either as on the hub (language_model.model...) or as Hugging Face's"
+                " modules (model.language_model...), throughout"
+            )
+        return MODULES if found[MODULES] else HUB
+
+    def _tie(self, outer: bool | None, inner: bool | None, stored: bool) -> bool:
+        """Return whether the head is the embedding; raises ConfigError where nothing tells.
+
+        Where the two configs differ, or both are silent, Hugging Face uses a head that is stored.
+        """
+        given = [flag for flag in (outer, inner) if flag is not None]
+        if given and given[0] == given[-1]:
+            return given[0]
+        if given and not stored:
+            raise ConfigError(
+                f"config.json: {TIE} is {outer!r:.80}, but text_config.{TIE} is {inner!r:.80}, and"
+                " no lm_head is stored that would settle it; make them equal"
+            )
+        return self.tied and not stored
+
+
+def _moved(table: Table, layout: Layout) -> Table:
+    """Return a weight table of text checkpoints with the names of a layout."""
+
+    def part(source: Any) -> Any:
+        if isinstance(source, EachExpert):
+            return EachExpert(renamed(source.part, layout))
+        return renamed(source, layout)
+
+    def moved(entry: Entry) -> Entry:
+        if isinstance(entry, str):
+            return layout(entry)
+        return tuple(map(part, entry)) if isinstance(entry, tuple) else part(entry)
+
+    return {ours: moved(entry) for ours, entry in table.items()}

@@ -1,0 +1,304 @@
+"""From a checkpoint's tensors to our parameters, by table, strict on both sides."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from lmcast.graphs.config.inert import LEFTOVERS
+from lmcast.graphs.weights.quantized import Layout, Scheme
+from lmcast.graphs.weights.sources import (
+    Joined,
+    Leaf,
+    Packed,
+    Shapes,
+    Source,
+    Stack,
+    View,
+    WeightError,
+    leaves,
+    shape_of,
+    tensors_of,
+)  # fmt: skip
+
+__all__ = [
+    "COMMON", "PER_EXPERT", "SANDWICH", "SHARED_EXPERTS", "Binding", "EachExpert", "Entry", "Table",
+    "WeightError", "bind", "per_expert",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EachExpert:
+    """An entry of a weight table: a Stack of one part for every expert, which '{e}' counts."""
+
+    part: Source
+
+
+# What a table says of one of our modules (a path) or of one parameter (where it comes from; of
+# several forms the first that the checkpoint has). '{i}' is the number of the layer.
+Entry = str | Source | EachExpert | tuple[Source | EachExpert, ...]
+Table = Mapping[str, Entry]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where every parameter comes from.
+
+    `copies` are tensors stored again under a tie: each must equal the other, value by value.
+    `ignored` are tensors of modules that this definition does not build. `wide` are parameters that
+    stay in fp32 where they are stored so, whatever the others are computed in.
+    """
+
+    sources: Mapping[str, Source]
+    copies: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+    wide: frozenset[str] = frozenset()
+
+    def tensors(self) -> list[str]:
+        """Return the names of all tensors that parameters are made of, once each."""
+        return list(dict.fromkeys(t for s in self.sources.values() for t in tensors_of(s)))
+
+    @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """Every tensor of a quantized weight, and how that is stored."""
+        found = (leaf for source in self.sources.values() for leaf in leaves(source))
+        layouts = (leaf.layout for leaf in found if isinstance(leaf, Packed))
+        return {tensor: layout for layout in layouts for tensor in layout.tensors}
+
+    def dtype(self, name: str, stored: torch.dtype, asked: torch.dtype) -> torch.dtype:
+        """Return what a parameter is computed in where the model is computed in `asked`."""
+        kept = name in self.wide and stored == torch.float32 and asked.itemsize < stored.itemsize
+        return stored if kept else asked
+
+
+# The names that most decoder checkpoints share; an architecture adds to or overrides these.
+COMMON: dict[str, Entry] = {
+    "embed": "model.embed_tokens",
+    "final.norm": "model.norm",
+    "final.head": "lm_head",
+    "layers.{i}.pre_mixer": "model.layers.{i}.input_layernorm",
+    "layers.{i}.pre_ffn": "model.layers.{i}.post_attention_layernorm",
+    **{f"layers.{{i}}.mixer.{x}": f"model.layers.{{i}}.self_attn.{x}_proj" for x in "qkvo"},
+    **{f"layers.{{i}}.ffn.{x}": f"model.layers.{{i}}.mlp.{x}_proj" for x in ("gate", "up", "down")},
+}
+
+# Norms on both sides of either branch (Gemma).
+SANDWICH: dict[str, Entry] = {
+    "layers.{i}.post_mixer": "model.layers.{i}.post_attention_layernorm",
+    "layers.{i}.pre_ffn": "model.layers.{i}.pre_feedforward_layernorm",
+    "layers.{i}.post_ffn": "model.layers.{i}.post_feedforward_layernorm",
+}
+
+
+def per_expert(theirs: str, gate: str, up: str, down: str) -> dict[str, EachExpert]:
+    """Three matrices for every expert, by the names of their modules in `theirs`."""
+    return {
+        f"layers.{{i}}.ffn.experts.{ours}": EachExpert(View(f"{theirs}.{{e}}.{name}.weight"))
+        for ours, name in (("gate", gate), ("up", up), ("down", down))
+    }
+
+
+# As most checkpoints with experts have them.
+PER_EXPERT = per_expert("model.layers.{i}.mlp.experts", "gate_proj", "up_proj", "down_proj")
+SHARED_EXPERTS: dict[str, Entry] = {
+    f"layers.{{i}}.ffn.shared.{x}": f"model.layers.{{i}}.mlp.shared_experts.{x}_proj"
+    for x in ("gate", "up", "down")
+}
+
+
+def bind(
+    model: nn.Module,
+    table: Table,
+    shapes: Shapes,
+    beside: Iterable[str] = (),
+    layouts: Mapping[str, Layout] | None = None,
+) -> Binding:
+    """Give every parameter of `model` a source among tensors of these names and shapes.
+
+    Raises WeightError on a missing or misshaped tensor, and on a surplus one under a module that
+    the model has: the definition would be wrong. `beside` are modules that it does not have.
+    layouts: how quantized weights of these names are stored; their shapes are those of plain ones.
+    """
+    layouts = layouts or {}
+    sources = {
+        name: packed(name, _source(name, parameter, table, shapes), layouts)
+        for name, parameter in model.named_parameters()
+    }
+    parts = (leaf for source in sources.values() for leaf in leaves(source))
+    used = {part.tensor if isinstance(part, View) else part.values.tensor for part in parts}
+    beside = frozenset(beside)
+    ties = _copies(model, table, sources, shapes)
+    copies = tuple(sorted(pair for tie in ties for pair in _as_stored(*tie, layouts)))
+    rest = sorted(shapes.keys() - used - {copy for copy, _ in ties})
+    rest = [name for name in rest if not LEFTOVERS.search(name)]
+    root = _root(table)
+    built = {path for name in used for path in _ancestors(name, root)}
+    for name in rest:
+        paths = [name, *_ancestors(name, root)]
+        if any(path in built for path in paths) and not any(path in beside for path in paths):
+            raise WeightError(
+                f"tensor {name} {list(shapes[name])} belongs to a module of this architecture, but"
+                " nothing reads it: config.json does not describe this checkpoint"
+            )
+    return Binding(sources, copies, tuple(rest), frozenset(wide(model)))
+
+
+def spared(model: nn.Module, table: Table, spare: Sequence[str], layers: int) -> tuple[str, ...]:
+    """Return the names in the checkpoint of what is `spare` and layers of the model do not have."""
+    have = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
+    ours = [f"layers.{i}.{name}" for i in range(layers) for name in spare]
+    found = [_lookup(name, table) for name in ours if name not in have]
+    return tuple(str(entry).replace("{i}", layer) for entry, layer in found)
+
+
+def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) -> Source:
+    """Return where one parameter comes from; its shape is right."""
+    entry, layer = _lookup(name, table)
+    if isinstance(entry, str):
+        forms: tuple[Source | EachExpert, ...] = (View(entry),)
+    else:
+        forms = entry if isinstance(entry, tuple) else (entry,)
+    found = [_numbered(form, layer, parameter.shape[0]) for form in forms]
+    stored = dict.fromkeys(first for s in found if (first := tensors_of(s)[0]) in shapes)
+    if len(stored) > 1:
+        raise WeightError(f"tensors {' and '.join(stored)} are forms of the same; accepted is one")
+    source = next((s for s in found if tensors_of(s)[0] in shapes), found[0])
+    for tensor in tensors_of(source):
+        if tensor not in shapes:
+            near = [n for n in shapes if n.rpartition(".")[0] == tensor.rpartition(".")[0]]
+            raise WeightError(
+                f"tensor {tensor} is missing (for {name} {list(parameter.shape)});"
+                f" the checkpoint has {near or 'nothing under that name'}"
+            )
+    shape = shape_of(source, shapes)
+    if shape != tuple(parameter.shape):
+        tensor = tensors_of(source)[0]
+        part = "" if isinstance(source, View) and source.whole else f" (as {name}: {list(shape)})"
+        raise WeightError(
+            f"tensor {tensor} has shape {list(shapes[tensor])}{part};"
+            f" config.json asks for {list(parameter.shape)}"
+        )
+    return source
+
+
+def packed(name: str, source: Source, layouts: Mapping[str, Layout]) -> Source:
+    """Return a source that reads quantized weights by their layouts; raises WeightError where the
+    parts of one parameter are stored in several ways."""
+    if isinstance(source, View):
+        layout = layouts.get(source.tensor)
+        return source if layout is None else Packed(source, layout)
+    if not layouts or not isinstance(source, Stack | Joined):
+        return source
+    out = replace(source, parts=tuple(packed(name, part, layouts) for part in source.parts))
+    first, *others = leaves(out)
+    for leaf in others:
+        if _stored_as(leaf) != _stored_as(first):
+            raise WeightError(
+                f"tensors {tensors_of(first)[0]} and {tensors_of(leaf)[0]} are parts of one weight"
+                f" ({name}), but they are not quantized alike; accepted: all in one format, or none"
+            )
+    return out
+
+
+def _stored_as(leaf: Leaf) -> tuple[type, Scheme | None]:
+    return (type(leaf.layout), leaf.layout.scheme) if isinstance(leaf, Packed) else (View, None)
+
+
+def _lookup(name: str, table: Table) -> tuple[Entry, str]:
+    """Return what the table says of a parameter, and the number of its layer ('' outside)."""
+    index = re.search(r"\.(\d+)(?=\.|$)", name)
+    plain = name if index is None else name[: index.start()] + ".{i}" + name[index.end() :]
+    layer = "" if index is None else index[1]
+    if plain in table:
+        return table[plain], layer
+    module, _, leaf = plain.rpartition(".")
+    path = table.get(module)
+    if not isinstance(path, str):
+        raise AssertionError(f"the weight table has no entry for {plain}")
+    return f"{path.replace('{i}', layer)}.{leaf}", layer
+
+
+def _numbered(entry: Source | EachExpert, layer: str, experts: int) -> Source:
+    """Return an entry with the numbers of the layer and of the experts in its names."""
+    if isinstance(entry, EachExpert):
+        one = _numbered(entry.part, layer, experts)
+        return Stack(tuple(_numbered_by(one, "{e}", e) for e in range(experts)))
+    return _numbered_by(entry, "{i}", layer)
+
+
+def _numbered_by(source: Source, letter: str, number: int | str) -> Source:
+    return renamed(source, lambda tensor: tensor.replace(letter, str(number)))
+
+
+def renamed(source: Source, change: Callable[[str], str]) -> Source:
+    """Return a source that reads tensors of other names."""
+    if isinstance(source, View):
+        return replace(source, tensor=change(source.tensor))
+    assert isinstance(source, Stack | Joined)
+    return replace(source, parts=tuple(renamed(part, change) for part in source.parts))
+
+
+def wide(model: nn.Module) -> Iterable[str]:
+    """Return the parameters that their modules ask to keep in fp32."""
+    for path, module in model.named_modules():
+        if isinstance(module, Wide):
+            yield from (f"{path}.{leaf}" for leaf in module.wide if leaf in module._parameters)
+
+
+class Wide(nn.Module):
+    """A module with parameters that stay in fp32 where the checkpoint stores them so."""
+
+    wide: ClassVar[tuple[str, ...]]
+
+
+def _copies(
+    model: nn.Module, table: Table, sources: Mapping[str, Source], shapes: Shapes
+) -> list[tuple[str, str]]:
+    """Return (copy, original) of parameters that modules share, by the names of plain weights."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    found = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        original = first[id(parameter)]
+        # A tied head holds the module it shares: final.head.embed.weight stands for final.head.
+        module = name.rpartition(".")[0].rpartition(".")[0]
+        if name == original or module not in table:
+            continue
+        copy, source = _lookup(f"{module}.{name.rpartition('.')[2]}", table)[0], sources[original]
+        if not isinstance(copy, str) or copy not in shapes:
+            continue
+        if isinstance(source, View):
+            found.append((copy, source.tensor))
+        elif isinstance(source, Packed):
+            found.append((copy, source.values.tensor))
+    return found
+
+
+def _as_stored(
+    copy: str, original: str, layouts: Mapping[str, Layout]
+) -> Iterable[tuple[str, str]]:
+    """Return which stored tensors must be equal for a weight to be the copy of another."""
+    one, other = layouts.get(copy), layouts.get(original)
+    if one is None and other is None:
+        return [(copy, original)]
+    if one is None or other is None or one.scheme != other.scheme:
+        raise WeightError(
+            f"tensors {copy} and {original} are one weight, but they are not quantized alike;"
+            " accepted: both in one format, or neither"
+        )
+    return zip(one.tensors, other.tensors, strict=True)
+
+
+def _root(table: Table) -> str:
+    """Return the module of the checkpoint that holds the layers: 'model'."""
+    paths = (entry for name, entry in table.items() if name.startswith("layers.{i}"))
+    return next(p.partition(".{i}")[0].rpartition(".")[0] for p in paths if isinstance(p, str))
+
+
+def _ancestors(name: str, root: str) -> list[str]:
+    """Return the module paths above a tensor, without those that lead to `root`."""
+    parts = name.split(".")[:-1]
+    paths = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return [path for path in paths if not f"{root}.".startswith(f"{path}.")]

@@ -1,0 +1,214 @@
+"""Quantized weights in one form, whatever file they come from: codes, and scales of their blocks.
+
+Letters: ... a stack's axis or none, N rows (output features), K columns (input features).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lmcast.plugins.errors import InputError
+from lmcast.plugins.rounding import E2M1
+
+Element = Literal["e2m1", "e4m3", "int4", "int8"]
+BITS: Mapping[Element, int] = {"e2m1": 4, "e4m3": 8, "int4": 4, "int8": 8}
+Block = tuple[int, int]  # rows and columns that share a scale; 0: all there are
+ReadRows = Callable[[str, int, int | None], Tensor]  # tensor, first row of axis 0, end (None: all)
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class WeightError(InputError):
+    """Tensors that do not fit the definition."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the numbers of a weight are stored.
+
+    shared: block scales are themselves multiplied with one fp32 number (NVFP4). zeros: every block
+    has a code that stands for 0, which is subtracted.
+    """
+
+    element: Element
+    block: Block
+    scale: torch.dtype
+    shared: bool = False
+    zeros: bool = False
+
+    @property
+    def bits(self) -> int:
+        return BITS[self.element]
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: 'nvfp4', 'mxfp8', 'fp8', 'int4'."""
+        if self.element == "e2m1":
+            return "nvfp4" if self.shared else "mxfp4"
+        if self.element == "e4m3":
+            small = self.scale == torch.float8_e8m0fnu and self.block == (1, 32)
+            return "mxfp8" if small else "fp8"
+        return self.element
+
+    def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape in bytes of a weight's codes."""
+        return (*shape[:-1], shape[-1] * self.bits // 8)
+
+    def scales_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return how many blocks a weight has along every axis; the last may be partial."""
+        rows, columns = shape[-2:]
+        high, wide = self.block[0] or rows, self.block[1] or columns
+        return (*shape[:-2], -(-rows // high), -(-columns // wide))
+
+    def bytes(self, shape: tuple[int, ...]) -> int:
+        """Return the size of a weight of this shape with its scales."""
+        stack = math.prod(shape[:-2]) * 4 if self.shared else 0
+        blocks = math.prod(self.scales_shape(shape)) * (self.scale.itemsize + self.zeros)
+        return math.prod(self.codes_shape(shape)) + blocks + stack
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight, or rows of it.
+
+    codes: uint8; of 8 bits ...,N,K, of 4 bits ...,N,K/2 with the first number in the low half;
+    integers in two's complement. scales: one for each block, as stored. shared: fp32 (...,1,1) or
+    (), multiplied with the scales, or what they are divided by if `divides`. zeros: codes as
+    numbers, in the shape of the scales. first: which row of its blocks the codes begin with, where
+    the scales are those of the whole weight.
+    """
+
+    scheme: Scheme
+    codes: Tensor
+    scales: Tensor
+    shared: Tensor | None = None
+    divides: bool = False
+    zeros: Tensor | None = None
+    first: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.codes.shape[:-1], self.codes.shape[-1] * 8 // self.scheme.bits)
+
+    def factors(self) -> Tensor:
+        """Return what every block is multiplied with, fp32."""
+        scales = self.scales.float()
+        if self.shared is None:
+            return scales
+        shared = self.shared.float()
+        return scales / shared if self.divides else scales * shared
+
+    def dequantize(self) -> Tensor:
+        """Return the values ...,N,K in fp32, every product rounded once."""
+        out = decode(self.codes, self.scheme.element)
+        if self.zeros is not None:
+            out = out - self.spread(self.zeros.float())
+        return out.mul_(self.spread(self.factors()))
+
+    def spread(self, blocks: Tensor) -> Tensor:
+        """Return numbers of blocks as one for every value: ...,N,K or what broadcasts to it."""
+        rows, columns = self.shape[-2:]
+        high, wide = self.scheme.block
+        if high > 1:
+            places = (torch.arange(rows, device=blocks.device) + self.first) // high
+            blocks = blocks[..., places, :]
+        if wide:
+            blocks = blocks.repeat_interleave(wide, -1)[..., :columns]
+        return blocks
+
+
+def values_of(element: Element) -> Tensor:
+    """Return the number that each code stands for: 16 or 256 in fp32."""
+    codes = torch.arange(1 << BITS[element], dtype=torch.int16)
+    if element == "e2m1":
+        return torch.tensor([*E2M1, *(-x for x in E2M1)])
+    if element == "e4m3":
+        return codes.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    half = len(codes) // 2
+    return torch.where(codes < half, codes, codes - 2 * half).float()
+
+
+def decode(codes: Tensor, element: Element) -> Tensor:
+    """Return the numbers of codes, fp32: of 4 bits two for each byte."""
+    table = values_of(element)
+    if BITS[element] == 4:  # a byte is two numbers: one look-up for both
+        pairs = torch.stack([table.repeat(16), table.repeat_interleave(16)], -1)
+        return pairs[codes.flatten().int()].reshape(*codes.shape[:-1], -1)
+    return table.index_select(0, codes.flatten().int()).reshape(codes.shape)
+
+
+class Layout(Protocol):
+    """How a checkpoint stores one quantized weight."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of all that is read; that of the codes first."""
+        ...
+
+    @property
+    def format(self) -> Scheme:
+        """How the numbers are stored."""
+        ...
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """What `codes` gives, the format; None where only values can be had."""
+        ...
+
+    def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        """Return the shape of the weight; raises WeightError where the tensors do not fit."""
+        ...
+
+    def values(self, read: ReadRows, begin: int, end: int) -> Tensor:
+        """Return entries of axis 0 of the weight, dequantized: fp32."""
+        ...
+
+    def codes(self, read: ReadRows, begin: int, end: int) -> Quantized:
+        """Return entries of axis 0 of the weight as they are."""
+        ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The form of Quantized itself, under three names: what `lmcast calibrate` writes."""
+
+    scheme: Scheme
+    packed: str
+    scales: str
+    shared: str | None = None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return (self.packed, self.scales, *([self.shared] if self.shared else []))
+
+    @property
+    def format(self) -> Scheme:
+        return self.scheme
+
+    def shape(self, shapes: Shapes) -> tuple[int, ...]:
+        codes = shapes[self.packed]
+        shape = (*codes[:-1], codes[-1] * 8 // self.scheme.bits)
+        accepted = self.scheme.scales_shape(shape)
+        if shapes[self.scales] != accepted:
+            raise WeightError(
+                f"tensor {self.scales} has shape {list(shapes[self.scales])}, which does not fit"
+                f" {self.packed} {list(codes)}; accepted: {list(accepted)}"
+            )
+        return shape
+
+    def values(self, read: ReadRows, begin: int, end: int) -> Tensor:
+        return self.codes(read, begin, end).dequantize()
+
+    def codes(self, read: ReadRows, begin: int, end: int) -> Quantized:
+        codes = read(self.packed, begin, end)
+        shared = read(self.shared, 0, None) if self.shared else None
+        if codes.dim() == 3 and shared is not None:
+            shared = shared[begin:end]
+        high = self.scheme.block[0]
+        if codes.dim() == 2 and high != 1:
+            scales = read(self.scales, 0, None)
+            return Quantized(self.scheme, codes, scales, shared, first=begin if high else 0)
+        return Quantized(self.scheme, codes, read(self.scales, begin, end), shared)

@@ -1,0 +1,1 @@
+"""Attention over cached keys and values: full, in windows, lent to later layers."""

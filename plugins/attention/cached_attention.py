@@ -1,0 +1,250 @@
+"""Causal attention over a cache that it extends. Letters: B batch, T new tokens, C capacity of the
+cache, H query heads, G key heads, K width of queries and keys, V width of values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmcast.plugins.attention.fp8_cache import TAKEN, closed, codes, numbers, opened, stored
+from lmcast.plugins.plugin import Close, Plugin
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    sink: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    """B,T,H,K over B,G,S,K and B,G,S,V where mask B,T,S is true -> B,T,H,V; softmax in fp32.
+
+    The softcap, `cap * tanh(score / cap)` where not zero, comes before the mask (Gemma 2). `sink`
+    H is one more score of each head, neither scaled nor capped, that takes its share of the softmax
+    and gives no value (gpt-oss).
+    """
+    batch, tokens, heads, width = query.shape
+    groups = key.shape[1]
+    query = query.transpose(1, 2).reshape(batch, groups, -1, width)  # B,G,(H/G)T,K
+    score = (query @ key.mT) * scale
+    if softcap:
+        score = torch.tanh(score / softcap) * softcap
+    score = score.reshape(batch, heads, tokens, -1).masked_fill(~mask[:, None], float("-inf"))
+    wide = torch.promote_types(score.dtype, torch.float32)
+    if sink is not None:
+        share = sink.to(score.dtype)[:, None, None].expand(batch, -1, tokens, 1)  # B,H,T,1
+        score = torch.cat([score, share], -1)
+    weight = score.softmax(-1, dtype=wide)[..., : key.shape[2]].to(value.dtype)
+    out = weight.reshape(batch, groups, -1, key.shape[2]) @ value
+    return out.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous()
+
+
+def eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    cache_lengths: Tensor,
+    token_counts: Tensor,
+    sink: Tensor | None,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write the new keys and values behind the held ones, attend to all, return both caches.
+
+    query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,C,K; past_value B,G,C,V;
+    cache_lengths B int64: tokens already held per row; token_counts B int64: how many of the T
+    tokens are valid (rows are padded on the right). Row b writes at cache_lengths[b] .. + T - 1,
+    so C must leave room for T. sink, scale and softcap as in `attend`. key_scale and value_scale ()
+    fp32, both or neither: past_key and past_value are then float8_e4m3fn, as in fp8_cache, and new
+    tokens are seen as they are kept. -> B,T,H,V and the caches after the call. Output beyond
+    token_counts is unspecified but finite, and so is the cache there.
+    """
+    tokens = query.shape[1]
+    position = cache_lengths[:, None] + torch.arange(tokens, device=query.device)  # B,T
+
+    def write(past: Tensor, new: Tensor) -> Tensor:
+        index = position[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
+        return past.scatter(2, index, new.transpose(1, 2))
+
+    key, past_key = codes(key, past_key, key_scale)
+    value, past_value = codes(value, past_value, value_scale)
+    present_key, present_value = write(past_key, key), write(past_value, value)
+    held = torch.arange(past_key.shape[2], device=query.device)
+    mask = held <= position[:, :, None]  # B,T,C
+    keys, values = numbers(present_key, key_scale), numbers(present_value, value_scale)
+    return (
+        attend(query, keys, values, mask, sink, scale, softcap),
+        stored(present_key, key_scale),
+        stored(present_value, value_scale),
+    )
+
+
+def shapes(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = query.new_empty((*query.shape[:3], value.shape[3]))
+    return out, torch.empty_like(past_key), torch.empty_like(past_value)
+
+
+# There is no operator for attention with sinks, because the standard one with its fused kernels can
+# say it: a sink is the score of one more key, all zeros, whose value is all zeros. As scores are
+# masked by addition, the mask of that key is the sink itself.
+SINK = """nothing = Constant <value_float = 0.0> ()
+    never = Constant <value_float = -inf> ()
+    bias = Where (head_mask, nothing, never)
+    bias_like = CastLike (bias, query)
+    column_shape = Constant <value_ints = [1, -1, 1, 1]> ()
+    sinks = Reshape (sink, column_shape)
+    batch = Shape <start = 0, end = 1> (query)
+    head_count = Shape <start = 2, end = 3> (query)
+    sink_shape = Concat <axis = 0> (batch, head_count, tokens, first)
+    sink_column = Expand (sinks, sink_shape)
+    each_head = Shape (sinks)
+    head_bias = Expand (bias_like, each_head)
+    scores_mask = Concat <axis = 3> (head_bias, sink_column)
+    pads = Constant <value_ints = [0, 0, 0, 0, 0, 0, 1, 0]> ()
+    sink_keys = Pad ({keys}, pads)
+    sink_values = Pad ({values}, pads)
+    """
+
+
+ATTEND = """{sink}heads = Transpose <perm = [0, 2, 1, 3]> (query)
+    attended = Attention <
+        scale: float = @scale, softcap: float = @softcap, softmax_precision = 1
+    > (heads, {inputs})
+    out = Transpose <perm = [0, 2, 1, 3]> (attended)"""
+
+
+def attend_body(sink: bool, keys: str, values: str) -> str:
+    """Return `attend` as ONNX text: from query, keys B,G,S,K, values B,G,S,V and head_mask B,1,T,S,
+    besides `tokens` [T] and `first` [1], to `out`."""
+    if not sink:
+        return ATTEND.format(sink="", inputs=f"{keys}, {values}, head_mask")
+    padded = SINK.format(keys=keys, values=values)
+    return ATTEND.format(sink=padded, inputs="sink_keys, sink_values, scores_mask")
+
+
+WRITE = """new_{0} = Transpose <perm = [0, 2, 1, 3]> ({0})
+    present_{0} = TensorScatter <axis = 2> (past_{0}, new_{0}, cache_lengths)"""
+# Of codes; TensorRT for RTX 1.7 has TensorScatter for what is an input of the graph alone.
+WRITE_CODES = """new_{0} = Transpose <perm = [0, 2, 1, 3]> ({0}_code)
+    {0}_sizes = Shape (new_{0})
+    {0}_places = Expand (places, {0}_sizes)
+    present_{0} = ScatterElements <axis = 2> (past_{0}_code, {0}_places, new_{0})"""
+
+POSITIONS = """zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    first = Constant <value_ints = [1]> ()
+    second = Constant <value_ints = [2]> ()
+    tokens = Shape <start = 1, end = 2> (query)
+    token_count = Squeeze (tokens)
+    new = Range (zero, token_count, one)
+    start = Unsqueeze (cache_lengths, first)
+    position = Add (start, new)
+    capacity = Shape <start = 2, end = 3> (past_key)
+    slots = Squeeze (capacity)
+    held = Range (zero, slots, one)
+    until = Unsqueeze (position, second)
+    mask = LessOrEqual (held, until)
+    head_mask = Unsqueeze (mask, first)"""
+
+
+def body(given: Mapping[str, Any]) -> str:
+    if given["key_scale"] is not None:
+        return codes_body(given)
+    sink = given["sink"] is not None
+    return f"""
+cached_attention <scale, softcap> (
+    query, key, value, past_key, past_value, cache_lengths, token_counts{", sink" if sink else ""}
+) => (out, present_key, present_value) {{
+    {WRITE.format("key")}
+    {WRITE.format("value")}
+
+    {POSITIONS}
+
+    {attend_body(sink, "present_key", "present_value")}
+}}"""
+
+
+def codes_body(given: Mapping[str, Any]) -> str:
+    """Return the body for a cache in FP8, with all inputs: sink stands before the scales."""
+    present = "present_key", "present_value"
+    return f"""
+cached_attention <scale, softcap> ({TAKEN}) => (out, next_key, next_value) {{
+    {opened()}
+    {POSITIONS}
+    row_axes = Constant <value_ints = [1, 3]> ()
+    places = Unsqueeze (position, row_axes)
+    {WRITE_CODES.format("key")}
+    {WRITE_CODES.format("value")}
+    {closed(present, present)}
+    {attend_body(given["sink"] is not None, "seen_keys", "seen_values")}
+}}"""
+
+
+def case(
+    lengths: list[int],
+    counts: list[int],
+    room: int,
+    sizes: tuple[int, ...],
+    cap: float = 0.0,
+    sinks: bool = False,
+    scales: tuple[float, float] | None = None,
+) -> tuple:
+    """Return arguments for rows of these lengths and counts; sizes: heads, groups, widths.
+
+    scales: of keys and values in FP8.
+    """
+    heads, groups, width, value_width = sizes
+    batch, tokens = len(lengths), max(counts)
+    made = (
+        torch.randn(batch, tokens, heads, width),
+        torch.randn(batch, tokens, groups, width),
+        torch.randn(batch, tokens, groups, value_width),
+    )
+    past = [torch.randn(batch, groups, room, n) for n in (width, value_width)]
+    if scales is not None:
+        past = [p.div(s).to(torch.float8_e4m3fn) for p, s in zip(past, scales, strict=True)]
+    return (
+        *made,
+        *past,
+        torch.tensor(lengths),
+        torch.tensor(counts),
+        2 * torch.randn(heads) if sinks else None,
+        *((None, None) if scales is None else map(torch.tensor, scales)),
+        width**-0.5,
+        cap,
+    )
+
+
+def cases() -> list[tuple]:
+    torch.manual_seed(0)
+    return [
+        case([0, 0], [5, 3], 5, (4, 2, 16, 16)),  # ragged prefill
+        case([7], [1], 11, (6, 2, 8, 8), cap=3.0),  # decode with a softcap
+        case([2, 6], [4, 4], 12, (3, 1, 24, 16)),  # append; narrow values
+        case([0, 3], [5, 2], 9, (4, 2, 16, 16), sinks=True),
+        case([7, 2], [1, 1], 11, (6, 2, 24, 8), cap=3.0, sinks=True),
+        case([0, 3], [5, 2], 9, (4, 2, 16, 16), scales=(0.01, 0.02)),
+        # Keys above 448 times their scale saturate; values below 2^-10 times theirs are 0.
+        case([7, 2], [1, 1], 11, (6, 2, 24, 8), cap=3.0, sinks=True, scales=(0.002, 400.0)),
+    ]
+
+
+cached_attention = Plugin(
+    name="cached_attention",
+    eager=eager,
+    shapes=shapes,
+    body=body,
+    cases=cases,
+    # 20 fp32 epsilons: outputs are means of values near 1. Codes are the same: a quotient that two
+    # runtimes round to either side of a tie the cases do not have.
+    close={torch.float32: Close(2.4e-6)},
+)

@@ -1,0 +1,63 @@
+"""Attention to keys and values that another layer has laid out; it writes none. Letters: B batch, T
+new tokens, S visible positions, H query heads, G key heads, K width of keys, V width of values."""
+
+import torch
+from torch import Tensor
+
+from lmcast.plugins.attention.cached_attention import attend, attend_body
+from lmcast.plugins.plugin import Close, Plugin
+
+
+def eager(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """query B,T,H,K; key B,G,S,K; value B,G,S,V; mask B,T,S bool: true where a token sees a
+    position, at least once for every token -> B,T,H,V. scale and softcap as in `attend`."""
+    return attend(query, key, value, mask, None, scale, softcap)
+
+
+def shapes(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+    return query.new_empty((*query.shape[:3], value.shape[3]))
+
+
+BODY = f"""
+shared_attention <scale, softcap> (query, key, value, mask) => (out) {{
+    first = Constant <value_ints = [1]> ()
+    head_mask = Unsqueeze (mask, first)
+    {attend_body(False, "key", "value")}
+}}"""
+
+
+def case(tokens: int, seen: int, sizes: tuple[int, ...], cap: float = 0.0) -> tuple:
+    """Return arguments for two rows; sizes: heads, groups, widths of keys and values."""
+    heads, groups, width, value_width = sizes
+    mask = torch.rand(2, tokens, seen) < 0.5
+    mask[..., 0] |= ~mask.any(-1)
+    return (
+        torch.randn(2, tokens, heads, width),
+        torch.randn(2, groups, seen, width),
+        torch.randn(2, groups, seen, value_width),
+        mask,
+        width**-0.5,
+        cap,
+    )
+
+
+def cases() -> list[tuple]:
+    torch.manual_seed(0)
+    return [
+        case(5, 9, (4, 2, 16, 16)),
+        case(1, 7, (6, 3, 8, 8), cap=2.0),  # decode with a softcap
+        case(3, 3, (4, 1, 24, 8)),  # narrow values
+        case(4, 1, (2, 2, 8, 8)),  # one position
+    ]
+
+
+shared_attention = Plugin(
+    name="shared_attention",
+    eager=eager,
+    shapes=shapes,
+    body=BODY,
+    cases=cases,
+    close={torch.float32: Close(2.4e-6)},  # 20 fp32 epsilons: outputs are means of values near 1
+)

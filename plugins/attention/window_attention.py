@@ -1,0 +1,96 @@
+"""Causal attention to the last W positions, kept in a ring. Letters as in cached_attention; W is
+the window, which counts the token itself, and the number of slots of the ring."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmcast.plugins.attention.cached_attention import attend, attend_body, case, shapes
+from lmcast.plugins.attention.fp8_cache import CODES, TAKEN, closed, codes, numbers, opened, stored
+from lmcast.plugins.attention.window_keys import see, see_body
+from lmcast.plugins.plugin import Close, Plugin
+
+
+def eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    cache_lengths: Tensor,
+    token_counts: Tensor,
+    sink: Tensor | None,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+    scale: float,
+    softcap: float,
+    chunked: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend to the last W positions, themselves included, and keep the last W in the ring.
+
+    query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,W,K; past_value B,G,W,V; position p lies
+    in slot p modulo W. cache_lengths and token_counts B int64 as in cached_attention, sink, scale,
+    softcap and both scales of a ring in FP8 too; T may exceed W. chunked: a token sees no position
+    before the last multiple of W up to its own (Llama 4). Only valid tokens enter the ring.
+    -> B,T,H,V and the ring after.
+    """
+    key, past_key = codes(key, past_key, key_scale)
+    value, past_value = codes(value, past_value, value_scale)
+    given = key, value, past_key, past_value, cache_lengths, token_counts
+    keys, values, mask, ring_key, ring_value = see(*given, chunked)
+    keys, values = numbers(keys, key_scale), numbers(values, value_scale)
+    out = attend(query, keys, values, mask, sink, scale, softcap)
+    return out, stored(ring_key, key_scale), stored(ring_value, value_scale)
+
+
+def body(given: Mapping[str, Any]) -> str:
+    sink = given["sink"] is not None
+    if given["key_scale"] is not None:
+        return f"""
+window_attention <scale, softcap, chunked> ({TAKEN}) => (out, next_key, next_value) {{
+    {opened()}
+    {see_body(given["chunked"], CODES)}
+    head_mask = Unsqueeze (mask, first)
+    {closed(("keys", "values"), ("ring_key", "ring_value"))}
+    {attend_body(sink, "seen_keys", "seen_values")}
+}}"""
+    inputs = "query, key, value, past_key, past_value, cache_lengths, token_counts"
+    inputs += ", sink" if sink else ""
+    return f"""
+window_attention <scale, softcap, chunked> ({inputs}) => (out, ring_key, ring_value) {{
+    {see_body(given["chunked"])}
+    head_mask = Unsqueeze (mask, first)
+    {attend_body(sink, "keys", "values")}
+}}"""
+
+
+def cases() -> list[tuple]:
+    torch.manual_seed(0)
+    sizes = (4, 2, 16, 8)  # the window is the room of the cache
+    equal = (6, 3, 8, 8)
+    return [
+        (*case([0, 0], [9, 2], 4, sizes), False),  # ragged prefill past the window
+        (*case([3, 11], [1, 1], 5, sizes, cap=2.0), False),  # decode: a ring not full yet, and full
+        (*case([6], [7], 6, sizes), False),  # append more than the window
+        (*case([0], [2], 8, sizes), False),  # window not full yet
+        (*case([0, 0], [9, 2], 4, equal, sinks=True), False),
+        (*case([3, 11], [1, 1], 5, sizes, cap=2.0, sinks=True), False),
+        (*case([0, 0], [11, 2], 4, sizes), True),  # ragged prefill of several chunks
+        (*case([3, 10, 14, 20], [1, 1, 1, 1], 5, sizes), True),  # last, first and between
+        (*case([6, 2], [9, 3], 4, equal, sinks=True), True),  # append over the ends of chunks
+        (*case([3, 11], [7, 2], 5, sizes, cap=2.0, scales=(0.01, 0.02)), False),
+        # Keys above 448 times their scale saturate; values below 2^-10 times theirs are 0.
+        (*case([6, 2], [9, 3], 4, equal, sinks=True, scales=(0.002, 400.0)), True),
+    ]
+
+
+window_attention = Plugin(
+    name="window_attention",
+    eager=eager,
+    shapes=shapes,
+    body=body,
+    cases=cases,
+    close={torch.float32: Close(2.4e-6)},  # as in cached_attention
+)

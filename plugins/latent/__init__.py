@@ -1,0 +1,1 @@
+"""Multi-head latent attention (MLA), sparse attention (DSA) and its index."""

@@ -1,0 +1,64 @@
+"""A matrix of each head's own times what each place has of that head, in Triton.
+
+Letters: N places, H heads, D width of what places have, M width of what they get.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lmcast.plugins.experts.by_expert import tile_for, weight_at
+from lmcast.plugins.launch.step import Step
+
+
+@triton.jit
+def each_head(
+    x,  # N,H,D
+    matrix,  # H,M,D in steps of STEPS
+    out,  # N,H,M
+    N,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    M: tl.constexpr,
+    STEPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """out = matrix x for each head, a tile of ROWS,COLUMNS in each program."""
+    # Programs side by side share a part of a matrix.
+    program = tl.program_id(0)
+    rows, columns = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
+    head = program // rows // columns
+    place = program % rows * ROWS + tl.arange(0, ROWS)
+    column = program // rows % columns * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    row = place.to(tl.int64)[:, None] * H + head
+    x_at = x + row * D + depth[None, :]
+    matrix_at = weight_at(matrix, head, column, depth, STEPS)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, D, DEPTH):
+        here = start + depth < D
+        own = tl.load(x_at, mask=(place < N)[:, None] & here[None, :], other=0.0)
+        weight = tl.load(matrix_at, mask=here[:, None] & (column < M)[None, :], other=0.0)
+        total = tl.dot(own, weight, total, input_precision="ieee")
+        x_at += DEPTH
+        matrix_at += DEPTH * STEPS[2]
+    inside = (place < N)[:, None] & (column < M)[None, :]
+    tl.store(out + row * M + column[None, :], total.to(out.dtype.element_ty), mask=inside)
+
+
+def by_head(x: Tensor, matrix: Tensor) -> tuple[Step, Tensor]:
+    """Return the launch for x ...,H,D and matrix H,M,D, and what it fills: ...,H,M.
+
+    The matrices may be turned: they are read where they lie.
+    """
+    heads, columns, depth = matrix.shape
+    places = x.numel() // (heads * depth)
+    out = x.new_empty(*x.shape[:-1], columns)
+    tile = tile_for(x.dtype, places)
+    arguments = {"x": x.contiguous(), "matrix": matrix, "out": out, "N": places, "H": heads}
+    arguments |= {"D": depth, "M": columns, "STEPS": matrix.stride(), "ROWS": tile.rows}
+    arguments |= {"COLUMNS": tile.columns, "DEPTH": tile.depth}
+    programs = heads * -(-places // tile.rows) * -(-columns // tile.columns)
+    return Step(each_head, programs, arguments, tile.warps, tile.stages), out

@@ -1,0 +1,140 @@
+"""Attention over a cache of latents, from which every head makes keys and values of its own (MLA).
+
+Letters: B batch, T new tokens, C capacity of the cache, H heads, N width of queries without a
+position, R width of those with one, L rank of a latent, V width of values.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmcast.plugins.latent.onnx_body import MASK, SIZES, UNTIL, attend_text, write_text
+from lmcast.plugins.plugin import Close, Plugin, rounded, triton
+
+
+def attend(
+    query: Tensor,
+    turned: Tensor,
+    held: Tensor,
+    mask: Tensor,
+    key_up: Tensor,
+    value_up: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attend in the expanded form where mask B,T,C is true -> B,T,H,V; the softmax is in fp32.
+
+    `key_i = key_up_i c`, `value_i = value_up_i c` for every latent c, and
+    `scale * (query_i . key_i + turned_i . k)` for the key k with a position that all heads share.
+    """
+    latent, shared = held.split((key_up.shape[2], turned.shape[3]), -1)  # B,C,L and B,C,R
+    key = latent[:, None] @ key_up.mT  # B,H,C,N
+    value = latent[:, None] @ value_up.mT  # B,H,C,V
+    by_head, turned_by_head = query.transpose(1, 2), turned.transpose(1, 2)
+    score = (by_head @ key.mT + turned_by_head @ shared[:, None].mT) * scale  # B,H,T,C
+    wide = torch.promote_types(score.dtype, torch.float32)
+    weight = score.masked_fill(~mask[:, None], float("-inf")).softmax(-1, dtype=wide)
+    return (weight.to(value.dtype) @ value).transpose(1, 2).contiguous()
+
+
+def write(latent: Tensor, past: Tensor, cache_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cache with new rows B,T,W behind the held ones, and which a token sees B,T,C."""
+    position = cache_lengths[:, None] + torch.arange(latent.shape[1], device=latent.device)  # B,T
+    present = past.scatter(1, position[:, :, None].expand_as(latent), latent)
+    slot = torch.arange(past.shape[1], device=latent.device)
+    return present, slot <= position[:, :, None]
+
+
+def eager(
+    query: Tensor,
+    turned: Tensor,
+    latent: Tensor,
+    past: Tensor,
+    cache_lengths: Tensor,
+    token_counts: Tensor,
+    key_up: Tensor,
+    value_up: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Write the new latents behind the held ones, attend to all, return the cache (DeepSeek-V2,
+    arXiv 2405.04434).
+
+    query B,T,H,N; turned B,T,H,R: the part of queries with a position; latent B,T,L+R: the normed
+    latent, then the key with a position; past B,C,L+R; cache_lengths B int64: tokens already held
+    per row; token_counts B int64: how many of the T are valid (rows are padded on the right);
+    key_up H,N,L and value_up H,V,L: what keys and values are made with. C must leave room for T.
+    -> B,T,H,V and the cache after the call. Output beyond token_counts is unspecified but finite,
+    and so is the cache there.
+
+    A paged cache would take a pool of blocks and a table B,blocks of where each row's lie instead
+    of `past`, and write through it; nothing else here depends on rows being contiguous.
+    """
+    present, mask = write(latent, past, cache_lengths)
+    return attend(query, turned, present, mask, key_up, value_up, scale), present
+
+
+def shapes(
+    query: Tensor, turned: Tensor, latent: Tensor, past: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    value_up: Tensor = rest[3]
+    return query.new_empty((*query.shape[:3], value_up.shape[1])), torch.empty_like(past)
+
+
+HEAD = """mla_attention <scale> (
+    query, turned, latent, past, cache_lengths, token_counts, key_up, value_up
+) => (out, present)"""
+
+BODY = f"""
+{HEAD} {{
+    {SIZES}
+    {UNTIL}
+    {write_text("present", "past", "latent")}
+    slots = Shape <start = 1, end = 2> (past)
+    {MASK}
+    head_mask = Unsqueeze (mask, first)
+    {attend_text()}
+}}"""
+
+
+def case(
+    lengths: list[int], counts: list[int], room: int, sizes: tuple[int, int, int, int, int]
+) -> tuple:
+    """Return arguments for rows of these lengths and counts; sizes: H, N, R, L, V."""
+    heads, width, turned_width, rank, value_width = sizes
+    batch, tokens = len(lengths), max(counts)
+    return (
+        torch.randn(batch, tokens, heads, width),
+        torch.randn(batch, tokens, heads, turned_width),
+        torch.randn(batch, tokens, rank + turned_width),
+        torch.randn(batch, room, rank + turned_width),
+        torch.tensor(lengths),
+        torch.tensor(counts),
+        torch.randn(heads, width, rank) / rank**0.5,
+        torch.randn(heads, value_width, rank) / rank**0.5,
+        (width + turned_width) ** -0.5,
+    )
+
+
+def cases() -> list[tuple]:
+    torch.manual_seed(0)
+    return [
+        case([0, 0], [7, 3], 7, (4, 16, 8, 32, 16)),  # ragged prefill: expanded
+        case([19], [1], 33, (6, 16, 8, 32, 24)),  # decode: absorbed
+        case([2, 11], [4, 4], 24, (3, 24, 8, 40, 16)),  # append
+        case([9, 0, 30], [1, 1, 1], 40, (5, 8, 16, 24, 8)),  # decode of rows of different lengths
+        case([60], [8], 70, (2, 16, 8, 16, 16)),  # append to a long row
+    ]
+
+
+mla_attention = Plugin(
+    name="mla_attention",
+    eager=eager,
+    shapes=shapes,
+    body=BODY,
+    kernels={"triton": triton(__name__)},
+    cases=cases,
+    # 40 fp32 epsilons: outputs are means of values near 1, and the two forms round two products of
+    # up to 40 terms in another order. Shorter: folded queries, weights and what they take are
+    # rounded.
+    close={torch.float32: Close(4.8e-6), **rounded(3)},
+)

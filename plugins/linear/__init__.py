@@ -1,0 +1,1 @@
+"""Linear attention, delta rules and state space models; the convolution before them."""

@@ -1,0 +1,1 @@
+"""Rounding of what quantized weights are multiplied with."""

@@ -1,0 +1,296 @@
+"""GGUF: the tokenizer rebuilt from metadata, the chat template and the special tokens."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from files.gguf import HIDDEN, tiny_gguf
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.gguf import open_gguf
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog; don't they'll I'VE it's 2024 and 1234567.",
+    "def f(x):\n    return x ** 2  # comment\n\n\tif y:\r\n        pass\n",
+    "naïve café — déjà vu… 日本語のテキスト, emoji 👩‍👧 ok; العربية हिन्दी e\u0301",
+    "    spaces   in   runs     and\t\ttabs <b>html</b> {json: [1, 2.5e-3]}",
+]
+TEXTS = [
+    *CORPUS,
+    "",
+    " ",
+    "hello",
+    " hello",
+    "  hello  ",
+    "\n\n\n x",
+    "12345 ²³ ⅷ ٣٤ 1,000.50",
+    "WE'LL we'll we’ll",
+    "\u00a0nbsp\u3000wide",
+    "\x00\x7f",
+    "<|end|>",
+    "a<|end|>b <|tool|> c",
+    "é vs e\u0301",
+    "x" * 200,
+]
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace("{1,3}", "")
+
+
+def split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), level])
+
+
+# What the models' own tokenizer.json have: name in GGUF, pre-tokenizer, normalizer, ignore_merges.
+FAMILIES = {
+    "gpt-2": (GPT2, None, False),
+    "smollm": (
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]),
+        None,
+        False,
+    ),
+    "llama-bpe": (split(LLAMA3), None, True),
+    "qwen2": (split(QWEN2), normalizers.NFC(), False),
+}
+
+
+def trained(pre: str) -> Tokenizer:
+    """A byte-level tokenizer of one family, trained on CORPUS, with two added tokens."""
+    splits, normalizer, ignore_merges = FAMILIES[pre]
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = splits
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=500,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|end|>"],
+        ),
+    )
+    tokenizer.add_tokens(["<|tool|>"])
+    return tokenizer
+
+
+def byte_level(pre: str, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """The metadata that llama.cpp's converter writes for a byte-level tokenizer."""
+    tokenizer = tokenizer or trained(pre)
+    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [{"<|end|>": 3, "<|tool|>": 4}.get(t, 1) for t in tokens],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def model(path: Path, general: dict[str, Any]) -> Path:
+    rows = max(len(general.get("tokenizer.ggml.tokens") or ()), 1)
+    embedding = (np.zeros((rows, HIDDEN), "f4"), "F32")
+    return tiny_gguf(
+        path, "llama", "F16", {"vocab_size": None}, general, token_embd__weight=embedding
+    )
+
+
+def rebuilt(tmp_path: Path, general: dict[str, Any]) -> Tokenizer:
+    tokenizer = open_gguf(model(tmp_path / "a.gguf", general)).texts.tokenizer
+    assert tokenizer is not None
+    return Tokenizer.from_str(tokenizer.decode())
+
+
+@pytest.mark.parametrize("pre", FAMILIES)
+def test_byte_level_tokenizers_come_back(tmp_path: Path, pre: str) -> None:
+    original = trained(pre)
+    ours = rebuilt(tmp_path, byte_level(pre, original))
+    for text in TEXTS:
+        ids = original.encode(text).ids
+        assert ours.encode(text).ids == ids, text
+        assert ours.decode(ids) == original.decode(ids)
+
+
+def pieces() -> tuple[list[str], list[float], list[int]]:
+    """A SentencePiece vocabulary: special, user-defined, bytes, pieces by falling score."""
+    letters = sorted(set("▁" + "".join(CORPUS).replace(" ", "▁")) - set("\n日"))
+    words = ["▁t", "he", "▁the", "qu", "ick", "▁qu", "▁quick", "ow", "ro", "row", "brow", "▁brown"]
+    words += ["in", "an", "ic", "ck", "▁f", "ox", "▁fox", "em", "re", "ret", "er", "▁▁", "▁▁▁▁"]
+    words = [*dict.fromkeys(words)]
+    tokens = ["<pad>", "</s>", "<s>", "<unk>", "\n", "\n\n", "  x"]
+    kinds = [3, 3, 3, 2, 4, 4, 4]
+    scores = [-1000.0] * len(tokens)
+    tokens += [f"<0x{i:02X}>" for i in range(256)]
+    kinds += [6] * 256
+    scores += [0.0] * 256
+    for index, piece in enumerate([*words, *(x for x in letters if x not in words)]):
+        tokens.append(piece)
+        kinds.append(1)
+        scores.append(-float(index))
+    return tokens, scores, kinds
+
+
+def sentence_piece_ids(text: str, prefix: bool) -> list[int]:
+    """The SentencePiece BPE algorithm itself: join the best scored pair until none is left."""
+    tokens, scores, kinds = pieces()
+    ids = {token: index for index, token in enumerate(tokens)}
+    own = [t for t, k in zip(tokens, kinds, strict=True) if k in (3, 4)]
+    mergeable = {t for t, k in zip(tokens, kinds, strict=True) if k == 1}
+    out: list[int] = []
+    rest = text
+    while rest:
+        starts = [rest.find(t) for t in own]
+        first = min((at for at in starts if at >= 0), default=len(rest))
+        plain, rest = rest[:first], rest[first:]
+        symbols = list((("▁" if prefix else "") + plain.replace(" ", "▁")) if plain else "")
+        while True:
+            pairs = [
+                (-scores[ids[a + b]], at)
+                for at, (a, b) in enumerate(pairwise(symbols))
+                if a + b in mergeable
+            ]
+            if not pairs:
+                break
+            _, at = min(pairs)
+            symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+        for symbol in symbols:
+            byte_ids = [ids[f"<0x{b:02X}>"] for b in symbol.encode()]
+            out += [ids[symbol]] if symbol in mergeable else byte_ids
+        if rest:
+            best = max((t for t in own if rest.startswith(t)), key=len)
+            out.append(ids[best])
+            rest = rest[len(best) :]
+    return out
+
+
+def sentence_piece(**extra: Any) -> dict[str, Any]:
+    tokens, scores, kinds = pieces()
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        **{f"tokenizer.ggml.{name}": value for name, value in extra.items()},
+    }
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentence_piece_tokenizers_come_back(tmp_path: Path, prefix: bool) -> None:
+    ours = rebuilt(tmp_path, sentence_piece(add_space_prefix=prefix, add_bos_token=False))
+    for text in [*TEXTS, "   x\n\n\ny</s>z", "日本\n本", "the     brown fox", "  xx"]:
+        ids = ours.encode(text).ids
+        assert ids == sentence_piece_ids(text, prefix), text
+        if not prefix and "<" not in text:
+            assert ours.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("general", "single", "pair"),
+    [
+        (byte_level("gpt-2"), [], []),
+        (byte_level("gpt-2") | {"tokenizer.ggml.add_bos_token": True}, [0], [0, 0]),
+        (byte_level("llama-bpe") | {"tokenizer.ggml.add_bos_token": None}, [0], [0, 0]),
+        (sentence_piece(), [2], [2, 2]),
+        (sentence_piece(add_eos_token=True), [2, 1], [2, 1, 2, 1]),
+        (sentence_piece(add_bos_token=False), [], []),
+    ],
+)
+def test_bos_and_eos_are_added(
+    tmp_path: Path, general: dict[str, Any], single: list[int], pair: list[int]
+) -> None:
+    ours = rebuilt(tmp_path, general)
+    assert ours.encode("").ids == single
+    assert ours.encode("", "").ids == pair
+
+
+def test_template_and_special_tokens(tmp_path: Path) -> None:
+    general = sentence_piece(padding_token_id=0, eot_token_id=4, eom_token_id=1)
+    general["tokenizer.chat_template"] = "{{ bos_token }}{{ messages }}"
+    general["tokenizer.chat_template.tool_use"] = "{{ tools }}"
+    checkpoint = open_gguf(model(tmp_path / "a.gguf", general))
+    texts = checkpoint.texts
+    assert texts.chat_template == "{{ bos_token }}{{ messages }}"
+    assert texts.special_tokens == {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+    }
+    ids = {"bos_token_id": 2, "eos_token_id": [1, 4], "pad_token_id": 0}
+    assert texts.generation == ids
+    assert {key: checkpoint.config[key] for key in ids} == ids
+
+
+@pytest.mark.parametrize("general", [{}, {"tokenizer.ggml.model": "none"}])
+def test_a_file_may_have_no_tokenizer(tmp_path: Path, general: dict[str, Any]) -> None:
+    texts = open_gguf(model(tmp_path / "a.gguf", general)).texts
+    assert (texts.tokenizer, texts.chat_template, texts.generation) == (None, None, {})
+
+
+GGML = "tokenizer.ggml."
+REFUSED = [
+    ({f"{GGML}model": "bert"}, "tokenizer.ggml.model is 'bert'"),
+    ({f"{GGML}model": 7}, "accepted: a string"),
+    ({f"{GGML}pre": "tekken"}, "tokenizer.ggml.pre is 'tekken'"),
+    ({f"{GGML}pre": None}, "tokenizer.ggml.pre is missing"),
+    ({f"{GGML}tokens": None}, "tokenizer.ggml.tokens is missing"),
+    ({f"{GGML}tokens": [1, 2]}, "holds other things than str"),
+    ({f"{GGML}token_type": [1, 1]}, "token_type has 2 items"),
+    ({f"{GGML}merges": None}, "tokenizer.ggml.merges is missing"),
+    ({f"{GGML}merges": ["a bcdefg"]}, "has 'a bcdefg'"),
+    ({f"{GGML}merges": ["ab"]}, "not of two tokens"),
+    ({f"{GGML}eos_token_id": 1 << 20}, "eos_token_id is 1048576"),
+    ({f"{GGML}bos_token_id": None, f"{GGML}add_bos_token": True}, "bos_token_id is missing"),
+    ({f"{GGML}add_bos_token": 1}, "true or false"),
+    ({f"{GGML}remove_extra_whitespaces": True}, "which nothing reads"),
+    ({f"{GGML}precompiled_charsmap": [1, 2, 3]}, "which nothing reads"),
+    ({f"{GGML}model": "llama"}, "tokenizer.ggml.scores is missing"),
+    ({f"{GGML}model": "llama", f"{GGML}scores": [0.5]}, "scores has 1 items"),
+    ({"tokenizer.chat_template": 3}, "accepted: a string"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED)
+def test_tokenizers_that_cannot_be_rebuilt(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_gguf(model(tmp_path / "a.gguf", byte_level("gpt-2") | changed))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["a", "b", "a"], "'a' twice"),
+        (["a", ""], "empty token"),
+        (["x" * 2000], "1024 characters"),
+        (["a"] * 0, "tokenizer.ggml.tokens"),
+    ],
+)
+def test_vocabularies_that_are_refused(tmp_path: Path, tokens: list[str], message: str) -> None:
+    general = byte_level("gpt-2") | {f"{GGML}tokens": tokens, f"{GGML}token_type": None}
+    with pytest.raises(CheckpointError, match=message):
+        open_gguf(model(tmp_path / "a.gguf", general))
+
+
+def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
+    path = tiny_gguf(tmp_path / "a.gguf", general=byte_level("gpt-2"))
+    with pytest.raises(CheckpointError, match="the model has 40 embeddings"):
+        open_gguf(path)

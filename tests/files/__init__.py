@@ -1,0 +1,1 @@
+"""Checkpoints and recipes that tests write: quantized, malformed, odd but legal."""

@@ -1,0 +1,345 @@
+"""Latent attention and its indexer: settings, both forms, chosen positions, state, predictors."""
+
+from pathlib import Path
+from typing import Any
+
+import giants
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import operators
+import pytest
+import torch
+from files.malformed_latents import GLM, tiny_glm
+from safetensors.torch import load_file, save_file
+from tiny import case, defined, gap, logits, oracle_model, ours, prompt, read
+from tiny.llama import DROP, WEIGHTS, tiny_llama, write_json
+from torch import Tensor
+
+from lmcast.calib.formats import FORMATS
+from lmcast.exporter import export
+from lmcast.exporter.checkpoint import open_checkpoint
+from lmcast.exporter.engine.inspect import inspect
+from lmcast.exporter.passes.latents_by_length import latents_by_length
+from lmcast.exporter.pipeline import trace
+from lmcast.graphs.blocks.mla import EPS
+from lmcast.graphs.blocks.rope import rotate_interleaved
+from lmcast.plugins.latent import sparse_index
+from lmcast.plugins.plugin import REGISTRY, Plugin, parse
+
+V3, V32, K2 = "deepseek_v3/DeepSeek-V3", "deepseek_v32/DeepSeek-V3.2", "kimi_k2/Kimi-K2"
+GLM5, GLM52 = "glm_moe_dsa/GLM-5", "glm_moe_dsa/GLM-5.2"
+SMALL4, SHARED = "mistral4/Mistral-Small-4 (text)", "glm_moe_dsa/shared, wide values"
+DIRECT = "deepseek_v3/queries without latents, halves, tied"
+OPTIONS: dict[str, Any] = {"parity": False, "tokenizer": False}
+
+
+def scaled(name: str, **changes: Any) -> dict[str, Any]:
+    """Return the rope_scaling, or rope_parameters, of a released config with changes."""
+    config = case(name).settings
+    key = "rope_scaling" if "rope_scaling" in config else "rope_parameters"
+    values = {**config[key], **changes}
+    return {key: {k: v for k, v in values.items() if v is not DROP}}
+
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN = [
+    (V3, scaled(V3, mscale_all_dim=0.5)),
+    (V3, scaled(V3, mscale=0.5)),
+    (V3, {"rope_interleave": False}),
+    (V3, {"n_group": 2}),
+    (V3, {"topk_group": 3}),
+    (V3, {"norm_topk_prob": False}),
+    (V3, {"routed_scaling_factor": 1.0}),
+    (K2, {"rms_norm_eps": 0.05}),
+    (V32, {"index_topk": 7}),
+    (GLM5, {"index_topk": 9}),
+    (GLM52, {"index_topk": 4}),
+    (SMALL4, scaled(SMALL4, llama_4_scaling_beta=0.5)),
+    (SMALL4, scaled(SMALL4, original_max_position_embeddings=8)),
+    (SMALL4, scaled(SMALL4, mscale_all_dim=0.5)),
+    (SMALL4, {"n_group": 4, "topk_group": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), SHOWN)
+def test_settings_show_in_the_logits(name, change, checkpoint):
+    config, values = read(checkpoint(name))
+    assert {key: config.get(key) for key in change} != change
+    assert gap(logits(config, values), logits(config | change, values)) > 1e-3
+
+
+# Settings that say what holds anyway: by default, or because of another.
+SILENT = [
+    (V3, {"head_dim": 7, "qk_head_dim": 20}, {}),
+    (V3, {"num_key_value_heads": None}, {}),
+    (V3, {"n_routed_experts": DROP, "num_local_experts": 8}, {}),
+    (V3, {"num_nextn_predict_layers": DROP, "num_mtp_layers": 0}, {}),
+    (V3, {"rope_scaling": DROP, "rope_theta": DROP, "rope_parameters": {
+        **case(V3).settings["rope_scaling"], "rope_theta": 100}}, {}),
+    (V32, {"mlp_layer_types": ["dense", "sparse", "sparse"]}, {}),
+    (V32, {"layer_types": ["indexed_attention"] * 3}, {}),
+    (V32, {"index_topk": 64}, {"index_topk": 4096}),  # as many as there are, or more
+    (GLM52, {"index_topk_freq": DROP, "index_topk_pattern": "FFSSSFS"}, {}),
+    (GLM52, {"index_topk_pattern": ["full"] * 2 + ["shared"] * 3 + ["full", "shared"]}, {}),
+    (SMALL4, scaled(SMALL4, partial_rotary_factor=DROP), {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "one", "other"), SILENT)
+def test_settings_that_mean_the_same(name, one, other, checkpoint):
+    config, values = read(checkpoint(name))
+    left, right = (
+        {key: value for key, value in (config | change).items() if value is not DROP}
+        for change in (one, other)
+    )
+    assert torch.equal(logits(left, values), logits(right, values))
+
+
+@pytest.mark.parametrize("name", [V3, V32, SHARED, DIRECT, "mistral4/bias, tied, one factor"])
+@torch.no_grad()
+def test_every_parameter_shows_in_the_logits(name, checkpoint):
+    config, values = read(checkpoint(name))
+    model = ours(config, values)
+    before, silent = model(prompt()), []
+    for parameter, value in model.named_parameters():
+        kept = value.clone()
+        value.copy_(kept.flip(-1))
+        if gap(model(prompt()), before) < 1e-5:
+            silent.append(parameter)
+        value.copy_(kept)
+    assert not silent
+
+
+# What define refuses, beside what the command does (malformed_latents).
+REFUSED = [
+    (V3, {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
+    (V3, {"topk_method": "greedy"}, "topk_method is 'greedy'"),
+    (V3, {"index_topk": 8}, "index_topk = 8, which nothing reads"),
+    (V32, {"indexer_types": ["full"] * 3}, "indexer_types = .*, which nothing reads"),
+    (V32, {"indexer_rope_interleave": True}, "indexer_rope_interleave is True"),
+    (V32, {"mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
+    (SMALL4, scaled(SMALL4, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; .* 0.4"),
+    (SMALL4, scaled(SMALL4, llama_4_scaling_beta=DROP), "llama_4_scaling_beta is missing"),
+    (SMALL4, {"scoring_func": "sigmoid"}, "scoring_func = 'sigmoid', which nothing reads"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), REFUSED)
+def test_configs_that_no_definition_reads_are_refused(name, change, message, checkpoint):
+    config, values = read(checkpoint(name))
+    with pytest.raises(ValueError, match=f"^{config['model_type']}: .*{message}"):
+        defined(config | change, values)
+
+
+@torch.no_grad()
+def test_norms_of_latents_have_an_epsilon_of_their_own(checkpoint):
+    config, values = read(checkpoint(K2))
+    mixer = ours(config | {"rms_norm_eps": 0.05}, values).layers[0].mixer
+    assert mixer.q_norm.eps == mixer.kv_norm.eps == mixer_eps(K2, checkpoint) == EPS
+
+
+def mixer_eps(name: str, checkpoint: Any) -> float:
+    """Return what Hugging Face's own norm has."""
+    attention = oracle_model(case(name), checkpoint(name)).model.layers[0].self_attn
+    return attention.kv_a_layernorm.variance_epsilon
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_pairs_are_rotated_as_hugging_face_does(dtype):
+    from transformers.models.deepseek_v3 import modeling_deepseek_v3 as theirs
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, 8, generator=generator).to(dtype)
+    angle = 9 * torch.rand(2, 5, 4, generator=generator)
+    cos, sin = (torch.cat([f(angle), f(angle)], -1).to(dtype) for f in (torch.cos, torch.sin))
+    turned, _ = theirs.apply_rotary_pos_emb_interleave(x, x, cos, sin, unsqueeze_dim=2)
+    mine = rotate_interleaved(x.flatten(-2), angle.cos(), angle.sin(), 3).unflatten(-1, (3, 8))
+    # They write the first of all pairs, then the second.
+    assert torch.equal(torch.cat([mine[..., ::2], mine[..., 1::2]], -1), turned)
+
+
+# The forms of attention
+
+
+def run(model: ir.Model, args: tuple) -> list[np.ndarray]:
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # it tells that states which are not bound in place are copied
+    session = ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    tensors = [arg.numpy() for arg in args if isinstance(arg, Tensor)]
+    return session.run(None, dict(zip([i.name for i in proto.graph.input], tensors, strict=True)))
+
+
+OPERATORS = [
+    (plugin, i)
+    for plugin in (REGISTRY[n] for n in ("mla_attention", "sparse_attention", "sparse_index"))
+    for i in range(len(plugin.cases()))
+]
+EACH = pytest.mark.parametrize(("plugin", "i"), OPERATORS, ids=operators.label)
+
+
+@EACH
+def test_bodies_by_length_agree_with_eager(plugin: Plugin, i: int):
+    args = plugin.cases()[i]
+    model = ir.from_proto(operators.one_node(plugin, args))
+    assert latents_by_length(model) == 1
+    close = plugin.close[torch.float32]
+    for got, want in zip(run(model, args), operators.eager(plugin, args), strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), want, atol=close.atol, rtol=close.rtol)
+
+
+# What each body chooses its form by, and the operator whose cases go through it.
+CHOICES = [
+    ("absorbs = Squeeze (cheaper)", "absorbs", "mla_attention"),
+    ("absorbs = Squeeze (cheaper)", "absorbs", "sparse_attention"),
+    ("gathers = Squeeze (few)", "gathers", "sparse_attention"),
+]
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+@pytest.mark.parametrize(("choice", "name", "operator"), CHOICES)
+def test_every_form_agrees_with_eager_wherever_it_is_taken(choice, name, operator, taken):
+    plugin = REGISTRY[operator]
+    text = str(plugin.body)
+    forced = text.replace(choice, f"{name} = Constant <value = bool {{{taken}}}> ()")
+    assert text.count(choice) == 1
+    close = plugin.close[torch.float32]
+    for args in plugin.cases():
+        model = ir.from_proto(operators.one_node(plugin, args))
+        body = ir.serde.deserialize_function(parse(forced))
+        model.functions[body.identifier()] = body
+        for got, want in zip(run(model, args), plugin.eager(*args), strict=True):
+            torch.testing.assert_close(
+                torch.from_numpy(got), want, atol=close.atol, rtol=close.rtol
+            )
+
+
+def test_decode_absorbs_and_prefill_expands():
+    """The choice itself, at the sizes of DeepSeek V3: by T new tokens and S rows in all."""
+    width, turned, rank, value = 128, 64, 512, 128
+
+    def absorbs(tokens: int, rows: int) -> bool:
+        absorbed = tokens * rows * (2 * rank + turned) + tokens * rank * (width + value)
+        expanded = rows * rank * (width + value) + tokens * rows * (width + turned + value)
+        return absorbed < expanded
+
+    query = torch.zeros(1, 1, 1, width)
+    for tokens, rows in ((1, 2), (1, 8192), (16, 8192), (170, 8192), (200, 8192), (64, 64)):
+        args = (
+            query.expand(1, tokens, 1, width), torch.zeros(1, tokens, 1, turned),
+            torch.zeros(1, tokens, rank + turned), torch.zeros(1, rows, rank + turned),
+            torch.tensor([rows - tokens]), torch.tensor([tokens]),
+            torch.zeros(1, width, rank), torch.zeros(1, value, rank), 1.0,
+        )  # fmt: skip
+        model = ir.from_proto(operators.one_node(REGISTRY["mla_attention"], args))
+        (body,) = model.functions.values()
+        (chosen,) = (v for node in body for v in node.outputs if v.name == "absorbs")
+        body.outputs[0] = chosen
+        model.graph.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
+        model.graph.outputs[0].shape = ir.Shape([])
+        assert bool(run(model, args)[0]) is absorbs(tokens, rows), (tokens, rows)
+    assert [absorbs(1, 8192), absorbs(64, 64), absorbs(200, 8192)] == [True, False, False]
+
+
+# Chosen positions
+
+
+def test_equal_scores_go_to_the_earlier_position():
+    query, key = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 4)
+    weights, past = torch.ones(1, 1, 2), torch.randn(1, 9, 4)
+    given = (query, weights, key, past, torch.tensor([7]), torch.tensor([1]))
+    chosen, _ = sparse_index.eager(*given, 3)
+    assert chosen.tolist() == [[[0, 1, 2]]]
+    weights = torch.tensor([[[0.0, -1.0]]])  # of negative scores the zeros are best
+    past[:, :7] = torch.tensor([1.0, 0, 0, 0])
+    past[:, 5] = 0
+    query[..., 1, 0] = 1
+    chosen, _ = sparse_index.eager(query, weights, key, past, *given[4:], 3)
+    assert chosen.tolist() == [[[0, 5, 7]]]
+
+
+@torch.no_grad()
+def test_layers_attend_where_the_last_indexer_chose(checkpoint):
+    """Without the indexer of a layer that lends nothing, only that layer and later ones change."""
+    config, values = read(checkpoint(SHARED))
+    model = ours(config, values)
+    assert [layer.mixer.indexer is not None for layer in model.layers] == [
+        kind == "full" for kind in config["indexer_types"]
+    ]
+    lenders = [layer.mixer.chosen for layer in model.layers]
+    assert lenders[0] is lenders[1] is lenders[2]
+    assert lenders[3] is None
+    assert lenders[4] is lenders[5]
+    assert lenders[4] is not lenders[0]
+
+
+def test_the_graph_hands_choices_down(checkpoint):
+    config, values = read(checkpoint(SHARED))
+    found = defined(config, values)
+    graph = trace(found, open_checkpoint(checkpoint(SHARED)), FORMATS["float32"]).graph
+    calls = {node.name: node for node in graph}
+    handed = {
+        value.name: user.node.name
+        for node in calls.values()
+        for value in node.outputs
+        if value.name.endswith(".chosen")
+        for user in value.uses()
+    }
+    assert set(handed) == {"layers.0.chosen", "layers.4.chosen"}
+    kinds = {node.op_type for name, node in calls.items() if name.startswith("layers.")}
+    assert len(kinds) == 4  # dense and lending; sparse and taking, on its own, and lending
+
+
+# State
+
+
+def test_state_is_exactly_the_latent(tmp_path: Path):
+    giants.make("DeepSeek-V3", tmp_path / "checkpoint")
+    found = inspect(tmp_path / "checkpoint")
+    assert found.state.elements_per_token == 61 * 576
+    assert found.state.bytes_per_token == 70_272
+    assert found.state.fixed_bytes_per_sequence == 0
+    assert "35,136 elements = 70,272 bytes in bfloat16" in found.text()
+
+
+@pytest.mark.parametrize(("name", "each"), [(V3, [24] * 3), (GLM52, [40, 40, 24, 24, 24, 40, 24])])
+def test_the_engine_holds_no_more(name, each, checkpoint, tmp_path):
+    engine = export(checkpoint(name), tmp_path / "engine", **OPTIONS)
+    session = engine.session(2)
+    session.append(prompt())
+    states = session.reserve(0)
+    rows = {}
+    for state, held in states:
+        layer = int(state.split(".")[1])
+        assert held.shape[:2] == (2, states[0][1].shape[1])
+        rows[layer] = rows.get(layer, 0) + held.shape[2]
+    assert [rows[layer] for layer in range(len(each))] == each  # rank + rope, and index_head_dim
+    assert inspect(tmp_path / "engine").state.elements_per_token == sum(each)
+
+
+# Predictors
+
+
+def test_predictors_are_named_and_left_out(tmp_path: Path):
+    source = tmp_path / "checkpoint"
+    tiny_llama(source)
+    tiny_glm(source)
+    before = logits(GLM, load_file(source / WEIGHTS))
+    tensors = load_file(source / WEIGHTS)
+    behind = {
+        n.replace("layers.2", "layers.3"): t + 1 for n, t in tensors.items() if "layers.2." in n
+    }
+    for name in ("eh_proj.weight", "enorm.weight", "shared_head.norm.weight"):
+        behind[f"model.layers.3.{name}"] = torch.ones(32, 64)
+    both = tensors | behind
+    save_file(both, source / WEIGHTS, {"format": "pt"})
+    write_json(source / "config.json", GLM)
+    found = inspect(source)
+    assert sorted(found.ignored) == sorted(behind)
+    assert found.left_out == f"{len(behind)} tensors: {len(behind)} of model.layers.3"
+    assert torch.equal(logits(GLM, both), before)

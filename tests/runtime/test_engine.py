@@ -1,0 +1,135 @@
+"""Every engine against its eager definition: prefill, steps past the window, ragged, greedy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_errors import TOKENS, bound, prefill_error, ragged_error, steps_error
+from tiny import CASES, Case, make, prompt
+from tiny.multimodal import FAMILIES
+
+from lmcast.exporter import Engine, export, load
+from lmcast.graphs import load as load_eager
+
+# The text of a multimodal checkpoint is a family of its own, which has the same variants.
+ONCE = [next(case for case in CASES if case.architecture == name) for name in FAMILIES]
+BY_CASE = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.architecture not in FAMILIES or case in ONCE],
+    ids=lambda case: case.name,
+)
+GREEDY = 5
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory):
+    """Return a function from case and target to (engine, eager fp32, eager fp64)."""
+    made: dict[tuple[str, str], tuple] = {}
+
+    def get(case: Case, target: str = "cpu"):
+        key = (case.name, target)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("case")
+            checkpoint = make(case, folder / "checkpoint")
+            options = {"parity": False, "tokenizer": False, "context": 64}
+            export(checkpoint, folder / "engine", target, **options)
+            made[key] = (
+                load(folder / "engine", threads=1),
+                load_eager(checkpoint).eval(),
+                load_eager(checkpoint, torch.float64).eval(),
+            )
+        return made[key]
+
+    return get
+
+
+@BY_CASE
+@torch.no_grad()
+def test_engine_matches_eager(case: Case, built, report):
+    engine, rough, exact = built(case)
+    ids = prompt(2, TOKENS)
+    limit = bound(rough(ids), exact(ids))
+    row = {"case": case.name, "prefill": prefill_error(engine, rough, ids)}
+    row["step by step"] = steps_error(engine, rough, ids)
+    row["ragged of 3"] = ragged_error(engine, rough, prompt(3, TOKENS))
+    row["bound"] = limit
+    report("Engine logits against eager, fp32", row)
+    assert max(row["prefill"], row["step by step"], row["ragged of 3"]) <= limit
+    assert greedy(engine, ids[:1]) == greedy_eager(rough, ids[:1], engine.eos_ids)
+
+
+def greedy(engine: Engine, ids: torch.Tensor) -> list[int]:
+    (result,) = engine.generate([ids[0].tolist()], max_new_tokens=GREEDY)
+    return list(result.ids)
+
+
+def greedy_eager(eager: torch.nn.Module, ids: torch.Tensor, ends: frozenset[int]) -> list[int]:
+    length, past = torch.zeros(1, dtype=torch.int64), eager.empty_states(1, 2 * TOKENS)
+    picked: list[int] = []
+    while len(picked) < GREEDY and not ends.intersection(picked):
+        count = torch.tensor([ids.shape[1]])
+        logits, past = eager.step(ids, length, count, past)
+        length, ids = length + count, logits[:, -1:].argmax(-1)
+        picked.append(int(ids))
+    return picked
+
+
+# No window, a window, one that is shared, sinks, chunks, latents, chosen positions that are shared:
+# the graph differs by its operators alone.
+NAMES = (
+    "llama/plain",
+    "gemma2/plain",
+    "gemma3n_text/one of each shared",
+    "gpt_oss/plain",
+    "llama4_text/plain",
+    "deepseek_v3/plain",
+    "glm_moe_dsa/shared, wide values",
+)
+PORTABLE = [case for case in CASES if case.name in NAMES]
+
+
+@pytest.mark.parametrize("case", PORTABLE, ids=lambda case: case.name)
+@torch.no_grad()
+def test_portable_graph(case: Case, built):
+    engine, rough, exact = built(case, "onnx")
+    ids = prompt(2, TOKENS)
+    limit = bound(rough(ids), exact(ids))
+    assert prefill_error(engine, rough, ids) <= limit
+    assert steps_error(engine, rough, ids) <= limit
+    assert ragged_error(engine, rough, prompt(3, TOKENS)) <= limit
+
+
+def test_window_states_do_not_grow(built):
+    case = next(c for c in CASES if c.name == "gemma2/plain")
+    engine, *_ = built(case)
+    states = engine.manifest.fields["graph"]["states"]
+    assert {s["shape"][2] for s in states} == {"C", 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "split"),
+    [
+        ("qwen3_moe/plain", "cpu", True),
+        ("qwen3_moe/plain", "onnx", False),
+        ("gemma3n_text/one of each shared", "cpu", False),  # it splits other things
+    ],
+)
+def test_the_contract_says_whether_experts_are_split(name: str, target: str, split: bool, built):
+    engine, *_ = built(next(c for c in CASES if c.name == name), target)
+    assert engine.manifest.fields["graph"]["split_experts"] is split
+
+
+@torch.no_grad()
+def test_prepacked_weights_give_the_same(built):
+    engine, rough, exact = built(PORTABLE[0])
+    ids = prompt(2, TOKENS)
+    prepacked = load(engine.directory, threads=1, prepack=True)
+    assert steps_error(prepacked, rough, ids) <= bound(rough(ids), exact(ids))
+
+
+def test_reload_runs_the_same(built, tmp_path: Path):
+    engine, *_ = built(PORTABLE[0])
+    ids = prompt(1, 9)
+    again = load(engine.directory, threads=1)
+    np.testing.assert_array_equal(again.logits(ids), load(engine.directory, 1).logits(ids))

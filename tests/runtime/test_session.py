@@ -1,0 +1,207 @@
+"""Sessions: what they refuse, what they give, and that their memory stays where it is."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny.llama import config, tiny_llama
+
+from lmcast.exporter import Engine, export
+from lmcast.exporter.runtime.session import FIRST_CAPACITY, SessionError
+
+CONTEXT, VOCABULARY = 1024, 97
+CLOSE = 1e-5  # fp32 sums in another order, of logits near 1
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("session")
+    tiny_llama(folder / "checkpoint")
+    config(max_position_embeddings=CONTEXT)(folder / "checkpoint")
+    export(folder / "checkpoint", folder / "engine", parity=False)
+    yield Engine(folder / "engine", threads=1)
+    torch.set_num_threads(before)
+
+
+def drawn(rows: int, tokens: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, (rows, tokens))
+
+
+BAD_IDS: dict[str, tuple[Any, str]] = {
+    "too large": ([[1, 97]], "input_ids holds 97; accepted: 0 to 96"),
+    "negative": ([[1, -1]], "input_ids holds -1; accepted: 0 to 96"),
+    "huge": ([[2**70]], "input_ids"),
+    "above int64": (np.array([[2**63 + 1]], np.uint64), "input_ids holds"),
+    "floats": ([[1.0, 2.0]], "input_ids holds float64; accepted: integers"),
+    "booleans": ([[True]], "input_ids holds bool; accepted: integers"),
+    "texts": ([["a"]], "input_ids holds"),
+    "ragged lists": ([[1, 2], [3]], "input_ids is not a rectangular array"),
+    "no tokens": (np.zeros((1, 0), np.int64), "accepted: [rows, tokens], not empty"),
+    "an empty list": ([[]], "input_ids"),
+    "no rows": (np.zeros((0, 3), np.int64), "accepted: [rows, tokens], not empty"),
+    "one axis": ([1, 2], "input_ids has shape [2]"),
+    "three axes": ([[[1]]], "input_ids has shape [1, 1, 1]"),
+    "None": (None, "input_ids"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IDS)
+@pytest.mark.parametrize("through", ["append", "logits"])
+def test_bad_ids_are_refused(engine: Engine, name: str, through: str):
+    ids, message = BAD_IDS[name]
+    session = engine.session(1)
+    with pytest.raises(SessionError) as refused:
+        (session.append if through == "append" else engine.logits)(ids)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert session.lengths.tolist() == [0]
+    assert session._states == [], "refused before memory is taken"
+
+
+BAD_COUNTS: dict[str, tuple[Any, str]] = {
+    "none valid": ([0, 1], "counts holds 0 to 1; accepted: 1 to 3"),
+    "more than given": ([1, 4], "counts holds 1 to 4; accepted: 1 to 3"),
+    "too few": ([1], "counts has shape [1]; accepted: [2]"),
+    "too many": ([1, 1, 1], "counts has shape [3]; accepted: [2]"),
+    "two axes": ([[1, 1]], "counts has shape [1, 2]; accepted: [2]"),
+    "floats": ([1.0, 1.0], "counts holds float64; accepted: integers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_COUNTS)
+def test_bad_counts_are_refused(engine: Engine, name: str):
+    counts, message = BAD_COUNTS[name]
+    session = engine.session(2)
+    with pytest.raises(SessionError) as refused:
+        session.append([[1, 2, 3], [4, 5, 6]], counts)
+    assert message in str(refused.value)
+    assert session._states == []
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.0, True, "2", None])
+def test_bad_batch_is_refused(engine: Engine, batch: Any):
+    with pytest.raises(SessionError, match="accepted: an integer from 1"):
+        engine.session(batch)
+
+
+def test_rows_must_match_the_session(engine: Engine):
+    with pytest.raises(SessionError, match="input_ids has 1 rows; the session has 2"):
+        engine.session(2).append([[1]])
+
+
+def test_absurd_batch_is_refused_before_memory_is_taken(engine: Engine):
+    """A billion rows are refused by name, not by the kernel that ends the process."""
+    with pytest.raises(SessionError, match=r"1000000000|need [\d,]+ bytes"):
+        engine.session(10**9).reserve(1)
+
+
+def test_more_than_the_context_is_refused(engine: Engine):
+    message = f"a row would hold {CONTEXT + 1} tokens; the context of this engine is {CONTEXT}"
+    with pytest.raises(SessionError, match=message):
+        engine.logits(drawn(1, CONTEXT + 1))
+    session = engine.session(2)
+    session.append(drawn(2, CONTEXT - 1), [CONTEXT - 1, 5])
+    session.append([[1], [1]])
+    with pytest.raises(SessionError, match=message):
+        session.append([[1], [1]])
+    assert session.lengths.tolist() == [CONTEXT, 6]
+
+
+def test_logits_of_a_full_pass(engine: Engine):
+    ids = drawn(2, 7)
+    logits = engine.logits(ids)
+    assert logits.shape == (2, 7, VOCABULARY)
+    assert logits.dtype == np.float32
+    last = engine.session(2).append(ids)
+    assert last.shape == (2, VOCABULARY)
+    assert last.dtype == np.float32
+    np.testing.assert_allclose(last, logits[:, -1], atol=CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint16, np.int64])
+def test_any_integers_will_do(engine: Engine, dtype: type):
+    np.testing.assert_array_equal(
+        engine.logits(drawn(1, 5).astype(dtype)), engine.logits(drawn(1, 5))
+    )
+
+
+def test_a_row_does_not_depend_on_its_neighbours(engine: Engine):
+    ids, counts = drawn(3, 20), np.array([20, 1, 9])
+    together, alone = engine.session(3), [engine.session(1) for _ in range(3)]
+    for step, (part, count) in enumerate(
+        [(ids, counts), *[(drawn(3, 1, s), None) for s in (1, 2)]]
+    ):
+        rows = together.append(part, count)
+        for r, session in enumerate(alone):
+            length = part.shape[1] if count is None else int(count[r])
+            want = session.append(part[r : r + 1, :length])[0]
+            np.testing.assert_allclose(rows[r], want, atol=CLOSE, err_msg=f"step {step}, row {r}")
+
+
+def test_padding_is_never_read(engine: Engine):
+    one, other = drawn(2, 9), drawn(2, 9)
+    other[1, 4:] = 3
+    counts = [9, 4]
+    a, b = engine.session(2), engine.session(2)
+    np.testing.assert_array_equal(a.append(one, counts), b.append(other, counts))
+    np.testing.assert_array_equal(a.append([[5], [6]]), b.append([[5], [6]]))
+
+
+def test_growing_keeps_what_is_held(engine: Engine):
+    """One token a time across FIRST_CAPACITY, against all at once."""
+    ids = drawn(2, FIRST_CAPACITY + 4)
+    session = engine.session(2)
+    got = [session.append(ids[:, : FIRST_CAPACITY - 3])]
+    before = session._states
+    got += [session.append(ids[:, t : t + 1]) for t in range(FIRST_CAPACITY - 3, ids.shape[1])]
+    assert session._states is not before, "the states were not moved: this tests nothing"
+    assert session._states[0][1].shape[2] == 2 * FIRST_CAPACITY
+    want = engine.logits(ids)[:, FIRST_CAPACITY - 4 :]
+    np.testing.assert_allclose(np.stack(got, 1), want, atol=CLOSE)
+
+
+def test_states_stay_in_place(engine: Engine):
+    session = engine.session(2)
+    session.append(drawn(2, 3))
+    arrays = [array for _, array in session._states]
+    written = [array.copy() for array in arrays]
+    for seed in range(4):
+        session.append(drawn(2, 1, seed))
+    assert all(a is b for a, (_, b) in zip(arrays, session._states, strict=True))
+    for old, now in zip(written, arrays, strict=True):
+        np.testing.assert_array_equal(now[:, :, :3], old[:, :, :3])
+        assert np.abs(now[:, :, 3:7]).max(axis=(1, 3)).all(), "every new token was written"
+        assert not now[:, :, 7:].any(), "and nothing behind them"
+
+
+def test_calls_of_other_sizes_take_turns(engine: Engine):
+    """The states are bound once; inputs and logits are those of each call."""
+    session, ids = engine.session(2), drawn(2, 9)
+    parts = [slice(0, 1), slice(1, 2), slice(2, 7), slice(7, 8), slice(8, 9)]
+    given = [session.append(ids[:, part]) for part in parts]
+    kept = [logits.copy() for logits in given]
+    session.append(drawn(2, 1))
+    for part, logits, copy in zip(parts, given, kept, strict=True):
+        np.testing.assert_array_equal(logits, copy, "what was returned is the caller's")
+        whole = engine.session(2).append(ids[:, : part.stop])
+        np.testing.assert_allclose(logits, whole, atol=CLOSE, rtol=0)
+
+
+def test_capacity_does_not_pass_the_context(engine: Engine):
+    session = engine.session(1)
+    session.append(drawn(1, CONTEXT))
+    assert {array.shape[2] for _, array in session._states} == {CONTEXT}
+
+
+def test_two_sessions_of_one_engine_are_apart(engine: Engine):
+    one, other = engine.session(1), engine.session(1)
+    one.append(drawn(1, 5))
+    np.testing.assert_array_equal(other.append([[7]]), engine.session(1).append([[7]]))
+
+
+def test_engine_takes_a_path_as_text(engine: Engine):
+    assert Engine(str(engine.directory)).directory == Path(engine.directory)
