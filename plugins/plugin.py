@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any
 
 import onnx.parser
 import torch
 
+from lmcast import plugins
 from lmcast.plugins.errors import InputError
 
 DOMAIN = "lmcast"
@@ -95,3 +98,11 @@ def parse(text: str, *domains: str) -> onnx.FunctionProto:
 
 
 REGISTRY: dict[str, Plugin] = {}
+
+
+def find(name: str) -> Plugin:
+    """Return an operator by its name; it registers itself when its file is imported, as here."""
+    if name not in REGISTRY:
+        families = (f"{__package__}.{m.name}" for m in iter_modules(plugins.__path__) if m.ispkg)
+        import_module(next(f"{f}.{name}" for f in families if find_spec(f"{f}.{name}")))
+    return REGISTRY[name]

@@ -37,7 +37,7 @@ from lmcast.plugins.launch.buffer import Buffer
 from lmcast.plugins.launch.cubins import Cubin, cubin
 from lmcast.plugins.launch.sizes import Count, Size, largest, text
 from lmcast.plugins.launch.step import CONSTANT, FLOATS, TYPES, Kernel, Step, Steps
-from lmcast.plugins.plugin import REGISTRY
+from lmcast.plugins.plugin import REGISTRY, find
 
 MOST = 2**31 - 1  # of a 32-bit argument, and of the programs of a launch
 
@@ -154,10 +154,10 @@ def output(made: Buffer, inputs: Sequence[Buffer]) -> str:
 
 def host_code(operator: str) -> Steps:
     """Return what gives the launches of an operator; InputError where it has no kernels."""
-    import_module(f"lmcast.plugins.{operator}")  # operators register themselves
-    if "triton" not in REGISTRY[operator].kernels:
+    found = find(operator)
+    if "triton" not in found.kernels:
         raise InputError(f"{operator} has no kernels in Triton")
-    return import_module(f"{REGISTRY[operator].eager.__module__}_triton").steps
+    return import_module(f"{found.eager.__module__}_triton").steps
 
 
 def draft(operator: str, arguments: Sequence[Any], cases: Sequence[Case]) -> Draft:
