@@ -35,7 +35,7 @@ from lmcast.exporter.weights.place import Mode, Placement, check_copies, choose_
 from lmcast.exporter.weights.quantized_forms import Form, without_kernel
 from lmcast.exporter.weights.recipe_files import open_recipe
 from lmcast.graphs import Definition, defined
-from lmcast.graphs.families.matformer import sliced
+from lmcast.graphs.matformer import sliced
 from lmcast.plugins.errors import CheckFailed
 
 SLICE_BYTES = 1 << 20  # of the description of a slice: a few numbers for each layer

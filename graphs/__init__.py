@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.graphs import archs
+from lmcast.graphs.archs.multimodal import Multimodal
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.config.reading import Arch, ConfigError, read_config
-from lmcast.graphs.families.multimodal import Multimodal
+from lmcast.graphs.config.inert import at_any_value
+from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.catalogue import take
 from lmcast.graphs.layouts.tensors import Tensors, is_activation
 from lmcast.graphs.weights.bind import Binding, WeightError, bind, spared
@@ -111,12 +113,12 @@ def define(
         )
     arch = archs.get(name)
     tensors = Tensors(shapes, dtypes or {})
-    quantized, raw = take(name, config, tensors, isinstance(arch, Multimodal), inert)
+    quantized, raw = take(name, config, tensors, isinstance(arch, Multimodal), at_any_value(inert))
     shapes = quantized.shapes(shapes)
     within = ""
     if isinstance(arch, Multimodal):
         arch, raw, within = *arch.text(raw, shapes, inert), "text_config."
-    typed = read_config(arch, raw, inert, within)
+    typed = arch.read(raw, inert, within)
     layers = typed.num_hidden_layers
     if layers > len(shapes):
         raise ConfigError(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
 from lmcast.exporter.checkpoint.tensors import StoredTensor
-from lmcast.graphs.weights.parts import part_name
+from lmcast.graphs.weights.experts import part_name
 
 FILE = re.compile(r"(.+)-TP-(common|\d{3})\.safetensors")
 Tensors = dict[str, StoredTensor]

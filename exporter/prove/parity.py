@@ -32,7 +32,7 @@ from lmcast.exporter.runtime.engine import MODEL, Engine
 from lmcast.exporter.runtime.generate import read_prompts
 from lmcast.exporter.weights.recipe_files import recipe_of
 from lmcast.graphs import Definition, defined
-from lmcast.graphs.families.matformer import sliced
+from lmcast.graphs.matformer import sliced
 
 # The engine may err from fp64 this many times as much as eager PyTorch does in the same format:
 # both round every operation, in another order.

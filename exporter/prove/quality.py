@@ -19,7 +19,7 @@ from lmcast.exporter.prove.rounding import unrounded
 from lmcast.exporter.runtime.engine import TOKENIZER, Engine
 from lmcast.exporter.weights.recipe_files import recipe_of
 from lmcast.graphs import Definition, defined
-from lmcast.graphs.families.matformer import sliced
+from lmcast.graphs.matformer import sliced
 
 __all__ = ["Measured", "eager_quality", "quality"]
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from lmcast.graphs.config.reading import Arch
-from lmcast.graphs.families.multimodal import Multimodal
+from lmcast.graphs.archs.multimodal import Multimodal
+from lmcast.graphs.archs.record import Arch
 
 NAMES = (
     "afmoe",

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead, WideScaledEmbedding
@@ -13,10 +14,10 @@ from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import full_every, head_width, windows
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Arch, Count, Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import Count, Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
-from lmcast.graphs.weights.experts import either, out_first
+from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS, Table
+from lmcast.graphs.weights.experts import SHARED_EXPERTS, routed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,6 @@ class Config:
     attention_bias: bool = False
     mup_enabled: bool = False
     tie_word_embeddings: bool = False
-    # In the released files with these values, and read by nothing.
-    n_group: Literal[1] = 1
-    topk_group: Literal[1] = 1
-    num_expert_groups: Literal[1] = 1
-    num_limited_groups: Literal[1] = 1
-    route_norm: Literal[True] = True
-    score_func: Literal["sigmoid"] = "sigmoid"
 
     def windows(self) -> tuple[int | None, ...]:
         kinds: tuple[str, ...] | None = self.layer_types
@@ -105,14 +99,17 @@ def weights(c: Config) -> Table:
     return {
         **COMMON,
         **SHARED_EXPERTS,
-        **either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", c.moe_intermediate_size)),
+        **routed(c.moe_intermediate_size),
         **{f"layers.{{i}}.{x}": f"model.layers.{{i}}.{y}_layernorm" for x, y in norms.items()},
         "layers.{i}.mixer.gate": "model.layers.{i}.self_attn.gate_proj",
-        "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
-        "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
+        **HEAD_NORMS,
         "layers.{i}.ffn.router": "model.layers.{i}.mlp.router.gate",
         "layers.{i}.ffn.router.correction": "model.layers.{i}.mlp.expert_bias",
     }
 
 
-ARCH = Arch(name="afmoe", config=Config, build=build, weights=weights, tidy=rope)
+ROUTING = {"route_norm": Literal[True], "score_func": Literal["sigmoid"]}
+GROUPS = ("n_group", "topk_group", "num_expert_groups", "num_limited_groups")
+INERT = {**dict.fromkeys(GROUPS, Literal[1]), **ROUTING}
+
+ARCH = Arch(name="afmoe", config=Config, build=build, weights=weights, tidy=rope, inert=INERT)

@@ -6,26 +6,37 @@ from typing import Any
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
-from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
+from lmcast.graphs.blocks.mamba import Mamba
 from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Arch, ConfigError, Count, Size
-from lmcast.graphs.families.mamba import Hybrid, mamba_weights, unlimited
+from lmcast.graphs.config.reading import ConfigError, Count, Size
+from lmcast.graphs.config.rope_parameters import RopeParameters
+from lmcast.graphs.families.mamba import (
+    HYBRID_INERT,
+    HybridKeys,
+    mamba_weights,
+    time_steps,
+    unlimited,
+)
 from lmcast.graphs.weights.bind import COMMON
 
 HALF = 0.5  # of a head rotates, whatever partial_rotary_factor beside rope_parameters says
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Hybrid):
+class Config(HybridKeys):
+    rope_parameters: RopeParameters
     intermediate_size: Size
     attn_layer_indices: tuple[Count, ...] | None = None
     attn_rotary_emb: Size | None = None  # how many dims of a head rotate, in the released files
     num_key_value_heads: Size | None = 8
     mlp_bias: bool = False
-    num_logits_to_keep: int | None = None  # of generation at Hugging Face
-    z_loss_coefficient: float | None = None  # of training
+    hidden_act: ActivationName = "silu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,8 +47,38 @@ class Config(Hybrid):
             )
 
 
+def attention(c: Config, rope: Rope) -> Attention:
+    heads = c.num_attention_heads
+    return Attention(
+        dim=c.hidden_size,
+        heads=heads,
+        kv_heads=c.num_key_value_heads or heads,
+        head_dim=c.head_width(),
+        rope=rope,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+    )
+
+
+def mamba(c: Config) -> Mamba:
+    return Mamba(
+        dim=c.hidden_size,
+        heads=c.mamba_n_heads,
+        head_dim=c.mamba_expand * c.hidden_size // c.mamba_n_heads,
+        groups=c.mamba_n_groups,
+        state_dim=c.mamba_d_state,
+        taps=c.mamba_d_conv,
+        eps=c.rms_norm_eps,
+        time_steps=time_steps(c.time_step_limit),
+        conv_bias=c.mamba_conv_bias,
+        bias=c.mamba_proj_bias,
+        act=c.hidden_act,
+    )
+
+
 def build(c: Config) -> Decoder:
-    dim, positions = c.hidden_size, c.rope()
+    dim = c.hidden_size
+    positions = Rope(c.head_width(), c.rope_parameters, c.max_position_embeddings)
     if c.attn_rotary_emb not in (None, positions.dim):
         raise ValueError(
             f"attn_rotary_emb is {c.attn_rotary_emb}, but rope_parameters make it {positions.dim}"
@@ -50,7 +91,7 @@ def build(c: Config) -> Decoder:
         attends = index in (c.attn_layer_indices or ())
         return Layer(
             pre_mixer=norm(),
-            mixer=c.attention(positions) if attends else c.mamba(),
+            mixer=attention(c, positions) if attends else mamba(c),
             pre_ffn=norm(),
             ffn=GatedMLP(dim, c.intermediate_size, act=c.hidden_act, bias=c.mlp_bias),
         )
@@ -79,4 +120,9 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     return rope(unlimited(known), partial=HALF)
 
 
-ARCH = Arch(name="bamba", config=Config, build=build, weights=WEIGHTS, tidy=tidy)
+INERT = {
+    **HYBRID_INERT,
+    "num_logits_to_keep": int,  # of generation at Hugging Face
+    "z_loss_coefficient": float,  # of training
+}
+ARCH = Arch(name="bamba", config=Config, build=build, weights=WEIGHTS, tidy=tidy, inert=INERT)

@@ -2,25 +2,107 @@
 
 from dataclasses import dataclass
 
-from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.config.reading import Arch, Experts, Positive
-from lmcast.graphs.families.latents import Latents, beside, tidy, weights
-from lmcast.graphs.families.routing import GroupedRouting
+from torch import nn
+
+from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks import moe
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.mla import LatentAttention
+from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.rope import Rope, rotate, rotate_interleaved
+from lmcast.graphs.config.reading import Experts, Positive
+from lmcast.graphs.config.rope_parameters import FullRope
+from lmcast.graphs.families.latents import (
+    SIGMOID_INERT,
+    LatentKeys,
+    beside,
+    softmax_scale,
+    tidy,
+    weights,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Latents, GroupedRouting):
+class Config(LatentKeys):
+    rope_parameters: FullRope
+    rope_interleave: bool = True
     n_group: Experts = 8
     topk_group: Experts = 4
     routed_scaling_factor: Positive | None = 2.5
+    tie_word_embeddings: bool = False
+
+
+def attention(c: Config, rope: Rope) -> LatentAttention:
+    return LatentAttention(
+        dim=c.hidden_size,
+        heads=c.num_attention_heads,
+        query_rank=c.q_lora_rank,
+        rank=c.kv_lora_rank,
+        head_dim=c.qk_nope_head_dim,
+        rope_dim=c.qk_rope_head_dim,
+        value_dim=c.v_head_dim,
+        rope=rope,
+        bias=c.attention_bias,
+        scale=softmax_scale(c.qk_nope_head_dim + c.qk_rope_head_dim, c.rope_parameters),
+        rotation=rotate_interleaved if c.rope_interleave else rotate,
+    )
+
+
+def dense(c: Config) -> GatedMLP:
+    return GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act)
+
+
+def experts(c: Config) -> moe.MoE:
+    dim, inner, act = c.hidden_size, c.moe_intermediate_size, c.hidden_act
+    return moe.MoE(
+        moe.Router(
+            dim,
+            c.n_routed_experts,
+            c.num_experts_per_tok,
+            score="sigmoid",
+            correction=True,
+            groups=c.n_group,
+            kept_groups=c.topk_group,
+            epsilon=1e-20 if c.norm_topk_prob else None,
+            scale=c.routed_scaling_factor or 1.0,
+            in_fp32=True,
+        ),
+        moe.Experts(dim, inner, c.n_routed_experts, activation=moe.EXPERT_ACTIVATIONS[act]),
+        shared=GatedMLP(dim, inner * c.n_shared_experts, act=act),
+    )
 
 
 def build(c: Config) -> Decoder:
-    rope, layers = c.rope(), range(c.num_hidden_layers)
-    mixers = [c.attention(rope) for _ in layers]
-    return c.decoder(mixers, [i >= c.first_k_dense_replace for i in layers])
+    rope = Rope(c.qk_rope_head_dim, c.rope_parameters, c.max_position_embeddings)
+
+    def norm() -> RMSNorm:
+        return RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def layer(index: int) -> Layer:
+        return Layer(
+            pre_mixer=norm(),
+            mixer=attention(c, rope),
+            pre_ffn=norm(),
+            ffn=experts(c) if index >= c.first_k_dense_replace else dense(c),
+        )
+
+    embed = nn.Embedding(c.vocab_size, c.hidden_size)
+    head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+    return Decoder(
+        embed=embed,
+        layers=[layer(i) for i in range(c.num_hidden_layers)],
+        norm=norm(),
+        head=TiedHead(embed) if c.tie_word_embeddings else head,
+    )
 
 
 ARCH = Arch(
-    name="deepseek_v3", config=Config, build=build, weights=weights, tidy=tidy, beside=beside
+    name="deepseek_v3",
+    config=Config,
+    build=build,
+    weights=weights,
+    tidy=tidy,
+    inert=SIGMOID_INERT,
+    beside=beside,
 )

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, ScaledEmbedding, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
@@ -12,9 +13,9 @@ from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
+from lmcast.graphs.config.reading import Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.weights.bind import COMMON
+from lmcast.graphs.weights.bind import COMMON, SANDWICH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,6 @@ class Config:
     sliding_window: Size | None = 4096
     layer_types: tuple[LayerType, ...] | None = None
     tie_word_embeddings: bool = True
-    use_bidirectional_attention: Literal[False] | None = None
 
     def __post_init__(self) -> None:
         if self.hidden_act not in (None, self.hidden_activation):
@@ -99,9 +99,8 @@ def build(c: Config) -> Decoder:
 
 WEIGHTS = {
     **COMMON,
-    "layers.{i}.post_mixer": "model.layers.{i}.post_attention_layernorm",
-    "layers.{i}.pre_ffn": "model.layers.{i}.pre_feedforward_layernorm",
-    "layers.{i}.post_ffn": "model.layers.{i}.post_feedforward_layernorm",
+    **SANDWICH,
 }
 
-ARCH = Arch(name="gemma2", config=Config, build=build, weights=WEIGHTS, tidy=rope)
+INERT = {"use_bidirectional_attention": Literal[False]}
+ARCH = Arch(name="gemma2", config=Config, build=build, weights=WEIGHTS, tidy=rope, inert=INERT)

@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from lmcast.graphs.archs import gemma3_text
+from lmcast.graphs.archs.multimodal import Multimodal, Text
+from lmcast.graphs.config.inert import at_any_value
+from lmcast.graphs.config.older_spellings import rope_with_local_base
 from lmcast.graphs.config.reading import ConfigError
-from lmcast.graphs.families.multimodal import Multimodal, Text
 
 DEFAULTS = {
     "vocab_size": 262208,
@@ -28,13 +30,13 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json: final_logit_softcapping is {cap!r:.80}; accepted: null, for Hugging Face"
             " applies it to a gemma3_text of its own only"
         )
-    return gemma3_text.TIDY(raw)
+    return rope_with_local_base(raw)
 
 
 ARCH = Multimodal(
     name="gemma3",
     texts={"gemma3_text": Text(replace(gemma3_text.ARCH, tidy=tidy), DEFAULTS)},
-    keys=frozenset(KEYS.split()),
+    inert=at_any_value(KEYS.split()),
     beside=("vision_tower", "multi_modal_projector"),
     tied=True,
 )

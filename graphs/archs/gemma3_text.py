@@ -1,27 +1,21 @@
 """Gemma 3 (text): Gemma 2 with norms on heads; windowed layers have positions of their own."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, ScaledEmbedding, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
 from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
-from lmcast.graphs.config.older_spellings import rope_by_layer_type
-from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
-from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.weights.bind import COMMON
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeByLayerType:
-    full_attention: FullRope
-    sliding_attention: FullRope
+from lmcast.graphs.config.older_spellings import rope_with_local_base
+from lmcast.graphs.config.reading import Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import RopeByLayerType
+from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS, SANDWICH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +33,11 @@ class Config:
     hidden_activation: ActivationName = "gelu_pytorch_tanh"
     attention_bias: bool = False
     query_pre_attn_scalar: Positive = 256.0
-    attn_logit_softcapping: float | None = None  # stored, and applied by nothing
     final_logit_softcapping: Positive | None = None
     sliding_window: Size | None = 4096
     sliding_window_pattern: Size | None = None  # the older spelling of layer_types
     layer_types: tuple[LayerType, ...] | None = None
     tie_word_embeddings: bool = True
-    use_bidirectional_attention: Literal[False] | None = None
 
     def windows(self) -> tuple[int | None, ...]:
         pattern = self.sliding_window_pattern or 6
@@ -106,15 +98,19 @@ def build(c: Config) -> Decoder:
 
 WEIGHTS = {
     **COMMON,
-    "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
-    "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
-    "layers.{i}.post_mixer": "model.layers.{i}.post_attention_layernorm",
-    "layers.{i}.pre_ffn": "model.layers.{i}.pre_feedforward_layernorm",
-    "layers.{i}.post_ffn": "model.layers.{i}.post_feedforward_layernorm",
+    **HEAD_NORMS,
+    **SANDWICH,
 }
 
-THETA = {"full_attention": 1e6, "sliding_attention": 1e4}
-OLDER = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
-TIDY = partial(rope_by_layer_type, theta=THETA, older=OLDER)
-
-ARCH = Arch(name="gemma3_text", config=Config, build=build, weights=WEIGHTS, tidy=TIDY)
+INERT = {
+    "attn_logit_softcapping": float,  # stored, and applied by nothing
+    "use_bidirectional_attention": Literal[False],
+}
+ARCH = Arch(
+    name="gemma3_text",
+    config=Config,
+    build=build,
+    weights=WEIGHTS,
+    tidy=rope_with_local_base,
+    inert=INERT,
+)

@@ -1,7 +1,8 @@
 """Gemma 3n E2B and E4B: the text model of gemma3n_text beside models of images and of sound."""
 
 from lmcast.graphs.archs import gemma3n_text
-from lmcast.graphs.families.multimodal import Multimodal, Text
+from lmcast.graphs.archs.multimodal import Multimodal, Text
+from lmcast.graphs.config.inert import at_any_value
 
 DEFAULTS = {
     "vocab_size": 262400,
@@ -18,7 +19,7 @@ eoi_token_id image_token_id vision_config vision_soft_tokens_per_image
 ARCH = Multimodal(
     name="gemma3n",
     texts={"gemma3n_text": Text(gemma3n_text.ARCH, DEFAULTS)},
-    keys=frozenset(KEYS.split()),
+    inert=at_any_value(KEYS.split()),
     beside=("vision_tower", "audio_tower", "embed_vision", "embed_audio"),
     tied=True,
 )

@@ -1,21 +1,21 @@
 """Gemma 3n (text): several streams, an input for every layer, keys and values of other layers."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.activation_sparsity import SparseMLP
 from lmcast.graphs.blocks.altup import AltUp, AltUpLayer, Laurel, Merge, PerLayerInputs, Spread
 from lmcast.graphs.blocks.decoder import Decoder, ScaledEmbedding, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName
 from lmcast.graphs.blocks.kv_sharing import sharing_attention
 from lmcast.graphs.config.layer_types import LayerType, full_every, one_each, owners, windows
-from lmcast.graphs.config.older_spellings import rope_by_layer_type
-from lmcast.graphs.config.reading import Arch, Count, Layers, Positive, Range, Size
+from lmcast.graphs.config.older_spellings import rope_with_local_base
+from lmcast.graphs.config.reading import Count, Layers, Positive, Range, Size
 from lmcast.graphs.config.rope_parameters import RopeByLayerType
-from lmcast.graphs.weights.bind import COMMON, SANDWICH
+from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS, SANDWICH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,6 @@ class Config:
     rms_norm_eps: Positive = 1e-6
     hidden_activation: ActivationName = "gelu_pytorch_tanh"
     attention_bias: bool = False
-    query_pre_attn_scalar: float | None = None  # stored, and applied by nothing
     final_logit_softcapping: Positive | None = 30.0
     sliding_window: Size = 512
     layer_types: tuple[LayerType, ...] | None = None
@@ -99,7 +98,7 @@ WEIGHTS = {
     **COMMON,
     **SANDWICH,
     **{f"layers.{{i}}.{x}": f"model.layers.{{i}}.{x}" for x in SAME.split()},
-    **{f"layers.{{i}}.mixer.{x}_norm.norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"},
+    **HEAD_NORMS,
     "embed.tokens": "model.embed_tokens",
     "embed.projections.{i}": "model.altup_projections.{i}",
     "side.tokens": "model.embed_tokens_per_layer",
@@ -108,12 +107,17 @@ WEIGHTS = {
     "final.norm.projections.{i}": "model.altup_unembed_projections.{i}",
     "final.norm.norm": "model.norm",
 }
-THETA = {"full_attention": 1e6, "sliding_attention": 1e4}
-OLDER = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
-TIDY = partial(rope_by_layer_type, theta=THETA, older=OLDER)
 # Files of the hub hold the first three also for layers that use another's, and each the last.
 SPARE = ("mixer.k", "mixer.v", "mixer.k_norm.norm", "altup.correct_output_scale")
 
+INERT = {"query_pre_attn_scalar": float}  # stored, and applied by nothing
+
 ARCH = Arch(
-    name="gemma3n_text", config=Config, build=build, weights=WEIGHTS, tidy=TIDY, spare=SPARE
+    name="gemma3n_text",
+    config=Config,
+    build=build,
+    weights=WEIGHTS,
+    tidy=rope_with_local_base,
+    inert=INERT,
+    spare=SPARE,
 )

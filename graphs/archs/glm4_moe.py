@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
@@ -13,21 +15,27 @@ from lmcast.graphs.blocks.norm import PerHead, RMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import further_predictors, head_width
 from lmcast.graphs.config.older_spellings import renamed, rope
-from lmcast.graphs.config.reading import Arch, Count, Layers, Positive, Size
+from lmcast.graphs.config.reading import Count, Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import RopeParameters
-from lmcast.graphs.families.routing import GroupedRouting
-from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
-from lmcast.graphs.weights.experts import either, out_first
+from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS, Table
+from lmcast.graphs.weights.experts import CORRECTION, ROUTER, SHARED_EXPERTS, routed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(GroupedRouting):
+class Config:
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size  # of dense layers
     num_hidden_layers: Layers
     num_attention_heads: Size
     rope_parameters: RopeParameters
+    n_routed_experts: Experts
+    moe_intermediate_size: Size
+    num_experts_per_tok: Experts = 8
+    n_group: Experts = 1
+    topk_group: Experts = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: Positive | None = 1.0
     n_shared_experts: Size = 1
     first_k_dense_replace: Count = 1
     num_nextn_predict_layers: Count = 1  # stored behind the others, and left out
@@ -36,6 +44,7 @@ class Config(GroupedRouting):
     use_qk_norm: bool = False
     max_position_embeddings: Size = 131072
     rms_norm_eps: Positive = 1e-5
+    hidden_act: moe.ExpertActivation = "silu"
     attention_bias: bool = False  # of queries, keys and values
     tie_word_embeddings: bool = False
 
@@ -51,7 +60,14 @@ def build(c: Config) -> Decoder:
     def ffn(sparse: bool) -> nn.Module:
         if not sparse:
             return GatedMLP(dim, c.intermediate_size, act=act)
-        return c.experts(dim, GatedMLP(dim, c.moe_intermediate_size * c.n_shared_experts, act=act))
+        router = moe.Router(
+            dim, c.n_routed_experts, c.num_experts_per_tok, score="sigmoid", correction=True,
+            groups=c.n_group, kept_groups=c.topk_group, in_fp32=True,
+            epsilon=1e-20 if c.norm_topk_prob else None, scale=c.routed_scaling_factor or 1.0,
+        )  # fmt: skip
+        inner, kind = c.moe_intermediate_size, moe.EXPERT_ACTIVATIONS[act]
+        experts = moe.Experts(dim, inner, c.n_routed_experts, activation=kind)
+        return moe.MoE(router, experts, GatedMLP(dim, inner * c.n_shared_experts, act=act))
 
     def layer(index: int) -> Layer:
         mixer = Attention(
@@ -77,11 +93,10 @@ def weights(c: Config) -> Table:
     return {
         **COMMON,
         **SHARED_EXPERTS,
-        **either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", c.moe_intermediate_size)),
-        "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
-        "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
-        "layers.{i}.ffn.router": "model.layers.{i}.mlp.gate",
-        "layers.{i}.ffn.router.correction": "model.layers.{i}.mlp.gate.e_score_correction_bias",
+        **routed(c.moe_intermediate_size),
+        **HEAD_NORMS,
+        **ROUTER,
+        **CORRECTION,
     }
 
 
@@ -94,4 +109,13 @@ def beside(c: Config, tensors: Collection[str]) -> tuple[str, ...]:
     return further_predictors(c.num_hidden_layers, c.num_nextn_predict_layers, tensors)
 
 
-ARCH = Arch(name="glm4_moe", config=Config, build=build, weights=weights, tidy=tidy, beside=beside)
+INERT = {"scoring_func": Literal["sigmoid"], "topk_method": Literal["noaux_tc"]}
+ARCH = Arch(
+    name="glm4_moe",
+    config=Config,
+    build=build,
+    weights=weights,
+    tidy=tidy,
+    inert=INERT,
+    beside=beside,
+)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
@@ -13,7 +14,7 @@ from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import renamed, rope
-from lmcast.graphs.config.reading import Arch, Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON
 from lmcast.graphs.weights.experts import alternating
@@ -38,9 +39,7 @@ class Config:
     sliding_window: Size | None = 128
     layer_types: tuple[LayerType, ...] | None = None
     max_position_embeddings: Size = 131072
-    initial_context_length: int | None = None  # in the released files, read by nothing
     rms_norm_eps: Positive = 1e-5
-    hidden_act: Literal["silu"] = "silu"  # as swiglu_alpha and swiglu_limit change it
     swiglu_alpha: Positive = 1.702
     swiglu_limit: Positive = 7.0
     attention_bias: bool = True
@@ -108,4 +107,8 @@ WEIGHTS = {
     "layers.{i}.ffn.router": "model.layers.{i}.mlp.router",
 }
 
-ARCH = Arch(name="gpt_oss", config=Config, build=build, weights=WEIGHTS, tidy=tidy)
+INERT = {
+    "hidden_act": Literal["silu"],  # as swiglu_alpha and swiglu_limit change it
+    "initial_context_length": int,
+}
+ARCH = Arch(name="gpt_oss", config=Config, build=build, weights=WEIGHTS, tidy=tidy, inert=INERT)

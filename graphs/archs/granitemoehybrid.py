@@ -6,15 +6,25 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
+from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, Scaled, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.mamba import Mamba
 from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import one_each
 from lmcast.graphs.config.older_spellings import renamed, rope
-from lmcast.graphs.config.reading import Arch, Count, Positive, Size
+from lmcast.graphs.config.reading import Count, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.families.mamba import Hybrid, mamba_weights, unlimited
+from lmcast.graphs.families.mamba import (
+    HYBRID_INERT,
+    HybridKeys,
+    mamba_weights,
+    time_steps,
+    unlimited,
+)
 from lmcast.graphs.weights.bind import COMMON, Table
 from lmcast.graphs.weights.experts import ALL, OURS, either, out_first
 from lmcast.graphs.weights.sources import View
@@ -25,7 +35,7 @@ MAMBA: tuple[LayerType, ...] = ("mamba", "linear_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Hybrid):
+class Config(HybridKeys):
     rope_parameters: FullRope
     intermediate_size: Size = 11008  # of each expert
     shared_intermediate_size: Size = 1024
@@ -40,12 +50,57 @@ class Config(Hybrid):
     logits_scaling: Positive = 1.0
     rms_norm_eps: Positive = 1e-6
     hidden_act: moe.ExpertActivation = "silu"
-    normalization_function: Literal["rmsnorm"] = "rmsnorm"
-    init_method: str | None = None  # in the released files, read by nothing
+
+
+def attention(c: Config, rope: Rope | None) -> Attention:
+    heads = c.num_attention_heads
+    return Attention(
+        dim=c.hidden_size,
+        heads=heads,
+        kv_heads=c.num_key_value_heads or heads,
+        head_dim=c.head_width(),
+        rope=rope,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+        scale=c.attention_multiplier,
+    )
+
+
+def mamba(c: Config) -> Mamba:
+    return Mamba(
+        dim=c.hidden_size,
+        heads=c.mamba_n_heads,
+        head_dim=c.mamba_expand * c.hidden_size // c.mamba_n_heads,
+        groups=c.mamba_n_groups,
+        state_dim=c.mamba_d_state,
+        taps=c.mamba_d_conv,
+        eps=c.rms_norm_eps,
+        time_steps=time_steps(c.time_step_limit),
+        conv_bias=c.mamba_conv_bias,
+        bias=c.mamba_proj_bias,
+        act=c.hidden_act,
+    )
+
+
+def feed_forward(c: Config) -> nn.Module:
+    dim = c.hidden_size
+    dense = GatedMLP(dim, c.shared_intermediate_size, act=c.hidden_act)
+    if not c.num_local_experts:
+        return dense
+    if not c.num_experts_per_tok:
+        raise ValueError("num_experts_per_tok is 0; accepted: 0 only without experts")
+    # A softmax of the chosen logits: that of all, divided by the sum of the chosen.
+    router = moe.Router(dim, c.num_local_experts, c.num_experts_per_tok, epsilon=0.0)
+    act = moe.EXPERT_ACTIVATIONS[c.hidden_act]
+    experts = moe.Experts(dim, c.intermediate_size, c.num_local_experts, activation=act)
+    return moe.MoE(router, experts, shared=dense)
 
 
 def build(c: Config) -> Decoder:
-    dim, positions = c.hidden_size, c.rope() if c.position_embedding_type == "rope" else None
+    dim = c.hidden_size
+    positions: Rope | None = None
+    if c.position_embedding_type == "rope":
+        positions = Rope(c.head_width(), c.rope_parameters, c.max_position_embeddings)
 
     def norm() -> RMSNorm:
         return RMSNorm(dim, c.rms_norm_eps)
@@ -53,25 +108,13 @@ def build(c: Config) -> Decoder:
     def branch() -> Scaled:
         return Scaled(nn.Identity(), c.residual_multiplier)
 
-    def ffn() -> nn.Module:
-        dense = GatedMLP(dim, c.shared_intermediate_size, act=c.hidden_act)
-        if not c.num_local_experts:
-            return dense
-        if not c.num_experts_per_tok:
-            raise ValueError("num_experts_per_tok is 0; accepted: 0 only without experts")
-        # A softmax of the chosen logits: that of all, divided by the sum of the chosen.
-        router = moe.Router(dim, c.num_local_experts, c.num_experts_per_tok, epsilon=0.0)
-        act = moe.EXPERT_ACTIVATIONS[c.hidden_act]
-        experts = moe.Experts(dim, c.intermediate_size, c.num_local_experts, activation=act)
-        return moe.MoE(router, experts, dense)
-
     def layer(kind: str) -> Layer:
         return Layer(
             pre_mixer=norm(),
-            mixer=c.mamba() if kind in MAMBA else c.attention(positions, c.attention_multiplier),
+            mixer=mamba(c) if kind in MAMBA else attention(c, positions),
             post_mixer=branch(),
             pre_ffn=norm(),
-            ffn=ffn(),
+            ffn=feed_forward(c),
             post_ffn=branch(),
         )
 
@@ -117,4 +160,11 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     return rope(unlimited(renamed(raw, {"layers_block_type": "layer_types"})))
 
 
-ARCH = Arch(name="granitemoehybrid", config=Config, build=build, weights=weights, tidy=tidy)
+INERT = {
+    **HYBRID_INERT,
+    "init_method": str,
+    "normalization_function": Literal["rmsnorm"],
+}
+ARCH = Arch(
+    name="granitemoehybrid", config=Config, build=build, weights=weights, tidy=tidy, inert=INERT
+)

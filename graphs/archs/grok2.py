@@ -9,16 +9,17 @@ from typing import Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.decoder import Decoder, Layer, Scaled, Softcap
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.log_temperature import LogTemperature, capped_attention
 from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.config.reading import Arch, Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON, Table
-from lmcast.graphs.weights.parts import whole_or_parts
+from lmcast.graphs.weights.experts import whole_or_parts
 
 RANKS = 8  # of tensor parallelism, in the files of the hub: parts of every expert matrix
 
@@ -45,15 +46,6 @@ class Config:
     router_logit_softcapping: Positive = 30.0
     final_logit_softcapping: Positive | None = None
     attn_temperature_len: int = -1  # none at 0 and below
-    sliding_window_size: Literal[-1] = -1
-    global_attn_every_n: Literal[1] = 1
-    rope_type: Literal["original"] | None = None  # not stretched, so nothing reads the others:
-    original_max_position_embeddings: int | None = None
-    scaling_factor: float | None = None
-    extrapolation_factor: float | None = None
-    attn_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
 
 
 def feed_forward(c: Config) -> nn.Module:
@@ -117,4 +109,12 @@ def weights(c: Config) -> Table:
     }
 
 
-ARCH = Arch(name="grok2", config=Config, build=build, weights=weights)
+STRETCH = ("scaling_factor", "extrapolation_factor", "attn_factor", "beta_fast", "beta_slow")
+INERT = {
+    "global_attn_every_n": Literal[1],
+    "sliding_window_size": Literal[-1],
+    "rope_type": Literal["original"],  # not stretched, so nothing reads the others:
+    "original_max_position_embeddings": int,
+    **dict.fromkeys(STRETCH, float),
+}
+ARCH = Arch(name="grok2", config=Config, build=build, weights=weights, inert=INERT)

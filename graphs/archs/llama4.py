@@ -1,7 +1,8 @@
 """Llama 4 Scout and Maverick: the text model of llama4_text beside a vision model."""
 
 from lmcast.graphs.archs import llama4_text
-from lmcast.graphs.families.multimodal import Multimodal, Text
+from lmcast.graphs.archs.multimodal import Multimodal, Text
+from lmcast.graphs.config.inert import at_any_value
 
 DEFAULTS = {
     "vocab_size": 202048,
@@ -18,7 +19,7 @@ vision_config
 ARCH = Multimodal(
     name="llama4",
     texts={"llama4_text": Text(llama4_text.ARCH, DEFAULTS)},
-    keys=frozenset(KEYS.split()),
+    inert=at_any_value(KEYS.split()),
     beside=("vision_model", "multi_modal_projector"),
     tied=False,
 )

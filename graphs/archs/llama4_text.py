@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
@@ -14,7 +15,7 @@ from lmcast.graphs.blocks.norm import RMSNorm, UnitNorm
 from lmcast.graphs.blocks.rope import Rope, Temperature, rotate_pairs
 from lmcast.graphs.config.layer_types import CHUNKED, ChunkedType, one_each, windows
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Arch, Count, Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import Count, Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON, Table
 from lmcast.graphs.weights.experts import in_first

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
@@ -14,22 +16,28 @@ from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import FFNType, LayerType, full_every, windows, with_experts
 from lmcast.graphs.config.older_spellings import renamed, rope_by_layer_type, worded
-from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
+from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import PartialRopeByLayerType
-from lmcast.graphs.families.routing import GroupedRouting
-from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, Table
-from lmcast.graphs.weights.experts import either, out_first
+from lmcast.graphs.weights.bind import COMMON, Table
+from lmcast.graphs.weights.experts import CORRECTION, ROUTER, routed
 from lmcast.graphs.weights.sources import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(GroupedRouting):
+class Config:
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
     num_hidden_layers: Layers
     num_attention_heads: Size
     rope_parameters: PartialRopeByLayerType
+    n_routed_experts: Experts
+    moe_intermediate_size: Size
+    num_experts_per_tok: Experts = 8
+    n_group: Experts = 1
+    topk_group: Experts = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: Positive | None = 1.0
     num_key_value_heads: Size = 4  # of layers without a window
     swa_num_key_value_heads: Size | None = None  # twice as many, if not given
     head_dim: Size = 192
@@ -42,9 +50,8 @@ class Config(GroupedRouting):
     mlp_layer_types: tuple[FFNType, ...] | None = None
     max_position_embeddings: Size = 131072
     rms_norm_eps: Positive = 1e-5
+    hidden_act: moe.ExpertActivation = "silu"
     tie_word_embeddings: bool = False
-    add_swa_attention_sink_bias: Literal[True] = True
-    attention_chunk_size: int | None = None  # in the released files, read by nothing
 
     def windows(self) -> tuple[int | None, ...]:
         count, before = self.num_hidden_layers, self.sliding_window_size
@@ -82,6 +89,18 @@ def build(c: Config) -> Decoder:
     kv_heads, swa_kv_heads = c.num_key_value_heads, c.swa_num_key_value_heads
     norm = partial(RMSNorm, dim, c.rms_norm_eps)
 
+    def ffn(sparse: bool) -> nn.Module:
+        if not sparse:
+            return GatedMLP(dim, c.intermediate_size, act=c.hidden_act)
+        router = moe.Router(
+            dim, c.n_routed_experts, c.num_experts_per_tok, score="sigmoid", correction=True,
+            groups=c.n_group, kept_groups=c.topk_group, in_fp32=True,
+            epsilon=1e-20 if c.norm_topk_prob else None, scale=c.routed_scaling_factor or 1.0,
+        )  # fmt: skip
+        inner, kind = c.moe_intermediate_size, moe.EXPERT_ACTIVATIONS[c.hidden_act]
+        experts = moe.Experts(dim, inner, c.n_routed_experts, activation=kind)
+        return moe.MoE(router, experts)
+
     def layer(window: int | None, sparse: bool) -> Layer:
         mixer = Attention(
             dim=dim,
@@ -95,8 +114,7 @@ def build(c: Config) -> Decoder:
             qkv_bias=c.attention_bias,
             sinks=window is not None,
         )
-        ffn = c.experts(dim) if sparse else GatedMLP(dim, c.intermediate_size, act=c.hidden_act)
-        return Layer(pre_mixer=norm(), mixer=mixer, pre_ffn=norm(), ffn=ffn)
+        return Layer(pre_mixer=norm(), mixer=mixer, pre_ffn=norm(), ffn=ffn(sparse))
 
     embed = nn.Embedding(c.vocab_size, dim)
     head = TiedHead(embed) if c.tie_word_embeddings else nn.Linear(dim, c.vocab_size, bias=False)
@@ -108,12 +126,20 @@ def weights(c: Config) -> Table:
     at = "model.layers.{i}.self_attn"
     return {
         **COMMON,
-        **either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", c.moe_intermediate_size)),
+        **routed(c.moe_intermediate_size),
         # The released name, and Hugging Face's.
         "layers.{i}.mixer.sink": (View(f"{at}.attention_sink_bias"), View(f"{at}.sinks")),
-        "layers.{i}.ffn.router": "model.layers.{i}.mlp.gate",
-        "layers.{i}.ffn.router.correction": "model.layers.{i}.mlp.gate.e_score_correction_bias",
+        **ROUTER,
+        **CORRECTION,
     }
 
 
-ARCH = Arch(name="mimo_v2_flash", config=Config, build=build, weights=weights, tidy=tidy)
+INERT = {
+    "add_swa_attention_sink_bias": Literal[True],
+    "attention_chunk_size": int,
+    "scoring_func": Literal["sigmoid"],
+    "topk_method": Literal["noaux_tc"],
+}
+ARCH = Arch(
+    name="mimo_v2_flash", config=Config, build=build, weights=weights, tidy=tidy, inert=INERT
+)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
@@ -17,7 +18,7 @@ from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.blocks.step import Mixer
 from lmcast.graphs.config.layer_types import check_rotated, head_width, one_each
 from lmcast.graphs.config.older_spellings import renamed, rope, rotated_share
-from lmcast.graphs.config.reading import Arch, Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import RopeParameters
 from lmcast.graphs.weights.bind import COMMON, Table
 from lmcast.graphs.weights.experts import sparse_block
@@ -51,11 +52,6 @@ class Config:
     rms_norm_eps: Positive = 1e-5
     hidden_act: moe.ExpertActivation = "silu"
     tie_word_embeddings: bool = False
-    postnorm: Literal[True] = True  # residuals are normed
-    shared_intermediate_size: Literal[0] | tuple[Literal[0], ...] = 0
-    # Read by nothing: of experts that are not there, and of how Hugging Face computes.
-    shared_moe_mode: str | None = None
-    block_size: Size = 256
 
     def __post_init__(self) -> None:
         share = self.rope_parameters.partial_rotary_factor
@@ -116,4 +112,10 @@ def weights(c: Config) -> Table:
     return {**COMMON, **lightning, **sparse_block(c.intermediate_size)}
 
 
-ARCH = Arch(name="minimax", config=Config, build=build, weights=weights, tidy=tidy)
+INERT = {
+    "block_size": Size,  # of how Hugging Face computes
+    "postnorm": Literal[True],  # residuals are normed
+    "shared_intermediate_size": Literal[0] | tuple[Literal[0], ...],
+    "shared_moe_mode": str,  # of experts that are not there
+}
+ARCH = Arch(name="minimax", config=Config, build=build, weights=weights, tidy=tidy, inert=INERT)

@@ -1,27 +1,12 @@
 """MiniMax-M1 as its own code spells it, which says what Hugging Face takes for granted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from lmcast.graphs.archs import minimax
 from lmcast.graphs.config.older_spellings import renamed, worded
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(minimax.Config):
-    layer_types: tuple[minimax.Kind, ...] = field()  # no default
-    postnorm: Literal[True] = field()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        heads = self.num_attention_heads
-        if heads & (heads - 1):
-            raise ValueError(
-                f"num_attention_heads is {heads}; accepted: a power of two (this spelling decays"
-                " others in another way)"
-            )
-
+from lmcast.graphs.config.reading import ConfigError
 
 BRANCHES = {"full_attention": "full_attn", "linear_attention": "linear_attn", "mlp": "mlp"}
 NAMES = {
@@ -32,8 +17,18 @@ NAMES = {
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a raw config in the spelling of minimax, which has defaults where this has none."""
     out = worded(raw, "attn_type_list", "layer_types", ("linear_attention", "full_attention"))
+    for key in ("layer_types", "postnorm"):
+        if out.get(key) is None:
+            raise ConfigError(f"config.json: {key} is missing; this architecture needs it")
+    heads = out.get("num_attention_heads")
+    if type(heads) is int and heads > 0 and heads & (heads - 1):
+        raise ConfigError(
+            f"config.json: num_attention_heads is {heads}; accepted: a power of two (this spelling"
+            " decays others in another way)"
+        )
     return minimax.tidy(renamed(out, NAMES))
 
 
-ARCH = replace(minimax.ARCH, name="minimax_m1", config=Config, tidy=tidy)
+ARCH = replace(minimax.ARCH, name="minimax_m1", tidy=tidy)

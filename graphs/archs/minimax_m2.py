@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
@@ -13,9 +14,9 @@ from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import check_rotated, head_width, one_each
 from lmcast.graphs.config.older_spellings import renamed, rope, rotated_share
-from lmcast.graphs.config.reading import Arch, Experts, Layers, Positive, Range, Size
+from lmcast.graphs.config.reading import Experts, Layers, Positive, Range, Size
 from lmcast.graphs.config.rope_parameters import RopeParameters
-from lmcast.graphs.weights.bind import COMMON, Table
+from lmcast.graphs.weights.bind import COMMON, QK_NORMS, Table
 from lmcast.graphs.weights.experts import sparse_block
 from lmcast.graphs.weights.sources import View
 
@@ -40,18 +41,7 @@ class Config:
     rms_norm_eps: Positive = 1e-6
     hidden_act: moe.ExpertActivation = "silu"
     tie_word_embeddings: bool = False
-    # In the released files with these values, and read by nothing.
-    attn_type_list: tuple[Literal[1], ...] | None = None  # 1: full attention
-    layernorm_full_attention_beta: One = 1.0
-    layernorm_linear_attention_beta: One = 1.0
-    layernorm_mlp_beta: One = 1.0
-    qk_norm_type: Literal["per_layer"] = "per_layer"
-    scoring_func: Literal["sigmoid"] = "sigmoid"
-    shared_intermediate_size: Literal[0] = 0
-    use_qk_norm: Literal[True] = True
-    use_routing_bias: Literal[True] = True
-    mlp_intermediate_size: int | None = None  # of dense layers, of which there are none
-    shared_moe_mode: str | None = None
+    attn_type_list: tuple[Literal[1], ...] | None = None  # 1: full attention, as everywhere
 
     def __post_init__(self) -> None:
         share = self.rope_parameters.partial_rotary_factor
@@ -99,9 +89,20 @@ def weights(c: Config) -> Table:
             View(f"model.layers.{{i}}.block_sparse_moe.{correction}"),
             View(f"model.layers.{{i}}.mlp.{correction}"),
         ),
-        "layers.{i}.mixer.q_norm": "model.layers.{i}.self_attn.q_norm",
-        "layers.{i}.mixer.k_norm": "model.layers.{i}.self_attn.k_norm",
+        **QK_NORMS,
     }
 
 
-ARCH = Arch(name="minimax_m2", config=Config, build=build, weights=weights, tidy=tidy)
+INERT = {
+    "layernorm_full_attention_beta": One,
+    "layernorm_linear_attention_beta": One,
+    "layernorm_mlp_beta": One,
+    "mlp_intermediate_size": int,  # of dense layers, of which there are none
+    "qk_norm_type": Literal["per_layer"],
+    "scoring_func": Literal["sigmoid"],
+    "shared_intermediate_size": Literal[0],
+    "shared_moe_mode": str,
+    "use_qk_norm": Literal[True],
+    "use_routing_bias": Literal[True],
+}
+ARCH = Arch(name="minimax_m2", config=Config, build=build, weights=weights, tidy=tidy, inert=INERT)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
@@ -13,8 +14,8 @@ from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope, temperature
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
-from lmcast.graphs.config.rope_parameters import TemperedRope
+from lmcast.graphs.config.reading import Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import TEMPERED_INERT, TemperedRope
 from lmcast.graphs.weights.bind import COMMON
 
 # What Hugging Face takes where a config says nothing of positions.
@@ -88,4 +89,11 @@ def build(c: Config) -> Decoder:
     )
 
 
-ARCH = Arch(name="ministral3", config=Config, build=build, weights=COMMON, tidy=tidy)
+ARCH = Arch(
+    name="ministral3",
+    config=Config,
+    build=build,
+    weights=COMMON,
+    tidy=tidy,
+    inert=TEMPERED_INERT,
+)

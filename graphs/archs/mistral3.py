@@ -1,7 +1,8 @@
 """Mistral Small 3.1 and 3.2, Ministral 3: the text of mistral or ministral3 beside Pixtral."""
 
 from lmcast.graphs.archs import ministral3, mistral
-from lmcast.graphs.families.multimodal import Multimodal, Text
+from lmcast.graphs.archs.multimodal import Multimodal, Text
+from lmcast.graphs.config.inert import at_any_value
 
 SIZES = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
 KEYS = """
@@ -17,7 +18,7 @@ ARCH = Multimodal(
             ministral3.ARCH, {**SIZES, "vocab_size": 131072, "num_hidden_layers": 34}
         ),
     },
-    keys=frozenset(KEYS.split()),
+    inert=at_any_value(KEYS.split()),
     beside=("vision_tower", "multi_modal_projector"),
     tied=True,
 )

@@ -5,15 +5,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.blocks.rope import temperature
-from lmcast.graphs.config.reading import Arch, ConfigError, Count, Experts, Size
-from lmcast.graphs.config.rope_parameters import TemperedRope
-from lmcast.graphs.families.latents import Latents, beside
-from lmcast.graphs.families.latents import tidy as latents
-from lmcast.graphs.families.latents import weights as of_deepseek
-from lmcast.graphs.weights.bind import PER_EXPERT, Table
-from lmcast.graphs.weights.experts import either, out_first
+from torch import nn
+
+from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks import moe
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.mla import LatentAttention
+from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.rope import Rope, Temperature, rotate, rotate_interleaved, temperature
+from lmcast.graphs.config.reading import ConfigError, Count, Experts, Size
+from lmcast.graphs.config.rope_parameters import TEMPERED_INERT, TemperedRope
+from lmcast.graphs.families import latents
+from lmcast.graphs.families.latents import LATENT_INERT, LatentKeys, beside, softmax_scale
+from lmcast.graphs.weights.bind import Table
+from lmcast.graphs.weights.experts import PER_EXPERT, either, out_first
 
 # What Hugging Face takes where a config says nothing of positions.
 POSITIONS = {
@@ -30,12 +36,14 @@ POSITIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Latents):
+class Config(LatentKeys):
     rope_parameters: TemperedRope
+    rope_interleave: bool = True
     num_experts_per_tok: Experts = 4
     first_k_dense_replace: Count = 0
     num_nextn_predict_layers: Count = 0
     max_position_embeddings: Size = 1048576
+    tie_word_embeddings: bool = False
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     turned, rest = raw.get("qk_rope_head_dim", 0), raw.get("qk_nope_head_dim", 0)
     counts = type(turned) is int and type(rest) is int and turned > 0 and rest > 0
     share = turned / (turned + rest) if counts else 1.0
-    out = latents(raw if given else {**raw, "rope_parameters": POSITIONS}, share)
+    out = latents.tidy(raw if given else {**raw, "rope_parameters": POSITIONS}, share)
     partial = out["rope_parameters"].pop("partial_rotary_factor", share)
     if partial != share:
         raise ConfigError(
@@ -54,16 +62,80 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def attention(c: Config, rope: Rope, tempered: Temperature) -> LatentAttention:
+    return LatentAttention(
+        dim=c.hidden_size,
+        heads=c.num_attention_heads,
+        query_rank=c.q_lora_rank,
+        rank=c.kv_lora_rank,
+        head_dim=c.qk_nope_head_dim,
+        rope_dim=c.qk_rope_head_dim,
+        value_dim=c.v_head_dim,
+        rope=rope,
+        bias=c.attention_bias,
+        scale=softmax_scale(c.qk_nope_head_dim + c.qk_rope_head_dim, c.rope_parameters),
+        temperature=tempered,
+        rotation=rotate_interleaved if c.rope_interleave else rotate,
+    )
+
+
+def dense(c: Config) -> GatedMLP:
+    return GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act)
+
+
+def experts(c: Config) -> moe.MoE:
+    dim, inner, act = c.hidden_size, c.moe_intermediate_size, c.hidden_act
+    return moe.MoE(
+        moe.Router(
+            dim,
+            c.n_routed_experts,
+            c.num_experts_per_tok,
+            groups=c.n_group,
+            kept_groups=c.topk_group,
+            epsilon=1e-20 if c.norm_topk_prob else None,
+            scale=c.routed_scaling_factor or 1.0,
+        ),
+        moe.Experts(dim, inner, c.n_routed_experts, activation=moe.EXPERT_ACTIVATIONS[act]),
+        shared=GatedMLP(dim, inner * c.n_shared_experts, act=act),
+    )
+
+
 def build(c: Config) -> Decoder:
-    rope, layers = c.rope(), range(c.num_hidden_layers)
+    rope = Rope(c.qk_rope_head_dim, c.rope_parameters, c.max_position_embeddings)
     tempered = temperature(c.rope_parameters, c.max_position_embeddings)
-    mixers = [c.attention(rope, temperature=tempered) for _ in layers]
-    return c.decoder(mixers, [i >= c.first_k_dense_replace for i in layers])
+
+    def norm() -> RMSNorm:
+        return RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def layer(index: int) -> Layer:
+        return Layer(
+            pre_mixer=norm(),
+            mixer=attention(c, rope, tempered),
+            pre_ffn=norm(),
+            ffn=experts(c) if index >= c.first_k_dense_replace else dense(c),
+        )
+
+    embed = nn.Embedding(c.vocab_size, c.hidden_size)
+    head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+    return Decoder(
+        embed=embed,
+        layers=[layer(i) for i in range(c.num_hidden_layers)],
+        norm=norm(),
+        head=TiedHead(embed) if c.tie_word_embeddings else head,
+    )
 
 
 def weights(c: Config) -> Table:
     stacks = out_first("model.layers.{i}.mlp.experts", c.moe_intermediate_size)
-    return {**of_deepseek(c), **either(stacks, PER_EXPERT)}
+    return {**latents.weights(c), **either(stacks, PER_EXPERT)}
 
 
-ARCH = Arch(name="mistral4", config=Config, build=build, weights=weights, tidy=tidy, beside=beside)
+ARCH = Arch(
+    name="mistral4",
+    config=Config,
+    build=build,
+    weights=weights,
+    tidy=tidy,
+    inert={**LATENT_INERT, **TEMPERED_INERT},
+    beside=beside,
+)

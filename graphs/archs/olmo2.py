@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
@@ -11,9 +12,9 @@ from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope, rotate_wide
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
+from lmcast.graphs.config.reading import Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.weights.bind import COMMON
+from lmcast.graphs.weights.bind import COMMON, QK_NORMS, SANDWICH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +73,8 @@ def build(c: Config) -> Decoder:
 
 WEIGHTS = {
     **COMMON,
-    "layers.{i}.mixer.q_norm": "model.layers.{i}.self_attn.q_norm",
-    "layers.{i}.mixer.k_norm": "model.layers.{i}.self_attn.k_norm",
-    "layers.{i}.post_mixer": "model.layers.{i}.post_attention_layernorm",
-    "layers.{i}.post_ffn": "model.layers.{i}.post_feedforward_layernorm",
+    **QK_NORMS,
+    **SANDWICH,
 }
 
 ARCH = Arch(name="olmo2", config=Config, build=build, weights=WEIGHTS, tidy=rope)

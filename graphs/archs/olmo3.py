@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
@@ -13,15 +14,9 @@ from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.rope import Rope, rotate_wide
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import rope_by_layer_type
-from lmcast.graphs.config.reading import Arch, ConfigError, Layers, Positive, Size
-from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.weights.bind import COMMON
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeByLayerType:
-    full_attention: FullRope
-    sliding_attention: FullRope
+from lmcast.graphs.config.reading import ConfigError, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import RopeByLayerType
+from lmcast.graphs.weights.bind import COMMON, QK_NORMS, SANDWICH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +104,8 @@ def build(c: Config) -> Decoder:
 
 WEIGHTS = {
     **COMMON,
-    "layers.{i}.mixer.q_norm": "model.layers.{i}.self_attn.q_norm",
-    "layers.{i}.mixer.k_norm": "model.layers.{i}.self_attn.k_norm",
-    "layers.{i}.post_mixer": "model.layers.{i}.post_attention_layernorm",
-    "layers.{i}.post_ffn": "model.layers.{i}.post_feedforward_layernorm",
+    **QK_NORMS,
+    **SANDWICH,
 }
 
 ARCH = Arch(name="olmo3", config=Config, build=build, weights=WEIGHTS, tidy=tidy)

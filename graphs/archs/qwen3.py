@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
@@ -11,9 +12,9 @@ from lmcast.graphs.blocks.norm import PerHead, RMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Arch, Count, Layers, Positive, Size
+from lmcast.graphs.config.reading import Count, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.weights.bind import COMMON
+from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,7 @@ def build(c: Config) -> Decoder:
 
 WEIGHTS = {
     **COMMON,
-    "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
-    "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
+    **HEAD_NORMS,
 }
 
 ARCH = Arch(name="qwen3", config=Config, build=build, weights=WEIGHTS, tidy=rope)

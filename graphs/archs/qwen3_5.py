@@ -1,7 +1,8 @@
 """Qwen3.5: the text of qwen3_5_text beside a vision tower."""
 
 from lmcast.graphs.archs import qwen3_5_text
-from lmcast.graphs.families.multimodal import Multimodal, Text
+from lmcast.graphs.archs.multimodal import Multimodal, Text
+from lmcast.graphs.config.inert import at_any_value
 
 DEFAULTS = {
     "vocab_size": 248320,
@@ -15,7 +16,7 @@ KEYS = "image_token_id video_token_id vision_config vision_end_token_id vision_s
 ARCH = Multimodal(
     name="qwen3_5",
     texts={"qwen3_5_text": Text(qwen3_5_text.ARCH, DEFAULTS)},
-    keys=frozenset(KEYS.split()),
+    inert=at_any_value(KEYS.split()),
     beside=("visual",),
     tied=False,
 )

@@ -1,7 +1,7 @@
 """Qwen3.5 with experts: the text of qwen3_5_moe_text beside a vision tower."""
 
 from lmcast.graphs.archs import qwen3_5, qwen3_5_moe_text
-from lmcast.graphs.families.multimodal import Multimodal, Text
+from lmcast.graphs.archs.multimodal import Multimodal, Text
 
 DEFAULTS = {
     "vocab_size": 248320,
@@ -15,7 +15,7 @@ DEFAULTS = {
 ARCH = Multimodal(
     name="qwen3_5_moe",
     texts={"qwen3_5_moe_text": Text(qwen3_5_moe_text.ARCH, DEFAULTS)},
-    keys=qwen3_5.ARCH.keys,
+    inert=qwen3_5.ARCH.inert,
     beside=("visual",),
     tied=False,
 )

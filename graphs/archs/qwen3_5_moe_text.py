@@ -3,27 +3,118 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.blocks.delta import Inputs
-from lmcast.graphs.config.reading import Arch, Size
-from lmcast.graphs.families.delta_nets import BESIDE, Qwen35, SparseDeltaNets, sparse_weights, tidy
+from torch import nn
+
+from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks import moe
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.delta import GatedDeltaNet, Inputs
+from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.config.layer_types import head_width
+from lmcast.graphs.config.reading import Size
+from lmcast.graphs.families.delta_nets import (
+    BESIDE,
+    QWEN35_INERT,
+    DeltaKeys,
+    MRope,
+    SharedExpertKeys,
+    sparse_weights,
+    tidy,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Qwen35, SparseDeltaNets):
-    norm_topk_prob: Literal[True] = True
-    intermediate_size: Size | None = None  # in some files, read by nothing: no layer is dense
+class Config(DeltaKeys, SharedExpertKeys):
+    rope_parameters: MRope
+    hidden_act: moe.ExpertActivation = "silu"
+
+
+def attention(c: Config, rope: Rope) -> Attention:
+    def norm() -> PerHead:
+        return PerHead(WideRMSNorm(c.head_dim, c.rms_norm_eps, offset=1.0))
+
+    return Attention(
+        dim=c.hidden_size,
+        heads=c.num_attention_heads,
+        kv_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+        rope=rope,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+        gate="query",
+        q_norm=norm(),
+        k_norm=norm(),
+    )
+
+
+def delta_net(c: Config) -> GatedDeltaNet:
+    return GatedDeltaNet(
+        dim=c.hidden_size,
+        heads=c.linear_num_value_heads,
+        groups=c.linear_num_key_heads,
+        key_dim=c.linear_key_head_dim,
+        value_dim=c.linear_value_head_dim,
+        taps=c.linear_conv_kernel_dim,
+        eps=c.rms_norm_eps,
+        inputs=Inputs,
+        act=c.hidden_act,
+    )
+
+
+def experts(c: Config) -> moe.MoE:
+    dim, act = c.hidden_size, c.hidden_act
+    return moe.MoE(
+        moe.Router(dim, c.num_experts, c.num_experts_per_tok, epsilon=0.0),
+        moe.Experts(
+            dim,
+            c.moe_intermediate_size,
+            c.num_experts,
+            activation=moe.EXPERT_ACTIVATIONS[act],
+        ),
+        shared=moe.GatedShared(dim, GatedMLP(dim, c.shared_expert_intermediate_size, act=act)),
+    )
 
 
 def build(c: Config) -> Decoder:
-    return c.decoder(Inputs, lambda _: c.experts())
+    heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+    head_dim = head_width(c.hidden_size, heads, kv_heads, c.head_dim)
+    rope = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+
+    def norm() -> WideRMSNorm:
+        return WideRMSNorm(c.hidden_size, c.rms_norm_eps, offset=1.0)
+
+    def layer(linear: bool) -> Layer:
+        return Layer(
+            pre_mixer=norm(),
+            mixer=delta_net(c) if linear else attention(c, rope),
+            pre_ffn=norm(),
+            ffn=experts(c),
+        )
+
+    embed = nn.Embedding(c.vocab_size, c.hidden_size)
+    head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+    return Decoder(
+        embed=embed,
+        layers=[layer(linear) for linear in c.linear()],
+        norm=norm(),
+        head=TiedHead(embed) if c.tie_word_embeddings else head,
+    )
 
 
+INERT = {
+    **QWEN35_INERT,
+    "norm_topk_prob": Literal[True],
+    "intermediate_size": Size,  # in some files; no layer is dense
+}
 ARCH = Arch(
     name="qwen3_5_moe_text",
     config=Config,
     build=build,
     weights=sparse_weights,
     tidy=tidy,
+    inert=INERT,
     beside=BESIDE,
 )

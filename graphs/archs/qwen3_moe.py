@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
@@ -14,10 +15,10 @@ from lmcast.graphs.blocks.norm import PerHead, RMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.older_spellings import renamed, rope
-from lmcast.graphs.config.reading import Arch, Count, Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import Count, Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, Table
-from lmcast.graphs.weights.experts import either, out_first
+from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS, Table
+from lmcast.graphs.weights.experts import ROUTER, routed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,6 @@ class Config:
     attention_bias: bool = False
     use_sliding_window: bool = False
     sliding_window: Size | None = 4096  # of all layers; unread where use_sliding_window is false
-    max_window_layers: int | None = None  # in the released files, read by nothing
     tie_word_embeddings: bool = False
 
     def is_sparse(self, layer: int) -> bool:
@@ -105,10 +105,9 @@ def build(c: Config) -> Decoder:
 def weights(c: Config) -> Table:
     return {
         **COMMON,
-        **either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", c.moe_intermediate_size)),
-        "layers.{i}.mixer.q_norm.norm": "model.layers.{i}.self_attn.q_norm",
-        "layers.{i}.mixer.k_norm.norm": "model.layers.{i}.self_attn.k_norm",
-        "layers.{i}.ffn.router": "model.layers.{i}.mlp.gate",
+        **routed(c.moe_intermediate_size),
+        **HEAD_NORMS,
+        **ROUTER,
     }
 
 
@@ -116,4 +115,5 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     return rope(renamed(raw, {"num_local_experts": "num_experts"}))
 
 
-ARCH = Arch(name="qwen3_moe", config=Config, build=build, weights=weights, tidy=tidy)
+INERT = {"max_window_layers": int}
+ARCH = Arch(name="qwen3_moe", config=Config, build=build, weights=weights, tidy=tidy, inert=INERT)

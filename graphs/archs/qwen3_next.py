@@ -4,28 +4,117 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.blocks.delta import GroupedInputs
-from lmcast.graphs.config.reading import Arch, Count, Size
-from lmcast.graphs.families.delta_nets import BESIDE, SparseDeltaNets, sparse_weights, tidy
+from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks import moe
+from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.delta import GatedDeltaNet, GroupedInputs
+from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.config.layer_types import head_width
+from lmcast.graphs.config.reading import Count, Size
+from lmcast.graphs.config.rope_parameters import RopeParameters
+from lmcast.graphs.families.delta_nets import (
+    BESIDE,
+    DeltaKeys,
+    SharedExpertKeys,
+    sparse_weights,
+    tidy,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SparseDeltaNets):
+class Config(DeltaKeys, SharedExpertKeys):
+    rope_parameters: RopeParameters
     intermediate_size: Size  # of dense layers
     decoder_sparse_step: Size = 1
     mlp_only_layers: tuple[Count, ...] | None = None
+    norm_topk_prob: bool = True
+    hidden_act: moe.ExpertActivation = "silu"
 
-    def is_sparse(self, layer: int) -> bool:
-        dense = self.mlp_only_layers or ()
-        return layer not in dense and (layer + 1) % self.decoder_sparse_step == 0
+    def sparse(self) -> tuple[bool, ...]:
+        dense, step = self.mlp_only_layers or (), self.decoder_sparse_step
+        layers = range(self.num_hidden_layers)
+        return tuple(i not in dense and (i + 1) % step == 0 for i in layers)
+
+
+def attention(c: Config, rope: Rope) -> Attention:
+    def norm() -> PerHead:
+        return PerHead(WideRMSNorm(c.head_dim, c.rms_norm_eps, offset=1.0))
+
+    return Attention(
+        dim=c.hidden_size,
+        heads=c.num_attention_heads,
+        kv_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+        rope=rope,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+        gate="query",
+        q_norm=norm(),
+        k_norm=norm(),
+    )
+
+
+def delta_net(c: Config) -> GatedDeltaNet:
+    return GatedDeltaNet(
+        dim=c.hidden_size,
+        heads=c.linear_num_value_heads,
+        groups=c.linear_num_key_heads,
+        key_dim=c.linear_key_head_dim,
+        value_dim=c.linear_value_head_dim,
+        taps=c.linear_conv_kernel_dim,
+        eps=c.rms_norm_eps,
+        inputs=GroupedInputs,
+        act=c.hidden_act,
+    )
+
+
+def experts(c: Config) -> moe.MoE:
+    dim, act = c.hidden_size, c.hidden_act
+    return moe.MoE(
+        moe.Router(
+            dim, c.num_experts, c.num_experts_per_tok, epsilon=0.0 if c.norm_topk_prob else None
+        ),
+        moe.Experts(
+            dim,
+            c.moe_intermediate_size,
+            c.num_experts,
+            activation=moe.EXPERT_ACTIVATIONS[act],
+        ),
+        shared=moe.GatedShared(dim, GatedMLP(dim, c.shared_expert_intermediate_size, act=act)),
+    )
+
+
+def dense(c: Config) -> GatedMLP:
+    return GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act)
 
 
 def build(c: Config) -> Decoder:
-    def ffn(layer: int) -> nn.Module:
-        return c.experts() if c.is_sparse(layer) else c.dense(c.intermediate_size)
+    heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+    head_dim = head_width(c.hidden_size, heads, kv_heads, c.head_dim)
+    rope = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
 
-    return c.decoder(GroupedInputs, ffn)
+    def norm() -> WideRMSNorm:
+        return WideRMSNorm(c.hidden_size, c.rms_norm_eps, offset=1.0)
+
+    def layer(linear: bool, sparse: bool) -> Layer:
+        return Layer(
+            pre_mixer=norm(),
+            mixer=delta_net(c) if linear else attention(c, rope),
+            pre_ffn=norm(),
+            ffn=experts(c) if sparse else dense(c),
+        )
+
+    embed = nn.Embedding(c.vocab_size, c.hidden_size)
+    head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+    return Decoder(
+        embed=embed,
+        layers=[layer(*kind) for kind in zip(c.linear(), c.sparse(), strict=True)],
+        norm=norm(),
+        head=TiedHead(embed) if c.tie_word_embeddings else head,
+    )
 
 
 ARCH = Arch(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import nn
 
+from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
@@ -13,7 +14,7 @@ from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Arch, Layers, Positive, Size
+from lmcast.graphs.config.reading import Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON
 
@@ -38,7 +39,6 @@ class Config:
     use_sliding_window: bool = False
     sliding_window: Size | None = None
     layer_types: tuple[LayerType, ...] | None = None
-    max_window_layers: int | None = None  # in the released files, read by nothing
     tie_word_embeddings: bool = True
 
     def rotates(self) -> tuple[bool, ...]:
@@ -98,5 +98,6 @@ def build(c: Config) -> Decoder:
 
 
 TIDY = partial(rope, theta=2e6)
+INERT = {"max_window_layers": int}
 
-ARCH = Arch(name="smollm3", config=Config, build=build, weights=COMMON, tidy=TIDY)
+ARCH = Arch(name="smollm3", config=Config, build=build, weights=COMMON, tidy=TIDY, inert=INERT)

@@ -1,6 +1,17 @@
-"""What real checkpoints carry that changes no logit."""
+"""Keys of config.json that change no logit, whatever the architecture."""
 
-import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+# A key, or the path of a nested one, -> the type of the values at which it changes nothing.
+Inert = Mapping[str, Any]
+NONE: Inert = {}
+
+
+def at_any_value(keys: Iterable[str]) -> dict[str, Any]:
+    """Return keys that change nothing whatever they are."""
+    return dict.fromkeys(keys, Any)
+
 
 # Keys of config.json across the ecosystem: training, bookkeeping, text generation.
 _INERT = """
@@ -21,14 +32,7 @@ tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torch
 transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
 use_cache use_grouped_mm use_mtp
 """
-INERT = frozenset(_INERT.split())
-
-# Keys of every family that change nothing at this value, and are refused at any other: for these
-# null, false and empty do mean something.
-USUAL = {"is_causal": True}
-
-# Tensors that tools wrote although they follow from the config.
-LEFTOVERS = re.compile(
-    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attention\.(bias|masked_bias)"
-    r"|self_attn\.(slope_rate|(query|key|diagonal)_decay))$"  # of MiniMax's linear attention
-)
+INERT: Inert = {
+    **at_any_value(_INERT.split()),
+    "is_causal": Literal[True],  # null is not silence: to Hugging Face it means false
+}

@@ -108,6 +108,13 @@ def rope_by_layer_type(
     return out
 
 
+def rope_with_local_base(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `raw` as rope_by_layer_type does, in the spelling and with the defaults of Gemma 3."""
+    theta = {"full_attention": 1e6, "sliding_attention": 1e4}
+    older = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
+    return rope_by_layer_type(raw, theta, older)
+
+
 def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
     """Take an object out of `raw`; absent and null are empty."""
     value = raw.pop(key, None)

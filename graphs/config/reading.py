@@ -1,15 +1,13 @@
-"""The record of an architecture, and the reading of a config.json into its typed Config."""
+"""Reading a config.json into a typed Config: a dataclass whose fields are the keys."""
 
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.config.inert import INERT, USUAL
-from lmcast.graphs.weights.bind import Table
+from lmcast.graphs.config.inert import INERT, NONE, Inert
 from lmcast.plugins.errors import InputError
 
 
@@ -33,57 +31,15 @@ Experts = Annotated[int, Range(1, 4096)]  # of one layer, or chosen by one token
 Positive = Annotated[float, Range(1e-30, 1e30)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arch:
-    """One architecture: how its config is read, its model built, its weights found.
-
-    `tidy` turns legacy spellings of a raw config into the Config's own; `weights` says where our
-    modules and parameters come from. `beside` are modules that checkpoints hold beside the text
-    model, or finds them by a config and the names of tensors: known, and left out.
-    `spare` are modules and parameters of a layer that checkpoints also store where a layer of ours
-    has none: left out too.
-    """
-
-    name: str  # the model_type
-    config: type
-    build: Callable[[Any], Decoder]
-    weights: Table | Callable[[Any], Table]
-    tidy: Callable[[dict[str, Any]], dict[str, Any]] = dict
-    beside: tuple[str, ...] | Callable[[Any, Collection[str]], tuple[str, ...]] = ()
-    spare: tuple[str, ...] = ()
-
-    def table(self, config: Any) -> Table:
-        """Return where our modules and parameters come from, for one config."""
-        return self.weights(config) if callable(self.weights) else self.weights
-
-    def modules_beside(self, config: Any, tensors: Collection[str]) -> tuple[str, ...]:
-        """Return the modules among these tensors that are known and left out."""
-        return self.beside(config, tensors) if callable(self.beside) else self.beside
-
-
-def read_config(
-    arch: Arch, raw: Mapping[str, Any], inert: Collection[str] = (), within: str = ""
-) -> Any:
-    """Return arch.config from a raw config.json, or raise ConfigError naming the key.
-
-    A key that the Config does not have must be in INERT or `inert`, or be null, false or empty.
-    `within` is the path of `raw` in config.json: '' for all of it, else as 'text_config.'.
-    """
-    keys = {key: value for key, value in raw.items() if f"{within}{key}" not in inert}
-    at = f"config.json: {within}"
-    try:
-        return parse(arch.config, arch.tidy(keys), at, inert)
-    except ConfigError as error:
-        message = str(error)  # of tidy, which does not know where its keys lie
-        message = message if at in message else message.replace("config.json: ", at, 1)
-        raise ConfigError(f"{arch.name}: {message}") from None
-
-
 T = TypeVar("T")
 
 
-def parse(cls: type[T], raw: Mapping[str, Any], at: str, inert: Collection[str] = ()) -> T:
-    """Return the dataclass `cls` from a mapping; `at` begins every message, as 'config.json: '."""
+def parse(cls: type[T], raw: Mapping[str, Any], at: str, inert: Inert = NONE) -> T:
+    """Return the dataclass `cls` from a mapping; `at` begins every message, as 'config.json: '.
+
+    Raises ConfigError for a key that is no field and may change something (see refuse_unread), and
+    for a value that is not of its field's type.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
     refuse_unread(raw, fields.keys(), at, inert)
@@ -103,21 +59,27 @@ def parse(cls: type[T], raw: Mapping[str, Any], at: str, inert: Collection[str] 
         raise ConfigError(f"{at}{error}") from None
 
 
-def refuse_unread(
-    raw: Mapping[str, Any], known: Collection[str], at: str, inert: Collection[str]
-) -> None:
-    """Raise ConfigError where `raw` sets a key that is neither known nor without effect."""
+def refuse_unread(raw: Mapping[str, Any], known: Collection[str], at: str, inert: Inert) -> None:
+    """Raise ConfigError where `raw` sets a key that is neither known nor without effect.
+
+    A key of INERT or `inert` is without effect at a value of the type given there, a key of `inert`
+    also at null; any other key at null, false and what is empty.
+    """
     path = at.rpartition(": ")[2]
-    unread = sorted(
-        key
-        for key, value in raw.items()
-        if key not in known
-        and key not in INERT
-        and f"{path}{key}" not in inert
-        and not (key in USUAL and value is USUAL[key])
-        and not (key not in USUAL and (value is None or value is False or value in ("", [], {})))
-    )
+    unread = []
+    for key, value in raw.items():
+        if key in known:
+            continue
+        if f"{path}{key}" in inert:
+            if value is not None:
+                _convert(inert[f"{path}{key}"], value, f"{at}{key}", inert)
+        elif key in INERT:
+            if not _fits(INERT[key], value):
+                unread.append(key)
+        elif not (value is None or value is False or value in ("", [], {})):
+            unread.append(key)
     if unread:
+        unread.sort()
         raise ConfigError(
             f"{at.removesuffix(path)}sets"
             f" {', '.join(f'{path}{k} = {raw[k]!r:.80}' for k in unread)}, which nothing reads;"
@@ -125,12 +87,22 @@ def refuse_unread(
         )
 
 
+def _fits(hint: Any, value: Any) -> bool:
+    try:
+        _convert(hint, value, "", NONE)
+    except ConfigError:
+        return False
+    return True
+
+
 def _allows_none(hint: Any) -> bool:
     return hint is None or type(None) in typing.get_args(hint)
 
 
-def _convert(hint: Any, value: Any, at: str, inert: Collection[str]) -> Any:
+def _convert(hint: Any, value: Any, at: str, inert: Inert) -> Any:
     """Return `value` as `hint` says, or raise ConfigError."""
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         value, bounds = _convert(args[0], value, at, inert), args[1]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
+from lmcast.graphs.config.inert import Inert
 from lmcast.graphs.config.reading import Positive, Range, Size
 
 NotNegative = Annotated[float, Range(0, 1e30)]
@@ -76,8 +77,10 @@ class TemperedRope(FullRope):
     """Also with what Temperature reads."""
 
     llama_4_scaling_beta: float
-    max_position_embeddings: int | None = None  # stored here by Hugging Face, read by nothing
 
+
+# Stored there by Hugging Face.
+TEMPERED_INERT: Inert = {"rope_parameters.max_position_embeddings": int}
 
 ALWAYS = ("rope_type", "rope_theta", "partial_rotary_factor")
 LENGTH = "original_max_position_embeddings"

@@ -1,1 +1,1 @@
-"""Keys of config.json and parts of models that several architectures share."""
+"""What several architectures share of their config.json and of the names of their weights."""

@@ -1,31 +1,24 @@
-"""What a config.json says of latent attention, and a decoder with it, in the families that follow
-DeepSeek V3."""
+"""What the families that follow DeepSeek V3 share: the keys of their config.json, and where latent
+attention lies in their files."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
-from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
-from lmcast.graphs.blocks.ffn import GatedMLP
-from lmcast.graphs.blocks.mla import LatentAttention
-from lmcast.graphs.blocks.norm import RMSNorm
-from lmcast.graphs.blocks.rope import Rope, rotate, rotate_interleaved
-from lmcast.graphs.blocks.step import Mixer
+from lmcast.graphs.blocks.moe import ExpertActivation
+from lmcast.graphs.config.inert import Inert
 from lmcast.graphs.config.layer_types import further_predictors
 from lmcast.graphs.config.older_spellings import renamed, rope
-from lmcast.graphs.config.reading import Count, Layers, Positive, Size
-from lmcast.graphs.config.rope_parameters import FullRope, RopeParameters
-from lmcast.graphs.families.routing import Routing
-from lmcast.graphs.weights.bind import COMMON, PER_EXPERT, SHARED_EXPERTS, Table
-from lmcast.graphs.weights.experts import ALL, either, out_first
+from lmcast.graphs.config.reading import Count, Experts, Layers, Positive, Size
+from lmcast.graphs.config.rope_parameters import RopeParameters
+from lmcast.graphs.weights.bind import COMMON, Table
+from lmcast.graphs.weights.experts import ALL, CORRECTION, ROUTER, SHARED_EXPERTS, routed
 from lmcast.graphs.weights.sources import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latents(Routing):
+class LatentKeys:
     """The keys under DeepSeek V3's names, for a Config to take over."""
 
     vocab_size: Size
@@ -33,7 +26,6 @@ class Latents(Routing):
     intermediate_size: Size  # of dense layers
     num_hidden_layers: Layers
     num_attention_heads: Size
-    rope_parameters: FullRope | None
     q_lora_rank: Size | None
     kv_lora_rank: Size
     qk_nope_head_dim: Size
@@ -41,15 +33,20 @@ class Latents(Routing):
     v_head_dim: Size
     qk_head_dim: Size | None = None
     num_key_value_heads: Size | None = None
+    n_routed_experts: Experts
     n_shared_experts: Size = 1
+    moe_intermediate_size: Size
+    num_experts_per_tok: Experts = 8
+    n_group: Experts = 1
+    topk_group: Experts = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: Positive | None = 1.0
     first_k_dense_replace: Count = 3
     num_nextn_predict_layers: Count = 1  # stored behind the others, and left out
     max_position_embeddings: Size = 4096
     rms_norm_eps: Positive = 1e-6
+    hidden_act: ExpertActivation = "silu"
     attention_bias: bool = False  # of the latents and the output
-    rope_interleave: bool = True
-    tie_word_embeddings: bool = False
-    moe_layer_freq: Literal[1] = 1
 
     def __post_init__(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
@@ -65,52 +62,15 @@ class Latents(Routing):
                 f" make it {whole}"
             )
 
-    def rope(self) -> Rope | None:
-        """Return what rotates queries and keys, None without rope_parameters."""
-        if self.rope_parameters is None:
-            return None
-        return Rope(self.qk_rope_head_dim, self.rope_parameters, self.max_position_embeddings)
 
-    def attention(self, rope: Rope | None, **more: Any) -> LatentAttention:
-        """Return the attention of one layer; `more` are further arguments of LatentAttention."""
-        return LatentAttention(
-            dim=self.hidden_size,
-            heads=self.num_attention_heads,
-            query_rank=self.q_lora_rank,
-            rank=self.kv_lora_rank,
-            head_dim=self.qk_nope_head_dim,
-            rope_dim=self.qk_rope_head_dim,
-            value_dim=self.v_head_dim,
-            rope=rope,
-            bias=self.attention_bias,
-            scale=softmax_scale(
-                self.qk_nope_head_dim + self.qk_rope_head_dim, self.rope_parameters
-            ),
-            rotation=rotate_interleaved if self.rope_interleave else rotate,
-            **more,
-        )
-
-    def decoder(self, mixers: Sequence[Mixer], sparse: Sequence[bool]) -> Decoder:
-        """Return the model with these mixers, and experts in the layers that are `sparse`."""
-        dim, act = self.hidden_size, self.hidden_act
-
-        def norm() -> RMSNorm:
-            return RMSNorm(dim, self.rms_norm_eps)
-
-        def ffn(sparse: bool) -> nn.Module:
-            if not sparse:
-                return GatedMLP(dim, self.intermediate_size, act=act)
-            inner = self.moe_intermediate_size * self.n_shared_experts
-            return self.experts(dim, GatedMLP(dim, inner, act=act))
-
-        layers = [
-            Layer(pre_mixer=norm(), mixer=mixer, pre_ffn=norm(), ffn=ffn(has))
-            for mixer, has in zip(mixers, sparse, strict=True)
-        ]
-        embed = nn.Embedding(self.vocab_size, dim)
-        tied = self.tie_word_embeddings
-        head = TiedHead(embed) if tied else nn.Linear(dim, self.vocab_size, bias=False)
-        return Decoder(embed=embed, layers=layers, norm=norm(), head=head)
+# head_dim: what rotates is qk_rope_head_dim, and files say all kinds of things there.
+LATENT_INERT: Inert = {"head_dim": Any, "moe_layer_freq": Literal[1]}
+# Also of those whose scores are sigmoids, with a correction that selects (arXiv 2412.19437).
+SIGMOID_INERT: Inert = {
+    **LATENT_INERT,
+    "scoring_func": Literal["sigmoid"],
+    "topk_method": Literal["noaux_tc"],
+}
 
 
 def softmax_scale(width: int, p: RopeParameters | None) -> float:
@@ -133,17 +93,15 @@ OLDER = {
 
 
 def tidy(raw: Mapping[str, Any], partial: float = 1.0) -> dict[str, Any]:
-    """Return a raw config in the spelling of Latents, without head_dim: what rotates is
-    qk_rope_head_dim, and files say all kinds of things there. partial as in legacy.rope."""
-    known = {key: value for key, value in raw.items() if key != "head_dim"}
-    return rope(renamed(known, OLDER), partial=partial)
+    """Return a raw config in the spelling of LatentKeys; partial as in older_spellings.rope."""
+    return rope(renamed(raw, OLDER), partial=partial)
 
 
-def beside(c: Latents, tensors: Collection[str]) -> tuple[str, ...]:
+def beside(c: LatentKeys, tensors: Collection[str]) -> tuple[str, ...]:
     return further_predictors(c.num_hidden_layers, c.num_nextn_predict_layers, tensors)
 
 
-def weights(c: Latents) -> Table:
+def weights(c: LatentKeys) -> Table:
     ours, theirs = "layers.{i}.mixer", "model.layers.{i}.self_attn"
     width, heads = c.qk_nope_head_dim, c.num_attention_heads
 
@@ -153,9 +111,9 @@ def weights(c: Latents) -> Table:
     return {
         **COMMON,
         **SHARED_EXPERTS,
-        **either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", c.moe_intermediate_size)),
-        "layers.{i}.ffn.router": "model.layers.{i}.mlp.gate",
-        "layers.{i}.ffn.router.correction": "model.layers.{i}.mlp.gate.e_score_correction_bias",
+        **routed(c.moe_intermediate_size),
+        **ROUTER,
+        **CORRECTION,
         f"{ours}.q_a": f"{theirs}.q_a_proj",
         f"{ours}.q_norm": f"{theirs}.q_a_layernorm",
         f"{ours}.q": f"{theirs}.q_proj" if c.q_lora_rank is None else f"{theirs}.q_b_proj",

@@ -1,30 +1,25 @@
-"""What a config.json says of layers of Mamba-2 and of attention in the families that follow Bamba,
-and where a mixer of Mamba-2 comes from in these and others."""
+"""What families with layers of Mamba-2 and of attention share: the keys of a config.json like
+Bamba's, and where Mamba-2 lies in these files and others."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lmcast.graphs.blocks.attention import Attention
-from lmcast.graphs.blocks.ffn import ActivationName
-from lmcast.graphs.blocks.mamba import Mamba
-from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.config.inert import Inert
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.reading import Layers, Positive, Size
-from lmcast.graphs.config.rope_parameters import RopeParameters
 from lmcast.graphs.weights.bind import Entry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hybrid:
+class HybridKeys:
     """The keys under Bamba's names, for a Config to take over."""
 
     vocab_size: Size
     hidden_size: Size
     num_hidden_layers: Layers
     num_attention_heads: Size
-    rope_parameters: RopeParameters
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
     max_position_embeddings: Size = 262144
@@ -37,11 +32,8 @@ class Hybrid:
     mamba_expand: Size = 2
     mamba_conv_bias: bool = True
     mamba_proj_bias: bool = False
-    mamba_chunk_size: int | None = None  # this and the next change no result
-    use_mamba_kernels: bool | None = None
     time_step_limit: tuple[float | None, ...] | None = None
     rms_norm_eps: Positive = 1e-5
-    hidden_act: ActivationName = "silu"
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -58,38 +50,13 @@ class Hybrid:
                 f" {heads}"
             )
 
-    def rope(self) -> Rope:
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        width = head_width(self.hidden_size, heads, kv_heads or heads, self.head_dim)
-        return Rope(width, self.rope_parameters, self.max_position_embeddings)
+    def head_width(self) -> int:
+        """Return the width of a head of attention."""
+        heads = self.num_attention_heads
+        return head_width(self.hidden_size, heads, self.num_key_value_heads or heads, self.head_dim)
 
-    def attention(self, rope: Rope | None, scale: float | None = None) -> Attention:
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        return Attention(
-            dim=self.hidden_size,
-            heads=heads,
-            kv_heads=kv_heads or heads,
-            head_dim=head_width(self.hidden_size, heads, kv_heads or heads, self.head_dim),
-            rope=rope,
-            qkv_bias=self.attention_bias,
-            out_bias=self.attention_bias,
-            scale=scale,
-        )
 
-    def mamba(self) -> Mamba:
-        return Mamba(
-            dim=self.hidden_size,
-            heads=self.mamba_n_heads,
-            head_dim=self.mamba_expand * self.hidden_size // self.mamba_n_heads,
-            groups=self.mamba_n_groups,
-            state_dim=self.mamba_d_state,
-            taps=self.mamba_d_conv,
-            eps=self.rms_norm_eps,
-            time_steps=time_steps(self.time_step_limit),
-            conv_bias=self.mamba_conv_bias,
-            bias=self.mamba_proj_bias,
-            act=self.hidden_act,
-        )
+HYBRID_INERT: Inert = {"mamba_chunk_size": int, "use_mamba_kernels": bool}
 
 
 def time_steps(limit: tuple[float | None, ...] | None) -> tuple[float | None, float | None]:

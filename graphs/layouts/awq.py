@@ -1,12 +1,13 @@
 """AWQ (AutoAWQ's gemm): integers of four bits in words along the outputs, input-first."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import SIGNS, bytes_of, halves, pairs, require_shape
 from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
@@ -59,10 +60,10 @@ class Awq:
         return OutputWords(Scheme("int4", (1, group), scale, zeros=True), packed, zeros, scales)
 
 
-def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> Awq:
+def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Awq:
     """Return the settings of a quantization_config; raises ConfigError for what is not read."""
     path = at.rpartition(": ")[2]
-    return parse(Awq, raw, at, {*inert, *(f"{path}{key}" for key in INERT)})
+    return parse(Awq, raw, at, {**inert, **at_any_value(f"{path}{key}" for key in INERT)})
 
 
 @dataclass(frozen=True)

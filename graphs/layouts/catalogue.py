@@ -1,8 +1,9 @@
 """What a config.json says of the numbers that any architecture's weights may be stored in."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from lmcast.graphs.config.inert import NONE, Inert
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts import awq, compressed_tensors, gptq, modelopt, quark
 from lmcast.graphs.layouts.block_fp8 import Fp8Settings
@@ -10,7 +11,7 @@ from lmcast.graphs.layouts.gpt_oss import Mxfp4Settings
 from lmcast.graphs.layouts.tensors import Found, Settings, Tensors
 
 KEY = "quantization_config"
-Read = Callable[[Mapping[str, Any], str, Collection[str]], Settings]
+Read = Callable[[Mapping[str, Any], str, Inert], Settings]
 METHODS: Mapping[str, Read] = {
     "fp8": lambda raw, at, inert: parse(Fp8Settings, raw, at, inert),
     "mxfp4": lambda raw, at, inert: parse(Mxfp4Settings, raw, at, inert),
@@ -27,7 +28,7 @@ def take(
     config: Mapping[str, Any],
     tensors: Tensors,
     multimodal: bool,
-    inert: Collection[str] = (),
+    inert: Inert = NONE,
 ) -> tuple[Found, dict[str, Any]]:
     """Return what a config.json of the architecture `name` says is quantized, and the rest of it.
 

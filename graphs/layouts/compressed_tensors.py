@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, Size, parse
 from lmcast.graphs.layouts.stored import (
     MX,
@@ -198,7 +199,7 @@ class CompressedTensors:
         return stored(tensors, module, element, weights.block)
 
 
-def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> CompressedTensors:
+def read(raw: Mapping[str, Any], at: str, inert: Inert) -> CompressedTensors:
     """Return the settings of a quantization_config; raises ConfigError for what is not read."""
     groups, transforms = raw.get("config_groups"), raw.get("transform_config")
     if not groups:
@@ -212,7 +213,7 @@ def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> CompressedT
 
 
 def _each(
-    kind: type[T], groups: object, at: str, inert: Collection[str], ignored: Collection[str] = ()
+    kind: type[T], groups: object, at: str, inert: Inert, ignored: Collection[str] = ()
 ) -> list[T]:
     """Return the values of an object by name; ignored: keys of their weights that say nothing."""
     if not isinstance(groups, Mapping):
@@ -224,7 +225,12 @@ def _each(
         if not isinstance(group, Mapping):
             raise ConfigError(f"{within[:-1]} is {group!r:.80}; accepted: an object")
         parsed.append(
-            parse(kind, group, within, {*inert, *(f"{path}weights.{k}" for k in ignored)})
+            parse(
+                kind,
+                group,
+                within,
+                {**inert, **at_any_value(f"{path}weights.{k}" for k in ignored)},
+            )
         )
     return parsed
 

@@ -1,12 +1,13 @@
 """GPTQ (AutoGPTQ, GPTQModel): integers in words along the inputs, input-first."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import SIGNS, bytes_of, halves, require_shape
 from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
@@ -75,10 +76,10 @@ class Gptq:
         )
 
 
-def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> Gptq:
+def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Gptq:
     """Return the settings of a quantization_config; raises ConfigError for what is not read."""
     path = at.rpartition(": ")[2]
-    return parse(Gptq, raw, at, {*inert, *(f"{path}{key}" for key in INERT)})
+    return parse(Gptq, raw, at, {**inert, **at_any_value(f"{path}{key}" for key in INERT)})
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """NVIDIA ModelOpt: one algorithm for all modules, or one for each that is listed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, Size, parse
 from lmcast.graphs.layouts.stored import MX, NV, halves, pairs, require_shape, stored
 from lmcast.graphs.layouts.tensors import E8M0, FLOATS, Found, Tensors, by_wildcard, require_listed
@@ -187,7 +188,7 @@ class RowPairs:
         return Quantized(self.format, pairs(rows), read(self.scales, begin, end))
 
 
-def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> ModelOpt:
+def read(raw: Mapping[str, Any], at: str, inert: Inert) -> ModelOpt:
     """Return the settings of a quantization_config; raises ConfigError for what is not read."""
     path = at.rpartition(": ")[2]
     layers = raw.get("quantized_layers") or {}
@@ -199,7 +200,7 @@ def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> ModelOpt:
         if not isinstance(layer, Mapping):
             raise ConfigError(f"{within[:-1]} is {layer!r:.80}; accepted: an object")
         parsed.append((name, parse(Layer, layer, within, inert)))
-    known = {*inert, *(f"{path}{key}" for key in PRODUCER)}
+    known = {**inert, **at_any_value(f"{path}{key}" for key in PRODUCER)}
     return parse(ModelOpt, {**raw, "quantized_layers": parsed}, at, known)
 
 

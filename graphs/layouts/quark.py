@@ -1,9 +1,10 @@
 """AMD Quark: MXFP4 with one setting for all weights."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import MX, stored
 from lmcast.graphs.layouts.tensors import E8M0, Found, Tensors, by_wildcard, require_listed
@@ -59,10 +60,10 @@ class Quark:
         return Found(layouts, tensors.activations(layouts))
 
 
-def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> Quark:
+def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Quark:
     """Return the settings of a quantization_config; raises ConfigError for what is not read."""
     path = at.rpartition(": ")[2]
-    outer = {*inert, *(f"{path}{key}" for key in OUTER)}
+    outer = {**inert, **at_any_value(f"{path}{key}" for key in OUTER)}
     groups = raw.get("layer_quant_config") or {}
     if not isinstance(groups, Mapping):
         raise ConfigError(f"{at}layer_quant_config is {groups!r:.80}; accepted: an object")
@@ -71,7 +72,7 @@ def read(raw: Mapping[str, Any], at: str, inert: Collection[str]) -> Quark:
     for name, group in {**named, "global_quant_config": raw.get("global_quant_config")}.items():
         if not isinstance(group, Mapping):
             raise ConfigError(f"{at}{name} is {group!r:.80}; accepted: an object")
-        within = {*outer, *(f"{path}{name}.weight.{key}" for key in INNER)}
+        within = {**outer, **at_any_value(f"{path}{name}.weight.{key}" for key in INNER)}
         parsed[name] = parse(Group, group, f"{at}{name}.", within)
     general = parsed.pop("global_quant_config")
     own = {**raw, "global_quant_config": general, "layer_quant_config": tuple(parsed.values())}

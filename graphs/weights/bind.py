@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from lmcast.graphs.config.inert import LEFTOVERS
 from lmcast.graphs.weights.quantized import Layout, Scheme
 from lmcast.graphs.weights.sources import (
     Joined,
@@ -25,9 +24,15 @@ from lmcast.graphs.weights.sources import (
 )  # fmt: skip
 
 __all__ = [
-    "COMMON", "PER_EXPERT", "SANDWICH", "SHARED_EXPERTS", "Binding", "EachExpert", "Entry", "Table",
-    "WeightError", "bind", "per_expert",
+    "COMMON", "HEAD_NORMS", "QK_NORMS", "SANDWICH", "Binding", "EachExpert", "Entry", "Table",
+    "WeightError", "bind",
 ]  # fmt: skip
+
+# Tensors that tools wrote although they follow from the config.
+LEFTOVERS = re.compile(
+    r"(^|\.)(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attention\.(bias|masked_bias)"
+    r"|self_attn\.(slope_rate|(query|key|diagonal)_decay))$"  # of MiniMax's linear attention
+)
 
 
 @dataclass(frozen=True)
@@ -85,27 +90,17 @@ COMMON: dict[str, Entry] = {
     **{f"layers.{{i}}.ffn.{x}": f"model.layers.{{i}}.mlp.{x}_proj" for x in ("gate", "up", "down")},
 }
 
-# Norms on both sides of either branch (Gemma).
+# Norms of queries and keys over all heads (OLMo 2), and of each head (Qwen3).
+QK_NORMS: dict[str, Entry] = {
+    f"layers.{{i}}.mixer.{x}_norm": f"model.layers.{{i}}.self_attn.{x}_norm" for x in "qk"
+}
+HEAD_NORMS: dict[str, Entry] = {f"{ours}.norm": theirs for ours, theirs in QK_NORMS.items()}
+
+# Norms on both sides of either branch (Gemma), or behind it alone (OLMo 2).
 SANDWICH: dict[str, Entry] = {
     "layers.{i}.post_mixer": "model.layers.{i}.post_attention_layernorm",
     "layers.{i}.pre_ffn": "model.layers.{i}.pre_feedforward_layernorm",
     "layers.{i}.post_ffn": "model.layers.{i}.post_feedforward_layernorm",
-}
-
-
-def per_expert(theirs: str, gate: str, up: str, down: str) -> dict[str, EachExpert]:
-    """Three matrices for every expert, by the names of their modules in `theirs`."""
-    return {
-        f"layers.{{i}}.ffn.experts.{ours}": EachExpert(View(f"{theirs}.{{e}}.{name}.weight"))
-        for ours, name in (("gate", gate), ("up", up), ("down", down))
-    }
-
-
-# As most checkpoints with experts have them.
-PER_EXPERT = per_expert("model.layers.{i}.mlp.experts", "gate_proj", "up_proj", "down_proj")
-SHARED_EXPERTS: dict[str, Entry] = {
-    f"layers.{{i}}.ffn.shared.{x}": f"model.layers.{{i}}.mlp.shared_experts.{x}_proj"
-    for x in ("gate", "up", "down")
 }
 
 

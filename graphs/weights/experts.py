@@ -1,12 +1,36 @@
-"""Weight tables of experts that checkpoints hold in stacks, with gate and up in one tensor."""
+"""Weight tables of experts and their routers, in every way that checkpoints hold them.
+
+Letters: E experts, D width, I inner width. Out-first is rows by outputs, as nn.Linear has them.
+"""
 
 from collections.abc import Mapping
 
-from lmcast.graphs.weights.bind import EachExpert, Entry, per_expert
-from lmcast.graphs.weights.sources import Source, View
+from lmcast.graphs.weights.bind import EachExpert, Entry
+from lmcast.graphs.weights.sources import Joined, Source, View
 
 ALL = slice(None)
 OURS = "layers.{i}.ffn.experts"
+
+# As most checkpoints have them: the router, what selects experts and weighs none, shared experts.
+ROUTER: dict[str, Entry] = {"layers.{i}.ffn.router": "model.layers.{i}.mlp.gate"}
+CORRECTION: dict[str, Entry] = {
+    "layers.{i}.ffn.router.correction": "model.layers.{i}.mlp.gate.e_score_correction_bias"
+}
+SHARED_EXPERTS: dict[str, Entry] = {
+    f"layers.{{i}}.ffn.shared.{x}": f"model.layers.{{i}}.mlp.shared_experts.{x}_proj"
+    for x in ("gate", "up", "down")
+}
+
+
+def per_expert(theirs: str, gate: str, up: str, down: str) -> dict[str, EachExpert]:
+    """Three matrices for every expert, by the names of their modules in `theirs`."""
+    return {
+        f"{OURS}.{ours}": EachExpert(View(f"{theirs}.{{e}}.{name}.weight"))
+        for ours, name in (("gate", gate), ("up", up), ("down", down))
+    }
+
+
+PER_EXPERT = per_expert("model.layers.{i}.mlp.experts", "gate_proj", "up_proj", "down_proj")
 
 
 def alternating(theirs: str) -> dict[str, Entry]:
@@ -55,6 +79,12 @@ def either(*tables: Mapping[str, Source | EachExpert]) -> dict[str, Entry]:
     return {ours: tuple(table[ours] for table in tables) for ours in tables[0]}
 
 
+def routed(inner: int) -> dict[str, Entry]:
+    """Experts of `mlp.experts`, a matrix each as in most files of the hub, or in stacks as Hugging
+    Face holds them; I is `inner`."""
+    return either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", inner))
+
+
 def sparse_block(inner: int) -> dict[str, Entry]:
     """Router and experts as files of the hub with a `block_sparse_moe` have them, or as Hugging
     Face names its modules; I is `inner`."""
@@ -65,3 +95,22 @@ def sparse_block(inner: int) -> dict[str, Entry]:
         "layers.{i}.ffn.router.weight": router,
         **either(experts, out_first(f"{modules}.experts", inner)),
     }
+
+
+# Ours, Mixtral's, and the axis of the inner width, which the ranks divide among themselves.
+MATRICES = (("gate", "w1", 0), ("up", "w3", 0), ("down", "w2", 1))
+
+
+def part_name(tensor: str, rank: int) -> str:
+    """Return the name under which the part of one rank is presented."""
+    return f"{tensor}.TP-{rank:03}"
+
+
+def whole_or_parts(ours: str, theirs: str, ranks: int) -> dict[str, Entry]:
+    """Return the table of experts whose matrices w1, w2 and w3 are whole, or in a part per rank."""
+    table: dict[str, Entry] = {}
+    for name, matrix, axis in MATRICES:
+        whole = f"{theirs}.{{e}}.{matrix}.weight"
+        parts = tuple(View(part_name(whole, rank)) for rank in range(ranks))
+        table[f"{ours}.{name}"] = EachExpert(View(whole)), EachExpert(Joined(parts, axis))
+    return table

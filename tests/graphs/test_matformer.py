@@ -18,7 +18,7 @@ from lmcast.exporter.cli import cli
 from lmcast.exporter.prove.parity import parity
 from lmcast.graphs import ConfigError, Definition, define, fill
 from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.families.matformer import sliced
+from lmcast.graphs.matformer import sliced
 
 LAYERS, WIDTH = 12, SMALL["hidden_size_per_layer_input"]
 WHOLE: dict[str, Any] = {

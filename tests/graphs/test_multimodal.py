@@ -15,7 +15,7 @@ from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.cli import main
 from lmcast.exporter.engine.contract import eos_ids
 from lmcast.graphs import ConfigError, WeightError, define, load
-from lmcast.graphs.families.multimodal import HUB, MODULES
+from lmcast.graphs.archs.multimodal import HUB, MODULES
 
 NAMES = ("gemma3/linear on full", "gemma3/untied", "mistral3/mistral, untied")
 TIE = "tie_word_embeddings"

@@ -31,8 +31,8 @@ from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, Checkpoint, Texts
 from lmcast.exporter.engine.inspect import inspect
 from lmcast.exporter.weights.values import values
 from lmcast.graphs import Definition, fill, load
-from lmcast.graphs.families.matformer import sliced
 from lmcast.graphs.layouts.stored import Stored
+from lmcast.graphs.matformer import sliced
 from lmcast.graphs.weights import sources
 from lmcast.graphs.weights.bind import packed as as_packed
 from lmcast.graphs.weights.quantized import Block, Scheme

@@ -4,7 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmcast.graphs.config.reading import Arch, ConfigError, refuse_unread
+from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.config.inert import Inert, at_any_value
+from lmcast.graphs.config.reading import ConfigError, refuse_unread
 from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed
 from lmcast.graphs.weights.sources import Shapes, WeightError
 
@@ -54,7 +56,7 @@ class Multimodal:
 
     name: str  # the model_type
     texts: Mapping[str, Text]  # by the model_type of text_config; the first where it has none
-    keys: frozenset[str]  # of config.json: what concerns the other models only
+    inert: Inert  # keys of config.json beside text_config: what concerns the other models only
     beside: tuple[str, ...]  # modules of the other models
     tied: bool  # whether Hugging Face ties where config.json is silent and no head is stored
 
@@ -67,7 +69,8 @@ class Multimodal:
         """
         at = "config.json: "
         try:
-            refuse_unread(config, self.keys | {"text_config", TIE}, at, inert)
+            known = {"text_config", TIE}
+            refuse_unread(config, known, at, {**self.inert, **at_any_value(inert)})
             raw = config.get("text_config")
             if not isinstance(raw, Mapping):
                 raise ConfigError(f"{at}text_config is {raw!r:.80}; accepted: an object")

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmcast.graphs import ConfigError, Definition
+from lmcast.graphs import Definition
 from lmcast.graphs.config.layer_types import one_each, owners
-from lmcast.graphs.config.reading import Count, Size, parse
+from lmcast.graphs.config.reading import ConfigError, Count, Size, parse
 from lmcast.graphs.weights.sources import Joined, Packed, Source, View
 
 # What the config of an architecture has that can be sliced.
