@@ -60,10 +60,9 @@ def build(c: Config) -> Decoder:
     def ffn(sparse: bool) -> nn.Module:
         if not sparse:
             return GatedMLP(dim, c.intermediate_size, act=act)
-        router = moe.Router(
-            dim, c.n_routed_experts, c.num_experts_per_tok, score="sigmoid", correction=True,
-            groups=c.n_group, kept_groups=c.topk_group, in_fp32=True,
-            epsilon=1e-20 if c.norm_topk_prob else None, scale=c.routed_scaling_factor or 1.0,
+        router = moe.sigmoid_router(
+            dim, c.n_routed_experts, c.num_experts_per_tok, groups=c.n_group,
+            kept_groups=c.topk_group, renormalize=c.norm_topk_prob, scale=c.routed_scaling_factor,
         )  # fmt: skip
         inner, kind = c.moe_intermediate_size, moe.EXPERT_ACTIVATIONS[act]
         experts = moe.Experts(dim, inner, c.n_routed_experts, activation=kind)

@@ -141,17 +141,14 @@ def dense(c: Config) -> GatedMLP:
 def experts(c: Config) -> moe.MoE:
     dim, inner, act = c.hidden_size, c.moe_intermediate_size, c.hidden_act
     return moe.MoE(
-        moe.Router(
+        moe.sigmoid_router(
             dim,
             c.n_routed_experts,
             c.num_experts_per_tok,
-            score="sigmoid",
-            correction=True,
             groups=c.n_group,
             kept_groups=c.topk_group,
-            epsilon=1e-20 if c.norm_topk_prob else None,
-            scale=c.routed_scaling_factor or 1.0,
-            in_fp32=True,
+            renormalize=c.norm_topk_prob,
+            scale=c.routed_scaling_factor,
         ),
         moe.Experts(dim, inner, c.n_routed_experts, activation=moe.EXPERT_ACTIVATIONS[act]),
         shared=GatedMLP(dim, inner * c.n_shared_experts, act=act),
@@ -162,7 +159,7 @@ def build(c: Config) -> Decoder:
     def norm() -> RMSNorm:
         return RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def layer(kind: LayerType, sparse: bool) -> Layer:
+    def layer(sparse: bool, kind: LayerType) -> Layer:
         return Layer(
             pre_mixer=norm(),
             mixer=latent_attention(c) if kind == "full_attention" else delta_attention(c),
@@ -172,7 +169,7 @@ def build(c: Config) -> Decoder:
 
     return Decoder(
         embed=nn.Embedding(c.vocab_size, c.hidden_size),
-        layers=[layer(*each) for each in zip(c.kinds(), c.sparse(), strict=True)],
+        layers=[layer(*each) for each in zip(c.sparse(), c.kinds(), strict=True)],
         norm=norm(),
         head=nn.Linear(c.hidden_size, c.vocab_size, bias=False),
     )

@@ -159,10 +159,9 @@ def mlp(c: Config, inner: int) -> PlainMLP:
 def experts(c: Config) -> moe.MoE:
     dim, latent, count = c.hidden_size, c.moe_latent_size, c.n_routed_experts
     return moe.MoE(
-        moe.Router(
-            dim, count, c.num_experts_per_tok, score="sigmoid", correction=True,
-            groups=c.n_group, kept_groups=c.topk_group, in_fp32=True,
-            epsilon=1e-20 if c.norm_topk_prob else None, scale=c.routed_scaling_factor or 1.0,
+        moe.sigmoid_router(
+            dim, count, c.num_experts_per_tok, groups=c.n_group,
+            kept_groups=c.topk_group, renormalize=c.norm_topk_prob, scale=c.routed_scaling_factor,
         ),
         # Squared, as relu2 says.
         moe.Experts(latent or dim, c.moe_intermediate_size, count, activation="relu", gated=False),

@@ -89,6 +89,34 @@ class Router(Wide):
         )  # fmt: skip
 
 
+def sigmoid_router(
+    dim: int,
+    experts: int,
+    top_k: int,
+    *,
+    groups: int,
+    kept_groups: int,
+    renormalize: bool,
+    scale: float | None,
+) -> Router:
+    """Return DeepSeek V3's router (arXiv 2412.19437): scores are sigmoids, a correction selects.
+
+    renormalize: weights are divided by their sum; scale None: they are not multiplied.
+    """
+    return Router(
+        dim,
+        experts,
+        top_k,
+        score="sigmoid",
+        correction=True,
+        groups=groups,
+        kept_groups=kept_groups,
+        epsilon=1e-20 if renormalize else None,
+        scale=1.0 if scale is None else scale,
+        in_fp32=True,
+    )
+
+
 class Experts(nn.Module):
     """The feed-forwards of a layer in three stacks, gate and up E,I,D and down E,D,I.
 

@@ -1,5 +1,4 @@
-"""What Qwen3-Next and Qwen3.5 share: the keys of their config.json, and where Gated DeltaNets and
-gated attention lie in their files."""
+"""What Qwen3-Next and Qwen3.5 share: keys of config.json and weight tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

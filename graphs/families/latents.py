@@ -1,5 +1,4 @@
-"""What the families that follow DeepSeek V3 share: the keys of their config.json, and where latent
-attention lies in their files."""
+"""What the architectures that follow DeepSeek V3 share: keys of config.json and a weight table."""
 
 import math
 from collections.abc import Collection, Mapping

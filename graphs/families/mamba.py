@@ -1,5 +1,4 @@
-"""What families with layers of Mamba-2 and of attention share: the keys of a config.json like
-Bamba's, and where Mamba-2 lies in these files and others."""
+"""What architectures with Mamba-2 share: keys of config.json, time steps, a weight table."""
 
 import math
 from collections.abc import Mapping
