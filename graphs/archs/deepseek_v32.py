@@ -41,10 +41,13 @@ class Config(LatentKeys):
     max_position_embeddings: Size = 163840
     tie_word_embeddings: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_each("layer_types", self.layer_types or "indexed_attention", self.num_hidden_layers)
+
     def sparse(self) -> tuple[bool, ...]:
-        layers = self.num_hidden_layers
-        one_each("layer_types", self.layer_types or "indexed_attention", layers)
-        return with_experts(self.mlp_layer_types, layers, self.first_k_dense_replace)
+        dense = self.first_k_dense_replace
+        return with_experts(self.mlp_layer_types, self.num_hidden_layers, dense)
 
 
 def indexer(c: Config) -> Indexer:

@@ -43,10 +43,13 @@ class Config(LatentKeys):
     rms_norm_eps: Positive = 1e-5
     tie_word_embeddings: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_each("layer_types", self.layer_types or "indexed_attention", self.num_hidden_layers)
+
     def kinds(self) -> tuple[IndexerType, ...]:
         """Return whether each layer has an indexer, or attends where the last one did that has."""
         layers, offset = self.num_hidden_layers, self.index_skip_topk_offset
-        one_each("layer_types", self.layer_types or "indexed_attention", layers)
         if self.indexer_types is not None:
             return one_each("indexer_types", self.indexer_types, layers)
         since = (max(i - offset + 1, 0) for i in range(layers))

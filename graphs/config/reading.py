@@ -30,7 +30,6 @@ Count = Annotated[int, Range(0, 1 << 24)]
 Experts = Annotated[int, Range(1, 4096)]  # of one layer, or chosen by one token
 Positive = Annotated[float, Range(1e-30, 1e30)]
 
-
 T = TypeVar("T")
 
 

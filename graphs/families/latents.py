@@ -72,9 +72,9 @@ SIGMOID_INERT: Inert = {
 }
 
 
-def softmax_scale(width: int, p: RopeParameters | None) -> float:
+def softmax_scale(width: int, p: RopeParameters) -> float:
     """Return `width ** -0.5`, times the square of YaRN's factor if mscale_all_dim is given."""
-    if p is None or not p.mscale_all_dim:
+    if not p.mscale_all_dim:
         return width**-0.5
     if p.factor is None:
         raise ValueError(
