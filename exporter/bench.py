@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.runtime.engine import Engine
+from lmcast.exporter.runtime.engine import Engine, plan_runner
 from lmcast.plugins.errors import InputError
 
 READ_BYTES = 512 << 20  # 512 MiB: well above the caches
@@ -244,7 +244,7 @@ def prepare(request: Mapping[str, Any]) -> Peaks:
     if not engine.runs_plan:
         import_module("lmcast.exporter.backends.onnxruntime")
         return Peaks()
-    import_module("lmcast.exporter.backends.tensorrt.runner")
+    plan_runner(engine.directory)
     plans = import_module("lmcast.exporter.backends.tensorrt.plans")
     for module in plans.modules(engine.manifest):
         if find_spec(module) is not None:

@@ -13,11 +13,12 @@ from lmcast.calib.formats import FORMATS
 from lmcast.exporter.checkpoint.files import open_regular, read_into
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
-from lmcast.exporter.engine.manifest import SIGNATURE, EngineError, write_manifest
+from lmcast.exporter.engine.manifest import EngineError, write_manifest
+from lmcast.exporter.engine.names import MODEL, SIGNATURE
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.lowering import DTYPES
 from lmcast.exporter.progress import Progress, silent
-from lmcast.exporter.runtime.engine import MODEL, Engine
+from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.place import Entry, location, write
 
 

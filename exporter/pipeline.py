@@ -24,12 +24,13 @@ from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.contract import describe
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
+from lmcast.exporter.engine.names import MODEL, PARITY, TEMPLATE, TOKENIZER
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.parity import check
-from lmcast.exporter.runtime.engine import MODEL, PARITY, TEMPLATE, TOKENIZER, Engine
+from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.attach import attach
 from lmcast.exporter.weights.place import Mode, Placement, check_copies, choose_mode, place
 from lmcast.exporter.weights.quantized_forms import Form, without_kernel

@@ -8,18 +8,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnxruntime as ort
 
+from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.runtime.session import Shaped
 from lmcast.plugins.errors import InputError
 
-NUMPY = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "int64": np.int64,
-    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-}
 FP8 = 17  # TensorProto.FLOAT8E4M3FN: numpy's own name of it ONNX Runtime does not take
 ROOT = "/"  # linked weights are named by their absolute path without it
 
@@ -97,12 +91,12 @@ class Runner:
 
     def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
         """Return the bytes that states would take, and those of this machine."""
-        need = sum(math.prod(shape) * np.dtype(NUMPY[dtype]).itemsize for _, shape, dtype in states)
+        need = sum(math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in states)
         return need, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def allocate(self, states: Sequence[Shaped]) -> States:
         """Return zeros: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
-        return States((name, np.zeros(shape, NUMPY[dtype])) for name, shape, dtype in states)
+        return States((name, np.zeros(shape, np.dtype(dtype))) for name, shape, dtype in states)
 
     def run(
         self,

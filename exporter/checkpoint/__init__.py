@@ -34,8 +34,6 @@ def open_checkpoint(path: str | Path) -> "Checkpoint":
 
     Reads headers and texts, no weights. Raises CheckpointError for anything unusable.
     """
-    from lmcast.exporter.checkpoint.huggingface import open_directory
-
     path = Path(path)
     try:
         mode = os.stat(path).st_mode
@@ -45,12 +43,18 @@ def open_checkpoint(path: str | Path) -> "Checkpoint":
         raise CheckpointError(f"{str(path)!r}: is no path: {error}") from None
     if stat.S_ISDIR(mode):
         file = _only_gguf(path)
-        return open_directory(path) if file is None else _open_gguf(file)
+        return _open_directory(path) if file is None else _open_gguf(file)
     if stat.S_ISREG(mode) and path.suffix.lower() == ".gguf":
         return _open_gguf(path)
     raise CheckpointError(
         f"{path}: is neither a directory nor a .gguf file; give the directory with config.json"
     )
+
+
+def _open_directory(path: Path) -> "Checkpoint":
+    from lmcast.exporter.checkpoint.huggingface import open_directory
+
+    return open_directory(path)
 
 
 def _open_gguf(path: Path) -> "Checkpoint":

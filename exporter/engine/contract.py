@@ -11,8 +11,8 @@ from lmcast.calib.formats import FORMATS, STATE_OF, Format
 from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.graph.lowering import DTYPES
-from lmcast.exporter.runtime.engine import MODEL
 from lmcast.exporter.weights.place import Placement
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.moe import MoE

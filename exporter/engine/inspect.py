@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmcast.calib.formats import BY_DTYPE, FORMATS, STATE_OF, STATES
+import ml_dtypes  # noqa: F401  # numpy knows bfloat16 and FP8 by name once it is imported
+import numpy as np
+
 from lmcast.exporter.engine.manifest import is_engine, read_manifest
+from lmcast.exporter.engine.names import TEMPLATE, TOKENIZER
 from lmcast.plugins.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,7 +107,7 @@ def _state_size(states: list[State], batch: int, tokens: int) -> StateSize:
     formats = Counter(format for _, format in states)
     for shape, format in states:
         numbers = math.prod(n for n in shape if isinstance(n, int))
-        size = numbers * STATES[format].bytes
+        size = numbers * np.dtype(format).itemsize
         if "C" in shape:
             per_token += size
             elements += numbers
@@ -139,16 +142,18 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         files=files,
         target=fields["target"],
         linked=fields["graph"]["weights"] == "link",
-        tokenizer="tokenizer.json" in names,
-        chat_template="chat_template.jinja" in names,
+        tokenizer=TOKENIZER in names,
+        chat_template=TEMPLATE in names,
     )
 
 
 def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
     from lmcast.exporter.checkpoint import open_checkpoint
+
+    source = open_checkpoint(path)  # first: a wrong path is said without torch
+    from lmcast.calib.formats import FORMATS, STATE_OF
     from lmcast.graphs import defined
 
-    source = open_checkpoint(path)
     found = defined(source.config, source.tensors)
     stored = [source.tensors[name] for name in found.binding.tensors()]
     weights = count_weights(stored, found.binding)
@@ -191,6 +196,8 @@ def _tokens(asked: int | None, longest: int) -> int:
 def count_weights(stored: "list[StoredTensor]", binding: "Binding") -> dict[str, dict[str, int]]:
     """Return tensors and bytes by format, of tensors as they are stored; those of quantized weights
     count with their scales."""
+    from lmcast.calib.formats import BY_DTYPE
+
     layouts = binding.layouts
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:

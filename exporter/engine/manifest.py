@@ -13,11 +13,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
 from lmcast.plugins.errors import InputError
 
-ENGINE_JSON = "engine.json"
 RECIPE_JSON = "recipe.json"
-SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
 FORMAT = 1
 # Kilobytes in practice; far above what a list of a million files needs of a reader's memory.
 MAX_BYTES = 64 << 20

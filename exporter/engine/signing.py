@@ -14,13 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmcast.exporter.engine import manifest
-from lmcast.exporter.engine.manifest import (
-    SIGNATURE,
-    DamagedError,
-    Problem,
-    read_manifest,
-    read_regular,
-)
+from lmcast.exporter.engine.manifest import DamagedError, Problem, read_manifest, read_regular
+from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
 from lmcast.plugins.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -86,7 +81,7 @@ def sign(engine: Path, key: Path) -> Signed:
     finally:
         unfinished.unlink(missing_ok=True)
     found = read_manifest(engine)
-    size = (engine / manifest.ENGINE_JSON).stat().st_size + sum(f.size for f in found.files)
+    size = (engine / ENGINE_JSON).stat().st_size + sum(f.size for f in found.files)
     linked = tuple(source["path"] for source in found.fields.get("linked", []))
     return Signed(str(engine / SIGNATURE), _fingerprint(public), len(found.files) + 1, size, linked)
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lmcast.exporter.engine.lock import TOKEN, Owner, Place, Signals, holds, locked
-from lmcast.exporter.engine.manifest import SIGNATURE, EngineError, is_engine, is_recipe
+from lmcast.exporter.engine.manifest import EngineError, is_engine, is_recipe
+from lmcast.exporter.engine.names import SIGNATURE
 from lmcast.exporter.progress import Progress, silent
 
 # What the surroundings can do to any write; other errors are defects and keep their traceback.

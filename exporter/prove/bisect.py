@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from lmcast.calib.formats import FORMATS
 from lmcast.exporter.backends.onnxruntime import Runner
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.prove.eager_pass import full_pass
 from lmcast.exporter.prove.rounding import exact_contract, without_rounding
-from lmcast.exporter.runtime.engine import MODEL, Engine
+from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.session import Session
 from lmcast.graphs import Definition
 

@@ -19,16 +19,18 @@ from lmcast.calib.formats import FORMATS
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.manifest import EngineError
+from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.bisect import Bisection, find_divergence
 from lmcast.exporter.prove.eager_pass import full_pass
 from lmcast.exporter.prove.rounding import (
+    exact_engine,
     rounded_products,
     unrounded,
     with_rounding,
     without_rounding,
 )
-from lmcast.exporter.runtime.engine import MODEL, Engine
+from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.generate import read_prompts
 from lmcast.exporter.weights.recipe_files import recipe_of
 from lmcast.graphs import Definition, defined
@@ -171,7 +173,7 @@ def check(
     products = {} if engine.runs_plan else rounded_products(graph)
     if products or without_rounding(graph):
         if not engine.runs_plan:
-            exact = Engine(engine.directory, engine.threads, portable=True, exact=True)
+            exact = exact_engine(engine.directory, engine.threads)
             results.append(_compare("exact", _one_by_one(exact, rows), reference, format.name))
         reference = _rounding(with_rounding(found, products), source, reference, rows, format.dtype)
     for name, run in (("prefill", _prefill), ("step by step", _steps), ("ragged batch", _ragged)):

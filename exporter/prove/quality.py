@@ -11,12 +11,13 @@ from torch import Tensor
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.manifest import EngineError
+from lmcast.exporter.engine.names import TOKENIZER
 from lmcast.exporter.progress import Progress, Step, silent
 from lmcast.exporter.prove.corpus import CorpusError, chunks, read_corpus, text_of
 from lmcast.exporter.prove.divergence import Comparison, LayerError, Mean, Measured
 from lmcast.exporter.prove.eager_pass import Pass
 from lmcast.exporter.prove.rounding import unrounded
-from lmcast.exporter.runtime.engine import TOKENIZER, Engine
+from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.recipe_files import recipe_of
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lmcast.exporter.engine.manifest import read_manifest
+from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.graph.lowering import VARIANT
 from lmcast.exporter.passes.nbits_matmul import ROUNDED
+from lmcast.exporter.runtime.engine import Engine, Variant
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import TiedHead
@@ -52,6 +55,14 @@ def rounded_products(graph: ir.Model) -> dict[str, int]:
     return found
 
 
+def exact_engine(directory: Path, threads: int | None = None) -> Engine:
+    """Return an engine whose portable graph multiplies inputs of products as they are, also where
+    the engine rounds them to few bits, and holds keys and values as they are."""
+    fields = read_manifest(directory).fields
+    variant = Variant(exact_model(directory / MODEL), exact_contract(fields))
+    return Engine(directory, threads, portable=True, variant=variant)
+
+
 def exact_model(file: Path) -> bytes:
     """Return a graph that rounds no inputs, if it is loaded without prepacking: without a layout of
     its own for quantized weights ONNX Runtime 1.31 multiplies with their values. Its states are
@@ -62,10 +73,11 @@ def exact_model(file: Path) -> bytes:
 
 
 def exact_contract(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what engine.json says of the graph, with keys and values as they are computed."""
+    """Return what engine.json says of the graph, with keys and values as they are computed, and
+    for a graph that is not prepacked."""
     states = [s | ({"dtype": fields["dtype"]} if s["dtype"] == FP8 else {})
               for s in fields["graph"]["states"]]  # fmt: skip
-    return {**fields["graph"], "states": states}
+    return {**fields["graph"], "states": states, "prepack": False}
 
 
 def without_rounding(graph: ir.Model) -> bool:

@@ -1,16 +1,19 @@
 """A loaded engine: logits, sessions and generation from an engine directory."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
+from lmcast.exporter.engine.names import PARITY, TEMPLATE, TOKENIZER
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.sampling import Sampling
@@ -18,9 +21,6 @@ from lmcast.exporter.runtime.session import Session, check_ids
 from lmcast.exporter.runtime.text import Text
 
 NEW_TOKENS = 256
-MODEL = "model.onnx"
-PARITY = "parity.json"
-TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 Messages = Sequence[dict[str, Any]]
 Prompt = str | Messages | Sequence[int]
 
@@ -73,15 +73,22 @@ class Summary:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A graph to run in place of an engine's own, over the same weights."""
+
+    model: bytes  # ONNX
+    contract: Mapping[str, Any]  # as `graph` of engine.json
+
+
 class Engine:
     """One engine directory, checked and ready to run.
 
     Raises EngineError where files are missing or resized or where the checkpoint that a linked
     engine points into has moved or changed. The graph itself is loaded on first use: a plan, where
     there are some, for the GPU at hand, or the portable graph in ONNX Runtime, which threads and
-    prepack are for. portable: that graph in any case. exact: multiply inputs of
-    products as they are, also where the engine rounds them to few bits, and hold keys and values
-    as they are.
+    prepack are for. portable: that graph in any case. variant: another graph
+    in its place.
     """
 
     def __init__(
@@ -90,7 +97,7 @@ class Engine:
         threads: int | None = None,
         prepack: bool = False,
         portable: bool = False,
-        exact: bool = False,
+        variant: Variant | None = None,
     ):
         self.directory = Path(directory)
         if threads is not None and threads < 1:
@@ -100,9 +107,11 @@ class Engine:
         problems = verify(self.directory, quick=True)
         if problems:
             raise EngineError(f"{self.directory}: {problems[0]}")
-        self.threads, self._prepack, self._exact = threads, prepack, exact
+        self.threads, self._prepack = threads, prepack
         self.runs_plan: bool = bool(self.manifest.fields.get("plans")) and not portable
         fields = self.manifest.fields
+        self._model: bytes | None = variant.model if variant else None
+        self._graph: Mapping[str, Any] = variant.contract if variant else fields["graph"]
         self.context: int = fields["context"]
         self.vocab_size: int = fields["vocab_size"]
         self.eos_ids: frozenset[int] = frozenset(fields["eos_ids"])
@@ -135,19 +144,12 @@ class Engine:
     def runner(self) -> Any:
         """The graph or the plan, loaded; raises InputError where it cannot run here."""
         if self.runs_plan:
-            from lmcast.exporter.backends.tensorrt.runner import open_runner
-
-            return open_runner(self.manifest)
+            return plan_runner(self.directory).open_runner(self.manifest)
         from lmcast.exporter.backends.onnxruntime import Runner, require_kernels
 
         require_kernels(self.manifest.fields["dtype"])
-        graph = self.manifest.fields["graph"]
-        if self._exact:
-            from lmcast.exporter.prove.rounding import exact_model
-
-            return Runner(self.directory, graph, self.threads, exact_model(self.directory / MODEL))
-        prepack = self._prepack or graph.get("prepack", False)
-        return Runner(self.directory, graph, self.threads, prepack=prepack)
+        prepack = self._prepack or self._graph.get("prepack", False)
+        return Runner(self.directory, self._graph, self.threads, self._model, prepack)
 
     @cached_property
     def text(self) -> Text:
@@ -166,12 +168,7 @@ class Engine:
 
     def session(self, batch: int = 1) -> Session:
         """Return `batch` empty sequences."""
-        graph = self.manifest.fields["graph"]
-        if self._exact:
-            from lmcast.exporter.prove.rounding import exact_contract
-
-            graph = exact_contract(self.manifest.fields)
-        return Session(self.runner, graph, self.context, self.vocab_size, batch)
+        return Session(self.runner, self._graph, self.context, self.vocab_size, batch)
 
     def logits(self, input_ids: Any) -> np.ndarray:
         """input_ids: integers B,T -> float32 B,T,V from a fresh full pass.
@@ -242,6 +239,18 @@ class Engine:
         ):
             ids[index] = rendered
         return ids
+
+
+def plan_runner(directory: Path) -> ModuleType:
+    """Return the module that runs plans, which takes torch; raises EngineError without it."""
+    try:
+        return import_module("lmcast.exporter.backends.tensorrt.runner")
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"{directory}: its plans run by way of {error.name}, which is not installed: pip"
+            " install 'lmcast[rtx]' (or 'lmcast[tensorrt]'); its portable graph runs on a CPU"
+            " (--portable)"
+        ) from None
 
 
 def load(

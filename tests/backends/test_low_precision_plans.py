@@ -23,9 +23,9 @@ from lmcast.exporter.backends.tensorrt.low_precision import MADE, rewrite
 from lmcast.exporter.backends.tensorrt.plan import Plan, read_plan
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes
 from lmcast.exporter.backends.tensorrt.worker import Job
+from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.passes import inline_parts
 from lmcast.exporter.progress import silent
-from lmcast.exporter.runtime.engine import MODEL
 from lmcast.graphs.blocks.quantized import InputFormat
 from lmcast.graphs.weights.quantized import decode
 

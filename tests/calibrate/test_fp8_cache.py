@@ -24,10 +24,10 @@ from lmcast.exporter.backends.tensorrt.request import Request, Sizes
 from lmcast.exporter.calibrate.caches import CacheError
 from lmcast.exporter.calibrate.calibrate import CalibrationError
 from lmcast.exporter.calibrate.work import Work
+from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.pipeline import identified, understand
 from lmcast.exporter.prove.parity import parity
-from lmcast.exporter.prove.rounding import unrounded
-from lmcast.exporter.runtime.engine import MODEL
+from lmcast.exporter.prove.rounding import exact_engine, unrounded
 from lmcast.exporter.weights.recipe_files import open_recipe
 from lmcast.graphs import Definition, fill
 from lmcast.graphs.blocks.attention import Attention
@@ -122,7 +122,7 @@ def test_tokens_are_seen_as_they_are_kept(name: str, checkpoint: Checkpoint, tmp
         rounded = found.model(ids)[0].numpy()
     session = engine.session(1)
     steps = np.concatenate([session.append(ids[:, t : t + 1].numpy()) for t in range(24)])
-    exact = Engine(engine.directory, exact=True).logits(ids.numpy())[0]
+    exact = exact_engine(engine.directory).logits(ids.numpy())[0]
     cost = np.abs(rounded - exact).max()
     # A number on the other side of a tie changes far less than rounding all of them.
     for got in (engine.logits(ids.numpy())[0], steps):

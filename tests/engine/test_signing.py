@@ -22,7 +22,8 @@ from model_signing import hashing, signing, verifying
 from tiny.llama import tiny_llama
 
 from lmcast.exporter.engine import manifest
-from lmcast.exporter.engine.manifest import ENGINE_JSON, SIGNATURE, write_manifest
+from lmcast.exporter.engine.manifest import write_manifest
+from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
 from lmcast.exporter.engine.signing import verify
 
 CONTENTS = {"model.onnx": b"graph" * 9, "weights/a.safetensors": bytes(99), "plans/b": b"native"}

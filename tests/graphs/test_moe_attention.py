@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lmcast.exporter import export
 from lmcast.exporter.pack import pack
-from lmcast.exporter.runtime.engine import Engine
+from lmcast.exporter.prove.rounding import exact_engine
 from lmcast.exporter.weights.place import WeightsError
 from lmcast.graphs import ConfigError, WeightError, fill
 from lmcast.graphs.blocks.norm import UnitNorm
@@ -265,7 +265,7 @@ def test_an_engine_of_mxfp4_is_that_of_its_numbers(tmp_path):
     plain_config = config | {"quantization_config": None}
     numbers = export(save(tmp_path / "plain", plain_config, plain), tmp_path / "of them", **OPTIONS)
     # The engine rounds inputs of products to int8; without that it computes with the same numbers.
-    exact = Engine(engine.directory, exact=True)
+    exact = exact_engine(engine.directory)
     got, want = (each.logits(prompt()) for each in (exact, numbers))
     # On some machines equal to the bit; on others kernels add up in another order: 16 epsilons of
     # fp32. With rounding the difference is 2 of 6, as experts are chosen by it.

@@ -17,9 +17,9 @@ from tiny.llama import INDEX, WEIGHTS, config, tensors, tiny_llama, weights, wri
 
 from lmcast.exporter import export, load, passes
 from lmcast.exporter.engine.manifest import verify
+from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.pack import pack
 from lmcast.exporter.passes.merge_runs import find_runs, merge_runs
-from lmcast.exporter.runtime.engine import MODEL
 
 F32, F16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 

@@ -16,7 +16,8 @@ from typing import Any
 from lmcast.exporter.backends.cuda import Cuda, DeviceError
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
-from lmcast.exporter.engine.manifest import ENGINE_JSON, EngineError, Manifest, open_without_waiting
+from lmcast.exporter.engine.manifest import EngineError, Manifest, open_without_waiting
+from lmcast.exporter.engine.names import ENGINE_JSON
 
 SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens")
 PLUGINS = "lmcast_tensorrt"  # the package with the plugins of our operators

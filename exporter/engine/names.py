@@ -1,0 +1,8 @@
+"""What the files of an engine directory are called."""
+
+ENGINE_JSON = "engine.json"
+SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
+MODEL = "model.onnx"
+PARITY = "parity.json"
+TOKENIZER = "tokenizer.json"
+TEMPLATE = "chat_template.jinja"
