@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lmcast.exporter.extras import remedy
+
 if TYPE_CHECKING:
     from lmcast.exporter.pipeline import export
     from lmcast.exporter.runtime.engine import Engine, load
@@ -22,4 +24,10 @@ def __getattr__(name: str) -> Any:
     # Imported on first use: torch alone takes over a second, and `lmcast --help` must not wait.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        advice = remedy(error)
+        if advice is None:
+            raise
+        raise ModuleNotFoundError(advice, name=error.name) from None

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+from lmcast.exporter.cli.options import PATH, as_json, inert, report
 
 
 @click.command()
@@ -27,23 +27,16 @@ PATH = click.Path(path_type=Path)
               help="The fewest bits with at most that KL: up to 4 whole calibrations.")  # fmt: skip
 @click.option("--head", is_flag=True, help="Quantize the output head or tied embedding too.")
 @click.option("--kv", metavar="fp8", help="Hold keys and values in FP8, by scales from the text.")
-@click.option("--inert", multiple=True, metavar="KEY",
-              help="Ignore a key of config.json that nothing reads. Repeatable.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@inert
+@as_json
 def calibrate(
     checkpoint: Path,
     output: Path,
-    recipe: str | None,
-    data: Path | None,
-    seed: int,
-    observer: str | None,
-    inert: tuple[str, ...],
-    bits: float | None,
+    tokens: int | None,
+    chunk: int | None,
     budget: str | None,
-    head: bool,
-    kv: str | None,
     as_json: bool,
-    **sizes: int | None,
+    **given: Any,
 ) -> None:
     """Choose low-precision weights for CHECKPOINT by what it does with text.
 
@@ -52,23 +45,15 @@ def calibrate(
     A run that was interrupted goes on where it was when the same command is given again.
     """
     from lmcast.exporter.calibrate.calibrate import calibrate as run
-    from lmcast.exporter.cli import report
     from lmcast.exporter.progress import Terminal
 
-    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    sizes: dict[str, Any] = {"tokens": tokens, "chunk": chunk}
     found = run(
         checkpoint,
         output,
-        recipe=recipe,
-        data=data,
-        seed=seed,
-        observer=observer,
-        inert=inert,
-        bits=bits,
         most_kl=None if budget is None else most_kl(budget),
-        head=head,
-        kv=kv,
         progress=Terminal(),
+        **{name: size for name, size in sizes.items() if size is not None},
         **given,
     )
     report(found, as_json)

@@ -1,11 +1,54 @@
-"""The command that measures what an engine has lost."""
+"""`lmcast parity` and `lmcast quality`: what holds engines against their checkpoints."""
 
-import json
 from pathlib import Path
 
 import click
 
-PATH = click.Path(path_type=Path)
+from lmcast.exporter.cli.options import (
+    CHECK_FAILED,
+    PATH,
+    json_file,
+    portable,
+    recipe,
+    report_table,
+    write,
+)
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@click.option("--against", type=PATH, required=True, help="The checkpoint it was made from.")
+@click.option("--prompts", type=PATH, help="Prompts to compare on. Default: drawn ids.")
+@click.option("--tokens", type=int, help="Length of drawn prompts.  [default: 64]")
+@recipe
+@portable
+@click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
+@json_file
+@click.option("--junit", type=PATH, help="Write a JUnit report for CI.")
+def parity(
+    engine: Path,
+    against: Path,
+    prompts: Path | None,
+    tokens: int | None,
+    recipe: Path | None,
+    portable: bool,
+    bisect: bool,
+    json_file: Path | None,
+    junit: Path | None,
+) -> None:
+    """Prove ENGINE equal to eager PyTorch; exit status 1 beyond the bound.
+
+    Example: lmcast parity engine --against ./Qwen3-0.6B --bisect --junit parity.xml
+    """
+    from lmcast.exporter.progress import Terminal
+    from lmcast.exporter.prove.parity import parity as run
+
+    result = run(engine, against, prompts, tokens, bisect, Terminal(), portable, recipe)
+    report_table(result, json_file)
+    if junit:
+        write(junit, result.as_junit())
+    if not result.passed:
+        raise SystemExit(CHECK_FAILED)
 
 
 @click.command()
@@ -18,10 +61,10 @@ PATH = click.Path(path_type=Path)
 @click.option("--chunk", type=int, default=512, show_default=True, help="Tokens run together.")
 @click.option("--recipe", type=PATH, metavar="DIR",
               help="The recipe it was made with, to rank layers by their errors.")  # fmt: skip
-@click.option("--portable", is_flag=True, help="Run the graph on this CPU, where there are plans.")
+@portable
 @click.option("--max-kl", type=float, metavar="NATS",
               help="Exit status 1 if the mean KL per token is above it.")  # fmt: skip
-@click.option("--json", "json_file", type=PATH, help="Write the report; - prints it.")
+@json_file
 @click.option("--html", "html_file", type=PATH, help="Write the report with plots, as one file.")
 def quality(
     engine: Path,
@@ -43,19 +86,12 @@ def quality(
 
     Example: lmcast quality engine --against ./Qwen3-0.6B --data mine.jsonl --max-kl 0.05
     """
-    from lmcast.exporter.cli import write
     from lmcast.exporter.progress import Terminal
     from lmcast.exporter.prove.quality import quality as run
     from lmcast.exporter.prove.quality_report import html
 
     measured = run(engine, against, data, tokens, chunk, recipe, portable, Terminal())
-    text = json.dumps(measured.as_json(), indent=1)
-    if str(json_file) == "-":
-        click.echo(text)
-    else:
-        click.echo(measured.table())
-        if json_file:
-            write(json_file, text.encode() + b"\n")
+    report_table(measured, json_file)
     if html_file:
         write(html_file, html(measured, f"{engine} against {against}").encode())
     if max_kl is not None:

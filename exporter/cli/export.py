@@ -1,0 +1,87 @@
+"""`lmcast export` and `lmcast build`: what makes engines."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmcast.exporter.cli.options import PATH, as_json, inert, of_plan, plan_options, recipe, report
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Engine directory to write.")
+@click.option("--target", default="cpu", show_default=True,
+              metavar="cpu|onnx|tensorrt-rtx|tensorrt",
+              help="onnx: standard operators only, for any runtime; tensorrt-rtx, tensorrt: a plan"
+                   " compiled ahead of time, beside that graph.")  # fmt: skip
+@click.option("--dtype", default="auto", show_default=True,
+              type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+              help="What to compute in; auto loses nothing of the checkpoint.")  # fmt: skip
+@click.option("--weights", type=click.Choice(["link", "copy"]),
+              help="Point into the checkpoint, or copy it. Default: link if it can.")  # fmt: skip
+@click.option("--parity/--no-parity", default=True, show_default=True,
+              help="Prove the engine against eager PyTorch before it is published.")  # fmt: skip
+@click.option("--context", type=int, help="Most tokens of a row. Default: from config.json.")
+@inert
+@click.option("--check", default="auto", show_default=True, type=click.Choice(["auto", "full"]),
+              help="Search linked weights for NaN; auto: samples above 8 GiB.")  # fmt: skip
+@click.option("--no-tokenizer", is_flag=True, help="Accept a checkpoint without a tokenizer.")
+@click.option("--matformer-config", "matformer", type=PATH, metavar="FILE",
+              help="Export a slice: JSON with intermediate_size, and layers or skip.")  # fmt: skip
+@recipe
+@plan_options
+@as_json
+def export(
+    checkpoint: Path,
+    output: Path,
+    dtype: str,
+    check: str,
+    no_tokenizer: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Write CHECKPOINT (a Hugging Face directory or GGUF file) as an engine.
+
+    Example: lmcast export ./SmolLM2-135M-Instruct -o engine
+
+    For NVIDIA GPUs, here or elsewhere: --target tensorrt-rtx --sm 89,120 --max-context 8192
+    """
+    # What a trace makes lives to its end: looking for garbage took a fifth of an export.
+    gc.disable()
+    from lmcast.exporter.pipeline import export as run
+    from lmcast.exporter.progress import Terminal
+
+    plan = of_plan(given)
+    engine = run(
+        checkpoint,
+        output,
+        dtype=None if dtype == "auto" else dtype,
+        full_check=True if check == "full" else None,
+        tokenizer=not no_tokenizer,
+        progress=Terminal(),
+        **plan,
+        **given,
+    )
+    report(engine.summary(), as_json)
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@click.option("--target", default="tensorrt-rtx", show_default=True,
+              metavar="tensorrt-rtx|tensorrt")  # fmt: skip
+@plan_options
+@as_json
+def build(engine: Path, target: str, as_json: bool, **given: Any) -> None:
+    """Compile the portable graph of ENGINE for NVIDIA GPUs, into ENGINE.
+
+    For an engine of --target onnx, or one with plans for other GPUs.
+
+    Example: lmcast build engine --target tensorrt-rtx --sm 89,120
+    """
+    from lmcast.exporter.build import build as run
+    from lmcast.exporter.progress import Terminal
+
+    result = run(engine, target, **of_plan(given), progress=Terminal())
+    report(result.summary(), as_json)

@@ -1,0 +1,91 @@
+"""`lmcast inspect`, `verify`, `sign` and `pack`: the files of engines and checkpoints."""
+
+import json
+from pathlib import Path
+
+import click
+
+from lmcast.exporter.cli.options import CHECK_FAILED, PATH, as_json, report
+
+
+@click.command()
+@click.argument("path", type=PATH)
+@click.option("--batch", type=int, default=1, show_default=True)
+@click.option("--context", type=int, help="Tokens per row.  [default: the model's longest]")
+@as_json
+def inspect(path: Path, batch: int, context: int | None, as_json: bool) -> None:
+    """Say what a checkpoint or an engine is: parameters, formats, state bytes, files.
+
+    Example: lmcast inspect engine --batch 8 --context 4096
+    """
+    from lmcast.exporter.engine.inspect import inspect as run
+
+    report(run(path, batch, context), as_json)
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@click.option("--key", type=PATH, metavar="PUBLIC.pem",
+              help="Also check the signature, which covers all but linked weights.")  # fmt: skip
+@as_json
+def verify(engine: Path, key: Path | None, as_json: bool) -> None:
+    """Recompute everything in ENGINE's manifest; exit status 1 if anything differs.
+
+    Example: lmcast verify engine --key PUBLIC.pem
+    """
+    from lmcast.exporter.engine import manifest, signing
+    from lmcast.exporter.engine.names import SIGNATURE
+
+    problems = signing.verify(engine, key) if key else manifest.verify(engine)
+    if as_json:
+        listed = [{"path": p.path, "message": p.message} for p in problems]
+        click.echo(json.dumps({"ok": not problems, "problems": listed}, indent=1))
+    else:
+        for problem in problems:
+            click.echo(str(problem))
+        whole = "every file is as it was written"
+        if key:
+            whole += f", and signed with the key of {key}"
+        elif (engine / SIGNATURE).exists():
+            whole += f"; {SIGNATURE} was not checked: give --key"
+        click.echo(f"{len(problems)} problems" if problems else whole)
+    if problems:
+        raise SystemExit(CHECK_FAILED)
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@click.option("--key", type=PATH, required=True, metavar="PRIVATE.pem",
+              help="Elliptic-curve key in PEM form, not encrypted.")  # fmt: skip
+@as_json
+def sign(engine: Path, key: Path, as_json: bool) -> None:
+    """Sign every file of ENGINE as it is, into model.sig; needs lmcast[sign].
+
+    Weights that ENGINE links to are not signed, but for their size, time and header: see
+    `lmcast pack`. A command that writes ENGINE anew drops the signature. Keys are on P-256, P-384
+    or P-521; a pair is made by
+
+    \b
+    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out PRIVATE.pem
+    openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem
+
+    Example: lmcast sign engine --key PRIVATE.pem
+    """
+    from lmcast.exporter.engine.signing import sign as run
+
+    report(run(engine, key), as_json)
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Default: in place.")
+@as_json
+def pack(engine: Path, output: Path | None, as_json: bool) -> None:
+    """Copy the weights of a linked ENGINE into it, for shipping.
+
+    Example: lmcast pack engine
+    """
+    from lmcast.exporter.pack import pack as run
+    from lmcast.exporter.progress import Terminal
+
+    report(run(engine, output, Terminal()).summary(), as_json)

@@ -1,0 +1,100 @@
+"""`lmcast generate` and `lmcast bench`: what runs engines."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmcast.exporter.cli.options import (
+    PATH,
+    as_json,
+    of_run,
+    parse_ids,
+    report,
+    run_options,
+    with_system,
+)
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@click.argument("prompt", required=False)
+@click.option("--file", type=PATH, help="Prompts: a .txt with one a line, or .jsonl.")
+@click.option("--ids", is_flag=True, help="PROMPT is token ids; print token ids.")
+@click.option("--chat/--no-chat", default=None, help="Use the chat template. Default: if any.")
+@click.option("--system", help="A system message for the chat template.")
+@click.option("-n", "--max-new-tokens", type=int, help="[default: 256, or what is left]")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-k", type=int)
+@click.option("--top-p", type=float)
+@click.option("--min-p", type=float)
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option("--seed", type=int, help="Same seed, same text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
+@run_options
+@as_json
+def generate(
+    engine: Path,
+    prompt: str | None,
+    file: Path | None,
+    ids: bool,
+    chat: bool | None,
+    system: str | None,
+    max_new_tokens: int | None,
+    stop: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Continue PROMPT with ENGINE, printing text as it comes.
+
+    Example: lmcast generate engine "The capital of France is" -n 32
+    """
+    from lmcast.exporter.runtime.engine import load
+    from lmcast.exporter.runtime.generate import read_prompts
+    from lmcast.exporter.runtime.sampling import Sampling
+
+    if (prompt is None) == (file is None):
+        raise click.UsageError("give either a PROMPT or --file, not both.")
+    prompts: list[Any] = read_prompts(file) if file else [prompt]
+    if ids:
+        prompts = [parse_ids(p) for p in prompts]
+    elif system is not None:
+        prompts = [with_system(p, system) for p in prompts]
+    streaming = len(prompts) == 1 and not (as_json or ids)
+
+    results = load(engine, **of_run(given)).generate(
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(**given),
+        stop=stop,
+        chat=chat,
+        on_token=(lambda _row, piece: click.echo(piece, nl=False)) if streaming else None,
+    )
+    if streaming:
+        click.echo()
+    elif as_json:
+        for result in results:
+            click.echo(json.dumps(asdict(result)))
+    else:
+        for result in results:
+            click.echo(" ".join(map(str, result.ids)) if ids else result.text)
+
+
+@click.command()
+@click.argument("engine", type=PATH)
+@click.option("--prompt-tokens", type=int, default=128, show_default=True)
+@click.option("--new-tokens", type=int, default=32, show_default=True)
+@click.option("--batch", type=int, default=1, show_default=True)
+@run_options
+@click.option("--runs", type=int, default=3, show_default=True)
+@as_json
+def bench(engine: Path, as_json: bool, **given: Any) -> None:
+    """Measure ENGINE: load time, prefill and decode tokens/s, peak memory.
+
+    Example: lmcast bench engine --prompt-tokens 512
+    """
+    from lmcast.exporter.bench import bench as run
+
+    report(run(engine, **given), as_json)
