@@ -40,7 +40,7 @@ $(BIN)/python:
 # torch first and pinned: an open range would fetch the newest build with its GPU libraries.
 $(VENV)/.lmcast: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt $(EDITABLE) '.[gguf]'
+	$(BIN)/pip install -q -c constraints.txt $(EDITABLE) '.[export,gguf]'
 	rm -f $(VENV)/.package-*
 	touch $@ $(PACKAGE)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # Triton kernels run in its interpreter, on CPU tensors; it reads this once, when imported.
 # test_compiled_kernels compiles them in processes without it.
 os.environ["TRITON_INTERPRET"] = "1"
+# Some tests import ONNX Runtime themselves, before exporter/backends/ort.py does.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def pytest_sessionstart() -> None:
