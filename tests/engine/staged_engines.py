@@ -15,7 +15,7 @@ from lmcast.exporter.engine.staging import staged
 WRITER = """
 import itertools, os, signal, sys, time
 from pathlib import Path
-from lmcast.exporter import staging
+from lmcast.exporter.engine import staging
 from lmcast.exporter.engine.manifest import EngineError, verify, write_manifest
 
 def write(destination, generation):
