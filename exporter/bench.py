@@ -17,8 +17,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from statistics import median
@@ -26,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.runtime.engine import Engine, plan_runner
+from lmcast.exporter.runtime.engine import Engine
 from lmcast.plugins.errors import InputError
 
 READ_BYTES = 512 << 20  # 512 MiB: well above the caches
@@ -241,15 +239,8 @@ def loaded(request: Mapping[str, Any]) -> Engine:
 def prepare(request: Mapping[str, Any]) -> Peaks:
     """Import what the engine needs, which is not part of loading; return what watches memory."""
     engine = loaded(request)
-    if not engine.runs_plan:
-        import_module("lmcast.exporter.backends.onnxruntime")
-        return Peaks()
-    plan_runner(engine.directory)
-    plans = import_module("lmcast.exporter.backends.tensorrt.plans")
-    for module in plans.modules(engine.manifest):
-        if find_spec(module) is not None:
-            import_module(module)
-    return GpuPeaks(plans.gpu(engine.manifest))
+    gpu = engine.target.prepare(engine.manifest)
+    return Peaks() if gpu is None else GpuPeaks(gpu)
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lmcast.exporter.backends.tensorrt import libraries
-from lmcast.exporter.backends.tensorrt.build import build_plan, order, plan_file
+from lmcast.exporter import targets
 from lmcast.exporter.backends.tensorrt.request import Sizes
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
 from lmcast.exporter.engine.staging import staged
@@ -22,27 +21,25 @@ def build(
 ) -> Engine:
     """Compile the portable graph of `engine` for a target, into the engine; return it.
 
-    target: 'tensorrt-rtx' or 'tensorrt'; sms: of the GPUs, by default of the one at hand. A plan of
-    the same target and SMs is replaced. Raises EngineError for an engine without a portable graph,
+    target: one that compiles plans; sms: of the GPUs, by default of the one at hand. A plan of the
+    same target and SMs is replaced. Raises EngineError for an engine without a portable graph,
     BackendError where the plan cannot be built; then the engine is as it was.
     """
-    if target not in libraries.LIBRARIES:
-        accepted = ", ".join(libraries.LIBRARIES)
-        raise EngineError(f"target {target!r} is not built ahead of time; accepted: {accepted}")
+    plans_of = targets.get_plans(target)
     source = Engine(engine)
     fields = dict(source.manifest.fields)
     if fields["graph"]["optimized"]:
         raise EngineError(
             f"{engine}: its graph was rewritten for target {fields['target']}; plans are built from"
-            " a portable one: export again with --target onnx"
+            f" a portable one: export again with --target {targets.PORTABLE}"
         )
-    request = order(target, sms, source.context, sizes or Sizes())
+    request = plans_of.order(sms, source.context, sizes)
     with staged(engine, progress) as directory:
-        replaced = plan_file(request)
+        replaced = request.file
         kept = {f.path: f.sha256 for f in source.manifest.files if f.path != replaced}
         for path in kept:
             carry(engine / path, directory / path)
-        entry = build_plan(directory, fields, request, progress)
+        entry = plans_of.build(directory, fields, request, progress)
         others = [plan for plan in fields.get("plans", []) if plan["file"] != replaced]
         plans = sorted([*others, entry], key=lambda plan: plan["file"])
         fields |= {"target": target, "plans": plans}

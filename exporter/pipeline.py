@@ -12,10 +12,7 @@ import onnx_ir as ir
 import torch
 
 from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
-from lmcast.exporter import passes
-from lmcast.exporter.backends.onnxruntime import require_kernels
-from lmcast.exporter.backends.tensorrt.build import build_plan, order
-from lmcast.exporter.backends.tensorrt.libraries import LIBRARIES
+from lmcast.exporter import passes, targets
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes
 from lmcast.exporter.checkpoint import CheckpointError, identified
 from lmcast.exporter.checkpoint.files import read_capped
@@ -28,12 +25,14 @@ from lmcast.exporter.engine.names import MODEL, PARITY, TEMPLATE, TOKENIZER
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
+from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.parity import check
 from lmcast.exporter.runtime.engine import Engine
+from lmcast.exporter.targets import Target
 from lmcast.exporter.weights.attach import attach
 from lmcast.exporter.weights.place import Mode, Placement, check_copies, choose_mode, place
-from lmcast.exporter.weights.quantized_forms import Form, without_kernel
+from lmcast.exporter.weights.quantized_forms import without_kernel
 from lmcast.exporter.weights.recipe_files import open_recipe
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
@@ -46,7 +45,7 @@ MOST_TOKENS = 1 << 24  # positions are exact in fp32 up to here
 def export(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
-    target: str = "cpu",
+    target: str = targets.DEFAULT,
     dtype: str | None = None,
     weights: Mode | None = None,
     parity: bool = True,
@@ -63,32 +62,32 @@ def export(
 ) -> Engine:
     """Write `checkpoint` as an engine at `output` and return it loaded.
 
-    target: 'onnx' (portable), 'cpu', 'tensorrt-rtx' or 'tensorrt'. dtype: of FORMATS, None to lose
-    nothing of the checkpoint. weights: None to link if the bytes allow it. inert: config keys to
-    ignore. context: most tokens of a row, None for what config.json says. full_check: look for NaN
-    in all linked weights, None for up to 8 GiB. tokenizer: refuse a checkpoint without one.
-    matformer: a file that says which slice to export. recipe: a directory of `lmcast calibrate`.
-    sms, sizes: GPUs of a TensorRT plan, by default the one at hand, and bounds of a call. Raises
-    InputError for what cannot be exported, CheckFailed for failed parity; nothing is written then.
+    target: a name of targets.TARGETS. dtype: of FORMATS, None: lossless. weights: None: link if
+    possible. inert: config keys to ignore. context: most tokens of a row, None: of config.json.
+    full_check: look for NaN in all linked weights, None: up to 8 GiB. tokenizer: refuse a
+    checkpoint without one. matformer: a file with the slice to export. recipe: a directory of
+    `lmcast calibrate`. sms: GPUs of a plan, by default the one at hand; sizes: bounds of a call.
+    Raises InputError for what cannot be exported, CheckFailed for failed parity; nothing is written
+    then.
     """
     with progress.stage("reading headers"):
         source, identities = identified(Path(checkpoint))
         found, part = take_slice(understand(source, inert, tokenizer), matformer)
         found, source = take_recipe(found, source, recipe, identities, part)
     own = part | {"inert": sorted(inert), "context": choose_context(found, context)}
-    plan = order(target, sms, own["context"], sizes or Sizes()) if target in LIBRARIES else None
-    format = choose_format(found, source, target, dtype, parity)
+    made_for = targets.get(target)
+    plan = made_for.order(sms, own["context"], sizes)
+    format = choose_format(found, source, made_for, dtype, parity)
     asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
-    mode = choose_mode(found.binding, source, format, asked, parity or target != "onnx")
+    mode = choose_mode(found.binding, source, format, asked, made_for.links_codes and not parity)
     with staged(Path(output), progress) as directory:
         # Before the graph: what is wrong with weights is said without waiting for a trace.
-        given = format, mode, form_for(target), directory, full_check, progress
+        given = format, mode, made_for, directory, full_check, progress
         placement = place_weights(found, source, *given)
-        graph = cast(found, source, target, format, placement, directory, progress)
+        graph = cast(found, source, made_for, format, placement, directory, progress)
         write_texts(source, directory, identities)
         fields = own | describe(found, source, target, format, placement, graph, identities)
-        if plan:
-            fields["plans"] = [build_plan(directory, fields, plan, progress)]
+        fields |= made_for.compile(directory, fields, plan, progress)
         write_manifest(directory, fields, placement.hashes)
         if parity and prove(directory, found, source, format, plan, progress):
             write_manifest(directory, fields, placement.hashes)
@@ -132,17 +131,12 @@ def take_recipe(
     return files.take(found, source)
 
 
-def form_for(target: str) -> Form:
-    """Return how quantized weights lie in the engines of a target."""
-    return "kernels" if target == "cpu" else "standard"
-
-
 def place_weights(
     found: Definition,
     source: Checkpoint,
     format: Format,
     mode: Mode,
-    form: Form,
+    target: Target,
     directory: Path,
     full_check: bool | None,
     progress: Progress,
@@ -156,8 +150,8 @@ def place_weights(
     name = "checking weights" if mode == "link" else "writing weights"
     with progress.stage(name, total) as step:
         placement = place(
-            found.binding, shapes, source, format, mode, directory, form=form,
-            full_check=full_check, advance=step,
+            found.binding, shapes, source, format, mode, directory,
+            form=target.carried.weight_form, full_check=full_check, advance=step,
         )  # fmt: skip
     if placement.finite and placement.finite.mode == "sampled":
         progress.warn("looked for NaN in a sample of every tensor; --check full reads all")
@@ -220,24 +214,18 @@ def one_thread() -> Iterator[None]:
 
 
 def choose_format(
-    found: Definition, source: Checkpoint, target: str, asked: str | None, runs: bool
+    found: Definition, source: Checkpoint, target: Target, asked: str | None, runs: bool
 ) -> Format:
     """Return the format to compute in, which must run here if `runs`.
 
-    Raises InputError for an unknown target or dtype, and where weights are no plain floats.
+    Raises InputError for an unknown dtype, for what the target refuses, and where weights are no
+    plain floats.
     """
-    if target not in passes.TARGETS:
-        raise EngineError(f"target {target!r} is unknown; accepted: {', '.join(passes.TARGETS)}")
     if asked is not None and asked not in FORMATS:
         raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(FORMATS)}")
-    ahead = target in LIBRARIES
-    if not ahead and (runs or target != "onnx"):
-        require_kernels(asked or "float32")
-    if runs and target == "onnx" and (strange := without_kernel(found.binding)):
-        raise EngineError(
-            f"target onnx: ONNX Runtime's CPU has no kernel for {strange}, so parity cannot be"
-            " proven here; use --target cpu, or --no-parity for another runtime"
-        )
+    # Every accepted format fits into float32.
+    name = asked or target.dtype or stored_format(found, source)
+    target.refuse(found.binding, name, runs)
     quantized = found.binding.layouts  # of which all dtypes are right
     for tensor in found.binding.tensors():
         stored = source.tensors[tensor]
@@ -250,8 +238,7 @@ def choose_format(
             f"{' without a scale that is read' if stored.dtype == torch.float8_e4m3fn else ''};"
             f" accepted: {', '.join(FORMATS)}{'' if asked else ' (float64 with --dtype)'}"
         )
-    # Every accepted format fits into float32. A GPU computes in what most weights are stored in.
-    return FORMATS[asked or (stored_format(found, source) if ahead else "float32")]
+    return FORMATS[name]
 
 
 def stored_format(found: Definition, source: Checkpoint) -> str:
@@ -289,7 +276,7 @@ def trace(found: Definition, source: Checkpoint, format: Format) -> ir.Model:
 def cast(
     found: Definition,
     source: Checkpoint,
-    target: str,
+    target: Target,
     format: Format,
     placement: Placement,
     directory: Path,
@@ -299,8 +286,8 @@ def cast(
     with progress.stage("tracing"):
         graph = trace(found, source, format)
         attach(graph, found.binding, placement, source, directory)
-        # A plan is built from the portable graph, which travels with it to other GPUs.
-        passes.run(graph, "onnx" if target in LIBRARIES else target)
+        require(graph, **target.carried.requires)
+        passes.run(graph, target.carried.passes())
     (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     return graph
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from tiny import CASES, Case, make
 
 from lmcast.calib.formats import FORMATS, WEIGHTS
-from lmcast.exporter import passes, pipeline
+from lmcast.exporter import passes, pipeline, targets
 from lmcast.exporter.backends.tensorrt.formats import FIRST_SM, NAMES, WIDER
 from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.graph.operator_forms import Forms, forms
@@ -63,7 +63,7 @@ def traced(checkpoint: Path, dtype: str) -> ir.Model:
 
 def rewritten(graph: ir.Model, target: str) -> Forms:
     """Return the forms of a portable graph's operators after the passes of a target."""
-    passes.run(graph, target)
+    passes.run(graph, targets.get(target).passes())
     return forms(graph, plugins=target != "cpu")
 
 

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 
 from lmcast.exporter.backends.ort import ort
-from lmcast.exporter.engine.manifest import EngineError
-from lmcast.exporter.runtime.session import Shaped
+from lmcast.exporter.backends.runner import Loading, Shaped
+from lmcast.exporter.engine.manifest import EngineError, Manifest
 from lmcast.plugins.errors import InputError
 
 FP8 = 17  # TensorProto.FLOAT8E4M3FN: numpy's own name of it ONNX Runtime does not take
@@ -28,6 +28,16 @@ class States(list[tuple[str, np.ndarray]]):
     def __init__(self, arrays: Iterable[tuple[str, np.ndarray]]):
         super().__init__(arrays)
         self.bound: tuple[object, ort.IOBinding, list[ort.OrtValue]] | None = None
+
+
+def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
+    """Return the graph of an engine, loaded; raises InputError where it cannot run here."""
+    require_kernels(manifest.fields["dtype"])
+    graph = manifest.fields["graph"]
+    if loading.model is not None:
+        return Runner(manifest.directory, graph, loading.threads, loading.model)
+    prepack = loading.prepack or graph.get("prepack", False)
+    return Runner(manifest.directory, graph, loading.threads, prepack=prepack)
 
 
 class Runner:

@@ -6,16 +6,17 @@ from typing import Any
 
 import click
 
+from lmcast.exporter import targets
 from lmcast.exporter.cli.options import PATH, as_json, inert, of_plan, plan_options, recipe, report
 
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Engine directory to write.")
-@click.option("--target", default="cpu", show_default=True,
-              metavar="cpu|onnx|tensorrt-rtx|tensorrt",
-              help="onnx: standard operators only, for any runtime; tensorrt-rtx, tensorrt: a plan"
-                   " compiled ahead of time, beside that graph.")  # fmt: skip
+@click.option("--target", default=targets.DEFAULT, show_default=True,
+              metavar="|".join(targets.TARGETS),
+              help="; ".join(f"{t.name}: {t.about}" for t in targets.TARGETS.values()) + ".",
+              )  # fmt: skip
 @click.option("--dtype", default="auto", show_default=True,
               type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
               help="What to compute in; auto loses nothing of the checkpoint.")  # fmt: skip
@@ -69,8 +70,8 @@ def export(
 
 @click.command()
 @click.argument("engine", type=PATH)
-@click.option("--target", default="tensorrt-rtx", show_default=True,
-              metavar="tensorrt-rtx|tensorrt")  # fmt: skip
+@click.option("--target", default=targets.DEFAULT_PLANS, show_default=True,
+              metavar="|".join(targets.with_plans()))  # fmt: skip
 @plan_options
 @as_json
 def build(engine: Path, target: str, as_json: bool, **given: Any) -> None:

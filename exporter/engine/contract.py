@@ -13,9 +13,9 @@ from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.weights.place import Placement
 from lmcast.graphs import Definition
-from lmcast.graphs.blocks.moe import MoE
 
 PART = re.compile(r"(.*)\.(?:codes|scales|shared|zeros)(?:\.|$)")  # of a quantized weight
 
@@ -41,7 +41,7 @@ def describe(
         "weights": count_weights(graph, placement),
         "dtype": format.name,
         "target": target,
-        "graph": contract(found, target, format, placement, graph),
+        "graph": contract(found, format, placement, graph),
         "eos_ids": eos_ids(source),
         "special_tokens": dict(source.texts.special_tokens),
         "source": [
@@ -73,19 +73,13 @@ def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, 
 
 
 def contract(
-    found: Definition, target: str, format: Format, placement: Placement, graph: ir.Model
+    found: Definition, format: Format, placement: Placement, graph: ir.Model
 ) -> dict[str, Any]:
     """Return what a runtime must know to run the graph."""
-    in_rows = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
     return {
         "file": MODEL,
         "weights": placement.mode,
-        "optimized": target == "cpu",
-        # The kernels for quantized weights are fast in a layout of their own alone, made at load.
-        "prepack": any(node.op_type == "MatMulNBits" for node in graph.graph),
-        "split_experts": target == "cpu" and any(isinstance(m, MoE) for m in found.model.modules()),
-        # Whether rows of different lengths take several tokens together, or one row at a time.
-        "append": "row" if in_rows else "batch",
+        **requirements(graph).as_json(),
         "inputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.inputs],
         "outputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.outputs],
         "states": [

@@ -1,6 +1,6 @@
-"""Rewrites of the portable graph for a target: one pass a file, in the order of TARGETS."""
+"""Rewrites of the portable graph: one pass a file; what each runtime gets, in order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
@@ -25,6 +25,22 @@ from lmcast.exporter.passes.undo_reshape import undo_reshape
 
 Pass = Callable[[ir.Model], int]
 
+PORTABLE: tuple[Pass, ...] = (inline_codes, merge_runs)
+CPU: tuple[Pass, ...] = (
+    inline_parts,
+    group_query_attention,
+    latents_by_length,
+    recurrent_kernels,
+    split_experts,
+    undo_reshape,
+    nbits_matmul,
+    nbits_gather,
+    fused_matmul,
+    skip_norm,
+    quick_gelu,
+    merge_equal,
+    remove_unused,
+)
 TENSORRT: tuple[Pass, ...] = (
     inline_parts,
     quantized_products,
@@ -33,28 +49,8 @@ TENSORRT: tuple[Pass, ...] = (
     merge_equal,
     remove_unused,
 )
-TARGETS: Mapping[str, tuple[Pass, ...]] = {
-    "onnx": (inline_codes, merge_runs),
-    "cpu": (
-        inline_parts,
-        group_query_attention,
-        latents_by_length,
-        recurrent_kernels,
-        split_experts,
-        undo_reshape,
-        nbits_matmul,
-        nbits_gather,
-        fused_matmul,
-        skip_norm,
-        quick_gelu,
-        merge_equal,
-        remove_unused,
-    ),
-    "tensorrt": TENSORRT,
-    "tensorrt-rtx": TENSORRT,
-}
 
 
-def run(model: ir.Model, target: str) -> dict[str, int]:
-    """Apply the passes of `target` in place: pass -> number of changes."""
-    return {apply.__name__: apply(model) for apply in TARGETS[target]}
+def run(model: ir.Model, passes: Iterable[Pass]) -> dict[str, int]:
+    """Apply passes in place, in order: pass -> number of changes."""
+    return {apply.__name__: apply(model) for apply in passes}

@@ -6,13 +6,15 @@ after:  y, key, value = com.microsoft.GroupQueryAttention(q, k, v, past_key, pas
 
 window_attention becomes the same with the window as its buffer (`sliding_window_cache`), and sinks
 become its `head_sink`. What the kernel does not do, values of another width than the keys, chunks,
-a window of one token and a cache in FP8, keeps the operator and its body.
+a window of one token and a cache in FP8, keeps the operator and its body. The kernel takes rows of
+different lengths in single tokens only.
 """
 
 from typing import Any
 
 import onnx_ir as ir
 
+from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace
 
 
@@ -57,6 +59,7 @@ def group_query_attention(model: ir.Model) -> int:
         out.shape = ir.Shape([*query.shape[:2], query.shape[2] * past_value.shape[-1]])
         split = insert(model, node, "Reshape", [out, shape], name=f"{name}.Reshape")[0]
         replace(model, node, [split, *present])
+        require(model, append="row")
         changes += 1
     return changes
 

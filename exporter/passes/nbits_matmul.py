@@ -9,6 +9,7 @@ it multiplies in fp32; with 8 bits it has no fast way to do that, and the weight
 
 import onnx_ir as ir
 
+from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.passes.nbits import IntegerWeight, bytes_of, cast, integer_weight
 from lmcast.exporter.passes.rewrite import MICROSOFT, insert, nodes_of, replace
 from lmcast.plugins.quantize.quantize_input import quantize_input
@@ -16,6 +17,7 @@ from lmcast.plugins.quantize.quantize_input import quantize_input
 # How MatMulNBits multiplies: in fp32; or with each block of inputs rounded to int8 by its largest
 # value, which is 4 times as fast with 4 bits and the only fast way with 8.
 EXACT, ROUNDED = 0, 4
+CODES = ".codes"  # what exporter/weights/attach.py adds to the name of a parameter
 
 
 def nbits_matmul(model: ir.Model) -> int:
@@ -43,7 +45,10 @@ def nbits_matmul(model: ir.Model) -> int:
 def multiply(
     model: ir.Model, at: ir.Node, x: ir.Value, weight: IntegerWeight, accuracy: int, name: str
 ) -> ir.Value:
-    """Return x ...,K times the transpose of a weight N,K that has a kernel."""
+    """Return x ...,K times the transpose of a weight N,K that has a kernel.
+
+    The kernel is fast in a layout of its own alone, which is made at load.
+    """
     n, k = weight.shape
     of_row = k // weight.block
     byte = ir.DataType.UINT8
@@ -59,4 +64,16 @@ def multiply(
     given["accuracy_level"] = accuracy
     label = name if weight.dtype == ir.DataType.FLOAT else f"{name}.product"
     out = insert(model, at, "MatMulNBits", inputs, given, name=label, domain=MICROSOFT)[0]
+    require(model, prepack=True)
     return cast(model, at, out, ir.DataType.FLOAT, weight.dtype, name)
+
+
+def rounded_products(graph: ir.Model) -> dict[str, int]:
+    """Return the parameters whose products round their inputs, and how many share a scale."""
+    found = {}
+    for node in graph.graph:
+        if node.op_type == "MatMulNBits" and node.attributes["accuracy_level"].as_int() == ROUNDED:
+            codes = node.inputs[1]
+            assert codes is not None
+            found[str(codes.name).partition(CODES)[0]] = node.attributes["block_size"].as_int()
+    return found

@@ -17,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter.graph.assemble import arguments
+from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.passes.expert_products import products
 from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace, written
 from lmcast.plugins.experts.moe_experts import activation_text
@@ -28,6 +29,7 @@ def split_experts(model: ir.Model) -> int:
     found = list(nodes_of(model, "moe_experts"))
     for node in found:
         replace(model, node, [_Split(model, node).run()])
+        require(model, split_experts=True)
     return len(found)
 
 

@@ -20,12 +20,12 @@ from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.engine.names import MODEL
+from lmcast.exporter.passes.nbits_matmul import rounded_products
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.bisect import Bisection, find_divergence
 from lmcast.exporter.prove.eager_pass import full_pass
 from lmcast.exporter.prove.rounding import (
     exact_engine,
-    rounded_products,
     unrounded,
     with_rounding,
     without_rounding,

@@ -24,7 +24,6 @@ from torch.overrides import TorchFunctionMode
 from lmcast.exporter.engine.manifest import read_manifest
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.graph.lowering import VARIANT
-from lmcast.exporter.passes.nbits_matmul import ROUNDED
 from lmcast.exporter.runtime.engine import Engine, Variant
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.attention import Attention
@@ -41,18 +40,6 @@ from lmcast.plugins.quantize.quantize_input import quantize_input, turned
 HOLDING = (cached_attention.name, window_attention.name)
 PAST, SCALED = slice(3, 5), 8  # among their inputs: the caches, the scale of keys
 FP8 = "float8_e4m3fn"  # as engine.json names it
-CODES = ".codes"  # what exporter/weights/attach.py adds to the name of a parameter
-
-
-def rounded_products(graph: ir.Model) -> dict[str, int]:
-    """Return the parameters whose products round their inputs, and how many share a scale."""
-    found = {}
-    for node in graph.graph:
-        if node.op_type == "MatMulNBits" and node.attributes["accuracy_level"].as_int() == ROUNDED:
-            codes = node.inputs[1]
-            assert codes is not None
-            found[str(codes.name).partition(CODES)[0]] = node.attributes["block_size"].as_int()
-    return found
 
 
 def exact_engine(directory: Path, threads: int | None = None) -> Engine:
@@ -73,11 +60,10 @@ def exact_model(file: Path) -> bytes:
 
 
 def exact_contract(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what engine.json says of the graph, with keys and values as they are computed, and
-    for a graph that is not prepacked."""
+    """Return what engine.json says of the graph, with keys and values as they are computed."""
     states = [s | ({"dtype": fields["dtype"]} if s["dtype"] == FP8 else {})
               for s in fields["graph"]["states"]]  # fmt: skip
-    return {**fields["graph"], "states": states, "prepack": False}
+    return {**fields["graph"], "states": states}
 
 
 def without_rounding(graph: ir.Model) -> bool:

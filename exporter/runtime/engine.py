@@ -4,14 +4,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from lmcast.exporter import targets
+from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
 from lmcast.exporter.engine.names import PARITY, TEMPLATE, TOKENIZER
 from lmcast.exporter.engine.staging import recover
@@ -19,6 +19,7 @@ from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.sampling import Sampling
 from lmcast.exporter.runtime.session import Session, check_ids
 from lmcast.exporter.runtime.text import Text
+from lmcast.exporter.targets import Target
 
 NEW_TOKENS = 256
 Messages = Sequence[dict[str, Any]]
@@ -140,16 +141,17 @@ class Engine:
             ),
         )
 
-    @cached_property
-    def runner(self) -> Any:
-        """The graph or the plan, loaded; raises InputError where it cannot run here."""
-        if self.runs_plan:
-            return plan_runner(self.directory).open_runner(self.manifest)
-        from lmcast.exporter.backends.onnxruntime import Runner, require_kernels
+    @property
+    def target(self) -> Target:
+        """What runs it here; raises EngineError for a target that this lmcast does not know."""
+        target = targets.get(self.manifest.fields["target"])
+        return target if self.runs_plan else target.carried
 
-        require_kernels(self.manifest.fields["dtype"])
-        prepack = self._prepack or self._graph.get("prepack", False)
-        return Runner(self.directory, self._graph, self.threads, self._model, prepack)
+    @cached_property
+    def runner(self) -> Runner:
+        """The graph or the plan, loaded; raises InputError where it cannot run here."""
+        loading = Loading(self.threads, self._prepack, self._model)
+        return self.target.run(self.manifest, loading)
 
     @cached_property
     def text(self) -> Text:
@@ -239,18 +241,6 @@ class Engine:
         ):
             ids[index] = rendered
         return ids
-
-
-def plan_runner(directory: Path) -> ModuleType:
-    """Return the module that runs plans, which takes torch; raises EngineError without it."""
-    try:
-        return import_module("lmcast.exporter.backends.tensorrt.runner")
-    except ModuleNotFoundError as error:
-        raise EngineError(
-            f"{directory}: its plans run by way of {error.name}, which is not installed: pip"
-            " install 'lmcast[rtx]' (or 'lmcast[tensorrt]'); its portable graph runs on a CPU"
-            " (--portable)"
-        ) from None
 
 
 def load(

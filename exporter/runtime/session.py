@@ -3,57 +3,14 @@
 Letters: B rows, T tokens of one call, R rows of logits, V vocabulary, C capacity in tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from lmcast.plugins.errors import InputError
+from lmcast.exporter.backends.runner import Runner, SessionError, Shaped
 
 FIRST_CAPACITY = 256  # tokens; buffers double from here
-Shaped = tuple[str, tuple[int, ...], str]  # a state's name, sizes and dtype
-
-
-class SessionError(InputError, IndexError):
-    """Token ids or lengths that the engine cannot take."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The most that a plan takes: its sizes are fixed when it is built."""
-
-    rows: int
-    context: int  # tokens that a row holds: the capacity of its states
-    tokens: int  # of a row in one call
-    logits: int  # rows of logits of a row in one call
-    rebuild: Callable[..., str]  # of new sizes by name: the command that builds such a plan
-
-
-class Runner(Protocol):
-    """What a backend offers. States are its own: a session keeps them and hands them back."""
-
-    @property
-    def limits(self) -> Limits | None: ...
-
-    @property
-    def place(self) -> str:
-        """What has the memory that states lie in, in words."""
-        ...
-
-    def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
-        """Return the bytes that states would take, and those that there are."""
-        ...
-
-    def allocate(self, states: Sequence[Shaped]) -> Any:
-        """Return states of zeros; the first axis of each is the rows of the session."""
-        ...
-
-    def run(
-        self, inputs: Mapping[str, np.ndarray], states: Any, *, rows: slice
-    ) -> list[np.ndarray]:
-        """Run once over these rows of the states, and return the logits R,V of each row."""
-        ...
 
 
 class Session:
@@ -140,7 +97,6 @@ class Session:
             return False
         if self._limits is not None and int(self.lengths.max()) + tokens > self.context:
             return True  # padding would be written behind the end of the states
-        # GroupQueryAttention takes rows of different lengths in single tokens only.
         fresh = not self.lengths.any() and bool((counts == tokens).all())
         return self._graph["append"] == "row" and tokens > 1 and not fresh
 

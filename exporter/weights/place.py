@@ -16,8 +16,9 @@ from lmcast.calib.formats import BY_DTYPE, Format
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.exporter.targets import WeightForm
 from lmcast.exporter.weights.quantized import PackedWeight
-from lmcast.exporter.weights.quantized_forms import Form, packed_weight
+from lmcast.exporter.weights.quantized_forms import packed_weight
 from lmcast.exporter.weights.values import values
 from lmcast.graphs.weights.bind import Binding
 from lmcast.graphs.weights.quantized import Blocks
@@ -92,17 +93,21 @@ def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
 
 
 def choose_mode(
-    binding: Binding, checkpoint: Checkpoint, format: Format, asked: Mode | None, runs: bool
+    binding: Binding,
+    checkpoint: Checkpoint,
+    format: Format,
+    asked: Mode | None,
+    links_codes: bool,
 ) -> Mode:
     """Return how weights are placed: linked if every tensor's bytes allow it, unless asked.
 
-    runs: the engine is to be run by ONNX Runtime, which has no MXFP4.
+    links_codes: whether that goes for MXFP4 too: ONNX Runtime's CPU has no kernel for it.
     """
     # Quantized ones first: of all reasons it is the one that no --dtype changes.
     packed = [name for name, source in binding.sources.items() if _packed(source)]
     for name in (*packed, *binding.sources):
         source = binding.sources[name]
-        found = _not_linkable(name, source, binding, checkpoint, format, runs)
+        found = _not_linkable(name, source, binding, checkpoint, format, links_codes)
         if found is None:
             continue
         if asked == "link":
@@ -134,14 +139,14 @@ def _not_linkable(
     binding: Binding,
     checkpoint: Checkpoint,
     format: Format,
-    runs: bool,
+    links_codes: bool,
 ) -> tuple[StoredTensor, str] | None:
     """Return a tensor of a source whose bytes no graph can point at, and why; None for none."""
     for leaf in _packed(source):
         stored, name = checkpoint.tensors[leaf.layout.tensors[0]], leaf.layout.format.name
         if not _as_in_onnx(leaf):
             return stored, f"is quantized ({name})"
-        if runs:
+        if not links_codes:
             return stored, f"is {name.upper()}, which ONNX Runtime's CPU has no kernel for"
     if _packed(source):
         return None
@@ -162,7 +167,7 @@ def place(
     mode: Mode,
     directory: Path,
     *,
-    form: Form = "standard",
+    form: WeightForm = "standard",
     full_check: bool | None = None,
     advance: Progress | None = None,
 ) -> Placement:

@@ -4,7 +4,6 @@ Letters: ... a stack's axis or none, N rows, K columns, G blocks of a row.
 """
 
 import math
-from typing import Literal
 
 import onnx_ir as ir
 import torch
@@ -13,21 +12,23 @@ from torch import Tensor
 from lmcast.calib.formats.onnx_form import CODES, SCALES
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.targets import WeightForm
 from lmcast.exporter.weights.quantized import PackedWeight, Part, quantized
 from lmcast.graphs.weights.bind import Binding
 from lmcast.graphs.weights.quantized import Quantized, Scheme, values_of
 from lmcast.graphs.weights.sources import Joined, Packed, Source, Stack, leaves
 
-# How codes lie. standard: as ONNX defines them, for any runtime. kernels: for ONNX Runtime's own
-# kernels: unsigned integers, those of E2M1 twice their number, FP8 as fp16, and scales in fp32.
-Form = Literal["standard", "kernels"]
 KERNEL_BLOCKS = (128, 64, 32, 16)  # columns that share a scale in those kernels
 UNSIGNED = {"int4": ir.DataType.UINT4, "int8": ir.DataType.UINT8, "e2m1": ir.DataType.UINT8}
 HALF_OF = {"int4": 8, "int8": 128, "e2m1": 128}  # the unsigned code that stands for 0
 
 
 def packed_weight(
-    checkpoint: Checkpoint, source: Source, shape: tuple[int, ...], dtype: torch.dtype, form: Form
+    checkpoint: Checkpoint,
+    source: Source,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    form: WeightForm,
 ) -> PackedWeight | None:
     """Return how a weight that is computed in `dtype` lies; None where it is not quantized, or is
     made of quantized weights otherwise than in whole rows of one scheme: then its values are."""

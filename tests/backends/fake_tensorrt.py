@@ -350,5 +350,5 @@ def add_plan(
     text = {"directory": str(source), "request": request, "aliased": aliased}
     (to / "plans").mkdir()
     (to / "plans/p.plan").write_text(json.dumps(text | {"in_place": made["in_place"]}))
-    write_manifest(to, fields | {"plans": [made]})
+    write_manifest(to, fields | {"target": request["target"], "plans": [made]})
     return to

@@ -1,5 +1,6 @@
 """Weights that touch in a file: found as runs, merged in graphs, and the same in engines."""
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from files.malformed_moe import QWEN, tiny_moe
 from safetensors.torch import save_file
 from tiny.llama import INDEX, WEIGHTS, config, tensors, tiny_llama, weights, write_json
 
-from lmcast.exporter import export, load, passes
+from lmcast.exporter import export, load, targets
 from lmcast.exporter.engine.manifest import verify
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.pack import pack
@@ -246,7 +247,8 @@ def test_engines_give_the_same_numbers(checkpoint, tmp_path, monkeypatch):
     engine = export(checkpoint, tmp_path / "merged", **options)
     weights_in = [v.name for v in ir.load(engine.directory / MODEL).graph.initializers.values()]
     assert sum(".experts." in str(name) for name in weights_in) == 3  # one of each file
-    monkeypatch.setitem(passes.TARGETS, "onnx", ())
+    bare = dataclasses.replace(targets.get("onnx"), passes=lambda: ())
+    monkeypatch.setitem(targets.TARGETS, "onnx", bare)
     apart = export(checkpoint, tmp_path / "apart", **options)
     logits = load(tmp_path / "merged", 1).logits(IDS)
     np.testing.assert_array_equal(logits, load(apart.directory, 1).logits(IDS))

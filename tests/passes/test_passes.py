@@ -22,7 +22,7 @@ from lmcast.exporter.backends.onnxruntime import value_of
 from lmcast.exporter.graph.assemble import assemble, attach_bodies
 from lmcast.exporter.graph.capture import capture
 from lmcast.exporter.graph.lowering import PARTS
-from lmcast.exporter.passes import TARGETS
+from lmcast.exporter.targets import TARGETS
 from lmcast.graphs import define
 from lmcast.plugins.plugin import DOMAIN
 
@@ -104,7 +104,7 @@ def test_pass_alone(name: str, tmp_path: Path):
 
 def test_every_pass_has_a_case():
     tried = {function for function, *_ in CASES.values()}
-    assert tried == {apply.__name__ for target in TARGETS.values() for apply in target}
+    assert tried == {apply.__name__ for target in TARGETS.values() for apply in target.passes()}
 
 
 # case: (distinct kinds of layer, nodes of layer 1 on the cpu target, where weights are tied)
@@ -160,7 +160,7 @@ def test_portable_graph(name: str, definitions):
 def test_cpu_graph(name: str, definitions):
     model, captured = definitions[name]
     graph = assemble(model, captured)
-    passes.run(graph, "cpu")
+    passes.run(graph, passes.CPU)
     onnx.checker.check_model(proto_of(graph), full_check=True)
     _, length, tied = MODELS[name]
     operators = Counter((node.domain, node.op_type) for node in graph.graph)

@@ -22,7 +22,6 @@ from lmcast.exporter.backends.tensorrt.request import Request, Sizes, resolve
 from lmcast.exporter.backends.tensorrt.worker import Job
 from lmcast.exporter.progress import Progress
 
-PLANS = "plans"
 WORKER = Job.__module__
 # Of a build: tests/benchmarks/plans.py measures both, on two cores.
 BASE_BYTES, TIMES_WEIGHTS = 500_000_000, 5
@@ -38,11 +37,6 @@ def order(target: str, sms: tuple[int, ...], context: int, sizes: Sizes) -> Requ
     """
     library = libraries.require(target)
     return resolve(target, libraries.choose_sms(library, sms), context, sizes)
-
-
-def plan_file(request: Request) -> str:
-    """Return the path of a plan inside an engine: plans/tensorrt-rtx-sm89-sm120.plan."""
-    return f"{PLANS}/{'-'.join((request.target, *(f'sm{sm}' for sm in request.sms)))}.plan"
 
 
 def build_plan(
@@ -61,7 +55,7 @@ def build_plan(
         f"building a plan of {layers} layers and {weights / 1e9:.1f} GB of weights: about"
         f" {memory / 1e9:.1f} GB of memory and {seconds:.0f} s"
     )
-    path = engine / (file := plan_file(request))
+    path = engine / (file := request.file)
     path.parent.mkdir(exist_ok=True)
     folder = ROOT if graph["weights"] == "link" else str(engine.absolute())
     job = Job(str(engine / graph["file"]), folder, fields["architecture"], str(path), request)

@@ -44,6 +44,11 @@ class Request:
         return asdict(self) | {"sms": list(self.sms)}
 
     @property
+    def file(self) -> str:
+        """The path of the plan inside an engine: plans/tensorrt-rtx-sm89-sm120.plan."""
+        return f"plans/{'-'.join((self.target, *(f'sm{sm}' for sm in self.sms)))}.plan"
+
+    @property
     def here(self) -> bool:
         """Whether a GPU of this kind is at hand."""
         return local_sm() in self.sms

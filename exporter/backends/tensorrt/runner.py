@@ -9,6 +9,8 @@ import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -18,9 +20,9 @@ from torch import Tensor
 
 from lmcast.calib.formats import STATES
 from lmcast.exporter.backends.cuda import Cuda
-from lmcast.exporter.backends.tensorrt.plans import Loaded, load_plan
+from lmcast.exporter.backends.runner import Limits, SessionError, Shaped
+from lmcast.exporter.backends.tensorrt.plans import Loaded, gpu, load_plan, modules
 from lmcast.exporter.engine.manifest import Manifest
-from lmcast.exporter.runtime.session import Limits, SessionError, Shaped
 
 STEP, PROMPT = 0, 1  # optimization profiles
 ALIGNED = 256  # bytes: of every address that TensorRT is given
@@ -34,6 +36,14 @@ DTYPES = {
     "INT64": torch.int64,
     "FP8": torch.float8_e4m3fn,
 }
+
+
+def prepare(manifest: Manifest) -> Cuda:
+    """Import the libraries of an engine's plans, those that are here; return the GPU at hand."""
+    for module in modules(manifest):
+        if find_spec(module) is not None:
+            import_module(module)
+    return gpu(manifest)
 
 
 def open_runner(manifest: Manifest) -> "Runner":

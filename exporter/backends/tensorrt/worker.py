@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 import onnx_ir as ir
 
-from lmcast.exporter import passes
+from lmcast.exporter import passes, targets
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import caches, formats, libraries, low_precision
 from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
@@ -103,7 +103,7 @@ def prepare(file: str, request: Request) -> ir.Model:
     passes.inline_parts(graph)
     formats.require(graph, request)
     caches.require(graph, request)
-    passes.run(graph, request.target)
+    passes.run(graph, targets.get(request.target).passes())
     low_precision.rewrite(graph, request)
     for value in [*graph.graph.inputs, *(v for node in graph.graph for v in node.outputs)]:
         if value.shape is not None:

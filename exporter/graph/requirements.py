@@ -1,0 +1,41 @@
+"""What a graph asks of the runner that loads it, said by the passes that cause it.
+
+A pass that inserts a node with a condition on how it is run calls `require` where it does so. What
+is gathered goes into engine.json, and a runner obeys it without looking at the graph.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+KEY = "requirements"  # in ir.Model.meta, which is not written into the file
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """Conditions of one graph; the defaults are those of a graph that no pass has rewritten."""
+
+    # The target's passes replace the runtime's own rewrites, which are to be off.
+    optimized: bool = False
+    # Weights are to be copied at load into the layout of the kernels, which are slow without it.
+    prepack: bool = False
+    # Thousands of values of unknown size, most of them empty: planning their memory does not pay.
+    split_experts: bool = False
+    # Whether rows of different lengths take several tokens together, or one row at a time.
+    append: Literal["batch", "row"] = "batch"
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def require(model: ir.Model, **conditions: Any) -> None:
+    """Add conditions, by the names of the fields, to those of a graph."""
+    model.meta[KEY] = replace(requirements(model), **conditions)
+
+
+def requirements(model: ir.Model) -> Requirements:
+    """Return all that was required of the runner of a graph so far."""
+    found = model.meta.get(KEY, Requirements())
+    assert isinstance(found, Requirements)
+    return found

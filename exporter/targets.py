@@ -1,0 +1,246 @@
+"""The targets of an export: one record holds every fact of one, and nothing else asks for a name.
+
+A new target is an entry of TARGETS, its passes and its runner. What a record refers to is imported
+when it is called: the command line names targets before anything heavy is loaded, and an engine is
+run without what exports one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from lmcast.exporter.engine.manifest import EngineError, Manifest
+
+if TYPE_CHECKING:
+    from lmcast.exporter.backends.cuda import Cuda
+    from lmcast.exporter.backends.runner import Loading, Runner
+    from lmcast.exporter.backends.tensorrt.request import Request, Sizes
+    from lmcast.exporter.passes import Pass
+    from lmcast.exporter.progress import Progress
+    from lmcast.graphs.weights.bind import Binding
+
+# How codes of quantized weights are stored. standard: as ONNX defines them, for any runtime.
+# kernels: for ONNX Runtime's own kernels: unsigned integers, those of E2M1 twice their number,
+# FP8 as fp16, and scales in fp32.
+WeightForm = Literal["standard", "kernels"]
+
+
+@dataclass(frozen=True)
+class Plans:
+    """How a target compiles plans ahead of time, from the portable graph.
+
+    order: (SMs, context of the engine, sizes) -> a request that can be fulfilled here.
+    build: (engine directory, fields of engine.json, request, progress) -> the plan's entry there.
+    Both raise BackendError.
+    """
+
+    order: "Callable[[tuple[int, ...], int, Sizes | None], Request]"
+    build: "Callable[[Path, Mapping[str, Any], Request, Progress], dict[str, Any]]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A runtime that engines are made for: what an export does for it, and how it is run.
+
+    name, about: on the command line and in engine.json; what the engine has, in words.
+    passes: the rewrites of the portable graph, in order.
+    weight_form: how quantized weights are stored.
+    dtype: what is computed in unless asked; None: what most weights are stored in.
+    links_codes: whether a graph for it may point at quantized weights of the checkpoint whose
+    form is ONNX's own (MXFP4), which it must then have kernels for.
+    requires: of the runner (Requirements), beside what passes add.
+    refuse: (sources of the weights, dtype, whether the engine is to be run here) -> None; raises
+    EngineError for what the runtime has no kernels for.
+    prepare: of an engine, import what its runner needs; return the GPU at hand, None: the CPU.
+    run: load the graph or the plan of an engine; raises InputError where it cannot run here.
+    plans: None where the engine's own graph is what is run.
+    """
+
+    name: str
+    about: str
+    passes: "Callable[[], tuple[Pass, ...]]"
+    weight_form: WeightForm = "standard"
+    dtype: str | None = None
+    links_codes: bool = False
+    requires: Mapping[str, Any] = field(default_factory=dict)
+    refuse: "Callable[[Binding, str, bool], None]"
+    prepare: "Callable[[Manifest], Cuda | None]"
+    run: "Callable[[Manifest, Loading], Runner]"
+    plans: Plans | None = None
+
+    @property
+    def carried(self) -> "Target":
+        """The target whose graph is in the engine: of one with plans the portable one, which
+        travels with them to other GPUs and runs where none of them does."""
+        return self if self.plans is None else get(PORTABLE)
+
+    def order(self, sms: tuple[int, ...], context: int, sizes: "Sizes | None") -> "Request | None":
+        """Return a request for a plan, None where none is compiled; raises BackendError."""
+        return None if self.plans is None else self.plans.order(sms, context, sizes)
+
+    def compile(
+        self,
+        engine: Path,
+        fields: Mapping[str, Any],
+        request: "Request | None",
+        progress: "Progress",
+    ) -> dict[str, Any]:
+        """Build the plan of a request, if there is one; return what engine.json says of it."""
+        if self.plans is None or request is None:
+            return {}
+        return {"plans": [self.plans.build(engine, fields, request, progress)]}
+
+
+def _portable_passes() -> "tuple[Pass, ...]":
+    from lmcast.exporter import passes
+
+    return passes.PORTABLE
+
+
+def _cpu_passes() -> "tuple[Pass, ...]":
+    from lmcast.exporter import passes
+
+    return passes.CPU
+
+
+def _tensorrt_passes() -> "tuple[Pass, ...]":
+    from lmcast.exporter import passes
+
+    return passes.TENSORRT
+
+
+def _cpu_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
+    from lmcast.exporter.backends.onnxruntime import require_kernels
+
+    require_kernels(dtype)
+
+
+def _portable_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
+    """Refuse what cannot be run here; other runtimes may have kernels for all of it."""
+    if not runs:
+        return
+    from lmcast.exporter.weights.quantized_forms import without_kernel
+
+    _cpu_refuses(binding, dtype, runs)
+    if missing := without_kernel(binding):
+        raise EngineError(
+            f"target onnx: ONNX Runtime's CPU has no kernel for {missing}, so parity cannot be"
+            " proven here; use --target cpu, or --no-parity for another runtime"
+        )
+
+
+def _tensorrt_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
+    """A plan need not run here, and what the portable graph lacks is a warning alone."""
+
+
+def _prepare_onnxruntime(manifest: Manifest) -> None:
+    from lmcast.exporter.backends import onnxruntime
+
+    assert onnxruntime
+
+
+def _run_onnxruntime(manifest: Manifest, loading: "Loading") -> "Runner":
+    from lmcast.exporter.backends.onnxruntime import open_runner
+
+    return open_runner(manifest, loading)
+
+
+def _plan_runner(manifest: Manifest) -> ModuleType:
+    """Return the module that runs plans, which takes torch; raises EngineError without it."""
+    try:
+        return import_module("lmcast.exporter.backends.tensorrt.runner")
+    except ModuleNotFoundError as error:
+        raise EngineError(
+            f"{manifest.directory}: its plans run by way of {error.name}, which is not installed:"
+            " pip install 'lmcast[rtx]' (or 'lmcast[tensorrt]'); its portable graph runs on a CPU"
+            " (--portable)"
+        ) from None
+
+
+def _prepare_tensorrt(manifest: Manifest) -> "Cuda":
+    return _plan_runner(manifest).prepare(manifest)
+
+
+def _run_tensorrt(manifest: Manifest, loading: "Loading") -> "Runner":
+    return _plan_runner(manifest).open_runner(manifest)
+
+
+def _tensorrt(name: str, about: str) -> Target:
+    """Return the target of one of NVIDIA's two libraries (backends/tensorrt/libraries.py)."""
+
+    def order(sms: tuple[int, ...], context: int, sizes: "Sizes | None") -> "Request":
+        from lmcast.exporter.backends.tensorrt import build, request
+
+        return build.order(name, sms, context, sizes or request.Sizes())
+
+    def compiled(
+        engine: Path, fields: Mapping[str, Any], request: "Request", progress: "Progress"
+    ) -> dict[str, Any]:
+        from lmcast.exporter.backends.tensorrt.build import build_plan
+
+        return build_plan(engine, fields, request, progress)
+
+    return Target(
+        name=name,
+        about=about,
+        passes=_tensorrt_passes,
+        refuse=_tensorrt_refuses,
+        prepare=_prepare_tensorrt,
+        run=_run_tensorrt,
+        plans=Plans(order, compiled),
+    )
+
+
+DEFAULT, PORTABLE, DEFAULT_PLANS = "cpu", "onnx", "tensorrt-rtx"
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="cpu",
+            about="for ONNX Runtime's CPU kernels",
+            passes=_cpu_passes,
+            weight_form="kernels",
+            dtype="float32",
+            requires={"optimized": True},
+            refuse=_cpu_refuses,
+            prepare=_prepare_onnxruntime,
+            run=_run_onnxruntime,
+        ),
+        Target(
+            name="onnx",
+            about="standard operators only, for any runtime",
+            passes=_portable_passes,
+            dtype="float32",
+            links_codes=True,
+            refuse=_portable_refuses,
+            prepare=_prepare_onnxruntime,
+            run=_run_onnxruntime,
+        ),
+        _tensorrt("tensorrt-rtx", "a plan for NVIDIA GPUs, compiled here, beside that graph"),
+        _tensorrt("tensorrt", "the same of the library for data-centre GPUs, compiled on one"),
+    )
+}
+
+
+def get(name: str) -> Target:
+    """Return a target by its name; raises EngineError for an unknown one."""
+    if name not in TARGETS:
+        raise EngineError(f"target {name!r} is unknown; accepted: {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def with_plans() -> list[str]:
+    """Return the names of the targets that compile plans."""
+    return [target.name for target in TARGETS.values() if target.plans is not None]
+
+
+def get_plans(name: str) -> Plans:
+    """Return how a target compiles plans; raises EngineError for one that has none."""
+    plans = TARGETS[name].plans if name in TARGETS else None
+    if plans is None:
+        accepted = ", ".join(with_plans())
+        raise EngineError(f"target {name!r} is not built ahead of time; accepted: {accepted}")
+    return plans
