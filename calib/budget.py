@@ -41,7 +41,7 @@ def candidates(format: str) -> tuple[str, ...]:
     scheme = WEIGHTS[format].scheme
     if scheme.bits == 8:
         return (format,)
-    return (format, "int8" if scheme.element == "int4" else "fp8-channel")
+    return (format, "int8" if scheme.element.integer else "fp8-channel")
 
 
 def size(plan: Plan) -> float:

@@ -15,7 +15,9 @@ from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
 from lmcast.graphs.weights.bind import Binding, wide
+from lmcast.graphs.weights.elements import ELEMENTS
 from lmcast.graphs.weights.quantized import Blocks, Scheme
+from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed, Source, View
 from lmcast.plugins.errors import InputError
 
@@ -47,7 +49,12 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         weights = {
-            name: {**dataclasses.asdict(s), "block": list(s.block), "scale": _name(s.scale)}
+            name: {
+                **dataclasses.asdict(s),
+                "element": s.element.name,
+                "block": list(s.block),
+                "scale": _name(s.scale),
+            }
             for name, s in self.weights.items()
         }
         inputs = {name: dataclasses.asdict(given) for name, given in self.inputs.items()}
@@ -59,7 +66,14 @@ def read_recipe(fields: Mapping[str, Any]) -> Recipe:
     """Return a recipe from its JSON; raises RecipeError where it is not one."""
     try:
         weights = {
-            name: Scheme(**s | {"block": tuple(s["block"]), "scale": getattr(torch, s["scale"])})
+            name: Scheme(
+                **s
+                | {
+                    "element": ELEMENTS[s["element"]],
+                    "block": tuple(s["block"]),
+                    "scale": getattr(torch, s["scale"]),
+                }
+            )
             for name, s in fields["weights"].items()
         }
         inputs = {name: InputFormat(**given) for name, given in fields["inputs"].items()}
@@ -71,8 +85,8 @@ def read_recipe(fields: Mapping[str, Any]) -> Recipe:
 
 def tensors(parameter: str, scheme: Scheme) -> Blocks:
     """Return where the values of a quantized parameter lie among the tensors of a recipe."""
-    shared = f"{parameter}.shared" if scheme.shared else None
-    return Blocks(scheme, f"{parameter}.codes", f"{parameter}.scales", shared)
+    shared = Part.SHARED.of(parameter) if scheme.shared else None
+    return Blocks(scheme, Part.CODES.of(parameter), Part.SCALES.of(parameter), shared)
 
 
 def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definition:

@@ -9,14 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from lmcast.calib.formats import FORMATS
 from lmcast.exporter.checkpoint.files import open_regular, read_into
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
+from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
 from lmcast.exporter.engine.names import MODEL, SIGNATURE
 from lmcast.exporter.engine.staging import staged
-from lmcast.exporter.graph.lowering import DTYPES
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.place import Entry, location, write
@@ -67,9 +66,11 @@ def _entry(value: ir.Value) -> Entry:
     assert length is not None
     file = Path("/") / tensor.location
     shape = tuple(tensor.shape.numpy())
-    format = next((f for f in FORMATS.values() if DTYPES[f.dtype] == tensor.dtype), None)
-    dtype, name = (format.dtype, format.safetensors) if format else (torch.uint8, "U8")
-    if format is None:  # packed numbers, which safetensors has no name for: their bytes
+    dtype, name = torch.uint8, "U8"
+    known = OF_ONNX.get(int(tensor.dtype))
+    if known is not None and known.name in COMPUTED and known.safetensors is not None:
+        dtype, name = known.torch, known.safetensors
+    else:  # codes and scales: their bytes
         shape = (length,)
     stored = StoredTensor(str(value.name), dtype, shape, file, offset, length)
     return Entry(stored.name, name, shape, length, _blocks(stored))

@@ -11,7 +11,6 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from lmcast.calib.formats import BY_DTYPE, FORMATS, Format
 from lmcast.exporter import passes, targets
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes
 from lmcast.exporter.checkpoint import CheckpointError, identified
@@ -19,6 +18,7 @@ from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
 from lmcast.exporter.engine.names import MODEL, PARITY, TEMPLATE, TOKENIZER
@@ -62,7 +62,7 @@ def export(
 ) -> Engine:
     """Write `checkpoint` as an engine at `output` and return it loaded.
 
-    target: a name of targets.TARGETS. dtype: of FORMATS, None: lossless. weights: None: link if
+    target: a name of targets.TARGETS. dtype: of COMPUTED, None: lossless. weights: None: link if
     possible. inert: config keys to ignore. context: most tokens of a row, None: of config.json.
     full_check: look for NaN in all linked weights, None: up to 8 GiB. tokenizer: refuse a
     checkpoint without one. matformer: a file with the slice to export. recipe: a directory of
@@ -134,7 +134,7 @@ def take_recipe(
 def place_weights(
     found: Definition,
     source: Checkpoint,
-    format: Format,
+    format: DType,
     mode: Mode,
     target: Target,
     directory: Path,
@@ -158,7 +158,7 @@ def place_weights(
     return placement
 
 
-def provable(found: Definition, format: Format, plan: Request | None, progress: Progress) -> bool:
+def provable(found: Definition, format: DType, plan: Request | None, progress: Progress) -> bool:
     """Say whether an engine can run here, its plan or its portable graph; warn where neither can.
 
     Without a plan, choose_format has refused what cannot.
@@ -166,7 +166,7 @@ def provable(found: Definition, format: Format, plan: Request | None, progress: 
     if not plan or plan.here:
         return True
     why, remedy = "", ""
-    if format.dtype == torch.bfloat16:
+    if format.torch == torch.bfloat16:
         why, remedy = "no bfloat16", ", or give --dtype float16"
     if strange := without_kernel(found.binding):
         why, remedy = f"no kernel for {strange}", ""
@@ -182,7 +182,7 @@ def prove(
     directory: Path,
     found: Definition,
     source: Checkpoint,
-    format: Format,
+    format: DType,
     plan: Request | None,
     progress: Progress,
 ) -> bool:
@@ -215,30 +215,30 @@ def one_thread() -> Iterator[None]:
 
 def choose_format(
     found: Definition, source: Checkpoint, target: Target, asked: str | None, runs: bool
-) -> Format:
+) -> DType:
     """Return the format to compute in, which must run here if `runs`.
 
     Raises InputError for an unknown dtype, for what the target refuses, and where weights are no
     plain floats.
     """
-    if asked is not None and asked not in FORMATS:
-        raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(FORMATS)}")
+    if asked is not None and asked not in COMPUTED:
+        raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(COMPUTED)}")
     # Every accepted format fits into float32.
     name = asked or target.dtype or stored_format(found, source)
     target.refuse(found.binding, name, runs)
     quantized = found.binding.layouts  # of which all dtypes are right
     for tensor in found.binding.tensors():
         stored = source.tensors[tensor]
-        if tensor in quantized or stored.dtype in BY_DTYPE:
+        if tensor in quantized or computed(stored.dtype):
             continue
         if asked and stored.dtype == torch.float64:
             continue
         raise CheckpointError(
             f"{stored.file}: tensor {stored.name} is {stored.dtype}"
             f"{' without a scale that is read' if stored.dtype == torch.float8_e4m3fn else ''};"
-            f" accepted: {', '.join(FORMATS)}{'' if asked else ' (float64 with --dtype)'}"
+            f" accepted: {', '.join(COMPUTED)}{'' if asked else ' (float64 with --dtype)'}"
         )
-    return FORMATS[name]
+    return COMPUTED[name]
 
 
 def stored_format(found: Definition, source: Checkpoint) -> str:
@@ -252,7 +252,7 @@ def stored_format(found: Definition, source: Checkpoint) -> str:
         if tensor in quantized:
             continue
         stored = source.tensors[tensor]
-        format = BY_DTYPE.get(stored.dtype)
+        format = computed(stored.dtype)
         sizes[format.name if format else "bfloat16"] += stored.nbytes
     return sizes.most_common(1)[0][0]
 
@@ -266,10 +266,10 @@ def choose_context(found: Definition, asked: int | None) -> int:
     return asked
 
 
-def trace(found: Definition, source: Checkpoint, format: Format) -> ir.Model:
+def trace(found: Definition, source: Checkpoint, format: DType) -> ir.Model:
     """Return the portable graph of a definition; its weights have no data yet."""
     dtypes = {name: stored.dtype for name, stored in source.tensors.items()}
-    model = found.shape_for(format.dtype, dtypes)
+    model = found.shape_for(format.torch, dtypes)
     return assemble(model, capture(model))
 
 
@@ -277,7 +277,7 @@ def cast(
     found: Definition,
     source: Checkpoint,
     target: Target,
-    format: Format,
+    format: DType,
     placement: Placement,
     directory: Path,
     progress: Progress = silent,

@@ -9,10 +9,11 @@ from pathlib import Path
 import onnx_ir as ir
 from tiny import CASES, Case, make
 
-from lmcast.calib.formats import FORMATS, WEIGHTS
+from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter import passes, pipeline, targets
-from lmcast.exporter.backends.tensorrt.formats import FIRST_SM, NAMES, WIDER
+from lmcast.exporter.backends.tensorrt.formats import NUMBERS, onnx
 from lmcast.exporter.checkpoint import open_checkpoint
+from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.graph.operator_forms import Forms, forms
 
 SMS = (75, 80, 86, 89, 120, 121)  # that plans of TensorRT for RTX 1.7 are built for
@@ -58,7 +59,7 @@ def traced(checkpoint: Path, dtype: str) -> ir.Model:
     """Return the portable graph of a checkpoint, without its weights."""
     source = open_checkpoint(checkpoint)
     found = pipeline.understand(source, (), tokenizer=False)
-    return pipeline.trace(found, source, FORMATS[dtype])
+    return pipeline.trace(found, source, DTYPES[dtype])
 
 
 def rewritten(graph: ir.Model, target: str) -> Forms:
@@ -84,13 +85,13 @@ def format_rows() -> list[str]:
 
 def format_row(name: str, sms: tuple[int, ...]) -> str:
     """Return a format's line of the table."""
-    kind = ir.DataType(WEIGHTS[name].onnx.codes)
-    wider = WIDER.get(kind)
+    numbers = NUMBERS[onnx(WEIGHTS[name].scheme.element)]
+    wider = NUMBERS[numbers.wider] if numbers.wider else None
     cells = [
         "yes"
-        if sm >= FIRST_SM[kind]
-        else NAMES[wider]
-        if wider is not None and sm >= FIRST_SM[wider]
+        if sm >= numbers.first_sm
+        else wider.name
+        if wider is not None and sm >= wider.first_sm
         else "-"
         for sm in sms
     ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmcast import plugins
 from lmcast.exporter.graph.assemble import IR_VERSION, attach_bodies
-from lmcast.exporter.graph.lowering import DTYPES, OPSETS
+from lmcast.exporter.graph.lowering import OPSETS, onnx_dtype
 from lmcast.plugins.plugin import DOMAIN, REGISTRY, Plugin
 
 __all__ = ["REGISTRY", "eager", "label", "one_node"]
@@ -40,7 +40,7 @@ def one_node(plugin: Plugin, args: tuple) -> onnx.ModelProto:
     plain = {}
     for argument, value in zip(schema.arguments, args, strict=True):
         if isinstance(value, Tensor):
-            kind = ir.TensorType(DTYPES[value.dtype])
+            kind = ir.TensorType(onnx_dtype(value.dtype))
             shape = ir.Shape([f"{argument.name}_{i}" for i in range(value.dim())])
             values.append(ir.Value(name=argument.name, type=kind, shape=shape))
         elif value is None:
@@ -53,7 +53,7 @@ def one_node(plugin: Plugin, args: tuple) -> onnx.ModelProto:
         plugin.name, values, plain, domain=DOMAIN, num_outputs=len(schema.returns), name="node"
     )
     for i, (out, example) in enumerate(zip(node.outputs, eager(plugin, args), strict=True)):
-        out.name, out.type = f"out{i}", ir.TensorType(DTYPES[example.dtype])
+        out.name, out.type = f"out{i}", ir.TensorType(onnx_dtype(example.dtype))
         out.shape = ir.Shape([f"out{i}_{axis}" for axis in range(example.dim())])
     given = [value for value in values if value is not None]
     graph = ir.Graph(given, node.outputs, nodes=[node], name="one", opset_imports=OPSETS)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import files_to_read
 import pytest
 from operators import REGISTRY
 
@@ -60,6 +61,57 @@ def test_imports_point_inward():
     assert not wrong, "\n".join(wrong)
 
 
+# The rooms of graphs/: each may import those before it, and itself. "" is the package's own files.
+TOWER = (
+    ("config",), ("weights",), ("blocks", "layouts"), ("families",), ("archs",), ("",),
+)  # fmt: skip
+
+
+def test_rooms_of_graphs_are_a_tower():
+    level = {room: i for i, rooms in enumerate(TOWER) for room in rooms}
+    wrong = []
+    for path in sorted((ROOT / "graphs").rglob("*.py")):
+        room = name(path.parent).removeprefix("graphs").removeprefix("/")
+        for line, imported in imports(path):
+            if imported.startswith("lmcast.graphs"):
+                other = (imported.split(".")[2:] or [""])[0]
+                other = other if other in level else ""
+                if other != room and level[other] >= level[room]:
+                    wrong.append(f"{name(path)}:{line} imports {imported}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_deepseek_v3_can_be_read():
+    parts, _ = files_to_read.files("deepseek_v3")
+    assert len(parts) <= 9, parts
+
+
+def test_no_architecture_inherits_from_another():
+    wrong = []
+    for path in sorted((ROOT / "graphs/archs").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base) for base in node.bases]
+                wrong += [f"{name(path)}: {node.name}({b})" for b in bases if b[-4:] != "Keys"]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_keys_are_flat():
+    """What families share of a config are keys of their own, and nothing that builds a part."""
+    for path in sorted((ROOT / "graphs/families").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Keys"):
+                assert not node.bases, f"{name(path)}: {node.name}"
+        built = [
+            imported
+            for _, imported in imports(path)
+            if imported.startswith("lmcast.graphs.blocks") and imported[-4:] != "Name"
+        ]
+        assert built in ([], ["lmcast.graphs.blocks.moe.ExpertActivation"]), (
+            f"{name(path)}: {built}"
+        )
+
+
 # What only one place may know: a library -> where it is imported.
 OWNED = {
     "onnxruntime": "exporter/backends/ort.py",  # which switches its telemetry off first
@@ -97,7 +149,7 @@ RUNS = [
 OPENS = [ROOT / "exporter/engine/inspect.py", ROOT / "exporter/cli/__init__.py"]
 # What a record refers to imports what it needs: most of that is for casting, or runs plans by way
 # of torch; an engine that has one says so where that is missing.
-RECORDS = [ROOT / "exporter/targets.py"]
+RECORDS = [ROOT / "exporter/targets.py", ROOT / "exporter/dtypes.py"]
 BASE = {"numpy", "ml_dtypes", "onnxruntime", "tokenizers", "jinja2", "click", "rich"}
 SIGNS = {"model_signing", "cryptography"}  # an extra that needs no torch
 
@@ -196,7 +248,7 @@ def test_no_module_for_leftovers():
 
 
 LONGEST = {  # lines
-    "graphs/archs/": 120,
+    "graphs/archs/": 250,
     "graphs/blocks/": 250,
     "plugins/": 250,
     "exporter/passes/": 150,
@@ -204,9 +256,14 @@ LONGEST = {  # lines
 }
 
 
+TABLES = ("tests/tiny/", "tests/files/")  # of cases: as long as there is something to say
+
+
 def test_files_are_short():
     wrong = []
     for path in SOURCES + TESTS:
+        if name(path).startswith(TABLES):
+            continue
         length = len(path.read_text().splitlines())
         limit = next(n for prefix, n in LONGEST.items() if name(path).startswith(prefix))
         if length > limit:
@@ -230,7 +287,8 @@ def files(folder: str) -> set[str]:
 
 
 def test_every_architecture_is_in_the_catalogue():
-    assert files("graphs/archs") == set(archs.NAMES)
+    records = {"record", "multimodal"}
+    assert files("graphs/archs") - records == set(archs.NAMES)
     assert list(archs.NAMES) == sorted(archs.NAMES)
     assert [archs.get(known).name for known in archs.NAMES] == list(archs.NAMES)
 

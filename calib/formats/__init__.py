@@ -1,15 +1,13 @@
-"""The catalogue of number formats that weights are stored and computed in."""
+"""The catalogue of number formats that weights are stored in."""
 
 from collections.abc import Mapping
 
-from lmcast.calib.formats.floats import BY_DTYPE, FORMATS, STATE_OF, STATES, Format
 from lmcast.calib.formats.fp8 import FP8, FP8_BLOCK, FP8_CHANNEL
 from lmcast.calib.formats.int4 import INT4, INT4_64, INT4_128
 from lmcast.calib.formats.int8 import INT8
 from lmcast.calib.formats.mxfp4 import MXFP4
 from lmcast.calib.formats.mxfp8 import MXFP8
 from lmcast.calib.formats.nvfp4 import NVFP4
-from lmcast.calib.formats.onnx_form import OnnxForm, onnx_form
 from lmcast.calib.formats.strips import FormatError
 from lmcast.calib.formats.weight import WeightFormat
 
@@ -21,15 +19,4 @@ WEIGHTS: Mapping[str, WeightFormat] = {
     )
 }  # fmt: skip
 
-__all__ = [
-    "BY_DTYPE",
-    "FORMATS",
-    "STATES",
-    "STATE_OF",
-    "WEIGHTS",
-    "Format",
-    "FormatError",
-    "OnnxForm",
-    "WeightFormat",
-    "onnx_form",
-]
+__all__ = ["WEIGHTS", "FormatError", "WeightFormat"]

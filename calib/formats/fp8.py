@@ -4,13 +4,14 @@ import torch
 
 from lmcast.calib.formats.scales import quotients, times
 from lmcast.calib.formats.weight import WeightFormat
+from lmcast.graphs.weights.elements import E4M3
 from lmcast.graphs.weights.quantized import Block, Scheme
 from lmcast.plugins.rounding import E4M3_MOST
 
 
 def _format(name: str, block: Block) -> WeightFormat:
     rule = quotients(E4M3_MOST, torch.float32)
-    return WeightFormat(name, Scheme("e4m3", block, torch.float32), E4M3_MOST, rule, times)
+    return WeightFormat(name, Scheme(E4M3, block, torch.float32), E4M3_MOST, rule, times)
 
 
 FP8 = _format("fp8", (0, 0))

@@ -11,6 +11,7 @@ import torch
 
 from lmcast.calib.formats.scales import quotients, times
 from lmcast.calib.formats.weight import WeightFormat
+from lmcast.graphs.weights import elements
 from lmcast.graphs.weights.quantized import Scheme
 
 MOST = 7.5
@@ -18,7 +19,7 @@ MOST = 7.5
 
 def _format(name: str, columns: int) -> WeightFormat:
     rule = quotients(MOST, torch.float16)
-    return WeightFormat(name, Scheme("int4", (1, columns), torch.float16), MOST, rule, times)
+    return WeightFormat(name, Scheme(elements.INT4, (1, columns), torch.float16), MOST, rule, times)
 
 
 INT4, INT4_64, INT4_128 = _format("int4", 32), _format("int4-64", 64), _format("int4-128", 128)

@@ -8,10 +8,15 @@ import torch
 
 from lmcast.calib.formats.scales import quotients, times
 from lmcast.calib.formats.weight import WeightFormat
+from lmcast.graphs.weights import elements
 from lmcast.graphs.weights.quantized import Scheme
 
 MOST = 127.0
 
 INT8 = WeightFormat(
-    "int8", Scheme("int8", (1, 0), torch.float32), MOST, quotients(MOST, torch.float32), times
+    "int8",
+    Scheme(elements.INT8, (1, 0), torch.float32),
+    MOST,
+    quotients(MOST, torch.float32),
+    times,
 )

@@ -11,6 +11,7 @@ import torch
 
 from lmcast.calib.formats.scales import next_powers, powers
 from lmcast.calib.formats.weight import WeightFormat
+from lmcast.graphs.weights.elements import E2M1
 from lmcast.graphs.weights.quantized import Scheme
 from lmcast.plugins.rounding import E2M1_MOST
 
@@ -19,7 +20,7 @@ EXPONENT, CARRY = 2, 1 << 21
 
 MXFP4 = WeightFormat(
     "mxfp4",
-    Scheme("e2m1", (1, 32), torch.float8_e8m0fnu),
+    Scheme(E2M1, (1, 32), torch.float8_e8m0fnu),
     E2M1_MOST,
     powers(EXPONENT, CARRY),
     next_powers,

@@ -10,6 +10,7 @@ import torch
 
 from lmcast.calib.formats.scales import next_powers, powers
 from lmcast.calib.formats.weight import WeightFormat
+from lmcast.graphs.weights.elements import E4M3
 from lmcast.graphs.weights.quantized import Scheme
 from lmcast.plugins.rounding import E4M3_MOST
 
@@ -18,7 +19,7 @@ EXPONENT, CARRY = 8, (1 << 21) - 1
 
 MXFP8 = WeightFormat(
     "mxfp8",
-    Scheme("e4m3", (1, 32), torch.float8_e8m0fnu),
+    Scheme(E4M3, (1, 32), torch.float8_e8m0fnu),
     E4M3_MOST,
     powers(EXPONENT, CARRY),
     next_powers,

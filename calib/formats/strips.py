@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmcast.graphs.weights.quantized import BITS, Element, Quantized, Scheme
+from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, INT8, Element
+from lmcast.graphs.weights.quantized import Quantized, Scheme
 from lmcast.plugins.errors import InputError
 
 # Of a strip: what it needs besides fits in caches.
@@ -264,13 +265,7 @@ def _by_rows(rows: Tensor, high: int, reduce: Callable[..., Tensor]) -> Tensor:
 def element_code(element: Element) -> int:
     """Return the number that the loops know an element by."""
     kernels = loops()
-    numbers: dict[Element, int] = {
-        "e2m1": kernels.E2M1,
-        "e4m3": kernels.E4M3,
-        "int4": kernels.INT4,
-        "int8": kernels.INT8,
-    }
-    assert numbers.keys() == BITS.keys()
+    numbers = {E2M1: kernels.E2M1, E4M3: kernels.E4M3, INT4: kernels.INT4, INT8: kernels.INT8}
     return numbers[element]
 
 

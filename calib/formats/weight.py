@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.formats import strips
-from lmcast.calib.formats.onnx_form import OnnxForm, onnx_form
 from lmcast.calib.formats.strips import Factors, FormatError, Rule
 from lmcast.graphs.weights.quantized import Quantized, Scheme
 
@@ -36,11 +35,6 @@ class WeightFormat:
     span: float
     rule: Rule
     candidates: Callable[[Tensor], Iterator[Tensor]]
-
-    @property
-    def onnx(self) -> OnnxForm:
-        """What DequantizeLinear needs."""
-        return onnx_form(self.scheme)
 
     @property
     def whole(self) -> bool:

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.backends.runner import Loading, Shaped
+from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.manifest import EngineError, Manifest
 from lmcast.plugins.errors import InputError
 
-FP8 = 17  # TensorProto.FLOAT8E4M3FN: numpy's own name of it ONNX Runtime does not take
+FP8 = DTYPES["float8_e4m3fn"]
 ROOT = "/"  # linked weights are named by their absolute path without it
 
 
@@ -101,12 +101,12 @@ class Runner:
 
     def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
         """Return the bytes that states would take, and those of this machine."""
-        need = sum(math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in states)
+        need = sum(math.prod(shape) * DTYPES[dtype].bytes for _, shape, dtype in states)
         return need, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def allocate(self, states: Sequence[Shaped]) -> States:
         """Return zeros: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
-        return States((name, np.zeros(shape, np.dtype(dtype))) for name, shape, dtype in states)
+        return States((name, np.zeros(shape, DTYPES[dtype].numpy)) for name, shape, dtype in states)
 
     def run(
         self,
@@ -152,8 +152,8 @@ class Runner:
 
 def value_of(array: np.ndarray) -> ort.OrtValue:
     """Return a contiguous array as ONNX Runtime takes it, over the same memory."""
-    if array.dtype == ml_dtypes.float8_e4m3fn:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), FP8)
+    if array.dtype == FP8.numpy:  # a dtype that ONNX Runtime knows by its number alone
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), FP8.onnx)
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lmcast.calib.recipe import Recipe, hold, tensors
 from lmcast.exporter.checkpoint.identity import SourceFile
-from lmcast.exporter.checkpoint.safetensors_header import DTYPES
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.dtypes import of_torch
 from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.weights.place import Entry, as_bytes, write
 from lmcast.exporter.weights.recipe_files import RecipeFiles, open_recipe, write_recipe
@@ -26,7 +26,6 @@ from lmcast.graphs.weights.sources import Packed, View, load_into
 
 KEY = "key.json"
 WHOLE = "whole"  # written last into the directory of a layer
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Work:
@@ -183,4 +182,6 @@ def _entry(name: str, value: Tensor) -> Entry:
     def blocks() -> Iterator[memoryview]:
         yield as_bytes(value)
 
-    return Entry(name, NAMES[value.dtype], tuple(value.shape), value.nbytes, blocks)
+    named = of_torch(value.dtype).safetensors
+    assert named is not None
+    return Entry(name, named, tuple(value.shape), value.nbytes, blocks)

@@ -9,35 +9,16 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import GIT_LFS, open_regular, read_into
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import StoredTensor
+from lmcast.exporter.dtypes import OF_SAFETENSORS
 
 LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
 MOST_AXES = 64  # numpy's limit
 LARGEST = 2**63 - 1  # elements or bytes; torch counts in int64
 FIELDS = {"dtype", "shape", "data_offsets"}
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def read_header(file: Path, shown: Path | None = None) -> dict[str, StoredTensor]:
@@ -92,8 +73,10 @@ def _tensor(name: str, entry: Any, base: int, file: Path, shown: Path) -> Stored
         found = sorted(entry) if isinstance(entry, dict) else entry
         raise CheckpointError(f"{where}: has {found!r}; exactly {sorted(FIELDS)} are needed")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(code, str) or code not in DTYPES:
-        raise CheckpointError(f"{where}: dtype is {code!r}; accepted are {', '.join(DTYPES)}")
+    if not isinstance(code, str) or code not in OF_SAFETENSORS:
+        raise CheckpointError(
+            f"{where}: dtype is {code!r}; accepted are {', '.join(OF_SAFETENSORS)}"
+        )
     if not _counts(shape) or len(shape) > MOST_AXES:
         raise CheckpointError(
             f"{where}: shape is {shape!r}; up to {MOST_AXES} whole numbers from 0 are accepted"
@@ -102,7 +85,7 @@ def _tensor(name: str, entry: Any, base: int, file: Path, shown: Path) -> Stored
         raise CheckpointError(
             f"{where}: data_offsets is {offsets!r}; two numbers [begin, end] are needed"
         )
-    dtype = DTYPES[code]
+    dtype = OF_SAFETENSORS[code].torch
     extent = dtype.itemsize  # of the axes that are not empty: torch multiplies those too
     for size in shape:
         extent *= max(1, size)

@@ -1,30 +1,27 @@
 """What engine.json says of an engine: the architecture, the graph contract, the sources."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import onnx_ir as ir
 
-from lmcast.calib.formats import FORMATS, STATE_OF, Format
 from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.dtypes import COMPUTED, OF_ONNX, DType, of_torch
 from lmcast.exporter.engine.names import MODEL
-from lmcast.exporter.graph.lowering import DTYPES
 from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.weights.place import Placement
 from lmcast.graphs import Definition
-
-PART = re.compile(r"(.*)\.(?:codes|scales|shared|zeros)(?:\.|$)")  # of a quantized weight
+from lmcast.graphs.weights.quantized_parts import parameter_of
 
 
 def describe(
     found: Definition,
     source: Checkpoint,
     target: str,
-    format: Format,
+    format: DType,
     placement: Placement,
     graph: ir.Model,
     identities: Sequence[SourceFile],
@@ -58,22 +55,23 @@ def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, 
     for name, weight in placement.packed.items():
         entry = counted.setdefault(weight.format, {"tensors": 0, "bytes": 0})
         entry["tensors"] += 1
-        entry["bytes"] += sum(placement.placed[f"{name}.{part}"].nbytes for part in weight.parts)
+        entry["bytes"] += sum(placement.placed[part.of(name)].nbytes for part in weight.parts)
     for name, value in graph.graph.initializers.items():
-        whole = PART.match(name)
-        if whole is not None and whole[1] in placement.packed:
+        if parameter_of(name) in placement.packed:
             continue
         tensor = value.const_value
         assert tensor is not None
-        format = next((f.name for f in FORMATS.values() if DTYPES[f.dtype] == tensor.dtype), None)
-        entry = counted.setdefault(format or tensor.dtype.name.lower(), {"tensors": 0, "bytes": 0})
+        known = OF_ONNX.get(int(tensor.dtype))
+        plain = known is not None and known.name in COMPUTED
+        format = known.name if known and plain else tensor.dtype.name.lower()
+        entry = counted.setdefault(format, {"tensors": 0, "bytes": 0})
         entry["tensors"] += 1
         entry["bytes"] += tensor.nbytes
     return counted
 
 
 def contract(
-    found: Definition, format: Format, placement: Placement, graph: ir.Model
+    found: Definition, format: DType, placement: Placement, graph: ir.Model
 ) -> dict[str, Any]:
     """Return what a runtime must know to run the graph."""
     return {
@@ -86,7 +84,7 @@ def contract(
             {
                 "name": f"layers.{index}.{state.name}",
                 "shape": list(state.shape),
-                "dtype": STATE_OF[state.dtype].name if state.dtype else format.name,
+                "dtype": of_torch(state.dtype).name if state.dtype else format.name,
             }
             for index, carried in enumerate(found.model.states())
             for state in carried

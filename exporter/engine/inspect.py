@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes  # noqa: F401  # numpy knows bfloat16 and FP8 by name once it is imported
-import numpy as np
-
+from lmcast.exporter.dtypes import COMPUTED, DTYPES, computed, of_torch
 from lmcast.exporter.engine.manifest import is_engine, read_manifest
 from lmcast.exporter.engine.names import TEMPLATE, TOKENIZER
 from lmcast.plugins.errors import InputError
@@ -107,7 +105,7 @@ def _state_size(states: list[State], batch: int, tokens: int) -> StateSize:
     formats = Counter(format for _, format in states)
     for shape, format in states:
         numbers = math.prod(n for n in shape if isinstance(n, int))
-        size = numbers * np.dtype(format).itemsize
+        size = numbers * DTYPES[format].bytes
         if "C" in shape:
             per_token += size
             elements += numbers
@@ -151,16 +149,15 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
     from lmcast.exporter.checkpoint import open_checkpoint
 
     source = open_checkpoint(path)  # first: a wrong path is said without torch
-    from lmcast.calib.formats import FORMATS, STATE_OF
     from lmcast.graphs import defined
 
     found = defined(source.config, source.tensors)
     stored = [source.tensors[name] for name in found.binding.tensors()]
     weights = count_weights(stored, found.binding)
-    plain = [name for name in weights if name in FORMATS] or ["float32"]
+    plain = [name for name in weights if name in COMPUTED] or ["float32"]
     format = max(plain, key=lambda name: weights.get(name, {"bytes": 0})["bytes"])
     states: list[State] = [
-        (list(s.shape), STATE_OF[s.dtype].name if s.dtype else format)
+        (list(s.shape), of_torch(s.dtype).name if s.dtype else format)
         for carried in found.model.states()
         for s in carried
     ]
@@ -196,8 +193,6 @@ def _tokens(asked: int | None, longest: int) -> int:
 def count_weights(stored: "list[StoredTensor]", binding: "Binding") -> dict[str, dict[str, int]]:
     """Return tensors and bytes by format, of tensors as they are stored; those of quantized weights
     count with their scales."""
-    from lmcast.calib.formats import BY_DTYPE
-
     layouts = binding.layouts
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:
@@ -206,7 +201,8 @@ def count_weights(stored: "list[StoredTensor]", binding: "Binding") -> dict[str,
         elif tensor.name in layouts:
             name = layouts[tensor.name].format.name
         else:
-            name = BY_DTYPE[tensor.dtype].name if tensor.dtype in BY_DTYPE else str(tensor.dtype)
+            plain = computed(tensor.dtype)
+            name = str(tensor.dtype) if plain is None else plain.name
         entry = counted.setdefault(name, {"tensors": 0, "bytes": 0})
         entry["tensors"] += 1
         entry["bytes"] += tensor.nbytes

@@ -7,7 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter.graph.capture import INPUTS, Call, Captured
-from lmcast.exporter.graph.lowering import DTYPES, OPSETS, PARTS, VARIANT, Lowering
+from lmcast.exporter.graph.lowering import OPSETS, PARTS, VARIANT, Lowering, onnx_dtype
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
@@ -25,12 +25,12 @@ class _Assembly:
     def __init__(self, model: Decoder, captured: Captured):
         self.captured = captured
         self.functions = {part.name: Lowering(part).run() for part in captured.parts}
-        self.dtype = DTYPES[next(model.parameters()).dtype]
+        self.dtype = onnx_dtype(next(model.parameters()).dtype)
         self.given = {name: _value(name, ir.DataType.INT64, axes) for name, axes in INPUTS.items()}
         self.inputs, self.outputs = list(self.given.values()), list[ir.Value]()
         self.nodes: list[ir.Node] = []
         self.weights = {
-            id(parameter): _value(name, DTYPES[parameter.dtype], tuple(parameter.shape))
+            id(parameter): _value(name, onnx_dtype(parameter.dtype), tuple(parameter.shape))
             for name, parameter in model.named_parameters()
         }
 
@@ -89,7 +89,7 @@ class _Assembly:
         """Call a layer with states of its own; return its output."""
         past = {}
         for state in layer.states:
-            kind = DTYPES[state.dtype] if state.dtype else self.dtype
+            kind = onnx_dtype(state.dtype) if state.dtype else self.dtype
             name = f"{layer.prefix}.{state.name}.past"
             past[f"{state.name}.past"] = _value(name, kind, state.shape)
         # What this layer takes, under the names that its kind was traced with.

@@ -11,22 +11,18 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from lmcast.exporter.dtypes import of_torch
 from lmcast.exporter.graph.aten import ATEN
 from lmcast.exporter.graph.capture import SIZES, Part
 from lmcast.plugins.plugin import DOMAIN, ONNX_OPSET, REGISTRY
 
-DTYPES = {
-    torch.float64: ir.DataType.DOUBLE,
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-    torch.int64: ir.DataType.INT64,
-    torch.int32: ir.DataType.INT32,
-    torch.bool: ir.DataType.BOOL,
-    torch.float8_e4m3fn: ir.DataType.FLOAT8E4M3FN,
-}
 PARTS = f"{DOMAIN}.parts"  # the domain of the functions that are parts of one model
 VARIANT = "__"  # between the name of an operator and the number of one of several bodies of it
+
+
+def onnx_dtype(dtype: torch.dtype) -> ir.DataType:
+    """Return ONNX's name of one of torch's dtypes."""
+    return ir.DataType(of_torch(dtype).onnx)
 
 
 class LoweringError(RuntimeError):
@@ -78,11 +74,11 @@ class Lowering:
         numbers = _array(tensor)
         key = (tensor.dtype, tuple(tensor.shape), numbers.tobytes())
         if key not in self._constants:
-            array = ir.tensor(numbers, dtype=DTYPES[tensor.dtype])
+            array = ir.tensor(numbers, dtype=onnx_dtype(tensor.dtype))
             name = self._unique("constant")
             node = ir.node("Constant", [], {"value": array}, name=name)
             node.outputs[0].name = name
-            node.outputs[0].type = ir.TensorType(DTYPES[tensor.dtype])
+            node.outputs[0].type = ir.TensorType(onnx_dtype(tensor.dtype))
             node.outputs[0].shape = ir.Shape(tensor.shape)
             self.nodes.append(node)
             self._constants[key] = node.outputs[0]
@@ -97,7 +93,7 @@ class Lowering:
         return arg
 
     def cast(self, value: ir.Value, have: torch.dtype, want: torch.dtype) -> ir.Value:
-        return value if have == want else self.op("Cast", [value], {"to": DTYPES[want]})
+        return value if have == want else self.op("Cast", [value], {"to": onnx_dtype(want)})
 
     def size(self, value: ir.Value, axis: int) -> ir.Value:
         """Return the size of one axis as a tensor of shape [1]."""
@@ -210,7 +206,7 @@ class Lowering:
             self._describe_one(value, traced)
 
     def _describe_one(self, value: ir.Value, traced: torch.Tensor) -> None:
-        value.type = ir.TensorType(DTYPES[traced.dtype])
+        value.type = ir.TensorType(onnx_dtype(traced.dtype))
         sizes = [s if isinstance(s, int) else self._axes.get(str(s)) for s in traced.shape]
         value.shape = ir.Shape(sizes)
 

@@ -12,12 +12,12 @@ import onnx_ir as ir
 from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.passes.nbits import IntegerWeight, bytes_of, cast, integer_weight
 from lmcast.exporter.passes.rewrite import MICROSOFT, insert, nodes_of, replace
+from lmcast.graphs.weights.quantized_parts import parameter_of
 from lmcast.plugins.quantize.quantize_input import quantize_input
 
 # How MatMulNBits multiplies: in fp32; or with each block of inputs rounded to int8 by its largest
 # value, which is 4 times as fast with 4 bits and the only fast way with 8.
 EXACT, ROUNDED = 0, 4
-CODES = ".codes"  # what exporter/weights/attach.py adds to the name of a parameter
 
 
 def nbits_matmul(model: ir.Model) -> int:
@@ -75,5 +75,5 @@ def rounded_products(graph: ir.Model) -> dict[str, int]:
         if node.op_type == "MatMulNBits" and node.attributes["accuracy_level"].as_int() == ROUNDED:
             codes = node.inputs[1]
             assert codes is not None
-            found[str(codes.name).partition(CODES)[0]] = node.attributes["block_size"].as_int()
+            found[parameter_of(str(codes.name))] = node.attributes["block_size"].as_int()
     return found

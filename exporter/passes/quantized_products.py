@@ -10,15 +10,17 @@ after:  y = Mul(MatMul(DequantizeLinear(QuantizeLinear(Div(x, s))), Transpose(..
 
 import onnx_ir as ir
 
+from lmcast.calib.observers import MOST
+from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.graph.lowering import VARIANT
 from lmcast.exporter.passes.rewrite import constant, insert, replace, written
+from lmcast.graphs.weights.elements import E2M1, E4M3, INT8
 from lmcast.plugins.plugin import DOMAIN
 from lmcast.plugins.quantize.quantize_input import BLOCKS, LEAST, quantize_input, turned
-from lmcast.plugins.rounding import E2M1_MOST, E4M3_MOST
 
 TRT = "trt"  # the domain of TensorRT's own operators
-CODES = {"fp8": ir.DataType.FLOAT8E4M3FN, "int8": ir.DataType.INT8, "nvfp4": ir.DataType.FLOAT4E2M1}
-MOST = {"fp8": E4M3_MOST, "int8": 127.0, "nvfp4": E2M1_MOST * E4M3_MOST}
+CODES = {name: ir.DataType(DTYPES[element.dtype].onnx)
+         for name, element in (("fp8", E4M3), ("int8", INT8), ("nvfp4", E2M1))}  # fmt: skip
 # Codes count in steps of this size, so that a product in fp16 is about as large as its inputs; a
 # power of two, which rounds nothing.
 STEP = {"fp8": 2.0**-9, "int8": 2.0**-7, "nvfp4": 2.0**-12}

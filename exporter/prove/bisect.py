@@ -9,9 +9,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from lmcast.calib.formats import FORMATS
 from lmcast.exporter.backends.onnxruntime import Runner
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.prove.eager_pass import full_pass
@@ -62,7 +62,7 @@ def find_divergence(
     A value diverges when its error from fp64 exceeds `times` eager's own plus FLOOR of its size.
     """
     ids = torch.tensor([row])
-    dtype = FORMATS[engine.manifest.fields["dtype"]].dtype
+    dtype = DTYPES[engine.manifest.fields["dtype"]].torch
     eager: dict[torch.dtype, dict[str, Tensor]] = {torch.float64: {}, dtype: {}}
     hooks: list[Any] = []
 

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from lmcast.calib.formats import FORMATS
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.passes.nbits_matmul import rounded_products
@@ -166,8 +166,8 @@ def check(
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
     length = min(max([tokens, *lengths]), engine.session(1).context)
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
-    format = FORMATS[engine.manifest.fields["dtype"]]
-    reference = _reference(unrounded(found), source, rows, format.dtype)
+    format = DTYPES[engine.manifest.fields["dtype"]]
+    reference = _reference(unrounded(found), source, rows, format.torch)
     results = []
     graph = ir.load(engine.directory / MODEL)
     products = {} if engine.runs_plan else rounded_products(graph)
@@ -175,7 +175,7 @@ def check(
         if not engine.runs_plan:
             exact = exact_engine(engine.directory, engine.threads)
             results.append(_compare("exact", _one_by_one(exact, rows), reference, format.name))
-        reference = _rounding(with_rounding(found, products), source, reference, rows, format.dtype)
+        reference = _rounding(with_rounding(found, products), source, reference, rows, format.torch)
     for name, run in (("prefill", _prefill), ("step by step", _steps), ("ragged batch", _ragged)):
         results.append(_compare(name, run(engine, rows), reference, format.name))
     longest = max(map(len, rows))

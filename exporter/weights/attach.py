@@ -7,11 +7,11 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.graph.lowering import onnx_dtype
 from lmcast.exporter.weights.place import Placed, Placement, location
-from lmcast.exporter.weights.quantized import PackedWeight, Part
+from lmcast.exporter.weights.quantized import PackedWeight
 from lmcast.graphs.weights.bind import Binding
-from lmcast.graphs.weights.quantized import Layout
+from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Joined, Packed, Source, Stack, View, in_runs
 
 
@@ -37,6 +37,7 @@ class _Attaching:
     ):
         self.graph, self.sources, self.checkpoint = graph, binding.sources, checkpoint
         self.placed, self.packed = placement.placed, placement.packed
+        self.linked = placement.mode == "link"  # then `packed` has what sources are made of
         self.directory = str(directory)
         self.first = graph[0] if len(graph) else None
         self.param, self.dtype, self.count = "", ir.DataType.FLOAT, 0
@@ -48,7 +49,7 @@ class _Attaching:
                 continue
             assert value.dtype is not None
             self.param, self.dtype, self.count = name, value.dtype, 0
-            if name in self.packed:
+            if name in self.packed and not self.linked:
                 derived = self.unpack(name, _shape(value), self.packed[name])
             else:
                 derived = self.emit(self.sources[name])
@@ -86,33 +87,28 @@ class _Attaching:
     def whole(self, source: View | Packed) -> ir.Value:
         """Return what a view selects from."""
         if isinstance(source, Packed):
-            return self.dequantize(source.layout)
+            name = source.values.tensor
+            weight = self.packed[name]
+            return self.unpack(name, weight.parts[Part.CODES].shape, weight)
         stored = self.checkpoint.tensors[source.tensor].shape
         if source.runs is not None:
             stored = in_runs(source.tensor, stored, source.runs)
         return self.initializer(source.tensor, stored)
 
-    def dequantize(self, layout: Layout) -> ir.Value:
-        """Return all of an MXFP4 tensor as ONNX defines it: E2M1 numbers with E8M0 scales."""
-        codes, scales = layout.tensors
-        shape = layout.shape({n: self.checkpoint.tensors[n].shape for n in layout.tensors})
-        packed = self.initializer(codes, shape, ir.DataType.FLOAT4E2M1)
-        of_scales = layout.format.scales_shape(shape)
-        scale = self.initializer(scales, of_scales, ir.DataType.FLOAT8E8M0)
-        attributes = {"axis": -1, "block_size": layout.format.block[1], "output_dtype": self.dtype}
-        return self.node("DequantizeLinear", [packed, scale], attributes, list(shape))
-
     def unpack(self, name: str, shape: tuple[int, ...], weight: PackedWeight) -> ir.Value:
         """Return the values of a quantized weight, from its codes and scales."""
-        parts = {p: self.part(f"{name}.{p}", given) for p, given in weight.parts.items()}
+        parts = {
+            part: self.initializer(part.of(name), given.shape, ir.DataType(given.dtype.onnx))
+            for part, given in weight.parts.items()
+        }
         if weight.form == "standard":
             return self.cast(self.dequantize_parts(parts, shape, weight), self.dtype)
-        codes, scales, wide = parts["codes"], parts["scales"], ir.DataType.FLOAT
+        codes, scales, wide = parts[Part.CODES], parts[Part.SCALES], ir.DataType.FLOAT
         sizes = list(_shape(codes))
         if weight.form == "numbers":
             out = self.node("Mul", [self.cast(codes, wide), scales], {}, sizes, wide)
         else:
-            zeros = parts.get("zeros") or self.fill(_shape(scales), weight.offset, codes.dtype)
+            zeros = parts.get(Part.ZEROS) or self.fill(_shape(scales), weight.offset, codes.dtype)
             taken = [codes, scales, zeros]
             out = self.node("DequantizeLinear", taken, {"axis": 0}, sizes, wide)
         if sizes != list(shape):
@@ -120,15 +116,16 @@ class _Attaching:
         return self.cast(out, self.dtype)
 
     def dequantize_parts(
-        self, parts: Mapping[str, ir.Value], shape: tuple[int, ...], weight: PackedWeight
+        self, parts: Mapping[Part, ir.Value], shape: tuple[int, ...], weight: PackedWeight
     ) -> ir.Value:
         """Return a quantized weight as ONNX defines it: codes, with scales of their blocks."""
-        scales, kind = parts["scales"], parts["scales"].dtype
-        if "shared" in parts:
+        scales = parts[Part.SCALES]
+        kind = scales.dtype
+        if Part.SHARED in parts:
             scales, kind = self.shared(parts, weight.divides), ir.DataType.FLOAT
-        taken = [parts["codes"], scales]
-        if "zeros" in parts:
-            taken.append(parts["zeros"])
+        taken = [parts[Part.CODES], scales]
+        if Part.ZEROS in parts:
+            taken.append(parts[Part.ZEROS])
         attributes: dict[str, Any] = {"axis": 0}
         if len(_shape(scales)) == len(shape):
             attributes = {"axis": len(shape) - 1, "block_size": weight.block or shape[-1]}
@@ -136,16 +133,9 @@ class _Attaching:
             kind = attributes["output_dtype"] = self.dtype
         return self.node("DequantizeLinear", taken, attributes, list(shape), kind)
 
-    def part(self, name: str, given: Part) -> ir.Value:
-        """Return a part of a quantized weight as a weight of the graph."""
-        value = ir.Value(name=name, type=ir.TensorType(given.kind), shape=ir.Shape(given.shape))
-        value.const_value = self._external(value, self.placed[name])
-        self.graph.initializers[name] = value
-        return value
-
-    def shared(self, parts: Mapping[str, ir.Value], divides: bool) -> ir.Value:
+    def shared(self, parts: Mapping[Part, ir.Value], divides: bool) -> ir.Value:
         """Return block scales multiplied with, or divided by, the one of their matrix."""
-        scales, shared = parts["scales"], parts["shared"]
+        scales, shared = parts[Part.SCALES], parts[Part.SHARED]
         shape, kind = list(_shape(scales)), ir.DataType.FLOAT
         if not divides:
             return self.node("DequantizeLinear", [scales, shared], {"axis": 0}, shape, kind)
@@ -189,9 +179,10 @@ class _Attaching:
     def initializer(
         self, tensor: str, shape: tuple[int, ...], dtype: ir.DataType | None = None
     ) -> ir.Value:
-        """Return a tensor of the checkpoint as a weight of the graph."""
+        """Return a tensor of the checkpoint, or a part of a quantized weight, as a weight of the
+        graph; dtype: None for that of the checkpoint."""
         if tensor not in self.graph.initializers:
-            kind = dtype or DTYPES[self.checkpoint.tensors[tensor].dtype]
+            kind = dtype or onnx_dtype(self.checkpoint.tensors[tensor].dtype)
             value = ir.Value(name=tensor, type=ir.TensorType(kind), shape=ir.Shape(shape))
             value.const_value = self._external(value, self.placed[tensor])
             self.graph.initializers[tensor] = value

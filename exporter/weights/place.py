@@ -12,23 +12,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lmcast.calib.formats import BY_DTYPE, Format
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.exporter.dtypes import OF_SAFETENSORS, DType, computed, of_torch
 from lmcast.exporter.targets import WeightForm
 from lmcast.exporter.weights.quantized import PackedWeight
 from lmcast.exporter.weights.quantized_forms import packed_weight
 from lmcast.exporter.weights.values import values
 from lmcast.graphs.weights.bind import Binding
 from lmcast.graphs.weights.quantized import Blocks
+from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed, Source, View, alike, leaves, tensors_of
 from lmcast.plugins.errors import InputError
 
 Mode = Literal["link", "copy"]
 Progress = Callable[[int], None]
 SHARD_BYTES = 4 << 30  # 4 GiB: most file systems and transports take files of this size
-WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "U8": 1}  # bytes
 ALIGNMENT = 64  # of the first byte of data: a cache line
 # For longer writes Linux takes pages of 2 MB. Those that a virtual machine has given back to its
 # host, as it does with free ones, take many times as long.
@@ -69,8 +69,8 @@ class Placement:
     """All weights of an engine, and the hashes of the files written for them.
 
     `placed` has parameters that lie as they are, by name, and of those that are linked in parts or
-    otherwise laid out the tensors they are made of, by the checkpoint's name; of quantized ones
-    their parts: 'P.codes', 'P.scales'.
+    otherwise laid out the tensors they are made of, by the checkpoint's name; of quantized ones,
+    which are in `packed` by the same names, their parts (Part.of).
     """
 
     mode: Mode
@@ -95,7 +95,7 @@ def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
 def choose_mode(
     binding: Binding,
     checkpoint: Checkpoint,
-    format: Format,
+    format: DType,
     asked: Mode | None,
     links_codes: bool,
 ) -> Mode:
@@ -138,7 +138,7 @@ def _not_linkable(
     source: Source,
     binding: Binding,
     checkpoint: Checkpoint,
-    format: Format,
+    format: DType,
     links_codes: bool,
 ) -> tuple[StoredTensor, str] | None:
     """Return a tensor of a source whose bytes no graph can point at, and why; None for none."""
@@ -154,7 +154,7 @@ def _not_linkable(
         stored = checkpoint.tensors[tensor]
         if not stored.linkable:
             return stored, "needs decoding"
-        if stored.dtype != binding.dtype(name, stored.dtype, format.dtype):
+        if stored.dtype != binding.dtype(name, stored.dtype, format.torch):
             return stored, f"is stored as {_name(stored)}"
     return None
 
@@ -163,7 +163,7 @@ def place(
     binding: Binding,
     shapes: Mapping[str, tuple[int, ...]],
     checkpoint: Checkpoint,
-    format: Format,
+    format: DType,
     mode: Mode,
     directory: Path,
     *,
@@ -177,40 +177,61 @@ def place(
     """
     if mode == "link":
         report = check_finite(_typed(binding, checkpoint), binding.tensors(), full_check, advance)
-        placed = {}
-        for name, source in binding.sources.items():
-            whole = isinstance(source, View) and source.whole
-            for tensor in tensors_of(source):
-                stored = checkpoint.tensors[tensor]
-                at = Placed(str(stored.file), stored.offset, stored.nbytes)
-                placed[name if whole else tensor] = at
-        return Placement(mode, placed, {}, report)
+        return _linked(binding, checkpoint, format, report)
     entries = []
     packed = {}
     for name, source in binding.sources.items():
-        weight = packed_weight(checkpoint, source, shapes[name], format.dtype, form)
+        weight = packed_weight(checkpoint, source, shapes[name], format.torch, form)
         if weight is not None:
             packed[name] = weight
             entries += _parts(name, weight, checkpoint)
             continue
         stored = checkpoint.tensors[tensors_of(source)[0]]
-        kept = BY_DTYPE[binding.dtype(name, stored.dtype, format.dtype)]
+        kept = of_torch(binding.dtype(name, stored.dtype, format.torch))
         shape = shapes[name]
         size = kept.bytes * math.prod(shape)
         blocks = _converted(checkpoint, source, kept)
+        assert kept.safetensors is not None
         entries.append(Entry(name, kept.safetensors, shape, size, blocks))
     if packed:  # numbers of 4 bytes first, of 1 last: all begin at a multiple of their size
-        entries.sort(key=lambda entry: -WIDTHS[entry.dtype])
+        entries.sort(key=lambda entry: -OF_SAFETENSORS[entry.dtype].bytes)
     placed, hashes = write(entries, directory, advance)
     return Placement(mode, placed, hashes, None, packed)
 
 
+def _linked(
+    binding: Binding, checkpoint: Checkpoint, format: DType, report: FiniteReport
+) -> Placement:
+    """Point at the checkpoint: at whole parameters, and at what the others are made of."""
+    placed: dict[str, Placed] = {}
+    packed: dict[str, PackedWeight] = {}
+
+    def at(tensor: str) -> Placed:
+        stored = checkpoint.tensors[tensor]
+        return Placed(str(stored.file), stored.offset, stored.nbytes)
+
+    for name, source in binding.sources.items():
+        for leaf in leaves(source):
+            if isinstance(leaf, View):
+                placed[name if leaf is source and leaf.whole else leaf.tensor] = at(leaf.tensor)
+                continue
+            weight, layout = leaf.values.tensor, leaf.layout
+            shape = layout.shape({n: checkpoint.tensors[n].shape for n in layout.tensors})
+            whole = Packed(View(weight), layout)
+            found = packed_weight(checkpoint, whole, shape, format.torch, "standard")
+            assert found is not None, f"{weight}: linked, but not in a form of ONNX"
+            packed[weight] = found
+            for part, tensor in zip(found.parts, layout.tensors, strict=True):
+                placed[part.of(weight)] = at(tensor)
+    return Placement("link", placed, {}, report, packed)
+
+
 def _parts(name: str, weight: PackedWeight, checkpoint: Checkpoint) -> list[Entry]:
-    def stream(part: str) -> Callable[[], Iterator[memoryview]]:
+    def stream(part: Part) -> Callable[[], Iterator[memoryview]]:
         return lambda: map(as_bytes, weight.blocks(checkpoint, part))
 
     return [
-        Entry(f"{name}.{part}", *given.stored, given.nbytes, stream(part))
+        Entry(part.of(name), *given.stored, given.nbytes, stream(part))
         for part, given in weight.parts.items()
     ]
 
@@ -254,11 +275,11 @@ def write(
 
 
 def _converted(
-    checkpoint: Checkpoint, source: Source, format: Format
+    checkpoint: Checkpoint, source: Source, format: DType
 ) -> Callable[[], Iterator[memoryview]]:
     def blocks() -> Iterator[memoryview]:
         for block in values(checkpoint, source):
-            out = block.to(format.dtype).contiguous()
+            out = block.to(format.torch).contiguous()
             if out.dtype.itemsize < block.dtype.itemsize and not out.isfinite().all():
                 stored = checkpoint.tensors[tensors_of(source)[0]]
                 raise CheckpointError(
@@ -312,4 +333,5 @@ def write_all(descriptor: int, data: memoryview) -> None:
 
 
 def _name(stored: StoredTensor) -> str:
-    return BY_DTYPE[stored.dtype].name if stored.dtype in BY_DTYPE else str(stored.dtype)
+    known = computed(stored.dtype)
+    return str(stored.dtype) if known is None else known.name

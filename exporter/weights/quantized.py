@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -16,37 +15,30 @@ from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, Checkpoint
-from lmcast.graphs.weights.quantized import Quantized, Scheme, values_of
+from lmcast.exporter.dtypes import DType
+from lmcast.graphs.weights.elements import E4M3
+from lmcast.graphs.weights.quantized import Quantized, Scheme
+from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed, pieces
-
-SAFETENSORS = {
-    ir.DataType.FLOAT: "F32",
-    ir.DataType.FLOAT16: "F16",
-    ir.DataType.BFLOAT16: "BF16",
-    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
-    ir.DataType.FLOAT8E8M0: "F8_E8M0",
-    ir.DataType.INT8: "I8",
-    ir.DataType.UINT8: "U8",
-}  # of 4 bits it has none: two are written as U8
 
 
 @dataclass(frozen=True)
-class Part:
-    """One tensor of a quantized weight: what it is in the graph, and what a run of rows adds."""
+class Stored:
+    """A part of a quantized weight: what it is in the graph, and what a run of rows adds."""
 
-    kind: ir.DataType
+    dtype: DType
     shape: tuple[int, ...]
     take: Callable[[Quantized], Tensor]
 
     @property
     def nbytes(self) -> int:
-        return math.ceil(math.prod(self.shape) * self.kind.itemsize)
+        return math.ceil(math.prod(self.shape) * self.dtype.bits / 8)
 
     @property
     def stored(self) -> tuple[str, tuple[int, ...]]:
-        """Dtype and shape in a safetensors header."""
-        if self.kind in SAFETENSORS:
-            return SAFETENSORS[self.kind], self.shape
+        """Dtype and shape in a safetensors header; of 4 bits it has none: two are a byte."""
+        if self.dtype.safetensors is not None:
+            return self.dtype.safetensors, self.shape
         return "U8", (self.nbytes,)
 
 
@@ -54,7 +46,7 @@ class Part:
 class PackedWeight:
     """How a quantized weight lies in an engine.
 
-    parts: 'codes', 'scales', and where it has them 'shared' (fp32) and 'zeros'. By form:
+    parts: CODES, SCALES, and where it has them SHARED (fp32) and ZEROS. By form:
 
     standard: for DequantizeLinear in the shape of the weight; `block` columns share a scale and
     scales are ...,N,G; 0: one for each row (N, or ...,N,1), 1: one for each matrix.
@@ -67,29 +59,33 @@ class PackedWeight:
     """
 
     sources: tuple[Packed, ...]
-    parts: Mapping[str, Part]
+    parts: Mapping[Part, Stored]
     form: Literal["standard", "rows", "numbers"]
     block: int
     offset: int = 0
     divides: bool = False
 
     @property
-    def format(self) -> str:
+    def scheme(self) -> Scheme:
         scheme = self.sources[0].layout.scheme
         assert scheme is not None
-        return format_name(scheme)
+        return scheme
 
-    def blocks(self, checkpoint: Checkpoint, part: str) -> Iterator[Tensor]:
+    @property
+    def format(self) -> str:
+        return format_name(self.scheme)
+
+    def blocks(self, checkpoint: Checkpoint, part: Part) -> Iterator[Tensor]:
         """Yield the numbers of one part in order; of 4 bits two in a byte."""
         given = self.parts[part]
-        if part == "zeros" and given.kind.itemsize < 1:  # a run of them may end within a byte
+        if part == Part.ZEROS and given.dtype.bits < 8:  # a run of them may end within a byte
             runs = (run for source in self.sources for run in quantized(checkpoint, source, False))
-            yield in_pairs(torch.cat([given.take(run).flatten() for run in runs]))
+            yield self.scheme.element.pack(torch.cat([given.take(run).flatten() for run in runs]))
             return
         for source in self.sources:
-            for run in quantized(checkpoint, source, part == "codes"):
+            for run in quantized(checkpoint, source, part == Part.CODES):
                 yield given.take(run).contiguous()
-                if part == "shared" and run.codes.dim() == 2:
+                if part == Part.SHARED and run.codes.dim() == 2:
                     break  # one for all rows
 
 
@@ -102,7 +98,7 @@ def format_name(scheme: Scheme) -> str:
         if replace(known.scheme, scale=scale) == scheme:
             return name
     block = "x".join(str(n) if n else "all" for n in scheme.block)
-    return f"{scheme.element} {block}{', zeros' if scheme.zeros else ''}"
+    return f"{scheme.element.name} {block}{', zeros' if scheme.zeros else ''}"
 
 
 def quantized(checkpoint: Checkpoint, source: Packed, codes: bool = True) -> Iterator[Quantized]:
@@ -162,7 +158,8 @@ def each_row(run: Quantized, blocks: Tensor) -> Tensor:
 def _check(checkpoint: Checkpoint, source: Packed, run: Quantized) -> None:
     """Refuse NaN and Inf among scales and codes, and zeros that no code stands for."""
     stored = checkpoint.tensors[source.layout.tensors[0]]
-    if run.scheme.element == "e4m3":
+    element = run.scheme.element
+    if element == E4M3:
         check_block(stored, run.codes.contiguous().view(torch.float8_e4m3fn))
     factors = run.factors()
     if not factors.isfinite().all():
@@ -170,19 +167,13 @@ def _check(checkpoint: Checkpoint, source: Packed, run: Quantized) -> None:
             f"{stored.file}: the scales of tensor {stored.name!r} are not all finite; only finite"
             " weights are accepted; download or save the checkpoint again"
         )
-    most = values_of(run.scheme.element).nan_to_num().abs().max()
+    most = element.table().nan_to_num().abs().max()
     if not (factors * most).isfinite().all():  # may be beyond fp32; then every product is looked at
         check_block(stored, run.dequantize())
     if run.zeros is not None:
-        half = 1 << (run.scheme.bits - 1)
-        if run.zeros.min() < -half or run.zeros.max() >= half:
+        least, largest = element.range
+        if run.zeros.min() < least or run.zeros.max() > largest:
             raise CheckpointError(
                 f"{stored.file}: the zero points of tensor {stored.name!r} are not all numbers that"
-                f" {run.scheme.element} has; accepted: {-half} to {half - 1}"
+                f" {element.name} has; accepted: {least} to {largest}"
             )
-
-
-def in_pairs(codes: Tensor) -> Tensor:
-    """Return codes of 4 bits, one in a byte, as two in a byte: the first in the low half."""
-    even = torch.nn.functional.pad(codes, (0, codes.numel() % 2))
-    return (even[0::2] & 15) | ((even[1::2] & 15) << 4)

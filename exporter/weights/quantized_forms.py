@@ -4,23 +4,39 @@ Letters: ... a stack's axis or none, N rows, K columns, G blocks of a row.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from lmcast.calib.formats.onnx_form import CODES, SCALES
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.dtypes import DTYPES, DType, of_torch
 from lmcast.exporter.targets import WeightForm
-from lmcast.exporter.weights.quantized import PackedWeight, Part, quantized
+from lmcast.exporter.weights.quantized import PackedWeight, Stored, quantized
 from lmcast.graphs.weights.bind import Binding
-from lmcast.graphs.weights.quantized import Quantized, Scheme, values_of
+from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, INT8, Element
+from lmcast.graphs.weights.quantized import Quantized, Scheme
+from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Joined, Packed, Source, Stack, leaves
 
 KERNEL_BLOCKS = (128, 64, 32, 16)  # columns that share a scale in those kernels
-UNSIGNED = {"int4": ir.DataType.UINT4, "int8": ir.DataType.UINT8, "e2m1": ir.DataType.UINT8}
-HALF_OF = {"int4": 8, "int8": 128, "e2m1": 128}  # the unsigned code that stands for 0
+
+
+@dataclass(frozen=True)
+class KernelCodes:
+    """Codes as ONNX Runtime's kernels take them: unsigned, a number is step * (code - zero)."""
+
+    dtype: DType
+    zero: int
+    step: float = 1.0
+
+
+KERNEL_CODES: Mapping[Element, KernelCodes] = {
+    INT4: KernelCodes(DTYPES["uint4"], 8),
+    INT8: KernelCodes(DTYPES["uint8"], 128),
+    E2M1: KernelCodes(DTYPES["uint8"], 128, 0.5),
+}
 
 
 def packed_weight(
@@ -40,7 +56,7 @@ def packed_weight(
         return None
     alone = scheme.block == (0, 0) and _one_each(source)
     if form == "kernels":
-        if scheme.element == "e4m3":
+        if scheme.element == E4M3:
             return _numbers(found, scheme, shape, alone)
         return _integers(found, scheme, shape)
     divides = None
@@ -57,7 +73,7 @@ def without_kernel(binding: Binding) -> str:
         for leaf in leaves(source)
         if isinstance(leaf, Packed)
     }
-    if any(scheme and scheme.element == "e2m1" for scheme in schemes):
+    if any(scheme and scheme.element == E2M1 for scheme in schemes):
         return "numbers of 4 bits in E2M1"
     if any(scheme and scheme.scale == torch.float8_e8m0fnu for scheme in schemes):
         return "scales in E8M0"
@@ -87,28 +103,28 @@ def _integers(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...])
 
     Smaller blocks than the scheme's repeat its scales.
     """
-    columns, bits = shape[-1], 4 if scheme.element == "int4" else 8
+    columns, kernel = shape[-1], KERNEL_CODES[scheme.element]
     wide = math.gcd(scheme.block[1] or columns, columns)
     fitting = [b for b in KERNEL_BLOCKS if wide % b == 0]
-    if scheme.zeros and bits == 4:  # its rows of zeros end with a byte
+    if scheme.zeros and kernel.dtype.bits == 4:  # its rows of zeros end with a byte
         fitting = [b for b in fitting if columns // b % 2 == 0]
     block = fitting[0] if fitting else wide
     times = (scheme.block[1] or columns) // block
     of_row = columns // block
     rows = math.prod(shape[:-1]) * of_row
-    kind, offset = UNSIGNED[scheme.element], HALF_OF[scheme.element]
-    half = 0.5 if scheme.element == "e2m1" else 1.0
 
     def scales_of(run: Quantized) -> Tensor:
-        return (run.factors() * half).repeat_interleave(times, -1)[..., :of_row]
+        return (run.factors() * kernel.step).repeat_interleave(times, -1)[..., :of_row]
 
     parts = {
-        "codes": Part(kind, (rows, block), lambda run: unsigned(run.codes, scheme)),
-        "scales": Part(ir.DataType.FLOAT, (rows,), scales_of),
+        Part.CODES: Stored(kernel.dtype, (rows, block), unsigned),
+        Part.SCALES: Stored(DTYPES["float32"], (rows,), scales_of),
     }
     if scheme.zeros:
-        parts["zeros"] = Part(kind, (rows,), lambda run: _zeros(run, offset, times, of_row))
-    return PackedWeight(found, parts, "rows", block, offset)
+        parts[Part.ZEROS] = Stored(
+            kernel.dtype, (rows,), lambda run: _zeros(run, kernel.zero, times, of_row)
+        )
+    return PackedWeight(found, parts, "rows", block, kernel.zero)
 
 
 def _numbers(
@@ -133,8 +149,8 @@ def _numbers(
         return _one(run.factors().repeat_interleave(times, -1)[..., :of_row], alone)
 
     parts = {
-        "codes": Part(ir.DataType.FLOAT16, sizes, codes_of),
-        "scales": Part(ir.DataType.FLOAT, of_scales, scales_of),
+        Part.CODES: Stored(DTYPES["float16"], sizes, codes_of),
+        Part.SCALES: Stored(DTYPES["float32"], of_scales, scales_of),
     }
     return PackedWeight(found, parts, "numbers", block)
 
@@ -149,25 +165,23 @@ def _standard(
     divides: bool | None,
 ) -> PackedWeight:
     """divides: how shared scales are meant, None where there are none or not one of each matrix."""
-    kind, offset, block = ir.DataType(CODES[scheme.element]), 0, 1 if alone else scheme.block[1]
-    if scheme.zeros and scheme.element == "int4":
-        kind, offset = ir.DataType.UINT4, 8
+    kind, offset, block = DTYPES[scheme.element.dtype], 0, 1 if alone else scheme.block[1]
+    if scheme.zeros and scheme.element == INT4:
+        kind, offset = KERNEL_CODES[INT4].dtype, KERNEL_CODES[INT4].zero
     of_blocks = _scales_shape(shape, block)
-    codes = Part(kind, shape, lambda run: unsigned(run.codes, scheme) if offset else run.codes)
-    parts = {"codes": codes}
+    parts = {Part.CODES: Stored(kind, shape, unsigned if offset else lambda run: run.codes)}
     if divides is not None:
-        parts["shared"] = Part(ir.DataType.FLOAT, shape[:-2], _shared)
+        parts[Part.SHARED] = Stored(DTYPES["float32"], shape[:-2], _shared)
     if divides is not None or scheme.scale == torch.float8_e8m0fnu:
-        scale_kind = ir.DataType(SCALES[scheme.scale])
-        parts["scales"] = Part(scale_kind, of_blocks, lambda run: run.scales)
+        parts[Part.SCALES] = Stored(of_torch(scheme.scale), of_blocks, lambda run: run.scales)
     else:
         kept = _exact(checkpoint, found, scheme, dtype)
-        parts["scales"] = Part(
-            DTYPES[kept], of_blocks, lambda run: _one(run.factors(), alone).to(kept)
+        parts[Part.SCALES] = Stored(
+            of_torch(kept), of_blocks, lambda run: _one(run.factors(), alone).to(kept)
         )
     if scheme.zeros:
         of_row = -(-shape[-1] // block) if block else 1
-        parts["zeros"] = Part(kind, of_blocks, lambda run: _zeros(run, offset, 1, of_row))
+        parts[Part.ZEROS] = Stored(kind, of_blocks, lambda run: _zeros(run, offset, 1, of_row))
     return PackedWeight(found, parts, "standard", block, offset, bool(divides))
 
 
@@ -210,10 +224,10 @@ def _zeros(run: Quantized, offset: int, times: int, of_row: int) -> Tensor:
     return (zeros & 255).to(torch.uint8)
 
 
-def unsigned(codes: Tensor, scheme: Scheme) -> Tensor:
-    """Return codes as unsigned integers around HALF_OF: of E2M1 twice the number, in 8 bits."""
-    if scheme.element == "e2m1":
-        table = (values_of("e2m1") * 2 + HALF_OF["e2m1"]).to(torch.uint8)
-        pairs = torch.stack([table.repeat(16), table.repeat_interleave(16)], -1)
-        return pairs[codes.flatten().int()].reshape(*codes.shape[:-1], -1)
-    return codes ^ (0x88 if scheme.element == "int4" else 0x80)
+def unsigned(run: Quantized) -> Tensor:
+    """Return codes as KERNEL_CODES says: of integers in their bits, of E2M1 in 8."""
+    element = run.scheme.element
+    if element.integer:
+        return run.codes ^ element.signs
+    kernel = KERNEL_CODES[element]
+    return (element.decode(run.codes) / kernel.step + kernel.zero).to(torch.uint8)

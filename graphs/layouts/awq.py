@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
-from lmcast.graphs.layouts.stored import SIGNS, bytes_of, halves, pairs, require_shape
+from lmcast.graphs.layouts.stored import bytes_of, require_shape
 from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
+from lmcast.graphs.weights.elements import INT4, halves, pairs
 from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
 
 # Where in a word its numbers 0 to 7 lie, counted in halves of bytes from the lowest.
@@ -57,7 +58,7 @@ class Awq:
             )
         group = 0 if self.group_size == -1 else self.group_size
         scale = tensors.dtype(scales, FLOATS, packed)
-        return OutputWords(Scheme("int4", (1, group), scale, zeros=True), packed, zeros, scales)
+        return OutputWords(Scheme(INT4, (1, group), scale, zeros=True), packed, zeros, scales)
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Awq:
@@ -99,7 +100,7 @@ class OutputWords:
         numbers = _numbers(read(self.packed, 0, None), begin, end)  # n,K
         zeros = _numbers(read(self.zeros, 0, None), begin, end).short() - EIGHT
         scales = read(self.scales, 0, None)[:, begin:end].T
-        return Quantized(self.scheme, pairs(numbers) ^ SIGNS[4], scales, zeros=zeros)
+        return Quantized(self.scheme, pairs(numbers) ^ INT4.signs, scales, zeros=zeros)
 
 
 def _numbers(words: Tensor, begin: int, end: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.stored import Stored, stored
 from lmcast.graphs.layouts.tensors import Found, Tensors
+from lmcast.graphs.weights.elements import E4M3
 from lmcast.graphs.weights.quantized import Block, WeightError
 
 SCALE = "_scale_inv"  # behind the name of a tensor; it multiplies, whatever it is called
@@ -51,4 +52,4 @@ def _layout(tensors: Tensors, name: str, block: Block) -> Stored:
     if name not in tensors.shapes:
         raise WeightError(f"tensor {name}{SCALE} is a scale, but {name} is missing")
     module, _, leaf = name.rpartition(".")
-    return stored(tensors, module, "e4m3", block, leaf, f"{leaf}{SCALE}", SCALES)
+    return stored(tensors, module, E4M3, block, leaf, f"{leaf}{SCALE}", SCALES)

@@ -12,9 +12,7 @@ from lmcast.graphs.config.reading import ConfigError, Size, parse
 from lmcast.graphs.layouts.stored import (
     MX,
     NV,
-    SIGNS,
     bytes_of,
-    halves,
     require_shape,
     rule,
     scale_shapes,
@@ -28,6 +26,7 @@ from lmcast.graphs.layouts.tensors import (
     by_regex,
     require_listed,
 )  # fmt: skip
+from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, INT8, halves
 from lmcast.graphs.weights.quantized import (
     Block,
     Layout,
@@ -188,14 +187,14 @@ class CompressedTensors:
             case "nvfp4-pack-quantized":
                 shared, scales = "weight_global_scale", (torch.float8_e4m3fn,)
                 return stored(
-                    tensors, module, "e2m1", NV, PACKED, accepted=scales, shared=shared,
+                    tensors, module, E2M1, NV, PACKED, accepted=scales, shared=shared,
                     divides=True,
                 )  # fmt: skip
             case "mxfp4-pack-quantized":
-                return stored(tensors, module, "e2m1", MX, PACKED, accepted=E8M0)
+                return stored(tensors, module, E2M1, MX, PACKED, accepted=E8M0)
             case "mxfp8-quantized":
-                return stored(tensors, module, "e4m3", MX, accepted=E8M0)
-        element: Literal["int8", "e4m3"] = "int8" if weights.type == "int" else "e4m3"
+                return stored(tensors, module, E4M3, MX, accepted=E8M0)
+        element = INT8 if weights.type == "int" else E4M3
         return stored(tensors, module, element, weights.block)
 
 
@@ -278,7 +277,7 @@ class Words:
             raise WeightError(
                 f"tensor {self.size} says {size}, but {self.packed} has {list(self.stored)} numbers"
             )
-        codes = bytes_of(read(self.packed, begin, end)) ^ SIGNS[self.scheme.bits]
+        codes = bytes_of(read(self.packed, begin, end)) ^ self.scheme.element.signs
         scales = read(self.scales, begin, end)
         across = self.scheme.scales_shape(self.stored)[1]
         zeros = self._zeros(read, begin, end) if self.zeros else None
@@ -304,6 +303,6 @@ def _packed(tensors: Tensors, module: str, weights: Weights) -> Words:
         shown = list(tensors.shapes[packed])
         raise WeightError(f"tensor {packed} has shape {shown}; accepted: a matrix")
     rows, words = tensors.shapes[packed]
-    element: Literal["int4", "int8"] = "int4" if weights.num_bits == 4 else "int8"
+    element = INT4 if weights.num_bits == 4 else INT8
     scheme = Scheme(element, weights.block, scale, zeros=zeros is not None)
     return Words(scheme, packed, scales, size, (rows, words * 32 // scheme.bits), zeros)

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from lmcast.graphs.layouts.stored import MX
 from lmcast.graphs.layouts.tensors import E8M0, Found, Tensors
+from lmcast.graphs.weights.elements import E2M1
 from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
 
 BLOCK_BYTES = 16  # of 32 numbers: two to a byte, the first in the low half
 BLOCKS, SCALES = "_blocks", "_scales"
-MXFP4 = Scheme("e2m1", MX, torch.float8_e8m0fnu)
+MXFP4 = Scheme(E2M1, MX, torch.float8_e8m0fnu)
 
 
 @dataclass(frozen=True)

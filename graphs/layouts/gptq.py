@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
-from lmcast.graphs.layouts.stored import SIGNS, bytes_of, halves, require_shape
+from lmcast.graphs.layouts.stored import bytes_of, require_shape
 from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
-from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError, decode
+from lmcast.graphs.weights.elements import INT4, INT8, halves
+from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
 
 # How the quantizing went and what runs the result: nothing of it changes what is stored.
 _INERT = """
@@ -68,7 +69,7 @@ class Gptq:
             )
         group = 0 if self.group_size == -1 else self.group_size
         return InputFirst(
-            Scheme("int4" if self.bits == 4 else "int8", (1, group), scale, zeros=not self.sym),
+            Scheme(INT4 if self.bits == 4 else INT8, (1, group), scale, zeros=not self.sym),
             module,
             order if order in tensors.shapes else None,
             sorted=not self.desc_act,
@@ -126,7 +127,7 @@ class InputFirst:
             raise WeightError(
                 f"tensor {self.order} has group {int(groups.max())} of {scales.shape[1]}"
             )
-        numbers = decode(codes, self.format.element) - zeros[:, groups]
+        numbers = self.format.element.decode(codes) - zeros[:, groups]
         return numbers.mul_(scales.float()[:, groups])
 
     def codes(self, read: ReadRows, begin: int, end: int) -> Quantized:
@@ -139,7 +140,7 @@ class InputFirst:
         """Return codes n,K in bytes, scales n,G and zeros n,G of rows of the weight."""
         packed, packed_zeros, scales = (read(name, 0, None) for name in self.tensors[:3])
         bits = self.format.bits
-        codes = bytes_of(packed[:, begin:end].T) ^ SIGNS[bits]
+        codes = bytes_of(packed[:, begin:end].T) ^ self.format.element.signs
         numbers = bytes_of(packed_zeros)  # G,N * bits / 8
         stored = (halves(numbers) if bits == 4 else numbers).short()[:, begin:end].T
         if self.offset and (stored == (1 << bits) - 1).any():

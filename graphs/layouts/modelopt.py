@@ -9,11 +9,12 @@ from torch import Tensor
 
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, Size, parse
-from lmcast.graphs.layouts.stored import MX, NV, halves, pairs, require_shape, stored
+from lmcast.graphs.layouts.stored import MX, NV, require_shape, stored
 from lmcast.graphs.layouts.tensors import E8M0, FLOATS, Found, Tensors, by_wildcard, require_listed
+from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, halves, pairs
 from lmcast.graphs.weights.quantized import Layout, Quantized, ReadRows, Scheme, Shapes, WeightError
 
-MIXED, INT4 = "MIXED_PRECISION", "W4A16_AWQ"
+MIXED, AWQ = "MIXED_PRECISION", "W4A16_AWQ"
 # Algorithm -> the sizes that its groups may have; None: it has none. Others are refused.
 ALGORITHMS: Mapping[str, tuple[int, ...] | None] = {
     "FP8": None,
@@ -21,9 +22,9 @@ ALGORITHMS: Mapping[str, tuple[int, ...] | None] = {
     "FP8_PB_WO": (128,),
     "NVFP4": (16,), "W4A16_NVFP4": (16,), "NVFP4_AWQ": (16,),
     "MXFP4": (32,), "W4A8_MXFP4_FP8": (32,), "MXFP8": (32,),
-    INT4: (32, 64, 128, 256),
+    AWQ: (32, 64, 128, 256),
 }  # fmt: skip
-USUAL = {INT4: 128}  # where no group_size is given
+USUAL = {AWQ: 128}  # where no group_size is given
 PRODUCER = ("producer",)
 
 
@@ -59,7 +60,7 @@ class Layer:
     @property
     def group(self) -> int:
         """Return how many columns share a scale, where groups have no one size."""
-        return self.group_size or self.awq_block_size or USUAL[INT4]
+        return self.group_size or self.awq_block_size or USUAL[AWQ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +122,23 @@ def _layout(tensors: Tensors, module: str, layer: Layer) -> Layout:
     smooth = "pre_quant_scale" if f"{module}.pre_quant_scale" in tensors.shapes else None
     match layer.name:
         case "FP8":
-            return stored(tensors, module, "e4m3", (0, 0))
+            return stored(tensors, module, E4M3, (0, 0))
         case "FP8_PER_CHANNEL_PER_TOKEN":
-            return stored(tensors, module, "e4m3", (1, 0))
+            return stored(tensors, module, E4M3, (1, 0))
         case "FP8_PB_WO":
-            return stored(tensors, module, "e4m3", (128, 128))
+            return stored(tensors, module, E4M3, (128, 128))
         case "NVFP4" | "W4A16_NVFP4" | "NVFP4_AWQ":
             return stored(
-                tensors, module, "e2m1", NV, accepted=(torch.float8_e4m3fn,),
+                tensors, module, E2M1, NV, accepted=(torch.float8_e4m3fn,),
                 shared="weight_scale_2", smooth=smooth,
             )  # fmt: skip
         case "MXFP8":
-            return stored(tensors, module, "e4m3", MX, accepted=E8M0)
+            return stored(tensors, module, E4M3, MX, accepted=E8M0)
         case "MXFP4" | "W4A8_MXFP4_FP8":
-            return stored(tensors, module, "e2m1", MX, accepted=E8M0)
+            return stored(tensors, module, E2M1, MX, accepted=E8M0)
     packed, scales = f"{module}.weight", f"{module}.weight_scale"
     tensors.dtype(packed, (torch.uint8,), module)
-    scheme = Scheme("int4", (1, layer.group), tensors.dtype(scales, FLOATS, packed))
+    scheme = Scheme(INT4, (1, layer.group), tensors.dtype(scales, FLOATS, packed))
     if smooth is not None:
         tensors.dtype(f"{module}.{smooth}", FLOATS, packed)
     return RowPairs(scheme, packed, scales, None if smooth is None else f"{module}.{smooth}")

@@ -8,6 +8,7 @@ from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import MX, stored
 from lmcast.graphs.layouts.tensors import E8M0, Found, Tensors, by_wildcard, require_listed
+from lmcast.graphs.weights.elements import E2M1
 
 # How scales were chosen, and what activations are rounded to.
 _OUTER = """
@@ -56,7 +57,7 @@ class Quark:
         if not modules:
             raise ConfigError("quant_method is 'quark', but no tensor has scales (X.weight_scale)")
         require_listed(modules, tensors, "exclude", self.exclude or (), by_wildcard)
-        layouts = {f"{x}.weight": stored(tensors, x, "e2m1", MX, accepted=E8M0) for x in modules}
+        layouts = {f"{x}.weight": stored(tensors, x, E2M1, MX, accepted=E8M0) for x in modules}
         return Found(layouts, tensors.activations(layouts))
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from lmcast.graphs.layouts.tensors import FLOATS, Tensors
+from lmcast.graphs.weights.elements import E2M1, E4M3, INT8, Element
 from lmcast.graphs.weights.quantized import (
     Block,
-    Element,
     Quantized,
     ReadRows,
     Scheme,
@@ -20,12 +20,10 @@ from lmcast.graphs.weights.quantized import (
 # OCP Microscaling Formats 1.0: a power of two for every 32; NVIDIA's FP4: E4M3 for every 16.
 MX, NV = (1, 32), (1, 16)
 NUMBERS = {
-    "e4m3": (torch.float8_e4m3fn,),
-    "e2m1": (torch.uint8, torch.int8),  # pairs in a byte
-    "int8": (torch.int8,),
+    E4M3: (torch.float8_e4m3fn,),
+    E2M1: (torch.uint8, torch.int8),  # pairs in a byte
+    INT8: (torch.int8,),
 }
-# Turns integers to which half of their range is added, in every byte, into two's complement.
-SIGNS = {4: 0x88, 8: 0x80}
 
 
 @dataclass(frozen=True)
@@ -152,13 +150,3 @@ def require_shape(
 def bytes_of(words: Tensor) -> Tensor:
     """Return the bytes of whole numbers, the lowest first, along the last axis."""
     return words.contiguous().view(torch.uint8)
-
-
-def halves(packed: Tensor) -> Tensor:
-    """Return the numbers 0 to 15 in bytes, the low half first: ...,C -> ...,2C."""
-    return torch.stack([packed & 15, packed >> 4], -1).flatten(-2)
-
-
-def pairs(numbers: Tensor) -> Tensor:
-    """Return bytes of two numbers 0 to 15 each, the first in the low half: ...,2C -> ...,C."""
-    return numbers[..., ::2] | numbers[..., 1::2] << 4

@@ -6,16 +6,14 @@ Letters: ... a stack's axis or none, N rows (output features), K columns (input 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lmcast.graphs.weights.elements import E2M1, E4M3, Element
 from lmcast.plugins.errors import InputError
-from lmcast.plugins.rounding import E2M1
 
-Element = Literal["e2m1", "e4m3", "int4", "int8"]
-BITS: Mapping[Element, int] = {"e2m1": 4, "e4m3": 8, "int4": 4, "int8": 8}
 Block = tuple[int, int]  # rows and columns that share a scale; 0: all there are
 ReadRows = Callable[[str, int, int | None], Tensor]  # tensor, first row of axis 0, end (None: all)
 Shapes = Mapping[str, tuple[int, ...]]
@@ -41,17 +39,17 @@ class Scheme:
 
     @property
     def bits(self) -> int:
-        return BITS[self.element]
+        return self.element.bits
 
     @property
     def name(self) -> str:
         """What a person calls it: 'nvfp4', 'mxfp8', 'fp8', 'int4'."""
-        if self.element == "e2m1":
+        if self.element == E2M1:
             return "nvfp4" if self.shared else "mxfp4"
-        if self.element == "e4m3":
+        if self.element == E4M3:
             small = self.scale == torch.float8_e8m0fnu and self.block == (1, 32)
             return "mxfp8" if small else "fp8"
-        return self.element
+        return self.element.name
 
     def codes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape in bytes of a weight's codes."""
@@ -103,7 +101,7 @@ class Quantized:
 
     def dequantize(self) -> Tensor:
         """Return the values ...,N,K in fp32, every product rounded once."""
-        out = decode(self.codes, self.scheme.element)
+        out = self.scheme.element.decode(self.codes)
         if self.zeros is not None:
             out = out - self.spread(self.zeros.float())
         return out.mul_(self.spread(self.factors()))
@@ -118,26 +116,6 @@ class Quantized:
         if wide:
             blocks = blocks.repeat_interleave(wide, -1)[..., :columns]
         return blocks
-
-
-def values_of(element: Element) -> Tensor:
-    """Return the number that each code stands for: 16 or 256 in fp32."""
-    codes = torch.arange(1 << BITS[element], dtype=torch.int16)
-    if element == "e2m1":
-        return torch.tensor([*E2M1, *(-x for x in E2M1)])
-    if element == "e4m3":
-        return codes.to(torch.uint8).view(torch.float8_e4m3fn).float()
-    half = len(codes) // 2
-    return torch.where(codes < half, codes, codes - 2 * half).float()
-
-
-def decode(codes: Tensor, element: Element) -> Tensor:
-    """Return the numbers of codes, fp32: of 4 bits two for each byte."""
-    table = values_of(element)
-    if BITS[element] == 4:  # a byte is two numbers: one look-up for both
-        pairs = torch.stack([table.repeat(16), table.repeat_interleave(16)], -1)
-        return pairs[codes.flatten().int()].reshape(*codes.shape[:-1], -1)
-    return table.index_select(0, codes.flatten().int()).reshape(codes.shape)
 
 
 class Layout(Protocol):

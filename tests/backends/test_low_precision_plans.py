@@ -15,7 +15,7 @@ from files.recipe_dirs import write_packed
 from plan_builder import Builder
 from tiny import case
 
-from lmcast.calib.formats import WEIGHTS, onnx_form
+from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter import Engine, export, pipeline
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import build, formats
@@ -27,7 +27,6 @@ from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.passes import inline_parts
 from lmcast.exporter.progress import silent
 from lmcast.graphs.blocks.quantized import InputFormat
-from lmcast.graphs.weights.quantized import decode
 
 # Blocks of all formats divide these: 7 matrices of one layer.
 LLAMA = dataclasses.replace(
@@ -43,7 +42,7 @@ SHAPES = {
     "gate": (256, 128), "up": (256, 128), "down": (128, 256),
 }  # fmt: skip
 SIZES = Sizes(max_context=64)
-KINDS = {name: ir.DataType(onnx_form(format.scheme).codes) for name, format in WEIGHTS.items()}
+KINDS = {name: formats.onnx(format.scheme.element) for name, format in WEIGHTS.items()}
 Make = Callable[..., Engine]
 
 
@@ -102,14 +101,14 @@ def request(*sms: int, widen: bool = False) -> Request:
 @pytest.mark.parametrize("format", WEIGHTS)
 def test_format_builds(format: str, make: Make):
     kind = KINDS[format]
-    able = tuple(sm for sm in forms.SMS if sm >= formats.FIRST_SM[kind])
+    able = tuple(sm for sm in forms.SMS if sm >= formats.NUMBERS[kind].first_sm)
     engine = make(format, able, sizes=SIZES)
     entry, found = plan_of(engine)
     # What the file holds is no wider than what the graph has: nothing was multiplied out.
     numbers = sum(rows * columns for rows, columns in SHAPES.values())
     size = numbers * WEIGHTS[format].scheme.bits // 8
-    assert entry["codes"] == {formats.PLAN[kind]: size}
-    assert found.sms == able and found.constants[formats.PLAN[kind]] >= size
+    assert entry["codes"] == {formats.NUMBERS[kind].plan: size}
+    assert found.sms == able and found.constants[formats.NUMBERS[kind].plan] >= size
     assert entry["products"] == {}
     assert forms.format_row(format, forms.SMS) in forms.DOCUMENT.read_text(), "run tests/forms.py"
     graph = graph_of(engine)
@@ -121,8 +120,8 @@ def test_format_builds(format: str, make: Make):
         )
         words = str(refused.value)
         assert words.startswith(f"weight layers.0.mixer.q.weight is {name}, which SM{sm} has no")
-        wider = formats.WIDER.get(kind)
-        assert ("--widen" in words) == (wider is not None and sm >= formats.FIRST_SM[wider])
+        wider = formats.NUMBERS[kind].wider
+        assert ("--widen" in words) == (wider is not None and sm >= formats.NUMBERS[wider].first_sm)
 
 
 @pytest.mark.parametrize(("format", "sms"), [("mxfp4", (89, 120)), ("nvfp4", (89,))])
@@ -130,9 +129,9 @@ def test_widened(format: str, sms: tuple[int, ...], make: Make):
     """Codes of 8 bits for those of 4: the same values to the bit, in twice the bytes."""
     engine = make(format, sms, sizes=dataclasses.replace(SIZES, widen=True))
     entry, found = plan_of(engine)
-    wider = formats.WIDER[KINDS[format]]
+    wider = formats.NUMBERS[KINDS[format]].wider
     numbers = sum(rows * columns for rows, columns in SHAPES.values())
-    assert entry["codes"] == {formats.PLAN[wider]: numbers} and found.sms == sms
+    assert entry["codes"] == {formats.NUMBERS[wider].plan: numbers} and found.sms == sms
     assert entry["request"]["widen"]
     with pytest.raises(BackendError, match=f"SM{sms[0]} has no arithmetic for: --widen stores it"):
         formats.require(graph_of(engine), request(*sms))
@@ -143,7 +142,7 @@ def test_widened(format: str, sms: tuple[int, ...], make: Make):
     for name in SHAPES:
         part = f"layers.0.{'mixer' if name in 'qkvo' else 'ffn'}.{name}.weight.codes"
         stored, wide = (g.graph.initializers[part] for g in (before, after))
-        narrow = decode(bytes_of(stored), element)
+        narrow = element.decode(bytes_of(stored))
         values = wide.meta[MADE].compute(bytes_of(stored).numpy()).astype(np.float32)
         assert torch.equal(narrow, torch.from_numpy(values).flatten())
 
@@ -190,7 +189,9 @@ def test_products(name: str, make: Make):
     assert entry["products"] == ({kind: len(SHAPES)} if kind else {})
     assert found.sms == sms
     multiplied = frozenset[str]().union(*found.products.values())
-    assert multiplied & set(formats.PLAN.values()) == ({kind} if kind else set())
+    assert multiplied & {numbers.plan for numbers in formats.NUMBERS.values()} == (
+        {kind} if kind else set()
+    )
 
 
 def test_blocks_that_are_cut_off(builder: Builder, tmp_path: Path):

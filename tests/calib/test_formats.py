@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lmcast.calib.formats import WEIGHTS, FormatError
-from lmcast.graphs.weights.quantized import BITS, Quantized, values_of
+from lmcast.graphs.weights.elements import E2M1, E4M3, ELEMENTS, INT4
+from lmcast.graphs.weights.quantized import Quantized
 from lmcast.plugins.rounding import round_e2m1, round_e4m3
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -26,13 +27,13 @@ LARGEST = torch.finfo(torch.float32).max
 
 def exact_codes(element: str) -> dict[int, Fraction]:
     """Return the codes that packing may give, but for negative zeros, and their numbers."""
-    found = {c: Fraction(x) for c, x in enumerate(values_of(element).tolist()) if x == x}
+    found = {c: Fraction(x) for c, x in enumerate(ELEMENTS[element].values) if x == x}
     # -0 of both floats; -128, which is not used.
     out = {"e2m1": 0x8, "e4m3": 0x80, "int8": 0x80}.get(element)
     return {code: x for code, x in found.items() if code != out}
 
 
-EXACT = {element: exact_codes(element) for element in BITS}
+EXACT = {element: exact_codes(element) for element in ELEMENTS}
 
 
 def nearest(element: str, number: float, factor: float) -> int:
@@ -41,7 +42,7 @@ def nearest(element: str, number: float, factor: float) -> int:
     code = min(EXACT[element], key=lambda c: (abs(EXACT[element][c] - at), c & 1))
     negative = math.copysign(1.0, number) < 0
     if EXACT[element][code] == 0 and negative and element in ("e2m1", "e4m3"):
-        return 1 << (BITS[element] - 1)  # -0 keeps its sign
+        return 1 << (ELEMENTS[element].bits - 1)  # -0 keeps its sign
     return code
 
 
@@ -74,7 +75,7 @@ def hard_rows(draw: st.DrawFn, element: str) -> tuple[Tensor, float]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("element", BITS)
+@pytest.mark.parametrize("element", ELEMENTS)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_codes_are_the_nearest(element: str, dtype: torch.dtype, data: st.DataObject):
@@ -95,10 +96,10 @@ def test_codes_are_the_nearest(element: str, dtype: torch.dtype, data: st.DataOb
     assert torch.equal(again, packed.dequantize()[0, : len(weight)])
 
 
-@pytest.mark.parametrize("element", BITS)
+@pytest.mark.parametrize("element", ELEMENTS)
 def test_all_codes_come_back(element: str):
     codes = sorted(EXACT[element])
-    values = values_of(element)[codes]
+    values = ELEMENTS[element].table()[codes]
     format = WEIGHTS[OF_ELEMENT[element]]
     row = torch.zeros(1, 256)
     row[0, : len(codes)] = values
@@ -111,15 +112,15 @@ def test_all_codes_come_back(element: str):
 def test_codes_are_what_others_say():
     codes = np.arange(256, dtype=np.uint8)
     e4m3 = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    assert np.array_equal(values_of("e4m3").numpy(), e4m3, equal_nan=True)
+    assert np.array_equal(E4M3.table().numpy(), e4m3, equal_nan=True)
     e2m1 = codes[:16].view(ml_dtypes.float4_e2m1fn).astype(np.float32)
-    assert np.array_equal(values_of("e2m1").numpy(), e2m1)
+    assert np.array_equal(E2M1.table().numpy(), e2m1)
     e8m0 = torch.from_numpy(codes.copy()).view(torch.float8_e8m0fnu).float().numpy()
     assert np.array_equal(
         e8m0, codes.view(ml_dtypes.float8_e8m0fnu).astype(np.float32), equal_nan=True
     )
     nibbles = codes[:16].view(ml_dtypes.int4).astype(np.float32)
-    assert np.array_equal(values_of("int4").numpy(), nibbles)
+    assert np.array_equal(INT4.table().numpy(), nibbles)
 
 
 def all_bf16() -> Tensor:
@@ -181,7 +182,7 @@ def test_odd_blocks(name: str, dtype: torch.dtype):
     )
     # No number is further away than saturation and half the widest step explain.
     factors = packed.spread(packed.factors()).expand_as(weight).double()
-    element = format.scheme.element
+    element = format.scheme.element.name
     steps = sorted(set(map(float, EXACT[element].values())))
     half = max(b - a for a, b in itertools.pairwise(steps)) / 2
     cut = (numbers.abs() - min(-steps[0], steps[-1]) * factors).clamp(min=0)

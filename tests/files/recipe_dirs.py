@@ -9,15 +9,11 @@ from torch import nn
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.recipe import Recipe, tensors
 from lmcast.exporter import pipeline
-from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.dtypes import of_torch
 from lmcast.exporter.weights.place import Entry, as_bytes, write
-from lmcast.exporter.weights.quantized import SAFETENSORS
 from lmcast.exporter.weights.recipe_files import write_recipe
 from lmcast.exporter.weights.values import values
 from lmcast.graphs.blocks.quantized import InputFormat
-
-KINDS = {**{dtype: SAFETENSORS[kind] for dtype, kind in DTYPES.items() if kind in SAFETENSORS}}
-KINDS |= {torch.uint8: "U8", torch.float8_e8m0fnu: "F8_E8M0", torch.float8_e4m3fn: "F8_E4M3"}
 
 
 def write_packed(
@@ -54,4 +50,6 @@ def write_packed(
 
 def _entry(name: str, tensor: torch.Tensor) -> Entry:
     data = as_bytes(tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor)
-    return Entry(name, KINDS[tensor.dtype], tuple(tensor.shape), len(data), lambda: iter([data]))
+    named = of_torch(tensor.dtype).safetensors
+    assert named is not None
+    return Entry(name, named, tuple(tensor.shape), len(data), lambda: iter([data]))

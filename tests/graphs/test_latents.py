@@ -17,9 +17,9 @@ from tiny import case, defined, gap, logits, oracle_model, ours, prompt, read
 from tiny.llama import DROP, WEIGHTS, tiny_llama, write_json
 from torch import Tensor
 
-from lmcast.calib.formats import FORMATS
 from lmcast.exporter import export
 from lmcast.exporter.checkpoint import open_checkpoint
+from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.inspect import inspect
 from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.pipeline import trace
@@ -281,7 +281,7 @@ def test_layers_attend_where_the_last_indexer_chose(checkpoint):
 def test_the_graph_hands_choices_down(checkpoint):
     config, values = read(checkpoint(SHARED))
     found = defined(config, values)
-    graph = trace(found, open_checkpoint(checkpoint(SHARED)), FORMATS["float32"]).graph
+    graph = trace(found, open_checkpoint(checkpoint(SHARED)), DTYPES["float32"]).graph
     calls = {node.name: node for node in graph}
     handed = {
         value.name: user.node.name

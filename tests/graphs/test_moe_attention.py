@@ -274,7 +274,14 @@ def test_an_engine_of_mxfp4_is_that_of_its_numbers(tmp_path):
         export(tmp_path / "packed", tmp_path / "engine", weights="link", **OPTIONS)
     linked = export(tmp_path / "packed", tmp_path / "engine", "onnx", weights="link", **OPTIONS)
     assert linked.linked
+    counts = linked.manifest.fields["weights"]["mxfp4"]  # each stack once, though two take of it
+    stored = [packed[f"{n}_{end}"] for n in stacks(packed) for end in ("blocks", "scales")]
+    assert counts == {"tensors": len(stacks(packed)), "bytes": sum(t.nbytes for t in stored)}
     assert pack(linked.directory, tmp_path / "alone").manifest.fields["linked"] == []
+
+
+def stacks(packed: dict[str, Tensor]) -> list[str]:
+    return [name.removesuffix("_blocks") for name in packed if name.endswith("_blocks")]
 
 
 def save(directory: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:

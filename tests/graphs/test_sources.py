@@ -10,11 +10,11 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmcast.calib.formats import FORMATS
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import check_finite
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.tensors import Checkpoint, Texts
+from lmcast.exporter.dtypes import DTYPES, of_torch
 from lmcast.exporter.weights.attach import attach
 from lmcast.exporter.weights.place import WeightsError, choose_mode, place
 from lmcast.exporter.weights.values import values
@@ -96,7 +96,7 @@ def evaluated(model: ir.Model) -> np.ndarray:
 
 def linked(folder: Path, source: Checkpoint, form: Source, dtype: torch.dtype) -> ir.Model:
     """Return a graph whose output is the weight w, linked to the checkpoint."""
-    format = next(f for f in FORMATS.values() if f.dtype == dtype)
+    format = of_torch(dtype)
     binding = Binding({"w": form}, (), ())
     placement = place(binding, {"w": (EXPERTS, INNER, WIDTH)}, source, format, "link", folder)
     kind = ir.TensorType(ir.DataType.FLOAT)
@@ -240,12 +240,12 @@ def test_a_scale_that_is_nan_is_refused(tmp_path: Path, mode: str):
 def test_mxfp4_is_linked_only_where_it_need_not_run(tmp_path: Path):
     found = checkpoint(tmp_path, mxfp4()[0])
     binding = Binding({"w": UP}, (), ())
-    float32 = FORMATS["float32"]
-    assert choose_mode(binding, found, float32, None, True) == "copy"
+    float32 = DTYPES["float32"]
     assert choose_mode(binding, found, float32, None, False) == "copy"
-    assert choose_mode(binding, found, float32, "link", False) == "link"
+    assert choose_mode(binding, found, float32, None, True) == "copy"
+    assert choose_mode(binding, found, float32, "link", True) == "link"
     with pytest.raises(WeightsError, match="blocks is MXFP4"):
-        choose_mode(binding, found, float32, "link", True)
+        choose_mode(binding, found, float32, "link", False)
 
 
 def test_parts_that_do_not_fit_are_refused():

@@ -35,6 +35,7 @@ from lmcast.graphs.layouts.stored import Stored
 from lmcast.graphs.matformer import sliced
 from lmcast.graphs.weights import sources
 from lmcast.graphs.weights.bind import packed as as_packed
+from lmcast.graphs.weights.elements import E4M3
 from lmcast.graphs.weights.quantized import Block, Scheme
 from lmcast.graphs.weights.sources import (
     RUN_VALUES,
@@ -55,7 +56,7 @@ BLOCKS = [(16, 16), RAGGED, (1, 32), (128, 128)]
 
 
 def layout(name: str, block: Block | None, dtype: torch.dtype = torch.float32) -> Stored:
-    return Stored(Scheme("e4m3", block or (0, 0), dtype), name, f"{name}_scale_inv")
+    return Stored(Scheme(E4M3, block or (0, 0), dtype), name, f"{name}_scale_inv")
 
 
 def product(
@@ -156,7 +157,7 @@ def test_memory_holds_a_block(tmp_path):
             seen.append(rows.numel())
             return rows
 
-    source = Packed(View("a"), Counted(Scheme("e4m3", (128, 128), torch.float32), *tensors))
+    source = Packed(View("a"), Counted(Scheme(E4M3, (128, 128), torch.float32), *tensors))
     sizes = [block.nbytes for block in values(checkpoint_of(tmp_path, tensors), source)]
     assert max(sizes) <= BLOCK_BYTES
     assert sum(sizes) == 4 * 2100 * 4096

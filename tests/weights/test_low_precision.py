@@ -29,11 +29,12 @@ from lmcast.exporter.pipeline import understand
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.place import WeightsError
-from lmcast.exporter.weights.quantized_forms import HALF_OF
+from lmcast.exporter.weights.quantized_forms import KERNEL_CODES
 from lmcast.exporter.weights.recipe_files import RecipeFiles, open_recipe
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.quantized import InputFormat
-from lmcast.graphs.weights.quantized import Quantized, decode
+from lmcast.graphs.weights.elements import E2M1, E4M3, ELEMENTS, INT4, Element
+from lmcast.graphs.weights.quantized import Quantized
 from lmcast.plugins.quantize.quantize_input import BLOCKS
 
 WIDE = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 3, "head_dim": 32}
@@ -86,7 +87,12 @@ def quantized(recipe: Path) -> dict[str, Quantized]:
         known = next(
             f.scheme
             for f in WEIGHTS.values()
-            if [f.scheme.element, list(f.scheme.block), f.scheme.shared, str(f.scheme.scale)[6:]]
+            if [
+                f.scheme.element.name,
+                list(f.scheme.block),
+                f.scheme.shared,
+                str(f.scheme.scale)[6:],
+            ]
             == [scheme["element"], scheme["block"], scheme["shared"], scheme["scale"]]
         )
         at = tensors(name, known)
@@ -107,26 +113,26 @@ def test_cpu_engine_has_every_number_exactly(name: str, models, recipes, tmp_pat
     # The export proves parity, or nothing would be written.
     engine = export(models[name], tmp_path / "engine", recipe=recipes[name], tokenizer=False)
     assert engine.manifest.fields["graph"]["prepack"]
-    held, seen = written(engine), set[str]()
+    held, seen = written(engine), set[Element]()
     for parameter, weight in quantized(recipes[name]).items():
         element = weight.scheme.element
         seen.add(element)
         codes, scales = held[f"{parameter}.codes"], held[f"{parameter}.scales"]
-        numbers = decode(weight.codes, element)
-        if element == "e4m3":
+        numbers = element.decode(weight.codes)
+        if element == E4M3:
             assert codes.dtype == torch.float16
             stored, half = codes.float(), 1.0
         else:
-            if element == "int4":
+            if element == INT4:
                 codes = torch.stack([codes & 15, codes >> 4], -1)
-            half = 0.5 if element == "e2m1" else 1.0
-            stored = (codes.float() - HALF_OF[element]) * half
+            half = 0.5 if element == E2M1 else 1.0
+            stored = (codes.float() - KERNEL_CODES[element].zero) * half
         assert torch.equal(stored.reshape(numbers.shape), numbers)
         of_row = weight.spread(weight.factors()).expand(numbers.shape)
         assert scales.dtype == torch.float32
         each = scales.reshape(-1, 1).expand(-1, numbers.numel() // scales.numel())
         assert torch.equal(each.reshape(numbers.shape), of_row * half)
-    assert seen == {"e2m1", "e4m3", "int4", "int8"}
+    assert seen == set(ELEMENTS.values())
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe"])

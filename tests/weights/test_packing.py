@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmcast.calib.formats import WEIGHTS, FormatError
 from lmcast.calib.formats.strips import VALUES
+from lmcast.exporter.dtypes import DTYPES, of_torch
 from lmcast.graphs.weights.quantized import Quantized
 
 COLUMNS = 128  # whole blocks of every format
@@ -167,19 +168,17 @@ def test_onnx_has_the_same_numbers(name: str):
     torch.manual_seed(5)
     weight = torch.randn(256, 256)
     format = WEIGHTS[name]
-    packed, form = format.pack(weight), format.onnx
+    packed, (rows, columns) = format.pack(weight), format.scheme.block
     scales = packed.scales.view(torch.uint8) if packed.scales.itemsize == 1 else packed.scales
-    if form.axis is None:
-        scales = scales.reshape(())
-    elif not form.block_size:
-        scales = scales.flatten()
-    elif form.rows > 1:
-        scales = scales.repeat_interleave(form.rows, 0)
-    given = {} if form.axis is None else {"axis": form.axis + 2, "block_size": form.block_size}
+    given = {"axis": 1, "block_size": columns} if columns else {"axis": 0}
+    if not columns:
+        scales = scales.flatten() if rows else scales.reshape(())
+    elif rows > 1:
+        scales = scales.repeat_interleave(rows, 0)
     nodes = [helper.make_node("DequantizeLinear", ["q", "s"], ["y"], output_dtype=1, **given)]
     initializers = [
-        as_tensor("q", form.codes, tuple(weight.shape), packed.codes),
-        as_tensor("s", form.scales, tuple(scales.shape), scales),
+        as_tensor("q", DTYPES[format.scheme.element.dtype].onnx, tuple(weight.shape), packed.codes),
+        as_tensor("s", of_torch(format.scheme.scale).onnx, tuple(scales.shape), scales),
     ]
     if packed.shared is not None:
         nodes[0].input[1] = "t"

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter.backends.onnxruntime import ROOT, BackendError
 from lmcast.exporter.backends.tensorrt import libraries
+from lmcast.exporter.backends.tensorrt.formats import NUMBERS, onnx
 from lmcast.exporter.backends.tensorrt.plan import read_plan
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes, resolve
 from lmcast.exporter.backends.tensorrt.worker import Job
@@ -26,7 +28,8 @@ WORKER = Job.__module__
 # Of a build: tests/benchmarks/plans.py measures both, on two cores.
 BASE_BYTES, TIMES_WEIGHTS = 500_000_000, 5
 BASE_SECONDS, SECONDS_OF_LAYER = 5, 0.6
-NARROW = ("float4e2m1",)  # weights, as engine.json names them, that --widen makes twice as large
+# Weights that --widen makes twice as large, as engine.json names them.
+NARROW = [name for name, format in WEIGHTS.items() if NUMBERS[onnx(format.scheme.element)].wider]
 KEPT_LINES = 5  # of what a process says before it ends
 
 
@@ -73,7 +76,7 @@ def build_plan(
     return {"file": file, "request": asked, **facts, "bytes": size, "fused": dict(found.fused)}
 
 
-def weight_bytes(fields: Mapping[str, Any], formats: tuple[str, ...] = ()) -> int:
+def weight_bytes(fields: Mapping[str, Any], formats: Collection[str] = ()) -> int:
     """Return the bytes of the weights that engine.json counts; of these formats, if given."""
     counts = fields["weights"].items()
     return sum(entry["bytes"] for name, entry in counts if not formats or name in formats)

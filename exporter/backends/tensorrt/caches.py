@@ -5,20 +5,21 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from lmcast.exporter.backends.onnxruntime import BackendError
-from lmcast.exporter.backends.tensorrt.formats import FIRST_SM
+from lmcast.exporter.backends.tensorrt.formats import NUMBERS, onnx
 from lmcast.exporter.backends.tensorrt.request import Request
+from lmcast.graphs.weights.elements import E4M3
 
-CODES = ir.DataType.FLOAT8E4M3FN
+CODES = onnx(E4M3)
 WRITES = ("QuantizeLinear", "ScatterElements", "DequantizeLinear")  # from the new to the old
 
 
 def require(graph: ir.Model, request: Request) -> None:
     """Refuse SMs without FP8; raises BackendError that names a state."""
-    old = [sm for sm in request.sms if sm < FIRST_SM[CODES]]
+    old = [sm for sm in request.sms if sm < NUMBERS[CODES].first_sm]
     for state in _held(graph) if old else ():
         raise BackendError(
             f"{state} is held in FP8, which SM{old[0]} has no arithmetic for: --sm from"
-            f" {FIRST_SM[CODES]} on has it, or give a recipe that was made without --kv"
+            f" {NUMBERS[CODES].first_sm} on has it, or give a recipe that was made without --kv"
         )
 
 

@@ -15,12 +15,11 @@ import onnx_ir as ir
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.request import Request
-from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.dtypes import OF_ONNX
 from lmcast.exporter.passes.rewrite import insert, replace
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
 PACKAGE = "lmcast_tensorrt"  # has the library of plugins that replay recipes
-TORCH = {kind: dtype for dtype, kind in DTYPES.items()}
 
 
 def embed(graph: ir.Model, request: Request) -> list[str]:
@@ -104,7 +103,7 @@ def given(node: ir.Node) -> list[Any]:
             found.append(None)
             continue
         assert value.dtype is not None and value.shape is not None, f"{node.name}: {value}"
-        found.append(Given(TORCH[value.dtype], tuple(map(_known, value.shape))))
+        found.append(Given(OF_ONNX[value.dtype].torch, tuple(map(_known, value.shape))))
     return found
 
 

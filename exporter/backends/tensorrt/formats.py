@@ -9,48 +9,53 @@ import onnx_ir as ir
 
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt.request import Request
-from lmcast.exporter.graph.lowering import DTYPES
+from lmcast.exporter.dtypes import COMPUTED, DTYPES
 from lmcast.exporter.passes.quantized_products import rounded_inputs
+from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, INT8, Element
+from lmcast.graphs.weights.quantized_parts import parameter_of
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """An element in plans. name: what people call it; plan: what plans do. first_sm: the first with
+    arithmetic for it. wider: what has every number of it and more."""
+
+    name: str
+    plan: str
+    first_sm: int
+    wider: ir.DataType | None = None
+
+
+def onnx(element: Element) -> ir.DataType:
+    """Return ONNX's name of an element."""
+    return ir.DataType(DTYPES[element.dtype].onnx)
+
 
 # As the builder of TensorRT for RTX 1.7.1 says itself: 'Cannot compile for target(s) sm86, because
 # the model contains HW-specific datatypes: fp8_e4m3'.
 # tests/backends/test_low_precision_plans.py asks it.
-FIRST_SM: Mapping[ir.DataType, int] = {
-    ir.DataType.INT8: 75,
-    ir.DataType.INT4: 80,
-    ir.DataType.FLOAT8E4M3FN: 89,
-    ir.DataType.FLOAT4E2M1: 100,
+NUMBERS: Mapping[ir.DataType, Numbers] = {
+    onnx(INT8): Numbers("INT8", "int8", 75),
+    onnx(INT4): Numbers("INT4", "int4", 80),
+    onnx(E4M3): Numbers("FP8", "fp8_e4m3", 89),
+    onnx(E2M1): Numbers("FP4", "fp4_e2m1", 100, wider=onnx(E4M3)),
 }
-NAMES: Mapping[ir.DataType, str] = {
-    ir.DataType.INT8: "INT8",
-    ir.DataType.INT4: "INT4",
-    ir.DataType.UINT4: "INT4",
-    ir.DataType.FLOAT8E4M3FN: "FP8",
-    ir.DataType.FLOAT4E2M1: "FP4",
-}
-# Of what scales are stored in, the name that format and scales have together.
+# Of codes and what scales are stored in, the name that both have together.
 NAMED: Mapping[tuple[ir.DataType, ir.DataType], str] = {
-    (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E8M0): "MXFP8",
-    (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E8M0): "MXFP4",
-    (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E4M3FN): "NVFP4",
+    (onnx(E4M3), ir.DataType.FLOAT8E8M0): "MXFP8",
+    (onnx(E2M1), ir.DataType.FLOAT8E8M0): "MXFP4",
+    (onnx(E2M1), onnx(E4M3)): "NVFP4",
 }
 # Format of quantize_input -> the numbers that its arithmetic makes; MXFP4's are fp32 all the way.
 INPUTS: Mapping[str, ir.DataType] = {
-    "fp8": ir.DataType.FLOAT8E4M3FN,
-    "mxfp8": ir.DataType.FLOAT8E4M3FN,
-    "nvfp4": ir.DataType.FLOAT8E4M3FN,
-    "mxfp4": ir.DataType.INT8,
-    "int8": ir.DataType.INT8,
+    "fp8": onnx(E4M3),
+    "mxfp8": onnx(E4M3),
+    "nvfp4": onnx(E4M3),
+    "mxfp4": onnx(INT8),
+    "int8": onnx(INT8),
 }
-PLAN: Mapping[ir.DataType, str] = {  # as plans name them
-    ir.DataType.INT8: "int8",
-    ir.DataType.INT4: "int4",
-    ir.DataType.FLOAT8E4M3FN: "fp8_e4m3",
-    ir.DataType.FLOAT4E2M1: "fp4_e2m1",
-}
-WIDER: Mapping[ir.DataType, ir.DataType] = {  # what has every number of a format, and more
-    ir.DataType.FLOAT4E2M1: ir.DataType.FLOAT8E4M3FN,
-}
+# Weights that are not quantized; FP8 without scales is that of a cache.
+PLAIN = [DTYPES[name] for name in (*COMPUTED, "float64", "int64", "int32", "bool")]
 
 
 DEQUANTIZE = {"DequantizeLinear", "TRT_BlockDequantize"}
@@ -66,7 +71,7 @@ class Weight:
 
     @property
     def name(self) -> str:
-        return str(self.codes.name).removesuffix(".codes")
+        return parameter_of(str(self.codes.name))
 
     @property
     def kind(self) -> ir.DataType:
@@ -76,7 +81,7 @@ class Weight:
     @property
     def format(self) -> str:
         """What people call it: FP8, MXFP4."""
-        name = NAMES.get(self.kind, self.kind.name)
+        name = NUMBERS[self.kind].name if self.kind in NUMBERS else self.kind.name
         return NAMED.get((self.kind, stored(self.scales)), name)
 
     @property
@@ -87,7 +92,7 @@ class Weight:
 
     def lacking(self, sms: tuple[int, ...]) -> list[int]:
         """Return those SMs that have no arithmetic for it."""
-        return [sm for sm in sms if sm < FIRST_SM[self.kind]]
+        return [sm for sm in sms if sm < NUMBERS[self.kind].first_sm]
 
 
 def weights(graph: ir.Model) -> Iterator[Weight]:
@@ -119,7 +124,7 @@ def stored(scales: ir.Value) -> ir.DataType:
 
 def require(graph: ir.Model, request: Request) -> None:
     """Refuse what an SM has no arithmetic for; raises BackendError that names it."""
-    known = set(DTYPES.values()) - {ir.DataType.FLOAT8E4M3FN}  # without scales, that of a cache
+    known = {ir.DataType(dtype.onnx) for dtype in PLAIN}
     for weight in weights(graph):
         known |= {weight.kind, stored(weight.scales)}
         _require_weight(weight, request)
@@ -133,27 +138,27 @@ def require(graph: ir.Model, request: Request) -> None:
 
 def _require_weight(weight: Weight, request: Request) -> None:
     what = f"weight {weight.name} is {weight.format}"
-    if weight.kind not in FIRST_SM or len(weight.node.inputs) > 2:
+    if weight.kind not in NUMBERS or len(weight.node.inputs) > 2:
         zeros = " with zero points" if len(weight.node.inputs) > 2 else ""
         raise BackendError(
             f"{what}{zeros}, which TensorRT does not take: give a recipe with another format, or"
             " export with --target onnx or cpu"
         )
     lacking = weight.lacking(request.sms)
-    wider = WIDER.get(weight.kind)
-    able = wider is not None and all(sm >= FIRST_SM[wider] for sm in lacking)
+    wider = NUMBERS.get(NUMBERS[weight.kind].wider or ir.DataType.UNDEFINED)
+    able = wider is not None and all(sm >= wider.first_sm for sm in lacking)
     if not lacking or (able and request.widen):
         return
-    widen = f"--widen stores it as {NAMES[wider]} without loss, " if able and wider else ""
+    widen = f"--widen stores it as {wider.name} without loss, " if able and wider else ""
     raise BackendError(
         f"{what}, which SM{lacking[0]} has no arithmetic for: {widen}--sm from"
-        f" {FIRST_SM[weight.kind]} on has it, or give a recipe with another format"
+        f" {NUMBERS[weight.kind].first_sm} on has it, or give a recipe with another format"
     )
 
 
 def _require_input(node: ir.Node, request: Request) -> None:
     format = node.attributes["format"].as_string()
-    first = FIRST_SM[INPUTS[format]]
+    first = NUMBERS[INPUTS[format]].first_sm
     if old := [sm for sm in request.sms if sm < first]:
         raise BackendError(
             f"inputs of {str(node.name).rpartition('.')[0]} are rounded to {format}, which"
@@ -168,7 +173,7 @@ def codes(graph: ir.Model) -> dict[str, int]:
     sizes = Counter[str]()
     for value, kind in found.items():
         assert value.shape is not None
-        sizes[PLAN[kind]] += math.ceil(math.prod(value.shape.numpy()) * kind.itemsize)
+        sizes[NUMBERS[kind].plan] += math.ceil(math.prod(value.shape.numpy()) * kind.itemsize)
     return dict(sizes)
 
 
@@ -179,7 +184,7 @@ def products(graph: ir.Model) -> dict[str, str]:
         if node.op_type == "MatMul":
             first, second = (_codes(value) for value in node.inputs)
             if first is not None and first == second:
-                found[str(node.name)] = PLAN[first]
+                found[str(node.name)] = NUMBERS[first].plan
     return found
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from lmcast.exporter.backends.tensorrt.formats import WIDER, Weight, weights
+from lmcast.exporter.backends.tensorrt.formats import NUMBERS, Weight, weights
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.passes.quantized_products import TRT
 from lmcast.exporter.passes.rewrite import insert, replace
-from lmcast.graphs.weights.quantized import decode
+from lmcast.graphs.weights.elements import E2M1
 
 MADE = "made"  # the key of Made among what is known of an initializer
 CHUNK = 16 << 20  # codes that are looked up at once: each takes 8 bytes of indices meanwhile
@@ -55,8 +55,10 @@ def rewrite(graph: ir.Model, request: Request) -> None:
 
 def widen(weight: Weight) -> None:
     """Store E2M1 as E4M3, two bytes for one: that has all of its values."""
-    numbers = decode(torch.arange(256, dtype=torch.uint8)[:, None], "e2m1").numpy()
-    _make(weight.codes, WIDER[weight.kind], Made(numbers.astype(ml_dtypes.float8_e4m3fn)))
+    numbers = E2M1.decode(torch.arange(256, dtype=torch.uint8)[:, None]).numpy()
+    wider = NUMBERS[weight.kind].wider
+    assert wider is not None
+    _make(weight.codes, wider, Made(numbers.astype(wider.numpy())))
 
 
 def in_bfloat16(graph: ir.Model, weight: Weight) -> None:

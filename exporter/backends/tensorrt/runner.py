@@ -18,23 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmcast.calib.formats import STATES
 from lmcast.exporter.backends.cuda import Cuda
 from lmcast.exporter.backends.runner import Limits, SessionError, Shaped
 from lmcast.exporter.backends.tensorrt.plans import Loaded, gpu, load_plan, modules
+from lmcast.exporter.dtypes import COMPUTED, DTYPES
 from lmcast.exporter.engine.manifest import Manifest
 
 STEP, PROMPT = 0, 1  # optimization profiles
 ALIGNED = 256  # bytes: of every address that TensorRT is given
 INPUTS = ("input_ids", "cache_lengths", "token_counts", "logit_rows")
 Bound = tuple[str, Tensor, Tensor]  # a state's name, what is read, what is written
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-DTYPES = {
-    "FLOAT": torch.float32,
-    "HALF": torch.float16,
-    "BF16": torch.bfloat16,
-    "INT64": torch.int64,
-    "FP8": torch.float8_e4m3fn,
+NAMED = {  # TensorRT's names -> those of exporter/dtypes.py
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "FP8": "float8_e4m3fn",
 }
 
 
@@ -145,7 +144,7 @@ class Runner:
         most = [engine.get_tensor_profile_shape(n, PROMPT)[2] for n in ("input_ids", "logit_rows")]
         (rows, tokens), (_, logits) = map(tuple, most)
         self.limits = Limits(rows, plan.sizes["max_context"], tokens, logits, loaded.rebuild)
-        self._dtype = DTYPES[engine.get_tensor_dtype("logits").name]
+        self._dtype = DTYPES[NAMED[engine.get_tensor_dtype("logits").name]].torch
         self._aliased = {n for n in self._names if self._in_place(n)}
         with self.gpu.active():
             size = max(engine.device_memory_size_v2, ALIGNED)
@@ -159,7 +158,7 @@ class Runner:
         need = 0
         for name, shape, dtype in states:
             buffers = 1 if name in self._aliased else 2
-            need += buffers * math.prod(shape) * STATES[dtype].dtype.itemsize
+            need += buffers * math.prod(shape) * DTYPES[dtype].bytes
         return need, self.gpu.bytes
 
     def allocate(self, states: Sequence[Shaped]) -> Held:
@@ -169,7 +168,7 @@ class Runner:
         try:
             with self.gpu.active():
                 for name, shape, dtype in states:
-                    kind, apart = STATES[dtype].dtype, name not in self._aliased
+                    kind, apart = DTYPES[dtype].torch, name not in self._aliased
                     buffers = [self.gpu.zeros(shape, kind) for _ in range(1 + apart)]
                     made.append(State(name, buffers[0], buffers[1] if apart else None))
                 held = Held(rows, made, self._call(rows, 1, 1))
@@ -295,17 +294,17 @@ class Runner:
         engine = self._engine
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         kinds = {f"{s['name']}.{end}": s["dtype"] for s in states for end in ("past", "present")}
-        wanted = {name: STATES[kind].dtype for name, kind in kinds.items()}
+        wanted = dict(kinds)
         # An input that the graph does not use may be gone.
         self._given = [name for name in INPUTS if name in names]
-        wanted |= dict.fromkeys(self._given, torch.int64)
+        wanted |= dict.fromkeys(self._given, "int64")
         if wrong := sorted(names ^ {*wanted, "logits"}):
             raise self._loaded.failed(
                 f"is not of this engine: {wrong[0]} is in one of the two alone"
             )
         for name in sorted(names):
             found = engine.get_tensor_dtype(name).name
-            if DTYPES.get(found) not in ([wanted[name]] if name in wanted else FLOATS):
+            if NAMED.get(found) not in ([wanted[name]] if name in wanted else COMPUTED):
                 raise self._loaded.failed(f"is not of this engine: its {name} is {found}")
             if engine.get_tensor_location(name) != self._loaded.trt.TensorLocation.DEVICE:
                 raise self._loaded.failed(f"wants {name} in host memory")

@@ -8,6 +8,7 @@ import numpy as np
 from lmcast.exporter.checkpoint.files import open_regular, read_into
 from lmcast.exporter.checkpoint.gguf.header import Entry, Header
 from lmcast.exporter.checkpoint.gguf.metadata import Metadata
+from lmcast.exporter.dtypes import COMPUTED
 
 FREQUENCIES = "rope_freqs.weight"  # what each rotary frequency is divided by
 GEMMA3_PERIOD = 6  # every sixth layer attends to everything, unless the file says otherwise
@@ -92,7 +93,8 @@ def hugging_face_config(header: Header, metadata: Metadata) -> dict[str, Any]:
 def _dtype(header: Header) -> str:
     """The precision of the matrices; norms are stored in F32 whatever the rest is."""
     kinds = {entry.kind.name for entry in header.tensors.values() if len(entry.shape) > 1}
-    return {"F16": "float16", "BF16": "bfloat16"}.get("".join(kinds), "float32")
+    names = {dtype.safetensors: name for name, dtype in COMPUTED.items()}  # ggml's, too
+    return names.get("".join(kinds), "float32")
 
 
 def _vocabulary(header: Header, metadata: Metadata) -> int:

@@ -14,8 +14,9 @@ from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf.config import FAMILIES, FREQUENCIES, Family
 from lmcast.exporter.checkpoint.gguf.header import Entry, Header
 from lmcast.exporter.checkpoint.tensors import StoredTensor
+from lmcast.exporter.dtypes import COMPUTED
 
-PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PLAIN = {dtype.safetensors: dtype.torch for dtype in COMPUTED.values()}  # ggml has these names too
 OUTER = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",

@@ -1,0 +1,28 @@
+"""The tensors of a quantized weight, and their names in engines and recipes."""
+
+import re
+from enum import StrEnum
+
+
+class Part(StrEnum):
+    """One tensor of a quantized weight. scales: of blocks; shared: of all block scales of a matrix;
+    zeros: the code of each block that stands for 0."""
+
+    CODES = "codes"
+    SCALES = "scales"
+    SHARED = "shared"
+    ZEROS = "zeros"
+
+    def of(self, parameter: str) -> str:
+        """Return the name of this part of a parameter."""
+        return f"{parameter}.{self}"
+
+
+# Behind it the name of what was cut out of a part: 'P.codes.3'.
+_NAME = re.compile(rf"(.*)\.(?:{'|'.join(Part)})(?:\.|$)")
+
+
+def parameter_of(tensor: str) -> str:
+    """Return the parameter that a tensor is a part of; its own name where it is none."""
+    found = _NAME.match(tensor)
+    return tensor if found is None else found[1]
