@@ -15,7 +15,8 @@ from files.recipe_dirs import write_packed
 from plan_builder import Builder
 from tiny import case
 
-from lmcast.calib.formats import WEIGHTS
+from lmcast.calib.formats import WEIGHTS, WeightFormat
+from lmcast.calib.formats.scales import quotients, times
 from lmcast.exporter import Engine, export, pipeline
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import build, formats
@@ -27,6 +28,9 @@ from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.passes import inline_parts
 from lmcast.exporter.progress import silent
 from lmcast.graphs.blocks.quantized import InputFormat
+from lmcast.graphs.weights.elements import E4M3, INT4, INT8, Element
+from lmcast.graphs.weights.quantized import Block, Scheme
+from lmcast.plugins.rounding import E4M3_MOST
 
 # Blocks of all formats divide these: 7 matrices of one layer.
 LLAMA = dataclasses.replace(
@@ -122,6 +126,52 @@ def test_format_builds(format: str, make: Make):
         assert words.startswith(f"weight layers.0.mixer.q.weight is {name}, which SM{sm} has no")
         wider = formats.NUMBERS[kind].wider
         assert ("--widen" in words) == (wider is not None and sm >= formats.NUMBERS[wider].first_sm)
+
+
+# Schemes of other tools that are no format of ours: element, block, scales.
+SCHEMES: dict[str, tuple[Element, Block, torch.dtype]] = {
+    # 128 columns are one block of the matrices that take the hidden states, two of `down`.
+    "int8-128": (INT8, (1, 128), torch.float32),
+    "int8, one scale": (INT8, (0, 0), torch.float32),
+    "fp8-128": (E4M3, (1, 128), torch.float32),
+    "int4, rows": (INT4, (1, 0), torch.float32),
+    "int4, one scale": (INT4, (0, 0), torch.float32),
+    "int4-128, fp32": (INT4, (1, 128), torch.float32),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_scheme_builds(name: str, make: Make, monkeypatch):
+    """What a plan is not refused for by name, the library compiles without an assertion."""
+    element, block, scale = SCHEMES[name]
+    most = max(element.values) if element.integer else E4M3_MOST
+    scheme = Scheme(element, block, scale)
+    made = WeightFormat(name, scheme, most, quotients(most, scale), times)
+    monkeypatch.setitem(WEIGHTS, name, made)
+    numbers = formats.NUMBERS[formats.onnx(element)]
+    able = tuple(sm for sm in forms.SMS if sm >= numbers.first_sm)
+    entry, found = plan_of(make(name, able, sizes=SIZES))
+    size = sum(rows * columns for rows, columns in SHAPES.values()) * element.bits // 8
+    assert found.sms == able and entry["codes"] == {numbers.plan: size}
+
+
+def test_a_block_that_is_a_row_has_the_same_values(make: Make, monkeypatch):
+    scheme = Scheme(INT8, (1, 128), torch.float32)
+    made = WeightFormat("int8-128", scheme, 127.0, quotients(127.0, torch.float32), times)
+    monkeypatch.setitem(WEIGHTS, "int8-128", made)
+    engine = make("int8-128")
+    before, after = graph_of(engine), graph_of(engine)
+    rewrite(after, request(89))
+    for name in ("q", "down"):  # 128 columns, and 256
+        part = f"layers.0.{'mixer' if name in 'qkvo' else 'ffn'}.{name}.weight"
+        scales = [g.graph.initializers[f"{part}.scales"] for g in (before, after)]
+        assert torch.equal(bytes_of(scales[0]), bytes_of(scales[1]))
+        users = [value.uses()[0].node.attributes for value in scales]
+        assert [a["axis"].as_int() for a in users] == ([1, 0] if name == "q" else [1, 1])
+        rows, columns = SHAPES[name]
+        shapes = [tuple(value.shape.numpy()) for value in scales]
+        assert shapes == [(rows, columns // 128), (rows,) if name == "q" else (rows, 2)]
+        assert ("block_size" in users[1]) == (name == "down")
 
 
 @pytest.mark.parametrize(("format", "sms"), [("mxfp4", (89, 120)), ("nvfp4", (89,))])

@@ -2,8 +2,9 @@
 
 Scales that are powers of two come as BF16, which has all of them: E8M0 is no type of an initializer
 there, and as bytes they become scales of fp16, which ends at 2^-24. A scale for each row or for all
-goes along with the cast behind it; of blocks it does not, and a cast stays. Blocks that are cut off
-at the last column are TensorRT's own TRT_BlockDequantize.
+goes along with the cast behind it; of blocks and of 4 bits it does not, and a cast stays. A block
+that is a whole row is a scale for each row. Blocks that are cut off at the last column are
+TensorRT's own TRT_BlockDequantize.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 
 from lmcast.exporter.backends.tensorrt.formats import NUMBERS, Weight, weights
 from lmcast.exporter.backends.tensorrt.request import Request
+from lmcast.exporter.dtypes import OF_ONNX
 from lmcast.exporter.passes.quantized_products import TRT
 from lmcast.exporter.passes.rewrite import insert, replace
 from lmcast.graphs.weights.elements import E2M1
@@ -47,7 +49,10 @@ def rewrite(graph: ir.Model, request: Request) -> None:
             widen(weight)
         if weight.scales.dtype == ir.DataType.FLOAT8E8M0:
             in_bfloat16(graph, weight)
-        elif _cut_off(weight):
+            continue
+        if _one_block(weight):
+            by_rows(weight)
+        if _cut_off(weight):
             in_blocks(graph, weight)
         elif "block_size" not in weight.node.attributes:
             with_cast(graph, weight)
@@ -76,6 +81,17 @@ def in_bfloat16(graph: ir.Model, weight: Weight) -> None:
     replace(graph, weight.node, [made])
 
 
+def by_rows(weight: Weight) -> None:
+    """Have a matrix whose blocks are whole rows as one with a scale for each row: of INT8 TensorRT
+    for RTX 1.7 compiles no other ('operand.h: CHECK(is_value()) failed')."""
+    tensor, attributes = weight.scales.const_value, weight.node.attributes
+    assert isinstance(tensor, ir.ExternalTensor)
+    del attributes["block_size"]
+    attributes["axis"] = ir.AttrInt64("axis", 0)
+    weight.scales.shape = ir.Shape(_sizes(weight.scales)[:1])
+    weight.scales.const_value = _external(tensor, tensor.dtype, weight.scales.shape)
+
+
 def in_blocks(graph: ir.Model, weight: Weight) -> None:
     """Dequantize blocks of which the last ends early."""
     node = weight.node
@@ -87,7 +103,10 @@ def in_blocks(graph: ir.Model, weight: Weight) -> None:
 
 
 def with_cast(graph: ir.Model, weight: Weight) -> None:
-    """Let a weight with one scale for each row be made in the format that it is cast to."""
+    """Let a weight with one scale for each row be made in the format that it is cast to; of 4 bits
+    TensorRT for RTX 1.7 compiles that for scales of the same format alone."""
+    if OF_ONNX[weight.kind].bits == 4:
+        return
     users = [user for user, _ in weight.node.outputs[0].uses()]
     if [user.op_type for user in users] == ["Cast"]:
         to = users[0].attributes["to"].as_int()
@@ -110,10 +129,22 @@ def _make(value: ir.Value, kind: ir.DataType, made: Made) -> None:
     assert isinstance(tensor, ir.ExternalTensor)
     value.meta[MADE] = made
     value.type = ir.TensorType(kind)
-    value.const_value = ir.ExternalTensor(
+    value.const_value = _external(tensor, kind, tensor.shape)
+
+
+def _external(tensor: ir.ExternalTensor, kind: ir.DataType, shape: ir.Shape) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
         tensor.location, tensor.offset, tensor.length, kind,
-        shape=tensor.shape, name=tensor.name, base_dir=tensor.base_dir,
+        shape=shape, name=tensor.name, base_dir=tensor.base_dir,
     )  # fmt: skip
+
+
+def _one_block(weight: Weight) -> bool:
+    """Whether every row of a matrix is one block."""
+    block = weight.node.attributes.get("block_size")
+    sizes = _sizes(weight.codes)
+    whole = block is not None and len(sizes) == 2 and block.as_int() >= sizes[1]
+    return whole and weight.scales.is_initializer()
 
 
 def _cut_off(weight: Weight) -> bool:
