@@ -45,7 +45,7 @@ class Plans:
 class Target:
     """A runtime that engines are made for: what an export does for it, and how it is run.
 
-    name, about: on the command line and in engine.json; what the engine has, in words.
+    name: on the command line and in engine.json. about: what an engine of it is, for --help.
     passes: the rewrites of the portable graph, in order.
     weight_form: how quantized weights are stored.
     dtype: what is computed in unless asked; None: what most weights are stored in.
@@ -133,13 +133,12 @@ def _portable_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
 
 
 def _tensorrt_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
-    """A plan need not run here, and what the portable graph lacks is a warning alone."""
+    """Refuse nothing yet: a plan need not run here, and what it cannot hold is refused by name when
+    the graph is there (backends/tensorrt/formats.py)."""
 
 
 def _prepare_onnxruntime(manifest: Manifest) -> None:
-    from lmcast.exporter.backends import onnxruntime
-
-    assert onnxruntime
+    import_module("lmcast.exporter.backends.onnxruntime")
 
 
 def _run_onnxruntime(manifest: Manifest, loading: "Loading") -> "Runner":
@@ -219,8 +218,8 @@ TARGETS: dict[str, Target] = {
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,
         ),
-        _tensorrt("tensorrt-rtx", "a plan for NVIDIA GPUs, compiled here, beside that graph"),
-        _tensorrt("tensorrt", "the same of the library for data-centre GPUs, compiled on one"),
+        _tensorrt("tensorrt-rtx", "a plan for NVIDIA GPUs, compiled ahead, beside that graph"),
+        _tensorrt("tensorrt", "the same for data-centre GPUs, compiled on one"),
     )
 }
 
