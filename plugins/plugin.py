@@ -7,15 +7,20 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any
 
-import onnx.parser
+import onnx_ir as ir
 import torch
 
 from lmcast import plugins
 from lmcast.plugins.errors import InputError
+from lmcast.plugins.onnx_builder import ONNX_OPSET, Attribute, Block, Builder, Value
 
 DOMAIN = "lmcast"
-ONNX_OPSET = 24  # of the standard operators that bodies and graphs are written in
-HEADER = f'<opset_import: ["" : {ONNX_OPSET}{{more}}], domain: "{DOMAIN}">'
+ATTRIBUTES = {
+    "float": ir.AttributeType.FLOAT,
+    "int": ir.AttributeType.INT,
+    "bool": ir.AttributeType.INT,
+    "str": ir.AttributeType.STRING,
+}
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,9 @@ class Plugin:
     eager: Callable  # the definition
     # The outputs as empty tensors. Eager on fake tensors gives the same, but takes most of a trace.
     shapes: Callable
-    # The same in standard operators, as ONNX text: it travels in the file. Where it depends on the
-    # attributes, or on which optional tensors are given, a function of all arguments by name; a
-    # tensor is there as None where it is absent, as True where it is given.
-    body: str | Callable[[Mapping[str, Any]], str]
+    # The same in standard operators: it travels in the file. It takes a Builder, then the arguments
+    # of `eager` by name, tensors as Value or None, all else as Attribute; it returns the outputs.
+    body: Block
     kernels: Mapping[str, Callable[[], Callable]] = field(default_factory=dict)
     cases: Callable[[], list[tuple]]  # arguments that the tests run through every backend
     close: Mapping[torch.dtype, Close]  # keyed by the dtype of the first argument
@@ -47,10 +51,33 @@ class Plugin:
         op.register_fake(self.shapes)
         REGISTRY[self.name] = self
 
-    def function(self, arguments: Mapping[str, Any]) -> onnx.FunctionProto:
-        """Return the body for these arguments (see `body`) as a function of the operator's name."""
-        text = self.body if isinstance(self.body, str) else self.body(arguments)
-        return parse(text)
+    def function(self, arguments: Mapping[str, Any], body: Block | None = None) -> ir.Function:
+        """Return the body for these arguments as a function of the operator's name.
+
+        arguments: by name; a tensor is None where it is absent, anything else where it is given.
+        body: in place of the operator's own. A tensor that is absent is an input only where one
+        behind it is given.
+        """
+        op, last = Builder(), 0
+        inputs: list[ir.Value] = []
+        given: dict[str, Value | Attribute | None] = {}
+        for argument in self.schema.arguments:
+            name, value = argument.name, arguments[argument.name]
+            kind = ATTRIBUTES.get(str(argument.type))
+            if kind is not None:
+                given[name] = Attribute(name, kind, value)
+                continue
+            inputs.append(op.input(name).ir)
+            given[name] = None if value is None else Value(op, inputs[-1])
+            last = last if value is None else len(inputs)
+        outputs = op.outputs((body or self.body)(op, **given))
+        domains = {"": ONNX_OPSET, **op.domains}
+        graph = ir.Graph(
+            inputs[:last], outputs, nodes=op.nodes, name=self.name, opset_imports=domains
+        )
+        names = [name for name, value in given.items() if isinstance(value, Attribute)]
+        declared = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in names]
+        return ir.Function(DOMAIN, self.name, graph=graph, attributes=declared)
 
     @property
     def schema(self) -> torch.FunctionSchema:
@@ -89,12 +116,6 @@ def triton(module: str) -> Callable[[], Callable]:
         return import_module(f"{module}_triton").launch
 
     return load
-
-
-def parse(text: str, *domains: str) -> onnx.FunctionProto:
-    """Return ONNX text as a function over the standard operators, and those of `domains`."""
-    more = "".join(f', "{domain}" : 1' for domain in domains)
-    return onnx.parser.parse_function(HEADER.format(more=more) + text)
 
 
 REGISTRY: dict[str, Plugin] = {}

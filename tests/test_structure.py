@@ -120,8 +120,8 @@ OWNED = {
     "model_signing": "exporter/engine/signing.py",
     "cryptography": "exporter/engine/signing.py",
     "tokenizers": "exporter/",
-    "onnx_ir": "exporter/",
-    "onnx": "plugins/",  # reads the bodies of operators
+    "onnx_ir": ("exporter/", "plugins/onnx_builder.py", "plugins/plugin.py"),
+    "onnx": "plugins/onnx_builder.py",  # reads the schemas of operators
     "triton": "plugins/",
     "transformers": "nowhere",
     "safetensors": "nowhere",  # its reader checks less than exporter/checkpoint does

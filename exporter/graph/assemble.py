@@ -111,29 +111,28 @@ def attach_bodies(model: ir.Model) -> None:
     Calls whose attributes make another body than those before get a name of their own,
     'quantize_input__1': ONNX Runtime 1.31 takes no notice of overloads within functions.
     """
-    bodies: dict[str, list[Any]] = {}
+    bodies: dict[str, dict[bytes, ir.Function]] = {}  # by what they serialize to
     for node in chain(model.graph, *model.functions.values()):
         if node.domain == DOMAIN:
             body = REGISTRY[node.op_type].function(arguments(node))
-            known = bodies.setdefault(node.op_type, [])
-            if body not in known:
-                known.append(body)
-            if number := known.index(body):
+            known = bodies.setdefault(node.op_type, {})
+            digest = ir.to_proto(body).SerializeToString(deterministic=True)
+            known.setdefault(digest, body)
+            if number := list(known).index(digest):
                 node.op_type = f"{node.op_type}{VARIANT}{number}"
     for name, found in sorted(bodies.items()):
-        for number, body in enumerate(found):
-            function = ir.serde.deserialize_function(body)
-            function.name = f"{name}{VARIANT}{number}" if number else name
-            model.functions[function.identifier()] = function
+        for number, body in enumerate(found.values()):
+            body.name = f"{name}{VARIANT}{number}" if number else name
+            model.functions[body.identifier()] = body
 
 
 def arguments(node: ir.Node) -> dict[str, Any]:
-    """Return the arguments of an operator of ours as Plugin.body takes them."""
+    """Return the arguments of an operator of ours as Plugin.function takes them."""
     tensors = (value is not None or None for value in node.inputs)
     plain = {name: attribute.value for name, attribute in node.attributes.items()}
     return {
         a.name: plain[a.name] if a.name in plain else next(tensors, None)
-        for a in REGISTRY[node.op_type].schema.arguments
+        for a in REGISTRY[node.op_type.partition(VARIANT)[0]].schema.arguments
     }
 
 

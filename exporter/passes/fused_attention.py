@@ -10,42 +10,14 @@ before: Attention <softcap = 50> (q, k, v, mask)
 after:  MatMul, Mul, Tanh, Mul, Where or Add, Softmax, MatMul
 """
 
+from functools import partial
+
 import onnx_ir as ir
 
 from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace, written
+from lmcast.plugins.attention.onnx_body import plain
+from lmcast.plugins.onnx_builder import Builder, Value
 
-# Letters as in cached_attention: q B,H,T,K; k B,G,C,K; v B,G,C,V; mask B,1,T,C or B,H,T,C.
-PLAIN = """rest = Constant <value_ints = [-1]> ()
-    batch = Shape <start = 0, end = 1> (q)
-    heads = Shape <start = 1, end = 2> (q)
-    tokens = Shape <start = 2, end = 3> (q)
-    width = Shape <start = 3> (q)
-    groups = Shape <start = 1, end = 2> (k)
-    slots = Shape <start = 2, end = 3> (k)
-    grouped_shape = Concat <axis = 0> (batch, groups, rest, width)
-    grouped = Reshape (q, grouped_shape)
-    columns = Transpose <perm = [0, 1, 3, 2]> (k)
-    product = MatMul (grouped, columns)
-    wide = Cast <to = 1> (product)
-    scaled = Mul (wide, slope)
-    {capped}
-    score_shape = Concat <axis = 0> (batch, heads, tokens, slots)
-    score = Reshape (bent, score_shape)
-    {masked}
-    share = Softmax <axis = -1> (allowed)
-    weight = CastLike (share, v)
-    weight_shape = Concat <axis = 0> (batch, groups, rest, slots)
-    grouped_weight = Reshape (weight, weight_shape)
-    mixed = MatMul (grouped_weight, v)
-    mixed_shape = Concat <axis = 0> (batch, heads, tokens, rest)
-    out = Reshape (mixed, mixed_shape)"""
-CAPPED = "steep = Tanh (scaled)\n    bent = Mul (steep, cap)"
-MASKED = "never = Constant <value_float = -inf> ()\n    allowed = Where (mask, score, never)"
-SHIFTED = "wide_mask = Cast <to = 1> (mask)\n    allowed = Add (score, wide_mask)"
-ADDED = """nothing = Constant <value_float = 0.0> ()
-    never = Constant <value_float = -inf> ()
-    shift = Where (mask, nothing, never)
-    added = CastLike (shift, key)"""
 SHORT = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 LEAST, MOST, STEP = 16, 256, 8  # widths of heads
 KEEPS_WIDTH = {  # in bodies of ours
@@ -74,19 +46,16 @@ def _rewritten(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _decompose(model: ir.Model, node: ir.Node, cap: float) -> None:
-    query, key, value, mask = node.inputs
+    *_, mask = node.inputs
     assert mask is not None
-    one, name = ir.DataType.FLOAT, node.name
-    scale = node.attributes["scale"].as_float()
-    given: dict[str, ir.Value | None] = {"q": query, "k": key, "v": value, "mask": mask}
-    given["slope"] = constant(model, node, scale / (cap or 1.0), one, f"{name}.slope")
-    if cap:
-        given["cap"] = constant(model, node, cap, one, f"{name}.cap")
-    text = PLAIN.format(
-        capped=CAPPED if cap else "bent = Identity (scaled)",
-        masked=SHIFTED if _is_added(mask) else MASKED,
-    )
-    replace(model, node, written(model, node, text, given, ["out"]))
+    slope, added = node.attributes["scale"].as_float() / (cap or 1.0), _is_added(mask)
+    write = partial(plain, slope=slope, cap=cap or None, added=added)
+    replace(model, node, written(model, node, write, *node.inputs))
+
+
+def _added(op: Builder, mask: Value, key: Value) -> Value:
+    """Return a mask of booleans as numbers to add."""
+    return op.CastLike(op.Where(mask, 0.0, float("-inf")), key)
 
 
 def _pad(model: ir.Model, node: ir.Node, wide: int) -> None:
@@ -97,7 +66,7 @@ def _pad(model: ir.Model, node: ir.Node, wide: int) -> None:
     kind = _described(query).type  # of all three: keys and values may come of a cache in FP8
     if kind == ir.TensorType(ir.DataType.BFLOAT16) and not _is_added(mask):
         # With a mask of booleans and one row, TensorRT for RTX 1.7 gives two values one name.
-        (mask,) = written(model, node, ADDED, {"mask": mask, "key": key}, ["added"])
+        (mask,) = written(model, node, _added, mask, key)
     padded = [_padded(model, node, part, wide, kind) for part in parts if part is not None]
     scale = {"scale": node.attributes["scale"].as_float()}
     name, narrow = str(node.name), _width(parts[2])

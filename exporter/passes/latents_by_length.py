@@ -4,75 +4,59 @@ before: lmcast.mla_attention, its body attending to all rows of the cache, whate
 after:  the same node, its body attending to the first `max(lengths) + T` rows; likewise
         sparse_attention, where it does not gather, and the scores of sparse_index
 
-The rows are copied once, which is little beside what all heads multiply them with, and are read as
-they lie (FusedMatMul). GroupQueryAttention, with the latents as one key head that all share, would
+The rows are copied once, which is little beside what all heads multiply them with; transposed they
+are not (FusedMatMul). GroupQueryAttention, with the latents as one key head that all share, would
 read the whole cache anew for every head.
 """
 
+from collections.abc import Mapping
+from functools import partial
+
 import onnx_ir as ir
 
+from lmcast.exporter.graph.assemble import arguments
 from lmcast.exporter.passes.rewrite import MICROSOFT, nodes_of
-from lmcast.plugins.latent import mla_attention, sparse_attention, sparse_index
-from lmcast.plugins.latent import onnx_body as latent_text
-from lmcast.plugins.plugin import parse
+from lmcast.plugins.latent import mla_attention, onnx_body, sparse_attention, sparse_index
+from lmcast.plugins.latent.onnx_body import Style, last_seen
+from lmcast.plugins.onnx_builder import Attribute, Block, Builder, Value
+from lmcast.plugins.plugin import REGISTRY
 
 
-def by_turned(out: str, a: str, b: str, axes: int) -> str:
-    return f"{out} = {MICROSOFT}.FusedMatMul <transB = 1> ({a}, {b})"
+def fused(op: Builder, a: Value, b: Value, axes: int) -> Value:
+    return op.node("FusedMatMul", a, b, domain=MICROSOFT, transB=1)
 
 
-# From `tokens` [1] and the lengths to how many rows are held, padding included.
-LENGTH = """longest = ReduceMax <keepdims = 1> (cache_lengths)
-    slots = Add (longest, tokens)
-    start_at = Constant <value_ints = [0]> ()"""
-HELD = "Slice (present, start_at, slots, first)"
+def index(
+    op: Builder,
+    query: Value,
+    weights: Value,
+    key: Value,
+    past_key: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+    top_k: Attribute,
+    style: Style,
+) -> tuple[Value, Value]:
+    """As many positions are chosen as the operator says: the rest scores as what is not seen. ONNX
+    Runtime's TopK knows no limit, and puts the chosen ones in order too."""
+    tokens, capacity = op.size(query, 1), op.size(past_key, 1)
+    until = last_seen(op, cache_lengths, tokens)
+    present = onnx_body.write(op, past_key, until, key)
+    slots = style.slots(op, past_key, cache_lengths, tokens)
+    keys = style.seen(op, present, slots, 1)
+    scored = sparse_index.scores(op, query, weights, keys, op.range(slots) <= until, style)
+    pads = op.dims(op.constant([0] * 5), capacity - slots)
+    count = sparse_index.count(op, top_k, capacity)
+    _, taken = op.TopK(op.Pad(scored, pads, sparse_index.UNSEEN), count, axis=2)
+    chosen, _ = op.TopK(taken, count, axis=2, largest=0)
+    return chosen, present
 
 
-def mla(wide: bool) -> str:
-    return f"""{mla_attention.HEAD} {{
-    {latent_text.SIZES}
-    {latent_text.UNTIL}
-    {latent_text.write_text("present", "past", "latent")}
-    {LENGTH}
-    {latent_text.MASK}
-    head_mask = Unsqueeze (mask, first)
-    {latent_text.attend_text(HELD, by_turned, wide)}
-}}"""
-
-
-MARK = f"""{sparse_attention.MARK.replace("is_chosen =", "chosen_of_all =")}
-    is_chosen = Slice (chosen_of_all, start_at, slots, second)"""
-
-
-def sparse(wide: bool) -> str:
-    return f"""{sparse_attention.HEAD} {{
-    {latent_text.SIZES}
-    {latent_text.UNTIL}
-    {latent_text.write_text("present", "past", "latent")}
-    capacity = Shape <start = 1, end = 2> (past)
-    {LENGTH}
-    {sparse_attention.either_text(MARK, HELD, by_turned, wide)}
-}}"""
-
-
-def index(wide: bool) -> str:
-    # Scores of the rest are those of what is not seen: as many positions are chosen as the operator
-    # says. ONNX Runtime's TopK knows no limit, and puts the chosen ones in order too.
-    return f"""{sparse_index.HEAD} {{
-    {sparse_index.SIZES}
-    {LENGTH}
-    keys = Slice (present_key, start_at, slots, first)
-    {sparse_index.score_text(by_turned, wide)}
-    none = Constant <value_ints = [0, 0, 0, 0, 0]> ()
-    empty_slots = Sub (capacity, slots)
-    pads = Concat <axis = 0> (none, empty_slots)
-    scored_all = Pad (scored, pads, unseen)
-    best, taken = TopK <axis = 2> (scored_all, room)
-    chosen, order = TopK <axis = 2, largest = 0> (taken, room)
-}}"""
-
-
-BODIES = {"mla_attention": mla, "sparse_attention": sparse, "sparse_index": index}
+BODIES: Mapping[str, Block] = {
+    "mla_attention": mla_attention.body,
+    "sparse_attention": sparse_attention.body,
+    "sparse_index": index,
+}
 
 
 def latents_by_length(model: ir.Model) -> int:
@@ -81,8 +65,8 @@ def latents_by_length(model: ir.Model) -> int:
     for name, node in found.items():
         query = node.inputs[0]
         assert query is not None
-        text = BODIES[name](query.dtype != ir.DataType.FLOAT)
-        body = ir.serde.deserialize_function(parse(text, MICROSOFT))
+        style = Style(fused, wide=query.dtype != ir.DataType.FLOAT, by_length=True)
+        body = REGISTRY[name].function(arguments(node), partial(BODIES[name], style=style))
         if MICROSOFT not in model.functions[body.identifier()].opset_imports:
             model.functions[body.identifier()] = body
             model.graph.opset_imports[MICROSOFT] = 1

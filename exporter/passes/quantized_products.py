@@ -8,6 +8,8 @@ before: y = MatMul(lmcast.quantize_input <format = "fp8"> (x), Transpose(Dequant
 after:  y = Mul(MatMul(DequantizeLinear(QuantizeLinear(Div(x, s))), Transpose(...)), s)
 """
 
+from functools import partial
+
 import onnx_ir as ir
 
 from lmcast.calib.observers import MOST
@@ -15,8 +17,9 @@ from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.graph.lowering import VARIANT
 from lmcast.exporter.passes.rewrite import constant, insert, replace, written
 from lmcast.graphs.weights.elements import E2M1, E4M3, INT8
+from lmcast.plugins.onnx_builder import Builder, Value
 from lmcast.plugins.plugin import DOMAIN
-from lmcast.plugins.quantize.quantize_input import BLOCKS, LEAST, quantize_input, turned
+from lmcast.plugins.quantize.quantize_input import BLOCKS, largest, quantize_input, rotated
 
 TRT = "trt"  # the domain of TensorRT's own operators
 CODES = {name: ir.DataType(DTYPES[element.dtype].onnx)
@@ -25,24 +28,6 @@ CODES = {name: ir.DataType(DTYPES[element.dtype].onnx)
 # power of two, which rounds nothing.
 STEP = {"fp8": 2.0**-9, "int8": 2.0**-7, "nvfp4": 2.0**-12}
 BLOCK = BLOCKS["nvfp4"]
-
-TOKEN = """absolute = Abs (turned)
-    last = Constant <value_ints = [-1]> ()
-    largest = ReduceMax (absolute, last)
-    least = Constant <value_float = {least}> ()
-    most = Max (largest, least)
-    top = Constant <value_float = {top}> ()
-    factor = Div (most, top)"""
-ROUNDED = """ratio = Div (turned, factor)
-    unit = Constant <value_float = 1.0> ()
-    codes = QuantizeLinear <output_dtype = {kind}> (ratio, unit)
-    near = DequantizeLinear <output_dtype = {dtype}> (codes, step)"""
-# Not rounded here: an operator of TensorRT's does that.
-SCALED = """unscaled = Div (turned, factor)
-    ratio = Mul (unscaled, step)"""
-BACK = """wide = Cast <to = 1> (product)
-    grown = Mul (wide, back)
-    out = CastLike (grown, product)"""
 
 
 def quantized_products(model: ir.Model) -> int:
@@ -64,10 +49,9 @@ def _rewritten(model: ir.Model, node: ir.Node) -> bool:
     near, back = _codes(model, node, format)
     for product in products:
         _, weight = product.inputs
-        given = {"product": None, "back": back}
         name = f"{product.name}.codes"
-        (given["product"],) = insert(model, product, "MatMul", [near, weight], name=name)
-        replace(model, product, written(model, product, BACK, given, ["out"]))
+        (out,) = insert(model, product, "MatMul", [near, weight], name=name)
+        replace(model, product, written(model, product, _grown, out, back))
     model.graph.remove(node, safe=True)
     return True
 
@@ -86,35 +70,40 @@ def _alike(product: ir.Node, format: str) -> bool:
     return node.inputs[0].dtype == CODES[format] and (blocks.as_int() if blocks else 0) == wanted
 
 
+def _grown(op: Builder, product: Value, back: Value) -> Value:
+    return op.CastLike(op.Cast(product, to=ir.DataType.FLOAT) * back, product)
+
+
 def _codes(model: ir.Model, node: ir.Node, format: str) -> list[ir.Value]:
     """Return the rounded inputs in steps, and what products of them are multiplied with."""
     x, *scale = node.inputs
-    assert x is not None
-    rotation = node.attributes["rotation"].as_int()
-    lines = ["wide = Cast <to = 1> (x)", "shape = Shape (x)"]
-    lines.append(turned(rotation) if rotation else "turned = Identity (wide)")
-    given: dict[str, ir.Value | None] = {"x": x}
-    given["step"] = constant(model, node, STEP[format], ir.DataType.FLOAT, f"{node.name}.step")
-    if scale:
-        given["scale"] = scale[0]
-        lines.append("factor = Identity (scale)")
-    else:
-        lines.append(TOKEN.format(least=LEAST, top=MOST[format]))
-    lines.append("back = Div (factor, step)")
-    kind, dtype = CODES[format], x.dtype
-    assert dtype is not None
-    rounded = ROUNDED.format(kind=int(kind), dtype=int(dtype))
-    lines.append(SCALED if format == "nvfp4" else rounded)
-    result = "ratio" if format == "nvfp4" else "near"
-    near, back = written(model, node, "\n    ".join(lines), given, [result, "back"])
+    assert x is not None and x.dtype is not None
+    step = constant(model, node, STEP[format], ir.DataType.FLOAT, f"{node.name}.step")
+    write = partial(
+        _rounded, format=format, dtype=x.dtype, rotation=node.attributes["rotation"].as_int()
+    )
+    near, back = written(model, node, write, x, step, *scale)
     if format == "nvfp4":
-        near = _nvfp4(model, node, near, given["step"], x)
+        near = _nvfp4(model, node, near, step, x)
     near.type, near.shape = x.type, x.shape
     return [near, back]
 
 
+def _rounded(
+    op: Builder, x: Value, step: Value, scale: Value | None = None, *, format: str,
+    dtype: ir.DataType, rotation: int,
+) -> tuple[Value, Value]:  # fmt: skip
+    """NVFP4 is not rounded here: an operator of TensorRT's does that."""
+    wide = rotated(op, op.Cast(x, to=ir.DataType.FLOAT), rotation)
+    factor = largest(op, wide) / MOST[format] if scale is None else scale
+    if format == "nvfp4":
+        return wide / factor * step, factor / step
+    codes = op.QuantizeLinear(wide / factor, 1.0, output_dtype=CODES[format])
+    return op.DequantizeLinear(codes, step, output_dtype=dtype), factor / step
+
+
 def _nvfp4(
-    model: ir.Model, node: ir.Node, ratio: ir.Value, step: ir.Value | None, x: ir.Value
+    model: ir.Model, node: ir.Node, ratio: ir.Value, step: ir.Value, x: ir.Value
 ) -> ir.Value:
     """Return numbers rounded to NVFP4, whose block scales are multiplied with the step."""
     attributes = {"axis": -1, "block_size": BLOCK, "scale_type": int(ir.DataType.FLOAT8E4M3FN)}

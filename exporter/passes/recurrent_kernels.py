@@ -9,67 +9,85 @@ after:  y, _ = com.microsoft.CausalConvWithState(x, weight, bias, past), present
         kernel's own would be that of the padding
 """
 
+from functools import partial
+
 import onnx_ir as ir
 
 from lmcast.exporter.passes.rewrite import MICROSOFT, nodes_of, replace, written
-from lmcast.plugins.linear import onnx_body as linear_text
-from lmcast.plugins.linear.causal_conv import CARRY
-
-LINEAR = f"""{linear_text.SIZES}
-    {{inputs}}
-    flat = Constant <value_ints = [0, 0, -1]> ()
-    q = Reshape (query_heads, flat)
-    k = Reshape (k_all, flat)
-    v = Reshape (v_all, flat)
-    g = Reshape (g_all, flat)
-    {{b}}
-    wide, present_state = {MICROSOFT}.LinearAttention <update_rule = "{{rule}}", scale = {{scale}},
-        q_num_heads = {{heads}}, kv_num_heads = {{heads}}> (q, k, v, past_state, g{{beta}})
-    out = CastLike (wide, value)"""
-
-# The kernel reads the old inputs out of `whole`: they may be overwritten where they lie.
-CONV = f"""{CARRY}
-    begin = Constant <value_ints = [0]> ()
-    held = Slice (whole, begin, carried, first)
-    out, kernel_state = {MICROSOFT}.CausalConvWithState <activation = "{{act}}",
-        channels_last = 1> (x, weight, {{bias}}, held)"""
+from lmcast.plugins.linear.causal_conv import carried
+from lmcast.plugins.linear.onnx_body import Inputs
+from lmcast.plugins.onnx_builder import Builder, Value
 
 
 def recurrent_kernels(model: ir.Model) -> int:
     changes = 0
     for node in nodes_of(model, "linear_attention"):
-        replace(model, node, _linear(model, node))
+        state = node.inputs[3]
+        assert state is not None and state.shape is not None
+        heads = state.shape[1]
+        assert isinstance(heads, int)
+        write = partial(
+            _linear,
+            normalize=bool(node.attributes["normalize"].as_int()),
+            heads=heads,
+            scale=node.attributes["scale"].as_float(),
+        )
+        replace(model, node, written(model, node, write, *node.inputs))
         changes += 1
     for node in nodes_of(model, "causal_conv"):
         past = node.inputs[2]
         assert past is not None and past.shape is not None
         if past.shape[1] == 0:  # one tap: the kernel wants a state to carry
             continue
-        replace(model, node, _conv(model, node))
+        write = partial(_conv, silu=bool(node.attributes["silu"].as_int()))
+        replace(model, node, written(model, node, write, *node.inputs))
         changes += 1
     return changes
 
 
-def _linear(model: ir.Model, node: ir.Node) -> list[ir.Value]:
-    state, delta = node.inputs[3], len(node.inputs) == 7
-    assert state is not None and state.shape is not None
-    normalize = bool(node.attributes["normalize"].as_int())
-    text = LINEAR.format(
-        inputs=linear_text.inputs_text(delta, normalize),
-        b="b = Reshape (b_all, flat)" if delta else "",
-        beta=", b" if delta else "",
-        rule="gated_delta" if delta else "gated",
-        heads=state.shape[1],
-        scale=node.attributes["scale"].as_float(),
+def _linear(
+    op: Builder,
+    query: Value,
+    key: Value,
+    value: Value,
+    past_state: Value,
+    decay: Value,
+    token_counts: Value,
+    beta: Value | None = None,
+    *,
+    normalize: bool,
+    heads: int,
+    scale: float,
+) -> tuple[Value, Value]:
+    given = Inputs.of(op, query, key, value, past_state, decay, token_counts, beta, normalize)
+    q, k, v, g, *b = (
+        op.Reshape(x, [0, 0, -1])
+        for x in (given.query, given.key, given.value, given.decay, given.beta)
+        if x is not None
     )
-    names = ["query", "key", "value", "past_state", "decay", "token_counts", "beta"]
-    given = dict(zip(names, node.inputs, strict=False))
-    return written(model, node, text, given, ("out", "present_state"))
+    wide, present = op.node(
+        "LinearAttention", q, k, v, past_state, g, *b, domain=MICROSOFT, outputs=2,
+        update_rule="gated_delta" if b else "gated", scale=scale, q_num_heads=heads,
+        kv_num_heads=heads,
+    )  # fmt: skip
+    return op.CastLike(wide, value), present
 
 
-def _conv(model: ir.Model, node: ir.Node) -> list[ir.Value]:
-    names = ["x", "weight", "past", "token_counts", "bias"]
-    given = dict(zip(names, node.inputs, strict=False))
-    act = "silu" if node.attributes["silu"].as_int() else "none"
-    text = CONV.format(act=act, bias="bias" if "bias" in given else "")
-    return written(model, node, text, given, ("out", "present"))
+def _conv(
+    op: Builder,
+    x: Value,
+    weight: Value,
+    past: Value,
+    token_counts: Value,
+    bias: Value | None = None,
+    *,
+    silu: bool,
+) -> tuple[Value, Value]:
+    """The kernel reads the old inputs out of `whole`: they may be overwritten where they lie."""
+    whole, present = carried(op, x, past, token_counts)
+    held = op.slice(whole, 1, [0], op.size(past, 1))
+    out, _ = op.node(
+        "CausalConvWithState", x, weight, bias, held, domain=MICROSOFT, outputs=2,
+        activation="silu" if silu else "none", channels_last=1,
+    )  # fmt: skip
+    return out, present

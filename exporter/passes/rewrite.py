@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lmcast.plugins.plugin import parse
+from lmcast.plugins.onnx_builder import Block, Builder, Value
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 
@@ -92,25 +92,18 @@ def constant(
 
 
 def written(
-    model: ir.Model,
-    before: ir.Node,
-    text: str,
-    given: Mapping[str, ir.Value | None],
-    wanted: Sequence[str],
+    model: ir.Model, before: ir.Node, write: Block, *given: ir.Value | None
 ) -> list[ir.Value]:
-    """Insert the nodes of ONNX text that reads values by these names; return those of `wanted`.
+    """Insert the nodes that `write` writes; return what it returns.
 
-    They are named after the node that they stand before.
+    It takes a Builder and the given values. Nodes are named after the one that they stand before.
     """
-    values = dict(given)
-    inputs, outputs = ", ".join(given), ", ".join(wanted)
-    function = parse(f"written ({inputs}) => ({outputs}) {{ {text} }}", MICROSOFT)
-    for node in ir.serde.deserialize_function(function):
-        taken = [None if v is None or not v.name else values[v.name] for v in node.inputs]
-        plain = {name: attribute.value for name, attribute in node.attributes.items()}
-        made = insert(
-            model, before, node.op_type, taken, plain, name=f"{before.name}.{node.outputs[0].name}",
-            outputs=len(node.outputs), domain=node.domain,
-        )  # fmt: skip
-        values |= {str(old.name): new for old, new in zip(node.outputs, made, strict=True)}
-    return [value for name in wanted if (value := values[name]) is not None]
+    op = Builder()
+    results = write(op, *(None if value is None else Value(op, value) for value in given))
+    for node in op.nodes:
+        node.name = f"{before.name}.{node.name}"
+        for value in node.outputs:
+            value.name = f"{before.name}.{value.name}"
+        model.graph.insert_before(before, node)
+    model.graph.opset_imports.update(op.domains)
+    return [value.ir for value in ([results] if isinstance(results, Value) else results)]

@@ -20,7 +20,8 @@ from lmcast.exporter.graph.assemble import arguments
 from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.passes.expert_products import products
 from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace, written
-from lmcast.plugins.experts.moe_experts import activation_text
+from lmcast.plugins.experts.moe_experts import ACTIVATIONS
+from lmcast.plugins.onnx_builder import Builder, Value
 
 INT64 = ir.DataType.INT64
 
@@ -124,6 +125,10 @@ class _Split:
         return self.op("Add", joined, turned, label=f"{which}.biased")
 
     def activation(self, given: dict[str, Any], gates: ir.Value, ups: ir.Value) -> ir.Value:
-        """Return what the operator's own text makes of gates and ups."""
-        given_values = {"gates": gates, "ups": ups}
-        return written(self.model, self.node, activation_text(given), given_values, ("inner",))[0]
+        """Return what the operator's own body makes of gates and ups."""
+        write, numbers = ACTIVATIONS[given["activation"]][1], (given["alpha"], given["limit"])
+
+        def both(op: Builder, gate: Value, up: Value) -> Value:
+            return write(op, gate, up, *map(float, numbers))
+
+        return written(self.model, self.node, both, gates, ups)[0]

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmcast.exporter.engine.manifest import read_manifest
 from lmcast.exporter.engine.names import MODEL
+from lmcast.exporter.graph.assemble import arguments
 from lmcast.exporter.graph.lowering import VARIANT
 from lmcast.exporter.runtime.engine import Engine, Variant
 from lmcast.graphs import Definition
@@ -34,8 +35,9 @@ from lmcast.graphs.blocks.quantized import QuantizedLinear
 from lmcast.plugins.attention.cached_attention import cached_attention
 from lmcast.plugins.attention.window_attention import window_attention
 from lmcast.plugins.experts.moe_experts import eager as experts_eager
-from lmcast.plugins.plugin import DOMAIN, REGISTRY, parse
-from lmcast.plugins.quantize.quantize_input import quantize_input, turned
+from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
+from lmcast.plugins.plugin import DOMAIN, REGISTRY
+from lmcast.plugins.quantize.quantize_input import quantize_input, rotated
 
 HOLDING = (cached_attention.name, window_attention.name)
 PAST, SCALED = slice(3, 5), 8  # among their inputs: the caches, the scale of keys
@@ -78,16 +80,8 @@ def without_rounding(graph: ir.Model) -> bool:
         if key[0] != DOMAIN or key[1].partition(VARIANT)[0] != quantize_input.name:
             continue
         found = True
-        rotation = node.attributes["rotation"].as_int()
-        lines = [
-            "wide = Cast <to = 1> (x)",
-            "shape = Shape (x)",
-            turned(rotation) if rotation else "turned = Identity (wide)",
-            "out = CastLike (turned, x)",
-        ]
-        inputs = "x, scale" if len(node.inputs) > 1 else "x"
-        text = f"{key[1]} <format, rotation> ({inputs}) => (out) {{ {' '.join(lines)} }}"
-        function = ir.serde.deserialize_function(parse(text))
+        function = quantize_input.function(arguments(node), _unrounded)
+        function.name = key[1]
         function.overload = key[2]
         graph.functions[key] = function
     return found
@@ -97,19 +91,21 @@ def _holds_codes(node: ir.Node) -> bool:
     return len(node.inputs) > SCALED and node.inputs[SCALED] is not None
 
 
+def _unrounded(
+    op: Builder, x: Value, scale: Value | None, format: Attribute, rotation: Attribute
+) -> Value:
+    """A body of quantize_input that rotates alone."""
+    return op.CastLike(rotated(op, op.Cast(x, to=DataType.FLOAT), rotation.value), x)
+
+
 def _hold_numbers(graph: ir.Model, node: ir.Node) -> None:
     """Give attention the body that holds numbers; it keeps its inputs, and takes no scales."""
-    name = node.op_type.partition(VARIANT)[0]
-    plugin = REGISTRY[name]
-    tensors = [a.name for a in plugin.schema.arguments if a.name not in node.attributes]
-    given: dict[str, Any] = {
-        n: v is not None or None for n, v in zip(tensors, node.inputs, strict=True)
-    }
-    given |= {n: attribute.value for n, attribute in node.attributes.items()}
-    function = plugin.function(given | dict.fromkeys(("key_scale", "value_scale")))
-    del function.input[:]
-    function.input.extend(tensors)
-    made = ir.serde.deserialize_function(function)
+    plugin = REGISTRY[node.op_type.partition(VARIANT)[0]]
+
+    def body(op: Builder, **given: Any) -> Any:
+        return plugin.body(op, **{**given, "key_scale": None, "value_scale": None})
+
+    made = plugin.function(arguments(node), body)
     made.name, made.overload = node.op_type, node.overload
     graph.functions[made.identifier()] = made
     computed = graph.graph.outputs[0].type  # of the logits

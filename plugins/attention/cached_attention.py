@@ -1,13 +1,12 @@
 """Causal attention over a cache that it extends. Letters: B batch, T new tokens, C capacity of the
 cache, H query heads, G key heads, K width of queries and keys, V width of values."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from lmcast.plugins.attention.fp8_cache import TAKEN, closed, codes, numbers, opened, stored
+from lmcast.plugins.attention import onnx_body
+from lmcast.plugins.attention.fp8_cache import codes, numbers, stored
+from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin
 
 
@@ -93,100 +92,43 @@ def shapes(
     return out, torch.empty_like(past_key), torch.empty_like(past_value)
 
 
-# There is no operator for attention with sinks, because the standard one with its fused kernels can
-# say it: a sink is the score of one more key, all zeros, whose value is all zeros. As scores are
-# masked by addition, the mask of that key is the sink itself.
-SINK = """nothing = Constant <value_float = 0.0> ()
-    never = Constant <value_float = -inf> ()
-    bias = Where (head_mask, nothing, never)
-    bias_like = CastLike (bias, query)
-    column_shape = Constant <value_ints = [1, -1, 1, 1]> ()
-    sinks = Reshape (sink, column_shape)
-    batch = Shape <start = 0, end = 1> (query)
-    head_count = Shape <start = 2, end = 3> (query)
-    sink_shape = Concat <axis = 0> (batch, head_count, tokens, first)
-    sink_column = Expand (sinks, sink_shape)
-    each_head = Shape (sinks)
-    head_bias = Expand (bias_like, each_head)
-    scores_mask = Concat <axis = 3> (head_bias, sink_column)
-    pads = Constant <value_ints = [0, 0, 0, 0, 0, 0, 1, 0]> ()
-    sink_keys = Pad ({keys}, pads)
-    sink_values = Pad ({values}, pads)
-    """
+def body(
+    op: Builder,
+    query: Value,
+    key: Value,
+    value: Value,
+    past_key: Value,
+    past_value: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+    sink: Value | None,
+    key_scale: Value | None,
+    value_scale: Value | None,
+    scale: Attribute,
+    softcap: Attribute,
+) -> tuple[Value, Value, Value]:
+    position = op.Unsqueeze(cache_lengths, [1]) + op.range(op.size(query, 1))  # B,T
 
+    def write(past: Value, new: Value, scale: Value | None) -> Value:
+        rows = op.Transpose(new, perm=[0, 2, 1, 3])
+        if scale is None:
+            return op.TensorScatter(past, rows, cache_lengths, axis=2)
+        # TensorRT for RTX 1.7 has TensorScatter for what is an input of the graph alone.
+        places = op.Expand(op.Unsqueeze(position, [1, 3]), op.Shape(rows))
+        return op.ScatterElements(past, places, rows, axis=2)
 
-ATTEND = """{sink}heads = Transpose <perm = [0, 2, 1, 3]> (query)
-    attended = Attention <
-        scale: float = @scale, softcap: float = @softcap, softmax_precision = 1
-    > (heads, {inputs})
-    out = Transpose <perm = [0, 2, 1, 3]> (attended)"""
-
-
-def attend_body(sink: bool, keys: str, values: str) -> str:
-    """Return `attend` as ONNX text: from query, keys B,G,S,K, values B,G,S,V and head_mask B,1,T,S,
-    besides `tokens` [T] and `first` [1], to `out`."""
-    if not sink:
-        return ATTEND.format(sink="", inputs=f"{keys}, {values}, head_mask")
-    padded = SINK.format(keys=keys, values=values)
-    return ATTEND.format(sink=padded, inputs="sink_keys, sink_values, scores_mask")
-
-
-WRITE = """new_{0} = Transpose <perm = [0, 2, 1, 3]> ({0})
-    present_{0} = TensorScatter <axis = 2> (past_{0}, new_{0}, cache_lengths)"""
-# Of codes; TensorRT for RTX 1.7 has TensorScatter for what is an input of the graph alone.
-WRITE_CODES = """new_{0} = Transpose <perm = [0, 2, 1, 3]> ({0}_code)
-    {0}_sizes = Shape (new_{0})
-    {0}_places = Expand (places, {0}_sizes)
-    present_{0} = ScatterElements <axis = 2> (past_{0}_code, {0}_places, new_{0})"""
-
-POSITIONS = """zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    first = Constant <value_ints = [1]> ()
-    second = Constant <value_ints = [2]> ()
-    tokens = Shape <start = 1, end = 2> (query)
-    token_count = Squeeze (tokens)
-    new = Range (zero, token_count, one)
-    start = Unsqueeze (cache_lengths, first)
-    position = Add (start, new)
-    capacity = Shape <start = 2, end = 3> (past_key)
-    slots = Squeeze (capacity)
-    held = Range (zero, slots, one)
-    until = Unsqueeze (position, second)
-    mask = LessOrEqual (held, until)
-    head_mask = Unsqueeze (mask, first)"""
-
-
-def body(given: Mapping[str, Any]) -> str:
-    if given["key_scale"] is not None:
-        return codes_body(given)
-    sink = given["sink"] is not None
-    return f"""
-cached_attention <scale, softcap> (
-    query, key, value, past_key, past_value, cache_lengths, token_counts{", sink" if sink else ""}
-) => (out, present_key, present_value) {{
-    {WRITE.format("key")}
-    {WRITE.format("value")}
-
-    {POSITIONS}
-
-    {attend_body(sink, "present_key", "present_value")}
-}}"""
-
-
-def codes_body(given: Mapping[str, Any]) -> str:
-    """Return the body for a cache in FP8, with all inputs: sink stands before the scales."""
-    present = "present_key", "present_value"
-    return f"""
-cached_attention <scale, softcap> ({TAKEN}) => (out, next_key, next_value) {{
-    {opened()}
-    {POSITIONS}
-    row_axes = Constant <value_ints = [1, 3]> ()
-    places = Unsqueeze (position, row_axes)
-    {WRITE_CODES.format("key")}
-    {WRITE_CODES.format("value")}
-    {closed(present, present)}
-    {attend_body(given["sink"] is not None, "seen_keys", "seen_values")}
-}}"""
+    key, past_key = onnx_body.codes(op, key, past_key, key_scale, query)
+    value, past_value = onnx_body.codes(op, value, past_value, value_scale, query)
+    present_key = write(past_key, key, key_scale)
+    present_value = write(past_value, value, value_scale)
+    mask = op.range(op.size(past_key, 2)) <= op.Unsqueeze(position, [2])  # B,T,C
+    keys = onnx_body.numbers(op, present_key, key_scale, query)
+    values = onnx_body.numbers(op, present_value, value_scale, query)
+    return (
+        onnx_body.attend(op, query, keys, values, mask, sink, None, scale, softcap),
+        onnx_body.stored(op, present_key, key_scale, query),
+        onnx_body.stored(op, present_value, value_scale, query),
+    )
 
 
 def case(

@@ -4,7 +4,9 @@ new tokens, S visible positions, H query heads, G key heads, K width of keys, V 
 import torch
 from torch import Tensor
 
-from lmcast.plugins.attention.cached_attention import attend, attend_body
+from lmcast.plugins.attention import onnx_body
+from lmcast.plugins.attention.cached_attention import attend
+from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin
 
 
@@ -20,12 +22,16 @@ def shapes(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     return query.new_empty((*query.shape[:3], value.shape[3]))
 
 
-BODY = f"""
-shared_attention <scale, softcap> (query, key, value, mask) => (out) {{
-    first = Constant <value_ints = [1]> ()
-    head_mask = Unsqueeze (mask, first)
-    {attend_body(False, "key", "value")}
-}}"""
+def body(
+    op: Builder,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Value,
+    scale: Attribute,
+    softcap: Attribute,
+) -> Value:
+    return onnx_body.attend(op, query, key, value, mask, None, None, scale, softcap)
 
 
 def case(tokens: int, seen: int, sizes: tuple[int, ...], cap: float = 0.0) -> tuple:
@@ -57,7 +63,7 @@ shared_attention = Plugin(
     name="shared_attention",
     eager=eager,
     shapes=shapes,
-    body=BODY,
+    body=body,
     cases=cases,
     close={torch.float32: Close(2.4e-6)},  # 20 fp32 epsilons: outputs are means of values near 1
 )

@@ -3,13 +3,12 @@
 Letters: B batch, T new tokens, C capacity of the cache, H query heads, G key heads, K head width.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from lmcast.plugins.attention import onnx_body
 from lmcast.plugins.attention.cached_attention import shapes
+from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin
 
 
@@ -50,73 +49,27 @@ def eager(
     return out.permute(0, 3, 1, 2, 4).flatten(2, 3).contiguous(), present_key, present_value
 
 
-WRITE = """new_key = Transpose <perm = [0, 2, 1, 3]> (key)
-    present_key = TensorScatter <axis = 2> (past_key, new_key, cache_lengths)
-    new_value = Transpose <perm = [0, 2, 1, 3]> (value)
-    present_value = TensorScatter <axis = 2> (past_value, new_value, cache_lengths)"""
+def body(
+    op: Builder,
+    query: Value,
+    key: Value,
+    value: Value,
+    past_key: Value,
+    past_value: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+    factor: Value,
+    scale: Attribute,
+    softcap: Attribute,
+) -> tuple[Value, Value, Value]:
+    def write(past: Value, new: Value) -> Value:
+        return op.TensorScatter(past, op.Transpose(new, perm=[0, 2, 1, 3]), cache_lengths, axis=2)
 
-SIZES = """first = Constant <value_ints = [1]> ()
-    rest = Constant <value_ints = [-1]> ()
-    batch = Shape <start = 0, end = 1> (query)
-    tokens = Shape <start = 1, end = 2> (query)
-    heads = Shape <start = 2, end = 3> (query)
-    groups = Shape <start = 1, end = 2> (past_key)
-    width = Shape <start = 3> (past_key)
-    capacity = Shape <start = 2, end = 3> (past_key)"""
-
-SCORE = """turned = Transpose <perm = [0, 2, 1, 3]> (query)
-    grouped_shape = Concat <axis = 0> (batch, groups, rest, width)
-    grouped = Reshape (turned, grouped_shape)
-    columns = Transpose <perm = [0, 1, 3, 2]> (present_key)
-    product = MatMul (grouped, columns)
-    wide = Cast <to = 1> (product)
-    scale_value = Constant <value_float: float = @scale> ()
-    scaled = Mul (wide, scale_value)"""
-
-CAP = """cap = Constant <value_float: float = @softcap> ()
-    steep = Div (scaled, cap)
-    bent = Tanh (steep)
-    capped = Mul (bent, cap)"""
-
-TEMPER = """score_shape = Concat <axis = 0> (batch, heads, tokens, capacity)
-    score = Reshape (capped, score_shape)
-    factor_axes = Constant <value_ints = [1, 3]> ()
-    factors = Unsqueeze (factor, factor_axes)
-    tempered = Mul (score, factors)"""
-
-MASK = """zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    second = Constant <value_ints = [2]> ()
-    token_count = Squeeze (tokens)
-    new = Range (zero, token_count, one)
-    start = Unsqueeze (cache_lengths, first)
-    position = Add (start, new)
-    slots = Squeeze (capacity)
-    held = Range (zero, slots, one)
-    until = Unsqueeze (position, second)
-    mask = LessOrEqual (held, until)
-    head_mask = Unsqueeze (mask, first)
-    never = Constant <value_float = -inf> ()
-    allowed = Where (head_mask, tempered, never)"""
-
-MIX = """share = Softmax <axis = -1> (allowed)
-    weight = CastLike (share, value)
-    weight_shape = Concat <axis = 0> (batch, groups, rest, capacity)
-    grouped_weight = Reshape (weight, weight_shape)
-    mixed = MatMul (grouped_weight, present_value)
-    mixed_shape = Concat <axis = 0> (batch, heads, tokens, rest)
-    by_head = Reshape (mixed, mixed_shape)
-    out = Transpose <perm = [0, 2, 1, 3]> (by_head)"""
-
-HEAD = """tempered_attention <scale, softcap> (
-    query, key, value, past_key, past_value, cache_lengths, token_counts, factor
-) => (out, present_key, present_value)"""
-
-
-def body(given: Mapping[str, Any]) -> str:
-    cap = CAP if given["softcap"] else "capped = Identity (scaled)"
-    lines = "\n    ".join((WRITE, SIZES, SCORE, cap, TEMPER, MASK, MIX))
-    return f"{HEAD} {{\n    {lines}\n}}"
+    keys, values = write(past_key, key), write(past_value, value)
+    position = op.Unsqueeze(cache_lengths, [1]) + op.range(op.size(query, 1))
+    mask = op.range(op.size(past_key, 2)) <= op.Unsqueeze(position, [2])
+    out = onnx_body.attend(op, query, keys, values, mask, None, factor, scale, softcap)
+    return out, keys, values
 
 
 def case(

@@ -1,15 +1,14 @@
 """Causal attention to the last W positions, kept in a ring. Letters as in cached_attention; W is
 the window, which counts the token itself, and the number of slots of the ring."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from lmcast.plugins.attention.cached_attention import attend, attend_body, case, shapes
-from lmcast.plugins.attention.fp8_cache import CODES, TAKEN, closed, codes, numbers, opened, stored
+from lmcast.plugins.attention import onnx_body
+from lmcast.plugins.attention.cached_attention import attend, case, shapes
+from lmcast.plugins.attention.fp8_cache import codes, numbers, stored
 from lmcast.plugins.attention.window_keys import see, see_body
+from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin
 
 
@@ -45,25 +44,33 @@ def eager(
     return out, stored(ring_key, key_scale), stored(ring_value, value_scale)
 
 
-def body(given: Mapping[str, Any]) -> str:
-    sink = given["sink"] is not None
-    if given["key_scale"] is not None:
-        return f"""
-window_attention <scale, softcap, chunked> ({TAKEN}) => (out, next_key, next_value) {{
-    {opened()}
-    {see_body(given["chunked"], CODES)}
-    head_mask = Unsqueeze (mask, first)
-    {closed(("keys", "values"), ("ring_key", "ring_value"))}
-    {attend_body(sink, "seen_keys", "seen_values")}
-}}"""
-    inputs = "query, key, value, past_key, past_value, cache_lengths, token_counts"
-    inputs += ", sink" if sink else ""
-    return f"""
-window_attention <scale, softcap, chunked> ({inputs}) => (out, ring_key, ring_value) {{
-    {see_body(given["chunked"])}
-    head_mask = Unsqueeze (mask, first)
-    {attend_body(sink, "keys", "values")}
-}}"""
+def body(
+    op: Builder,
+    query: Value,
+    key: Value,
+    value: Value,
+    past_key: Value,
+    past_value: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+    sink: Value | None,
+    key_scale: Value | None,
+    value_scale: Value | None,
+    scale: Attribute,
+    softcap: Attribute,
+    chunked: Attribute,
+) -> tuple[Value, Value, Value]:
+    key, past_key = onnx_body.codes(op, key, past_key, key_scale, query)
+    value, past_value = onnx_body.codes(op, value, past_value, value_scale, query)
+    given = key, value, past_key, past_value, cache_lengths, token_counts
+    keys, values, mask, ring_key, ring_value = see_body(op, *given, bool(chunked.value))
+    keys = onnx_body.numbers(op, keys, key_scale, query)
+    values = onnx_body.numbers(op, values, value_scale, query)
+    return (
+        onnx_body.attend(op, query, keys, values, mask, sink, None, scale, softcap),
+        onnx_body.stored(op, ring_key, key_scale, query),
+        onnx_body.stored(op, ring_value, value_scale, query),
+    )
 
 
 def cases() -> list[tuple]:

@@ -4,6 +4,7 @@ batch, T new tokens, W window and slots of the ring, G key heads, K width of key
 import torch
 from torch import Tensor
 
+from lmcast.plugins.onnx_builder import Builder, Value
 from lmcast.plugins.plugin import Close, Plugin
 
 
@@ -75,76 +76,53 @@ def shapes(
     )
 
 
-# From key, value, the ring and the lengths to keys, values, mask and the ring after the call.
-SEE = """zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    first = Constant <value_ints = [1]> ()
-    second = Constant <value_ints = [2]> ()
-    ends = Constant <value_ints = [1, 3]> ()
-    tokens = Shape <start = 1, end = 2> ({key})
-    token_count = Squeeze (tokens)
-    slots = Shape <start = 2, end = 3> ({past_key})
-    window = Squeeze (slots)
-    slot = Range (zero, window, one)
+def see_body(
+    op: Builder,
+    key: Value,
+    value: Value,
+    past_key: Value,
+    past_value: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+    chunked: bool,
+) -> tuple[Value, Value, Value, Value, Value]:
+    """`see` in standard operators."""
+    slots = op.size(past_key, 2)
+    slot, window = op.range(slots), op.Squeeze(slots)
+    start = op.Unsqueeze(cache_lengths, [1])  # B,1
 
-    start = Unsqueeze (cache_lengths, first)
-    last = Sub (start, one)
-    before = Sub (last, slot)
-    age = Mod (before, window)
-    held = Sub (last, age)
-    offset = Range (zero, token_count, one)
-    new = Add (start, offset)
-    positions = Concat <axis = 1> (held, new)
-    at = Unsqueeze (positions, first)
-    q_at = Unsqueeze (new, second)
-    not_later = LessOrEqual (at, q_at)
-    reach = {reach}
-    oldest = Sub (q_at, reach)
-    in_window = GreaterOrEqual (at, oldest)
-    seen = And (not_later, in_window)
-    filled = GreaterOrEqual (at, zero)
-    mask = And (filled, seen)
+    def latest(end: Value) -> Value:
+        """The latest position before `end` B,1 that every slot can hold, B,W."""
+        return (end - 1) - ((end - 1) - slot) % window
 
-    counts = Unsqueeze (token_counts, first)
-    end = Add (start, counts)
-    final = Sub (end, one)
-    left = Sub (final, slot)
-    left_age = Mod (left, window)
-    latest = Sub (final, left_age)
-    is_new = GreaterOrEqual (latest, start)
-    behind = Sub (latest, start)
-    new_place = Add (behind, window)
-    kept = Where (is_new, new_place, slot)
-    index = Unsqueeze (kept, ends)
+    new = start + op.range(op.size(key, 1))  # B,T
+    at = op.Unsqueeze(op.Concat(latest(start), new, axis=1), [1])  # B,1,W+T
+    q_at = op.Unsqueeze(new, [2])  # B,T,1
+    reach = q_at % window if chunked else window - 1
+    mask = (at >= 0) & (at <= q_at) & (at >= q_at - reach)  # B,T,W+T
+    last = latest(start + op.Unsqueeze(token_counts, [1]))
+    kept = op.Where(last >= start, last - start + window, slot)  # B,W: where it lies in W+T
+    index = op.Unsqueeze(kept, [1, 3])
 
-    new_key = Transpose <perm = [0, 2, 1, 3]> ({key})
-    keys = Concat <axis = 2> ({past_key}, new_key)
-    key_shape = Shape ({past_key})
-    key_index = Expand (index, key_shape)
-    ring_key = GatherElements <axis = 2> (keys, key_index)
-    new_value = Transpose <perm = [0, 2, 1, 3]> ({value})
-    values = Concat <axis = 2> ({past_value}, new_value)
-    value_shape = Shape ({past_value})
-    value_index = Expand (index, value_shape)
-    ring_value = GatherElements <axis = 2> (values, value_index)"""
+    def extend(past: Value, fresh: Value) -> tuple[Value, Value]:
+        whole = op.Concat(past, op.Transpose(fresh, perm=[0, 2, 1, 3]), axis=2)  # B,G,W+T,K
+        return whole, op.GatherElements(whole, op.Expand(index, op.Shape(past)), axis=2)
+
+    keys, ring_key = extend(past_key, key)
+    values, ring_value = extend(past_value, value)
+    return keys, values, mask, ring_key, ring_value
 
 
-NAMES = "key", "value", "past_key", "past_value"
-
-
-def see_body(chunked: bool, names: tuple[str, ...] = NAMES) -> str:
-    """Return the ONNX text of `see`; names: of what it takes first."""
-    reach = "Mod (q_at, window)" if chunked else "Sub (window, one)"
-    return SEE.format(reach=reach, **dict(zip(NAMES, names, strict=True)))
-
-
-BODY = f"""
-window_keys (key, value, past_key, past_value, cache_lengths, token_counts) => (
-    keys, values, mask, ring_key, ring_value
-) {{
-    {see_body(False)}
-}}
-"""
+def body(
+    op: Builder,
+    key: Value,
+    value: Value,
+    past_key: Value,
+    past_value: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+) -> tuple[Value, Value, Value, Value, Value]:
+    return see_body(op, key, value, past_key, past_value, cache_lengths, token_counts, False)
 
 
 def case(lengths: list[int], counts: list[int], window: int, sizes: tuple[int, ...]) -> tuple:
@@ -176,7 +154,7 @@ window_keys = Plugin(
     name="window_keys",
     eager=eager,
     shapes=shapes,
-    body=BODY,
+    body=body,
     cases=cases,
     close={torch.float32: Close(0)},  # values are moved, not computed
 )

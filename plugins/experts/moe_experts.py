@@ -1,13 +1,13 @@
 """Run each token through its experts, which are feed-forwards. Letters: E experts, R routes of a
 token, D width, I inner width; `...` stands for any leading axes, N for all places in them."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Input, Value
 from lmcast.plugins.plugin import Close, Plugin, triton
 
 
@@ -17,49 +17,31 @@ def clipped_swish(gate: Tensor, up: Tensor, alpha: float, limit: float) -> Tenso
     return (up + 1) * (gate * torch.sigmoid(alpha * gate))
 
 
-Gated = Callable[[Tensor, Tensor, float, float], Tensor]
-# Name -> what it does with gate and up, and the same as ONNX text from `gates`, `ups` to `inner`,
-# into which {alpha} and {limit} go as numbers.
-ACTIVATIONS: dict[str, tuple[Gated, str]] = {
+def clipped_swish_body(op: Builder, gate: Value, up: Value, alpha: Input, limit: Input) -> Value:
+    one, alpha, limit = (op.CastLike(number, gate) for number in (1.0, alpha, limit))
+    gate, up = op.Min(gate, limit), op.Max(op.Min(up, limit), op.Neg(limit))
+    return (up + one) * (gate * op.Sigmoid(gate * alpha))
+
+
+# Name -> what it does with gate, up, alpha and limit, and the same in standard operators.
+ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Value]]] = {
     "silu": (
         lambda gate, up, *_: F.silu(gate) * up,
-        """open = Sigmoid (gates)
-        swish = Mul (gates, open)
-        inner = Mul (swish, ups)""",
+        lambda op, gate, up, *_: gate * op.Sigmoid(gate) * up,
     ),
     "gelu": (
         lambda gate, up, *_: F.gelu(gate) * up,
-        """bent = Gelu (gates)
-        inner = Mul (bent, ups)""",
+        lambda op, gate, up, *_: op.Gelu(gate) * up,
     ),
     "gelu_tanh": (
         lambda gate, up, *_: F.gelu(gate, approximate="tanh") * up,
-        """bent = Gelu <approximate = "tanh"> (gates)
-        inner = Mul (bent, ups)""",
+        lambda op, gate, up, *_: op.Gelu(gate, approximate="tanh") * up,
     ),
     "relu": (
         lambda gate, up, *_: F.relu(gate) * up,
-        """bent = Relu (gates)
-        inner = Mul (bent, ups)""",
+        lambda op, gate, up, *_: op.Relu(gate) * up,
     ),
-    "clipped_swish": (
-        clipped_swish,
-        """wide_limit = Constant <value_float = {limit}> ()
-        limit_like = CastLike (wide_limit, gates)
-        wide_alpha = Constant <value_float = {alpha}> ()
-        alpha_like = CastLike (wide_alpha, gates)
-        wide_one = Constant <value_float = 1.0> ()
-        one_like = CastLike (wide_one, gates)
-        floor = Neg (limit_like)
-        low = Min (gates, limit_like)
-        within = Min (ups, limit_like)
-        kept = Max (within, floor)
-        steep = Mul (low, alpha_like)
-        open = Sigmoid (steep)
-        swish = Mul (low, open)
-        lifted = Add (kept, one_like)
-        inner = Mul (lifted, swish)""",
-    ),
+    "clipped_swish": (clipped_swish, clipped_swish_body),
 }
 
 
@@ -108,85 +90,50 @@ def shapes(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-def activation_text(given: Mapping[str, Any]) -> str:
-    """Return the ONNX text of the activation that these arguments name."""
-    text = ACTIVATIONS[given["activation"]][1]
-    return text.format(alpha=float(given["alpha"]), limit=float(given["limit"]))
+def body(
+    op: Builder,
+    x: Value,
+    weights: Value,
+    chosen: Value,
+    gate: Value | None,
+    up: Value,
+    down: Value,
+    gate_bias: Value | None,
+    up_bias: Value | None,
+    down_bias: Value | None,
+    activation: Attribute,
+    alpha: Attribute,
+    limit: Attribute,
+    scale_input: Attribute,
+) -> Value:
+    flat = op.reshape(x, -1, op.size(x, -1))  # N,D
+    by_route = op.dims(-1, op.size(chosen, -1))
+    picks, shares = op.Reshape(chosen, by_route), op.Reshape(weights, by_route)  # N,R
+    active = op.Unique(op.reshape(chosen, -1), sorted=1)
 
+    def add_expert(number: Value, total: Value) -> Value:
+        e = op.Gather(active, number, axis=0)
+        at = op.NonZero(op.Equal(picks, e))  # 2 and places
+        row = op.Gather(at, 0, axis=0)
+        share = op.Unsqueeze(op.GatherND(shares, op.Transpose(at, perm=[1, 0])), [1])
+        own = op.Gather(flat, row, axis=0)
+        if scale_input.value:
+            own = own * op.CastLike(share, x)
 
-def linear(of: str, name: str, out: str, biased: bool) -> str:
-    """Return ONNX text of `out`, the product of `of` with the matrix of expert e."""
-    product = f"{name}_product" if biased else out
-    lines = [
-        f"{name}_own = Gather <axis = 0> ({name}, e)",
-        f"{name}_turned = Transpose <perm = [1, 0]> ({name}_own)",
-        f"{product} = MatMul ({of}, {name}_turned)",
-    ]
-    if biased:
-        lines.append(f"{name}_shift = Gather <axis = 0> ({name}_bias, e)")
-        lines.append(f"{out} = Add ({product}, {name}_shift)")
-    return "\n        ".join(lines)
+        def linear(of: Value, stack: Value, bias: Value | None) -> Value:
+            product = of @ op.Transpose(op.Gather(stack, e, axis=0), perm=[1, 0])
+            return product if bias is None else product + op.Gather(bias, e, axis=0)
 
+        ups = linear(own, up, up_bias)
+        gates = ups if gate is None else linear(own, gate, gate_bias)
+        inner = ACTIVATIONS[activation.value][1](op, gates, ups, alpha, limit)
+        out = op.Cast(linear(inner, down, down_bias), to=DataType.FLOAT)
+        part = out if scale_input.value else out * share
+        return op.ScatterND(total, op.Unsqueeze(row, [1]), part, reduction="add")
 
-FLATTEN = """
-    first = Constant <value_int = 0> ()
-    second = Constant <value_ints = [1]> ()
-    rest = Constant <value_ints = [-1]> ()
-    yes = Constant <value = bool {1}> ()
-    width = Shape <start = -1> (x)
-    flat_shape = Concat <axis = 0> (rest, width)
-    flat = Reshape (x, flat_shape)
-    routes = Shape <start = -1> (chosen)
-    route_shape = Concat <axis = 0> (rest, routes)
-    picks = Reshape (chosen, route_shape)
-    shares = Reshape (weights, route_shape)
-    picked = Reshape (chosen, rest)
-    active = Unique <sorted = 1> (picked)
-    active_count = Size (active)
-    sizes = Shape (flat)
-    nothing = ConstantOfShape <value = float[1] {0}> (sizes)
-"""
-OWN = """
-        on = Identity (go)
-        e = Gather <axis = 0> (active, i)
-        hit = Equal (picks, e)
-        at = NonZero (hit)
-        row = Gather <axis = 0> (at, first)
-        place = Transpose <perm = [1, 0]> (at)
-        share = GatherND (shares, place)
-        column = Unsqueeze (share, second)
-        taken = Gather <axis = 0> (flat, row)
-"""
-SCALED = "typed_share = CastLike (column, x)\n        own = Mul (taken, typed_share)"
-
-
-def body(given: Mapping[str, Any]) -> str:
-    biased, scale_input = given["gate_bias"] is not None, given["scale_input"]
-    gates = "gates = Identity (ups)"
-    if given["gate"] is not None:
-        gates = linear("own", "gate", "gates", biased)
-    inputs = "x, weights, chosen, gate, up, down"
-    inputs += ", gate_bias, up_bias, down_bias" if biased else ""
-    return f"""
-moe_experts <activation, alpha, limit, scale_input> ({inputs}) => (out) {{
-    {FLATTEN}
-    total = Loop (active_count, yes, nothing) <body = one_expert
-        (int64 i, bool go, float[N, D] before) => (bool on, float[N, D] after) {{
-        {OWN}
-        {SCALED if scale_input else "own = Identity (taken)"}
-        {linear("own", "up", "ups", biased)}
-        {gates}
-        {activation_text(given)}
-        {linear("inner", "down", "result", biased)}
-        wide = Cast <to = 1> (result)
-        {"part = Identity (wide)" if scale_input else "part = Mul (wide, column)"}
-        row_column = Unsqueeze (row, second)
-        after = ScatterND <reduction = "add"> (before, row_column, part)
-    }}>
-    typed = CastLike (total, x)
-    shape = Shape (x)
-    out = Reshape (typed, shape)
-}}"""
+    nothing = op.Expand(0.0, op.Shape(flat))
+    total = op.loop(add_expert, op.Size(active), nothing, "ND")
+    return op.Reshape(op.CastLike(total, x), op.Shape(x))
 
 
 def case(

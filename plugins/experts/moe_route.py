@@ -1,12 +1,12 @@
 """Pick the experts of each token, and what each pick weighs. Letters: E experts, R routes of a
 token, M groups of experts; `...` stands for any leading axes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
 from lmcast.plugins.plugin import Close, Plugin, triton
 
 
@@ -51,74 +51,41 @@ def shapes(logits: Tensor, bias: Tensor | None, top_k: int, *_: object) -> tuple
     return logits.new_empty(out, dtype=wide), logits.new_empty(out, dtype=torch.int64)
 
 
-def body(given: Mapping[str, Any]) -> str:
-    score = {"softmax": "Softmax <axis = 1> (wide)", "sigmoid": "Sigmoid (wide)"}[given["score"]]
-    lines = [PLACES, f"scores = {score}"]
-    if given["bias"] is None:
-        lines.append(f"wanted = Identity ({'wide' if given['groups'] == 1 else 'scores'})")
-    else:
-        lines += ["wide_bias = Cast <to = 1> (bias)", "wanted = Add (scores, wide_bias)"]
-    lines.append(GROUPS if given["groups"] > 1 else "allowed = Identity (wanted)")
-    lines.append(PICK)
-    lines.append("shares = Identity (picked)" if given["epsilon"] < 0 else SHARE)
-    lines.append(SCALE)
-    inputs = "logits" if given["bias"] is None else "logits, bias"
-    attributes = "top_k, score, groups, kept_groups, epsilon, scale"
-    text = "\n    ".join(lines)
-    return f"moe_route <{attributes}> ({inputs}) => (weights, chosen) {{\n    {text}\n}}"
+def body(
+    op: Builder,
+    logits: Value,
+    bias: Value | None,
+    top_k: Attribute,
+    score: Attribute,
+    groups: Attribute,
+    kept_groups: Attribute,
+    epsilon: Attribute,
+    scale: Attribute,
+) -> tuple[Value, Value]:
+    wide = op.Cast(op.reshape(logits, -1, op.size(logits, -1)), to=DataType.FLOAT)  # N,E
+    scores = op.Softmax(wide, axis=1) if score.value == "softmax" else op.Sigmoid(wide)
+    wanted = wide if groups.value == 1 else scores
+    if bias is not None:
+        wanted = scores + op.Cast(bias, to=DataType.FLOAT)
+    if groups.value > 1:
+        wanted = of_best_groups(op, wanted, groups, kept_groups)
+    _, chosen = op.TopK(wanted, op.dims(top_k), axis=1)
+    weights = op.GatherElements(scores, chosen, axis=1)
+    if epsilon.value >= 0:
+        weights = weights / (op.ReduceSum(weights, [1], keepdims=1) + epsilon)
+    shape = op.dims(op.Shape(logits, end=-1), top_k)
+    return op.Reshape(weights * scale, shape), op.Reshape(chosen, shape)
 
 
-PLACES = """rest = Constant <value_ints = [-1]> ()
-    experts = Shape <start = -1> (logits)
-    flat_shape = Concat <axis = 0> (rest, experts)
-    flat = Reshape (logits, flat_shape)
-    wide = Cast <to = 1> (flat)"""
-
-GROUPS = """second = Constant <value_ints = [1]> ()
-    third = Constant <value_ints = [2]> ()
-    zero = Constant <value_int = 0> ()
-    step = Constant <value_int = 1> ()
-    two = Constant <value_ints = [2]> ()
-    group_number = Constant <value_int: int = @groups> ()
-    group_count = Reshape (group_number, rest)
-    places = Shape <start = 0, end = 1> (flat)
-    grouped_shape = Concat <axis = 0> (places, group_count, rest)
-    grouped = Reshape (wanted, grouped_shape)
-    group_width = Shape <start = 2> (grouped)
-    most = Min (group_width, two)
-    pair, pair_at = TopK <axis = 2> (grouped, most)
-    worth = ReduceSum <keepdims = 0> (pair, third)
-    kept_number = Constant <value_int: int = @kept_groups> ()
-    kept_count = Reshape (kept_number, rest)
-    kept_worth, kept_at = TopK <axis = 1> (worth, kept_count)
-    group_ids = Range (zero, group_number, step)
-    kept_column = Unsqueeze (kept_at, third)
-    is_kept = Equal (kept_column, group_ids)
-    as_number = Cast <to = 6> (is_kept)
-    kept_any = ReduceMax <keepdims = 0> (as_number, second)
-    kept_row = Cast <to = 9> (kept_any)
-    kept_mask = Unsqueeze (kept_row, third)
-    never = Constant <value_float = -inf> ()
-    limited = Where (kept_mask, grouped, never)
-    allowed = Reshape (limited, flat_shape)"""
-
-PICK = """route_number = Constant <value_int: int = @top_k> ()
-    route_count = Reshape (route_number, rest)
-    best, best_at = TopK <axis = 1> (allowed, route_count)
-    picked = GatherElements <axis = 1> (scores, best_at)"""
-
-SHARE = """across = Constant <value_ints = [1]> ()
-    sum = ReduceSum <keepdims = 1> (picked, across)
-    little = Constant <value_float: float = @epsilon> ()
-    total = Add (sum, little)
-    shares = Div (picked, total)"""
-
-SCALE = """factor = Constant <value_float: float = @scale> ()
-    scaled = Mul (shares, factor)
-    lead = Shape <end = -1> (logits)
-    shape = Concat <axis = 0> (lead, route_count)
-    weights = Reshape (scaled, shape)
-    chosen = Reshape (best_at, shape)"""
+def of_best_groups(op: Builder, wanted: Value, groups: Attribute, kept_groups: Attribute) -> Value:
+    """Return scores N,E, -inf outside of the best groups."""
+    grouped = op.reshape(wanted, op.size(wanted, 0), groups, -1)  # N,M,E/M
+    pair, _ = op.TopK(grouped, op.Min(op.size(grouped, 2), [2]), axis=2)
+    _, kept = op.TopK(op.ReduceSum(pair, [2], keepdims=0), op.dims(kept_groups), axis=1)
+    is_kept = op.Equal(op.Unsqueeze(kept, [2]), op.Range(0, groups, 1))
+    any_kept = op.ReduceMax(op.Cast(is_kept, to=DataType.INT32), [1], keepdims=0)  # N,M
+    mask = op.Unsqueeze(op.Cast(any_kept, to=DataType.BOOL), [2])
+    return op.Reshape(op.Where(mask, grouped, float("-inf")), op.Shape(wanted))
 
 
 def case(places: tuple[int, ...], experts: int, biased: bool, *rest: object) -> tuple:

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmcast.plugins.latent.onnx_body import MASK, SIZES, UNTIL, attend_text, write_text
+from lmcast.plugins.latent import onnx_body
+from lmcast.plugins.latent.onnx_body import PORTABLE, Heads, Style, last_seen
+from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin, rounded, triton
 
 
 def attend(
     query: Tensor,
-    turned: Tensor,
+    rotated: Tensor,
     held: Tensor,
     mask: Tensor,
     key_up: Tensor,
@@ -25,13 +27,13 @@ def attend(
     """Attend in the expanded form where mask B,T,C is true -> B,T,H,V; the softmax is in fp32.
 
     `key_i = key_up_i c`, `value_i = value_up_i c` for every latent c, and
-    `scale * (query_i . key_i + turned_i . k)` for the key k with a position that all heads share.
+    `scale * (query_i . key_i + rotated_i . k)` for the key k with a position that all heads share.
     """
-    latent, shared = held.split((key_up.shape[2], turned.shape[3]), -1)  # B,C,L and B,C,R
+    latent, shared = held.split((key_up.shape[2], rotated.shape[3]), -1)  # B,C,L and B,C,R
     key = latent[:, None] @ key_up.mT  # B,H,C,N
     value = latent[:, None] @ value_up.mT  # B,H,C,V
-    by_head, turned_by_head = query.transpose(1, 2), turned.transpose(1, 2)
-    score = (by_head @ key.mT + turned_by_head @ shared[:, None].mT) * scale  # B,H,T,C
+    by_head, rotated_by_head = query.transpose(1, 2), rotated.transpose(1, 2)
+    score = (by_head @ key.mT + rotated_by_head @ shared[:, None].mT) * scale  # B,H,T,C
     wide = torch.promote_types(score.dtype, torch.float32)
     weight = score.masked_fill(~mask[:, None], float("-inf")).softmax(-1, dtype=wide)
     return (weight.to(value.dtype) @ value).transpose(1, 2).contiguous()
@@ -47,7 +49,7 @@ def write(latent: Tensor, past: Tensor, cache_lengths: Tensor) -> tuple[Tensor, 
 
 def eager(
     query: Tensor,
-    turned: Tensor,
+    rotated: Tensor,
     latent: Tensor,
     past: Tensor,
     cache_lengths: Tensor,
@@ -59,7 +61,7 @@ def eager(
     """Write the new latents behind the held ones, attend to all, return the cache (DeepSeek-V2,
     arXiv 2405.04434).
 
-    query B,T,H,N; turned B,T,H,R: the part of queries with a position; latent B,T,L+R: the normed
+    query B,T,H,N; rotated B,T,H,R: the part of queries with a position; latent B,T,L+R: the normed
     latent, then the key with a position; past B,C,L+R; cache_lengths B int64: tokens already held
     per row; token_counts B int64: how many of the T are valid (rows are padded on the right);
     key_up H,N,L and value_up H,V,L: what keys and values are made with. C must leave room for T.
@@ -70,48 +72,53 @@ def eager(
     of `past`, and write through it; nothing else here depends on rows being contiguous.
     """
     present, mask = write(latent, past, cache_lengths)
-    return attend(query, turned, present, mask, key_up, value_up, scale), present
+    return attend(query, rotated, present, mask, key_up, value_up, scale), present
 
 
 def shapes(
-    query: Tensor, turned: Tensor, latent: Tensor, past: Tensor, *rest: Any
+    query: Tensor, rotated: Tensor, latent: Tensor, past: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     value_up: Tensor = rest[3]
     return query.new_empty((*query.shape[:3], value_up.shape[1])), torch.empty_like(past)
 
 
-HEAD = """mla_attention <scale> (
-    query, turned, latent, past, cache_lengths, token_counts, key_up, value_up
-) => (out, present)"""
-
-BODY = f"""
-{HEAD} {{
-    {SIZES}
-    {UNTIL}
-    {write_text("present", "past", "latent")}
-    slots = Shape <start = 1, end = 2> (past)
-    {MASK}
-    head_mask = Unsqueeze (mask, first)
-    {attend_text()}
-}}"""
+def body(
+    op: Builder,
+    query: Value,
+    rotated: Value,
+    latent: Value,
+    past: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+    key_up: Value,
+    value_up: Value,
+    scale: Attribute,
+    style: Style = PORTABLE,
+) -> tuple[Value, Value]:
+    heads, tokens = Heads(op, query, rotated, key_up, value_up, scale, style), op.size(query, 1)
+    until = last_seen(op, cache_lengths, tokens)
+    present = onnx_body.write(op, past, until, latent)
+    slots = style.slots(op, past, cache_lengths, tokens)
+    mask = op.Unsqueeze(op.range(slots) <= until, [1])  # B,1,T,S
+    return heads.attend(present, slots, mask), present
 
 
 def case(
     lengths: list[int], counts: list[int], room: int, sizes: tuple[int, int, int, int, int]
 ) -> tuple:
     """Return arguments for rows of these lengths and counts; sizes: H, N, R, L, V."""
-    heads, width, turned_width, rank, value_width = sizes
+    heads, width, rotated_width, rank, value_width = sizes
     batch, tokens = len(lengths), max(counts)
     return (
         torch.randn(batch, tokens, heads, width),
-        torch.randn(batch, tokens, heads, turned_width),
-        torch.randn(batch, tokens, rank + turned_width),
-        torch.randn(batch, room, rank + turned_width),
+        torch.randn(batch, tokens, heads, rotated_width),
+        torch.randn(batch, tokens, rank + rotated_width),
+        torch.randn(batch, room, rank + rotated_width),
         torch.tensor(lengths),
         torch.tensor(counts),
         torch.randn(heads, width, rank) / rank**0.5,
         torch.randn(heads, value_width, rank) / rank**0.5,
-        (width + turned_width) ** -0.5,
+        (width + rotated_width) ** -0.5,
     )
 
 
@@ -130,7 +137,7 @@ mla_attention = Plugin(
     name="mla_attention",
     eager=eager,
     shapes=shapes,
-    body=BODY,
+    body=body,
     kernels={"triton": triton(__name__)},
     cases=cases,
     # 40 fp32 epsilons: outputs are means of values near 1, and the two forms round two products of

@@ -1,155 +1,161 @@
-"""Attention over latents as ONNX text, for the operators that attend to them. Letters as in
-mla_attention; S rows of the cache that are looked at."""
+"""Attention over latents in standard operators, for the operators that attend to them.
+
+Letters as in mla_attention; S rows of the cache that are looked at.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-# All sizes that the two forms need, each as a tensor [1].
-SIZES = """first = Constant <value_ints = [1]> ()
-    rest = Constant <value_ints = [-1]> ()
-    second = Constant <value_ints = [2]> ()
-    zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    nothing = Constant <value_ints = [0]> ()
-    last = Constant <value_ints = [3]> ()
-    batch = Shape <start = 0, end = 1> (query)
-    tokens = Shape <start = 1, end = 2> (query)
-    heads = Shape <start = 2, end = 3> (query)
-    width = Shape <start = 3> (query)
-    turned_width = Shape <start = 3> (turned)
-    rank = Shape <start = 2> (key_up)
-    value_width = Shape <start = 1, end = 2> (value_up)
-    whole_width = Add (rank, turned_width)
-    scale_value = Constant <value_float: float = @scale> ()
-    scale_like = CastLike (scale_value, query)
-    never = Constant <value_float = -inf> ()
-    query_by_head = Transpose <perm = [0, 2, 1, 3]> (query)
-    by_head = Mul (query_by_head, scale_like)
-    just_turned_by_head = Transpose <perm = [0, 2, 1, 3]> (turned)
-    turned_by_head = Mul (just_turned_by_head, scale_like)"""
+from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
 
-# The last row that each token sees, B,T,1: its own; and which of `slots` [1] rows it sees, B,T,S.
-UNTIL = """token_count = Squeeze (tokens)
-    new = Range (zero, token_count, one)
-    start = Unsqueeze (cache_lengths, first)
-    position = Add (start, new)
-    until = Unsqueeze (position, second)"""
-MASK = """slot_count = Squeeze (slots)
-    slot = Range (zero, slot_count, one)
-    mask = LessOrEqual (slot, until)"""
-
-# Multiplications of one head: absorbed T S (2 L + R) + T L (N + V), expanded S L (N + V) + T S (N +
-# R + V). A decoding step has fewer in the absorbed form, a prompt in the expanded one.
-CHOOSE = """pairs = Mul (tokens, slots)
-    both_ranks = Add (rank, rank)
-    row_width = Add (both_ranks, turned_width)
-    absorbed_scores = Mul (pairs, row_width)
-    head_width = Add (width, value_width)
-    up_size = Mul (rank, head_width)
-    folded = Mul (tokens, up_size)
-    absorbed_total = Add (absorbed_scores, folded)
-    full_width = Add (head_width, turned_width)
-    expanded_scores = Mul (pairs, full_width)
-    made = Mul (slots, up_size)
-    expanded_total = Add (made, expanded_scores)
-    cheaper = Less (absorbed_total, expanded_total)
-    absorbs = Squeeze (cheaper)
-    score_shape = Concat <axis = 0> (batch, heads, tokens, slots)"""
-
-# Queries are folded into the latents' space, where all heads attend to the same rows, which are
-# read as they lie; what heads take of those is unfolded.
-ABSORBED = """a_rows = {rows}
-        folded_query = MatMul (by_head, key_up)
-        whole_query = Concat <axis = 3> (folded_query, turned_by_head)
-        flat_shape = Concat <axis = 0> (batch, rest, whole_width)
-        flat_query = Reshape (whole_query, flat_shape)
-        {scores}
-        a_score = Reshape (flat_score, score_shape)
-        {softmax}
-        weight_shape = Concat <axis = 0> (batch, rest, slots)
-        flat_weight = Reshape (a_weight, weight_shape)
-        flat_taken = MatMul (flat_weight, a_rows)
-        taken_shape = Concat <axis = 0> (batch, heads, tokens, whole_width)
-        taken = Reshape (flat_taken, taken_shape)
-        taken_latent = Slice (taken, nothing, rank, last)
-        taken_columns = Transpose <perm = [0, 1, 3, 2]> (taken_latent)
-        out_columns = MatMul (value_up, taken_columns)
-        a_out = Transpose <perm = [0, 3, 1, 2]> (out_columns)"""
-
-EXPANDED = """e_rows = {rows}
-        latents = Slice (e_rows, nothing, rank, second)
-        shared = Slice (e_rows, rank, whole_width, second)
-        columns = Transpose <perm = [0, 2, 1]> (latents)
-        columns_each = Unsqueeze (columns, first)
-        keys = MatMul (key_up, columns_each)
-        values = MatMul (value_up, columns_each)
-        shared_columns = Transpose <perm = [0, 2, 1]> (shared)
-        shared_each = Unsqueeze (shared_columns, first)
-        own_score = MatMul (by_head, keys)
-        shared_score = MatMul (turned_by_head, shared_each)
-        e_score = Add (own_score, shared_score)
-        {softmax}
-        {mixed}
-        e_out = Transpose <perm = [0, 2, 1, 3]> (e_by_head)"""
-
-Product = Callable[[str, str, str, int], str]
-WHOLE = "Identity (present)"
+Product = Callable[[Builder, Value, Value, int], Value]
+NEVER = float("-inf")
 
 
-def write_text(present: str, past: str, new: str) -> str:
-    """Return ONNX text of `past` B,C,W with `new` B,T,W where `until` says; from SIZES and UNTIL.
+def times_transposed(op: Builder, a: Value, b: Value, axes: int) -> Value:
+    """Return `a @ b.mT`; both have this number of axes."""
+    return a @ op.Transpose(b, perm=[*range(axes - 2), axes - 1, axes - 2])
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a body is written for a runtime.
+
+    product: what multiplies with a transposed matrix. wide: the operator's dtype may be another
+    than fp32, in which scores are compared. by_length: attend to the rows that some token sees, not
+    to the whole cache; they are copied.
+    """
+
+    product: Product = times_transposed
+    wide: bool = True
+    by_length: bool = False
+
+    def slots(self, op: Builder, past: Value, cache_lengths: Value, tokens: Value) -> Value:
+        """Return how many rows of a cache B,C,W are looked at, [1]."""
+        if not self.by_length:
+            return op.size(past, 1)
+        return op.ReduceMax(cache_lengths, keepdims=1) + tokens
+
+    def seen(self, op: Builder, x: Value, slots: Value, axis: int) -> Value:
+        """Return what belongs to these rows; `axis` of x is C."""
+        return op.slice(x, axis, [0], slots) if self.by_length else x
+
+    def widened(self, op: Builder, x: Value) -> Value:
+        return op.Cast(x, to=DataType.FLOAT) if self.wide else x
+
+
+PORTABLE = Style()
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What attends to latents: query B,T,H,N, rotated B,T,H,R, key_up H,N,L and value_up H,V,L."""
+
+    op: Builder
+    query: Value
+    rotated: Value
+    key_up: Value
+    value_up: Value
+    scale: Attribute
+    style: Style = PORTABLE
+
+    def sizes(self) -> tuple[Value, ...]:
+        """Return B, T, H, N, R, L and V."""
+        size = self.op.size
+        shared = (size(self.query, axis) for axis in range(4))
+        rank, value_width = size(self.key_up, 2), size(self.value_up, 1)
+        return *shared, size(self.rotated, 3), rank, value_width
+
+    def by_head(self) -> tuple[Value, Value]:
+        """Return queries, and their rotated part, as B,H,T,N and B,H,T,R, scaled."""
+        op = self.op
+        scale = op.CastLike(self.scale, self.query)
+        query, rotated = (op.Transpose(x, perm=[0, 2, 1, 3]) for x in (self.query, self.rotated))
+        return query * scale, rotated * scale
+
+    def softmax(self, score: Value, mask: Value) -> Value:
+        """Return weights in the dtype of queries, 0 where the mask is false."""
+        op = self.op
+        allowed = op.Where(mask, self.style.widened(op, score), NEVER)
+        weight = op.Softmax(allowed, axis=-1)
+        return op.CastLike(weight, self.query) if self.style.wide else weight
+
+    def absorbed(self, rows: Value, mask: Value) -> Value:
+        """Attend to rows B,S,L+R where mask B,1,T,S is true -> B,T,H,V.
+
+        Queries are folded into the latents' space, where all heads attend to the same rows, which
+        are not copied; what heads take of those is unfolded.
+        """
+        op, (batch, tokens, heads, _, rotated_width, rank, _) = self.op, self.sizes()
+        slots, row_width = op.size(rows, 1), rank + rotated_width
+        flat = op.reshape(self.folded(), batch, -1, row_width)
+        score = self.style.product(op, flat, rows, 3)  # B,HT,S
+        weight = self.softmax(op.reshape(score, batch, heads, tokens, slots), mask)
+        taken = op.reshape(weight, batch, -1, slots) @ rows
+        return self.unfolded(op.reshape(taken, batch, heads, tokens, row_width), [0, 1, 3, 2])
+
+    def folded(self) -> Value:
+        """Return queries in the space of rows, B,H,T,L+R."""
+        query, rotated = self.by_head()
+        return self.op.Concat(query @ self.key_up, rotated, axis=3)
+
+    def unfolded(self, taken: Value, columns: list[int]) -> Value:
+        """Return what heads take of rows, which `columns` transposes to B,H,L+R,T, as B,T,H,V."""
+        op, (*_, rank, _) = self.op, self.sizes()
+        latent = op.Transpose(op.slice(taken, 3, [0], rank), perm=columns)
+        return op.Transpose(self.value_up @ latent, perm=[0, 3, 1, 2])
+
+    def expanded(self, rows: Value, mask: Value) -> Value:
+        """The same with keys and values of every head, as `attend` of mla_attention."""
+        op, (*_, rotated_width, rank, _) = self.op, self.sizes()
+
+        def columns(start: Value | list[int], end: Value) -> Value:
+            part = op.Transpose(op.slice(rows, 2, start, end), perm=[0, 2, 1])
+            return op.Unsqueeze(part, [1])
+
+        latents, shared = columns([0], rank), columns(rank, rank + rotated_width)
+        query, rotated = self.by_head()
+        score = query @ (self.key_up @ latents) + rotated @ shared
+        values = self.value_up @ latents  # B,H,V,S
+        out = self.style.product(op, self.softmax(score, mask), values, 4)
+        return op.Transpose(out, perm=[0, 2, 1, 3])
+
+    def absorbs(self, slots: Value) -> Value:
+        """Return whether the absorbed form has fewer multiplications, a bool [].
+
+        Of one head: absorbed T S (2 L + R) + T L (N + V), expanded S L (N + V) + T S (N + R + V). A
+        decoding step has fewer in the absorbed form, a prompt in the expanded one.
+        """
+        _, tokens, _, width, rotated_width, rank, value_width = self.sizes()
+        pairs, both = tokens * slots, width + value_width
+        absorbed = pairs * (rank + rank + rotated_width) + tokens * (rank * both)
+        expanded = slots * (rank * both) + pairs * (both + rotated_width)
+        return self.op.Squeeze(absorbed < expanded)
+
+    def attend(self, present: Value, slots: Value, mask: Value) -> Value:
+        """Attend to the first rows of a cache B,C,L+R, `slots` [1] of them, in the cheaper form."""
+
+        def rows() -> Value:
+            return self.style.seen(self.op, present, slots, 1)
+
+        self.by_head()  # written ahead of both branches, which share it
+        return self.op.branch(
+            self.absorbs(slots),
+            lambda: self.absorbed(rows(), mask),
+            lambda: self.expanded(rows(), mask),
+        )
+
+
+def last_seen(op: Builder, cache_lengths: Value, tokens: Value) -> Value:
+    """Return the last row that each token sees, B,T,1: its own."""
+    return op.Unsqueeze(op.Unsqueeze(cache_lengths, [1]) + op.range(tokens), [2])
+
+
+def write(op: Builder, past: Value, until: Value, new: Value) -> Value:
+    """Return `past` B,C,W with `new` B,T,W in the rows `until` B,T,1.
 
     TensorScatter, in TensorRT, takes four axes only, and a state whose capacity is fixed.
     """
-    return f"""row_count = Squeeze (batch)
-    row = Range (zero, row_count, one)
-    inner = Constant <value_ints = [1, 2]> ()
-    row_each = Unsqueeze (row, inner)
-    is_row = Constant <value = bool[2] {{1, 0}}> ()
-    written = Where (is_row, row_each, until)
-    {present} = ScatterND ({past}, written, {new})"""
-
-
-def by_turned(out: str, a: str, b: str, axes: int) -> str:
-    """Return ONNX text of `out`, the product of a with b turned; both have so many axes."""
-    perm = [*range(axes - 2), axes - 1, axes - 2]
-    turned = f"{b}_turned = Transpose <perm = {perm}> ({b})"
-    return f"{turned}\n        {out} = MatMul ({a}, {b}_turned)"
-
-
-def softmax_text(name: str, mask: str, wide: bool) -> str:
-    """Return ONNX text from NAME_score to NAME_weight, both of the queries' dtype; wide: it may be
-    another than fp32, in which the softmax is taken."""
-    wide_score, share = (f"{name}_wide", f"{name}_share") if wide else (f"{name}_score", "")
-    lines = [f"{name}_wide = Cast <to = 1> ({name}_score)"] if wide else []
-    lines.append(f"{name}_allowed = Where ({mask}, {wide_score}, never)")
-    lines.append(f"{share or f'{name}_weight'} = Softmax <axis = -1> ({name}_allowed)")
-    lines += [f"{name}_weight = CastLike ({share}, query)"] if wide else []
-    return "\n        ".join(lines)
-
-
-def forms(rows: str, by_turned: Product, wide: bool) -> tuple[str, str]:
-    """Return `attend` as ONNX text in its two forms, to a_out and e_out: from SIZES, `slots` [1],
-    head_mask B,1,T,S and `rows`, an expression of B,S,L+R; by_turned as above, wide as in
-    softmax_text."""
-    absorbed = ABSORBED.format(
-        rows=rows,
-        scores=by_turned("flat_score", "flat_query", "a_rows", 3),
-        softmax=softmax_text("a", "head_mask", wide),
-    )
-    expanded = EXPANDED.format(
-        rows=rows,
-        softmax=softmax_text("e", "head_mask", wide),
-        mixed=by_turned("e_by_head", "e_weight", "values", 4),
-    )
-    return absorbed, expanded
-
-
-def attend_text(rows: str = WHOLE, by_turned: Product = by_turned, wide: bool = True) -> str:
-    """Return `attend` as ONNX text to `out`, in the form that is cheaper; all else as in forms."""
-    absorbed, expanded = forms(rows, by_turned, wide)
-    return f"""{CHOOSE}
-    out = If (absorbs) <then_branch = absorbed () => (a_out) {{
-        {absorbed}
-    }}, else_branch = expanded () => (e_out) {{
-        {expanded}
-    }}>"""
+    row = op.Unsqueeze(op.range(op.size(new, 0)), [1, 2])
+    places = op.Where(op.constant([True, False]), row, until)  # B,T,2
+    return op.ScatterND(past, places, new)

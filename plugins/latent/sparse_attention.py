@@ -6,26 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmcast.plugins.latent import onnx_body
 from lmcast.plugins.latent.mla_attention import attend, write
 from lmcast.plugins.latent.mla_attention import case as whole_case
-from lmcast.plugins.latent.onnx_body import (
-    CHOOSE,
-    MASK,
-    SIZES,
-    UNTIL,
-    WHOLE,
-    Product,
-    by_turned,
-    forms,
-    softmax_text,
-    write_text,
-)
+from lmcast.plugins.latent.onnx_body import PORTABLE, Heads, Style, last_seen
+from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
 from lmcast.plugins.plugin import Close, Plugin, rounded, triton
 
 
 def eager(
     query: Tensor,
-    turned: Tensor,
+    rotated: Tensor,
     latent: Tensor,
     past: Tensor,
     cache_lengths: Tensor,
@@ -41,108 +32,74 @@ def eager(
     """
     present, mask = write(latent, past, cache_lengths)
     mask = mask & torch.zeros_like(mask).scatter(2, chosen, True)
-    return attend(query, turned, present, mask, key_up, value_up, scale), present
+    return attend(query, rotated, present, mask, key_up, value_up, scale), present
 
 
 def shapes(
-    query: Tensor, turned: Tensor, latent: Tensor, past: Tensor, *rest: Any
+    query: Tensor, rotated: Tensor, latent: Tensor, past: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     value_up: Tensor = rest[4]
     return query.new_empty((*query.shape[:3], value_up.shape[1])), torch.empty_like(past)
 
 
-# Rows are gathered where that reads no more than there are; a decoding step always does.
-GATHERS = """kept = Shape <start = 2> (chosen)
-    gathered_rows = Mul (tokens, kept)
-    few = LessOrEqual (gathered_rows, capacity)
-    gathers = Squeeze (few)"""
-
-# In the absorbed form: of its own rows, B,T,K,L+R, all heads of a token take something.
-GATHERED = """places = Unsqueeze (chosen, last)
-        own_rows = GatherND <batch_dims = 1> (present, places)
-        own_query = MatMul (by_head, key_up)
-        whole_own_query = Concat <axis = 3> (own_query, turned_by_head)
-        by_token = Transpose <perm = [0, 2, 1, 3]> (whole_own_query)
-        {scores}
-        seen = LessOrEqual (chosen, until)
-        seen_each = Unsqueeze (seen, second)
-        {softmax}
-        own_taken = MatMul (g_weight, own_rows)
-        own_latent = Slice (own_taken, nothing, rank, last)
-        taken_by_head = Transpose <perm = [0, 2, 3, 1]> (own_latent)
-        out_by_own = MatMul (value_up, taken_by_head)
-        g_out = Transpose <perm = [0, 3, 1, 2]> (out_by_own)"""
-
-# Else all rows are attended to, and those not chosen are masked.
-MARK = """none_shape = Concat <axis = 0> (batch, tokens, capacity)
-    none = ConstantOfShape <value = float[1] {0}> (none_shape)
-    yes = Constant <value_float = 1.0> ()
-    chosen_shape = Shape (chosen)
-    marks = Expand (yes, chosen_shape)
-    marked = ScatterElements <axis = 2> (none, chosen, marks)
-    is_chosen = Cast <to = 9> (marked)"""
+def gathers(op: Builder, tokens: Value, chosen: Value, capacity: Value) -> Value:
+    """Return whether rows are gathered, a bool []: where that reads no more than there are, as in a
+    decoding step. Else all rows are attended to, and those not chosen are masked."""
+    return op.Squeeze(tokens * op.size(chosen, 2) <= capacity)
 
 
-# One form of three. An If within an If would say it shorter, but TensorRT for RTX 1.7 builds none.
-ONE_OF_THREE = """no_value = Constant <value_float = 0.0> ()
-    no_value_like = CastLike (no_value, query)
-    out_shape = Concat <axis = 0> (batch, tokens, heads, value_width)
-    no_out = Expand (no_value_like, out_shape)
-    out_of_few = If (gathers) <then_branch = gathered () => (g_out) {{
-        {gathered}
-    }}, else_branch = not_gathered () => (kept_no_out) {{
-        kept_no_out = Identity (no_out)
-    }}>
-    many = Not (gathers)
-    absorbs_many = And (many, absorbs)
-    out_or_absorbed = If (absorbs_many) <then_branch = absorbed () => (a_out) {{
-        {absorbed}
-    }}, else_branch = not_absorbed () => (kept_few) {{
-        kept_few = Identity (out_of_few)
-    }}>
-    done = Or (gathers, absorbs)
-    out = If (done) <then_branch = not_expanded () => (kept_out) {{
-        kept_out = Identity (out_or_absorbed)
-    }}, else_branch = expanded () => (e_out) {{
-        {expanded}
-    }}>"""
+def gathered(heads: Heads, present: Value, chosen: Value, until: Value) -> Value:
+    """Attend in the absorbed form: all heads of a token to its own rows -> B,T,H,V."""
+    op = heads.op
+    rows = op.GatherND(present, op.Unsqueeze(chosen, [3]), batch_dims=1)  # B,T,K,L+R
+    by_token = op.Transpose(heads.folded(), perm=[0, 2, 1, 3])  # B,T,H,L+R
+    score = heads.style.product(op, by_token, rows, 4)  # B,T,H,K
+    weight = heads.softmax(score, op.Unsqueeze(chosen <= until, [2]))
+    return heads.unfolded(weight @ rows, [0, 2, 3, 1])
 
 
-def either_text(
-    marked: str = MARK, rows: str = WHOLE, by_turned: Product = by_turned, wide: bool = True
-) -> str:
-    """Return ONNX text from SIZES, UNTIL, `present`, `capacity` and `slots` to `out`.
-
-    Where few rows are chosen they are gathered; else all `rows` are looked at, with the chosen ones
-    `marked` among them. rows, by_turned and wide as in latent_text.
-    """
-    gathered = GATHERED.format(
-        scores=by_turned("g_score", "by_token", "own_rows", 4),
-        softmax=softmax_text("g", "seen_each", wide),
-    )
-    absorbed, expanded = forms(rows, by_turned, wide)
-    return f"""{GATHERS}
-    {CHOOSE}
-    {MASK}
-    {marked}
-    among = And (mask, is_chosen)
-    head_mask = Unsqueeze (among, first)
-    {ONE_OF_THREE.format(gathered=gathered, absorbed=absorbed, expanded=expanded)}"""
+def marked(op: Builder, chosen: Value, capacity: Value) -> Value:
+    """Return which rows are chosen for each token, B,T,C."""
+    shape = op.Shape(chosen)
+    none = op.Expand(0.0, op.dims(op.Slice(shape, [0], [2]), capacity))
+    marks = op.ScatterElements(none, chosen, op.Expand(1.0, shape), axis=2)
+    return op.Cast(marks, to=DataType.BOOL)
 
 
-HEAD = """sparse_attention <scale> (
-    query, turned, latent, past, cache_lengths, token_counts, chosen, key_up, value_up
-) => (out, present)"""
+def body(
+    op: Builder,
+    query: Value,
+    rotated: Value,
+    latent: Value,
+    past: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+    chosen: Value,
+    key_up: Value,
+    value_up: Value,
+    scale: Attribute,
+    style: Style = PORTABLE,
+) -> tuple[Value, Value]:
+    """One form of three. An If within an If would say it shorter, but TensorRT for RTX 1.7 builds
+    none."""
+    heads = Heads(op, query, rotated, key_up, value_up, scale, style)
+    batch, tokens, head_count, *_, value_width = heads.sizes()
+    until, capacity = last_seen(op, cache_lengths, tokens), op.size(past, 1)
+    present = onnx_body.write(op, past, until, latent)
+    slots = style.slots(op, past, cache_lengths, tokens)
+    is_chosen = style.seen(op, marked(op, chosen, capacity), slots, 2)
+    mask = op.Unsqueeze((op.range(slots) <= until) & is_chosen, [1])  # B,1,T,S
+    heads.by_head()  # written ahead of all branches, which share it
 
-BODY = f"""
-{HEAD} {{
-    {SIZES}
-    {UNTIL}
-    {write_text("present", "past", "latent")}
-    capacity = Shape <start = 1, end = 2> (past)
-    slots = Identity (capacity)
-    {either_text()}
-}}"""
+    def rows() -> Value:
+        return style.seen(op, present, slots, 1)
+
+    few, absorbs = gathers(op, tokens, chosen, capacity), heads.absorbs(slots)
+    none = op.Expand(op.CastLike(0.0, query), op.dims(batch, tokens, head_count, value_width))
+    out = op.branch(few, lambda: gathered(heads, present, chosen, until), lambda: none)
+    either = op.branch(~few & absorbs, lambda: heads.absorbed(rows(), mask), lambda: out)
+    last = op.branch(few | absorbs, lambda: either, lambda: heads.expanded(rows(), mask))
+    return last, present
 
 
 def case(lengths: list[int], counts: list[int], room: int, sizes: tuple, kept: int) -> tuple:
@@ -172,7 +129,7 @@ sparse_attention = Plugin(
     name="sparse_attention",
     eager=eager,
     shapes=shapes,
-    body=BODY,
+    body=body,
     kernels={"triton": triton(__name__)},
     cases=cases,
     # 40 fp32 epsilons, or 3 roundings, as in mla_attention.

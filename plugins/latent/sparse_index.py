@@ -4,17 +4,19 @@ Letters: B batch, T new tokens, C capacity of the cache, I heads of the indexer,
 positions chosen.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmcast.plugins.latent import onnx_body
 from lmcast.plugins.latent.mla_attention import write
-from lmcast.plugins.latent.onnx_body import MASK, UNTIL, Product, by_turned, write_text
+from lmcast.plugins.latent.onnx_body import PORTABLE, Style, last_seen
+from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
 from lmcast.plugins.plugin import Close, Plugin, triton
 
-UNSEEN = torch.finfo(torch.float32).min  # below any score, above the -inf of what is taken already
+UNSEEN = torch.finfo(torch.float32).min  # below any score, above that of what is taken already
+TAKEN = float("-inf")
 MOST = 3840  # of one TopK in TensorRT
 
 
@@ -52,103 +54,72 @@ def shapes(
     return chosen, torch.empty_like(past_key)
 
 
-SIZES = f"""rest = Constant <value_ints = [-1]> ()
-    first = Constant <value_ints = [1]> ()
-    second = Constant <value_ints = [2]> ()
-    zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    batch = Shape <start = 0, end = 1> (query)
-    tokens = Shape <start = 1, end = 2> (query)
-    heads = Shape <start = 2, end = 3> (query)
-    width = Shape <start = 3> (query)
-    {UNTIL}
-    {write_text("present_key", "past_key", "key")}
-    capacity = Shape <start = 1, end = 2> (past_key)
-    number = Constant <value_int: int = @top_k> ()
-    wanted = Reshape (number, rest)
-    room = Min (wanted, capacity)"""
-
-# From keys B,S,D, with `slots` [1] the number S, to `scored` B,T,S.
-SCORE = """{widened}
-    wide_weights = Cast <to = 1> (weights)
-    flat_shape = Concat <axis = 0> (batch, rest, width)
-    flat_query = Reshape (wide_query, flat_shape)
-    {product}
-    positive = Relu (flat_score)
-    score_shape = Concat <axis = 0> (batch, tokens, heads, slots)
-    score = Reshape (positive, score_shape)
-    weight_row = Unsqueeze (wide_weights, second)
-    total_row = MatMul (weight_row, score)
-    total = Squeeze (total_row, second)
-    {mask}
-    unseen = Constant <value_float = {unseen}> ()
-    scored = Where (mask, total, unseen)"""
-
-# What is taken is put in order by its rank: a second TopK would meet TensorRT's limit again. The
-# rest goes where it is cut off. TensorRT scatters into no fewer places than it scatters, so there
-# are as many, and that one.
-IN_ORDER = """is_taken = Equal (left, gone)
-    marked = Cast <to = 7> (is_taken)
-    axis = Constant <value_int = 2> ()
-    counted = CumSum (marked, axis)
-    rank = Sub (counted, one)
-    place = Where (is_taken, rank, room)
-    places = Add (slots, first)
-    blank_shape = Concat <axis = 0> (batch, tokens, places)
-    blank = ConstantOfShape <value = int64[1] {0}> (blank_shape)
-    all_shape = Shape (scored)
-    all_slots = Expand (slot, all_shape)
-    ordered = ScatterElements <axis = 2> (blank, place, all_slots)
-    start_at = Constant <value_ints = [0]> ()
-    chosen = Slice (ordered, start_at, room, second)"""
-
-ROUND = """few{i} = Min (open{i}, most)
-    count{i} = Max (few{i}, first)
-    best{i}, taken{i} = TopK <axis = 2> (left{i}, count{i})
-    open{next} = Sub (open{i}, count{i})
-    shape{i} = Shape (taken{i})
-    holes{i} = Expand (gone, shape{i})
-    left{next} = ScatterElements <axis = 2> (left{i}, taken{i}, holes{i})"""
+def scores(
+    op: Builder, query: Value, weights: Value, keys: Value, mask: Value, style: Style
+) -> Value:
+    """Return the scores of keys B,S,D, fp32 B,T,S; UNSEEN where the mask B,T,S is false."""
+    batch, tokens, heads, width = (op.size(query, axis) for axis in range(4))
+    wide_query, wide_keys = style.widened(op, query), style.widened(op, keys)
+    flat = op.reshape(wide_query, batch, -1, width)
+    score = op.Relu(style.product(op, flat, wide_keys, 3))
+    by_head = op.reshape(score, batch, tokens, heads, op.size(keys, 1))  # B,T,I,S
+    row = op.Unsqueeze(op.Cast(weights, to=DataType.FLOAT), [2])
+    return op.Where(mask, op.Squeeze(row @ by_head, [2]), UNSEEN)
 
 
-def take_text(top_k: int) -> str:
-    """Return ONNX text from `scored` B,T,S and `room` [1], how many to take, to `left`, -inf where
-    taken: as many TopK as TensorRT's limit asks for, each of what those before have left."""
-    rounds = -(-top_k // MOST)
-    lines = [
-        f"most = Constant <value_ints = [{MOST}]> ()",
-        "gone = Constant <value_float = -inf> ()",
-        "left0 = Identity (scored)",
-        "open0 = Identity (room)",
+def count(op: Builder, top_k: Attribute, capacity: Value) -> Value:
+    """Return how many positions are chosen, [1]."""
+    return op.Min(op.dims(top_k), capacity)
+
+
+def without_best(op: Builder, scored: Value, count: Value, top_k: int) -> Value:
+    """Return scores B,T,S with -inf for the `count` [1] best, at most top_k: as many TopK as
+    TensorRT's limit asks for, each of what those before have left."""
+    left, open_places = scored, count
+    for _ in range(-(-top_k // MOST)):
         # Where there are fewer than top_k, a later round finds none to take. TopK takes no 0, but
         # to take one anew changes nothing.
-        *(ROUND.format(i=i, next=i + 1) for i in range(rounds)),
-        f"left = Identity (left{rounds})",
-    ]
-    return "\n    ".join(lines)
+        taken_now = op.Max(op.Min(open_places, MOST), 1)
+        _, taken = op.TopK(left, taken_now, axis=2)
+        gone = op.Expand(TAKEN, op.Shape(taken))
+        left = op.ScatterElements(left, taken, gone, axis=2)
+        open_places = open_places - taken_now
+    return left
 
 
-def score_text(by_turned: Product = by_turned, wide: bool = True) -> str:
-    """Return the ONNX text of SCORE; by_turned and wide as in mla_attention."""
-    to = "Cast <to = 1>" if wide else "Identity"
-    widened = f"wide_query = {to} (query)\n    wide_keys = {to} (keys)"
-    product = by_turned("flat_score", "flat_query", "wide_keys", 3)
-    return SCORE.format(widened=widened, product=product, mask=MASK, unseen=UNSEEN)
+def in_order(op: Builder, taken: Value, count: Value) -> Value:
+    """Return the `count` [1] positions where `taken` B,T,S is true, ascending.
+
+    Each goes where its rank says: a second TopK would meet TensorRT's limit again. The rest goes
+    where it is cut off. TensorRT scatters into no fewer places than it scatters, so there are as
+    many, and that one.
+    """
+    rank = op.CumSum(op.Cast(taken, to=DataType.INT64), 2) - 1
+    place = op.Where(taken, rank, count)
+    slots, shape = op.size(taken, 2), op.Shape(taken)
+    blank = op.Expand(0, op.dims(op.Slice(shape, [0], [2]), slots + 1))
+    positions = op.Expand(op.range(slots), shape)
+    ordered = op.ScatterElements(blank, place, positions, axis=2)
+    return op.slice(ordered, 2, [0], count)
 
 
-HEAD = """sparse_index <top_k> (query, weights, key, past_key, cache_lengths, token_counts)
-    => (chosen, present_key)"""
-
-
-def body(given: Mapping[str, Any]) -> str:
-    return f"""{HEAD} {{
-    {SIZES}
-    slots = Identity (capacity)
-    keys = Identity (present_key)
-    {score_text()}
-    {take_text(given["top_k"])}
-    {IN_ORDER}
-}}"""
+def body(
+    op: Builder,
+    query: Value,
+    weights: Value,
+    key: Value,
+    past_key: Value,
+    cache_lengths: Value,
+    token_counts: Value,
+    top_k: Attribute,
+) -> tuple[Value, Value]:
+    until = last_seen(op, cache_lengths, op.size(query, 1))
+    present, capacity = onnx_body.write(op, past_key, until, key), op.size(past_key, 1)
+    mask = op.range(capacity) <= until
+    scored = scores(op, query, weights, present, mask, PORTABLE)
+    number = count(op, top_k, capacity)
+    left = without_best(op, scored, number, top_k.value)
+    return in_order(op, op.Equal(left, TAKEN), number), present
 
 
 def case(

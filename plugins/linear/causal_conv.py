@@ -4,13 +4,11 @@ Letters: B batch, T new tokens, D channels, W taps. As CausalConvWithState of ON
 with channels last, as ONNX Runtime has it too: so lie the activations of language models.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin, rounded, triton
 
 
@@ -40,51 +38,32 @@ def shapes(x: Tensor, weight: Tensor, past: Tensor, *_: object) -> tuple[Tensor,
     return torch.empty_like(x), torch.empty_like(past)
 
 
-# From x, past and token_counts to `whole` B,W-1+T,D and the inputs to carry on.
-CARRY = """whole = Concat <axis = 1> (past, x)
-    first = Constant <value_ints = [1]> ()
-    last = Constant <value_ints = [2]> ()
-    zero = Constant <value_int = 0> ()
-    one = Constant <value_int = 1> ()
-    carried = Shape <start = 1, end = 2> (past)
-    carried_count = Squeeze (carried)
-    step = Range (zero, carried_count, one)
-    counts = Unsqueeze (token_counts, first)
-    at = Add (counts, step)
-    place = Unsqueeze (at, last)
-    present = GatherND <batch_dims = 1> (whole, place)"""
-# What every token sees, B,T,W,D, times the taps: a Conv would need D as an attribute.
-WINDOWS = """tokens = Shape <start = 1, end = 2> (x)
-    token_count = Squeeze (tokens)
-    token = Range (zero, token_count, one)
-    token_column = Unsqueeze (token, first)
-    tap_count = Add (carried_count, one)
-    tap = Range (zero, tap_count, one)
-    seen = Add (token_column, tap)
-    windows = Gather <axis = 1> (whole, seen)
-    taps = Transpose <perm = [1, 2, 0]> (weight)
-    products = Mul (windows, taps)
-    sum = ReduceSum <keepdims = 0> (products, last)"""
+def carried(op: Builder, x: Value, past: Value, token_counts: Value) -> tuple[Value, Value]:
+    """Return the old and the new inputs of each row, B,W-1+T,D, and those that it carries on."""
+    whole = op.Concat(past, x, axis=1)
+    last = op.Unsqueeze(token_counts, [1]) + op.range(op.size(past, 1))  # B,W-1
+    return whole, op.GatherND(whole, op.Unsqueeze(last, [2]), batch_dims=1)
 
 
-def head(bias: bool) -> str:
-    """Return the signature of the body."""
-    inputs = f"x, weight, past, token_counts{', bias' if bias else ''}"
-    return f"causal_conv <silu> ({inputs}) => (out, present)"
-
-
-def body(given: Mapping[str, Any]) -> str:
-    bias = given["bias"] is not None
-    shifted = "shifted = Add (sum, bias)" if bias else "shifted = Identity (sum)"
-    act = "out = Identity (shifted)"
-    if given["silu"]:
-        act = "open = Sigmoid (shifted)\n    out = Mul (shifted, open)"
-    return f"""{head(bias)} {{
-    {CARRY}
-    {WINDOWS}
-    {shifted}
-    {act}
-}}"""
+def body(
+    op: Builder,
+    x: Value,
+    weight: Value,
+    past: Value,
+    token_counts: Value,
+    bias: Value | None,
+    silu: Attribute,
+) -> tuple[Value, Value]:
+    """Every token's inputs times the taps, summed up: a Conv would need D as an attribute."""
+    whole, present = carried(op, x, past, token_counts)
+    tap = op.range(op.size(weight, 2))
+    seen = op.Unsqueeze(op.range(op.size(x, 1)), [1]) + tap  # T,W
+    windows = op.Gather(whole, seen, axis=1)  # B,T,W,D
+    products = windows * op.Transpose(weight, perm=[1, 2, 0])
+    out = op.ReduceSum(products, [2], keepdims=0)
+    if bias is not None:
+        out = out + bias
+    return out * op.Sigmoid(out) if silu.value else out, present
 
 
 def case(counts: list[int], channels: int, taps: int, bias: bool, silu: bool) -> tuple:

@@ -4,16 +4,11 @@ Letters: B batch, T new tokens, H heads of values, G heads of queries and keys, 
 width of values, C tokens of a chunk.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from lmcast.plugins.linear.onnx_body import linear_text
+from lmcast.plugins.linear.onnx_body import EPS, body
 from lmcast.plugins.plugin import Close, Plugin, rounded, triton
-
-EPS = 1e-6  # of the norms of queries and keys
 
 
 def eager(
@@ -69,10 +64,6 @@ def shapes(
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(value.dtype, torch.float32)
     return torch.empty_like(value), torch.empty_like(past_state, dtype=wide)
-
-
-def body(given: Mapping[str, Any]) -> str:
-    return linear_text(given["beta"] is not None, bool(given["normalize"]), bool(given["channels"]))
 
 
 def case(

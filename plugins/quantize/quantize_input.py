@@ -4,12 +4,11 @@ Letters: ... any axes, K the axis that is multiplied over.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
 from lmcast.plugins.plugin import Close, Plugin
 from lmcast.plugins.rounding import E2M1_MOST, E4M3_MOST, exponent, round_e2m1, round_e4m3
 
@@ -65,124 +64,75 @@ def shapes(x: Tensor, scale: Tensor | None, format: str, rotation: int) -> Tenso
     return torch.empty_like(x)
 
 
-# floor(log2(of)) as a power of two: a logarithm may be off by one next to the powers themselves.
-FLOOR = """log = Log (of)
-    ln2 = Constant <value_float = 0.6931471805599453> ()
-    log2 = Div (log, ln2)
-    near = Floor (log2)
-    two = Constant <value_float = 2.0> ()
-    guess = Pow (two, near)
-    twice = Mul (guess, two)
-    half = Div (guess, two)
-    low = LessOrEqual (twice, of)
-    raised = Where (low, twice, guess)
-    high = Greater (guess, of)
-    floor = Where (high, half, raised)"""
-
-E2M1_FACTOR = f"""spare = Constant <value_float = {8 / 7}> ()
-    of = Mul (most, spare)
-    {FLOOR}
-    four = Constant <value_float = 4.0> ()
-    factor = Div (floor, four)"""
-
-E4M3_FACTOR = f"""of = Div (most, top)
-    {FLOOR}
-    under = Less (floor, of)
-    above = Mul (floor, two)
-    factor = Where (under, above, floor)"""
-
-# Block scales are E4M3 themselves, at least its smallest number.
-SHARED_FACTOR = """ratio = Div (most, six)
-    part = Div (ratio, shared)
-    whole = Constant <value_float = 1.0> ()
-    part_codes = QuantizeLinear <output_dtype = 17> (part, whole)
-    part_near = DequantizeLinear (part_codes, whole)
-    tiny = Constant <value_float = 0.001953125> ()
-    part_value = Max (part_near, tiny)
-    factor = Mul (part_value, shared)"""
-
-ROUND_E2M1 = """size = Abs (ratio_of)
-    six_most = Constant <value_float = 6.0> ()
-    within = Min (size, six_most)
-    step_half = Constant <value_float = 0.5> ()
-    step_one = Constant <value_float = 1.0> ()
-    step_two = Constant <value_float = 2.0> ()
-    step_four = Constant <value_float = 4.0> ()
-    small = Less (within, step_two)
-    middle = Less (within, step_four)
-    coarse = Where (middle, step_one, step_two)
-    step = Where (small, step_half, coarse)
-    steps = Div (within, step)
-    nearest = Round (steps)
-    magnitude = Mul (nearest, step)
-    sign = Sign (ratio_of)
-    near_value = Mul (magnitude, sign)"""
-
-
-def body(given: Mapping[str, Any]) -> str:
-    format, scaled = given["format"], given["scale"] is not None
-    block, rotation = BLOCKS[format], given["rotation"]
-    top = 127.0 if format == "int8" else E4M3_MOST
-    lines = ["wide = Cast <to = 1> (x)", "shape = Shape (x)"]
-    lines.append(turned(rotation) if rotation else "turned = Identity (wide)")
-    lines.append(_grouped(block))
-    if format in ("fp8", "int8") and scaled:
-        lines.append("factor = Identity (scale)")
+def body(
+    op: Builder, x: Value, scale: Value | None, format: Attribute, rotation: Attribute
+) -> Value:
+    kind, block = format.value, BLOCKS[format.value]
+    wide = rotated(op, op.Cast(x, to=DataType.FLOAT), rotation.value)
+    lead = op.Shape(x, start=0, end=-1)
+    grouped = op.reshape(wide, lead, *((-1, block) if block else (1, -1)))  # ...,G,block
+    if scale is not None and kind in ("fp8", "int8"):
+        factor = scale
     else:
-        lines.append(f"top = Constant <value_float = {top}> ()")
-        if format == "nvfp4":
-            lines.append("six = Constant <value_float = 6.0> ()")
-            lines.append("shared = Identity (scale)" if scaled else _largest())
-        lines.append(
-            {"mxfp8": E4M3_FACTOR, "mxfp4": E2M1_FACTOR, "nvfp4": SHARED_FACTOR}.get(
-                format, "factor = Div (most, top)"
-            )
+        factor = factor_of(op, kind, largest(op, grouped), scale)
+    ratio = grouped / factor
+    if kind in ("mxfp4", "nvfp4"):
+        near = near_e2m1(op, ratio)
+    else:
+        near = near_code(op, ratio, DataType.INT8 if kind == "int8" else DataType.FLOAT8E4M3FN)
+    return op.CastLike(op.Reshape(near * factor, op.Shape(x)), x)
+
+
+def largest(op: Builder, grouped: Value) -> Value:
+    """Return the largest absolute value along the last axis, which stays, at least LEAST."""
+    return op.Max(op.ReduceMax(op.Abs(grouped), [-1]), LEAST)
+
+
+def factor_of(op: Builder, format: str, most: Value, scale: Value | None) -> Value:
+    """Return what groups are divided by, from their largest values ...,G,1."""
+    if format == "mxfp4":
+        return op.Div(floor_power(op, most * (8 / 7)), 4.0)
+    if format == "mxfp8":
+        ratio = most / E4M3_MOST
+        floor = floor_power(op, ratio)
+        return op.Where(floor < ratio, floor * 2.0, floor)
+    if format == "nvfp4":
+        if scale is None:
+            scale = op.ReduceMax(most, [-2]) / (E2M1_MOST * E4M3_MOST)
+        # Block scales are E4M3 themselves, at least its smallest number.
+        return (
+            op.Max(near_code(op, most / E2M1_MOST / scale, DataType.FLOAT8E4M3FN), 2.0**-9) * scale
         )
-    lines.append("ratio_of = Div (grouped, factor)")
-    if format in ("mxfp4", "nvfp4"):
-        lines.append(ROUND_E2M1)
-    else:
-        code = 3 if format == "int8" else 17  # INT8, FLOAT8E4M3FN
-        lines.append("unit = Constant <value_float = 1.0> ()")
-        lines.append(f"codes = QuantizeLinear <output_dtype = {code}> (ratio_of, unit)")
-        lines.append("near_value = DequantizeLinear (codes, unit)")
-    lines.append("scaled = Mul (near_value, factor)")
-    lines.append("flat = Reshape (scaled, shape)\n    out = CastLike (flat, x)")
-    text = "\n    ".join(lines)
-    inputs = "x, scale" if scaled else "x"
-    return f"quantize_input <format, rotation> ({inputs}) => (out) {{\n    {text}\n}}"
+    return most / (127.0 if format == "int8" else E4M3_MOST)
 
 
-def turned(rotation: int) -> str:
-    """Return the lines of a body that turn `wide`, which has `shape`, into `turned`."""
-    numbers = ", ".join(str(value) for value in hadamard(rotation).flatten().tolist())
-    return f"""lead = Shape <start = 0, end = -1> (x)
-    turn_sizes = Constant <value_ints = [-1, {rotation}]> ()
-    turn_shape = Concat <axis = 0> (lead, turn_sizes)
-    runs = Reshape (wide, turn_shape)
-    matrix = Constant <value = float[{rotation},{rotation}] {{{numbers}}}> ()
-    mixed = MatMul (runs, matrix)
-    turned = Reshape (mixed, shape)"""
+def floor_power(op: Builder, of: Value) -> Value:
+    """Return floor(log2(of)) as a power of two: a logarithm may be off by one next to the powers
+    themselves."""
+    guess = op.Pow(2.0, op.Floor(op.Log(of) / math.log(2)))
+    raised = op.Where(guess * 2.0 <= of, guess * 2.0, guess)
+    return op.Where(op.Greater(guess, of), guess / 2.0, raised)
 
 
-def _grouped(block: int) -> str:
-    sizes = f"[-1, {block}]" if block else "[1, -1]"
-    return f"""outer = Shape <start = 0, end = -1> (x)
-    group_sizes = Constant <value_ints = {sizes}> ()
-    group_shape = Concat <axis = 0> (outer, group_sizes)
-    grouped = Reshape (turned, group_shape)
-    absolute = Abs (grouped)
-    last = Constant <value_ints = [-1]> ()
-    largest = ReduceMax (absolute, last)
-    least = Constant <value_float = {LEAST}> ()
-    most = Max (largest, least)"""
+def near_code(op: Builder, ratio: Value, dtype: DataType) -> Value:
+    """Return the nearest values that a dtype has, in fp32."""
+    return op.DequantizeLinear(op.QuantizeLinear(ratio, 1.0, output_dtype=dtype), 1.0)
 
 
-def _largest() -> str:
-    return f"""blocks_axis = Constant <value_ints = [-2]> ()
-    of_token = ReduceMax (most, blocks_axis)
-    span = Constant <value_float = {E2M1_MOST * E4M3_MOST}> ()
-    shared = Div (of_token, span)"""
+def near_e2m1(op: Builder, ratio: Value) -> Value:
+    size = op.Min(op.Abs(ratio), E2M1_MOST)
+    coarse = op.Where(size < 4.0, 1.0, 2.0)
+    step = op.Where(size < 2.0, 0.5, coarse)
+    return op.Round(size / step) * step * op.Sign(ratio)
+
+
+def rotated(op: Builder, wide: Value, rotation: int) -> Value:
+    """Return fp32 ...,K with each `rotation` neighbours rotated; 0: none."""
+    if not rotation:
+        return wide
+    matrix = op.constant(hadamard(rotation).numpy())
+    runs = op.reshape(wide, op.Shape(wide, start=0, end=-1), -1, rotation)
+    return op.Reshape(runs @ matrix, op.Shape(wide))
 
 
 def cases() -> list[tuple]:

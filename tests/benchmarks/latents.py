@@ -12,8 +12,10 @@ of several runs, taken in turn.
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import children
 import numpy as np
@@ -23,16 +25,16 @@ from onnx import parser
 
 from lmcast.exporter.graph.assemble import IR_VERSION
 from lmcast.exporter.graph.lowering import OPSETS
-from lmcast.exporter.passes.latents_by_length import index, mla, sparse
+from lmcast.exporter.passes.latents_by_length import BODIES, fused
 from lmcast.exporter.passes.rewrite import MICROSOFT
-from lmcast.plugins.plugin import DOMAIN, parse
+from lmcast.plugins.latent.onnx_body import Heads, Style
+from lmcast.plugins.plugin import DOMAIN, find
 
 PICTURE = Path(__file__).with_suffix(".png")
 TOP_K = 2048
 SHOWN = (8192, 32768, 131072)
 ABSORBED, EXPANDED = "absorbed", "expanded"
 SPARSE_NAME, INDEX_NAME, GROUPED = "sparse", "indexer", "one key head"
-CHOICE = "absorbs = Squeeze (cheaper)"
 
 
 class Sizes:
@@ -53,10 +55,13 @@ Runs = Callable[[int], float]  # cached tokens -> seconds
 class Operator:
     """A model of one node, its cache bound in place."""
 
-    def __init__(self, name: str, text: str, sizes: Sizes, capacity: int):
+    def __init__(self, name: str, sizes: Sizes, capacity: int):
         self.sizes, self.capacity, self.name = sizes, capacity, name
         self.inputs = self.arrays()
-        body = ir.serde.deserialize_function(parse(text, MICROSOFT))
+        attribute = {"top_k": TOP_K} if name == "sparse_index" else {"scale": 0.1}
+        style = Style(fused, wide=False, by_length=True)
+        write = partial(BODIES[name], style=style)
+        body = find(name).function({**self.inputs, **attribute}, write)
         values = [
             ir.Value(name=n, type=ir.TensorType(ir.DataType.from_numpy(a.dtype)),
                      shape=ir.Shape(a.shape))
@@ -90,7 +95,7 @@ class Operator:
             own = {"query": query, "weights": draw(1, 1, s.index_heads)}
             own |= {"key": draw(1, 1, s.index_width)}
             return own | {"past_key": draw(1, self.capacity, s.index_width)} | lengths
-        own = {"query": draw(1, 1, s.heads, s.width), "turned": draw(1, 1, s.heads, s.turned)}
+        own = {"query": draw(1, 1, s.heads, s.width), "rotated": draw(1, 1, s.heads, s.turned)}
         own |= {"latent": draw(1, 1, s.row), "past": draw(1, self.capacity, s.row), **lengths}
         if self.name == "sparse_attention":
             own["chosen"] = np.zeros((1, 1, min(TOP_K, self.capacity)), np.int64)
@@ -232,16 +237,12 @@ def main() -> None:
     steps = (0, 512, TOP_K, 4096, 8192, 16384, 32768, 65536, 131072)
     lengths = [n for n in steps if n <= longest]
     capacity = longest + TOP_K
-    chosen = mla(wide=False)
-    assert chosen.count(CHOICE) == 1
-    forced = chosen.replace(CHOICE, "absorbs = Constant <value = bool {0}> ()")
-    ways: dict[str, Runs] = {
-        ABSORBED: Operator("mla_attention", chosen, sizes, capacity),
-        EXPANDED: Operator("mla_attention", forced, sizes, capacity),
-        SPARSE_NAME: Operator("sparse_attention", sparse(wide=False), sizes, capacity),
-        INDEX_NAME: Operator("sparse_index", index(wide=False), sizes, capacity),
-        GROUPED: grouped(sizes, capacity),
-    }
+    ways: dict[str, Runs] = {ABSORBED: Operator("mla_attention", sizes, capacity)}
+    with mock.patch.object(Heads, "absorbs", lambda heads, slots: heads.op.constant(False)):
+        ways[EXPANDED] = Operator("mla_attention", sizes, capacity)
+    ways[SPARSE_NAME] = Operator("sparse_attention", sizes, capacity)
+    ways[INDEX_NAME] = Operator("sparse_index", sizes, capacity)
+    ways[GROUPED] = grouped(sizes, capacity)
     found = measure(ways, lengths, given.rounds)
     print(text(found, sizes))
     draw(found, sizes)

@@ -25,8 +25,10 @@ from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.pipeline import trace
 from lmcast.graphs.blocks.mla import EPS
 from lmcast.graphs.blocks.rope import rotate_interleaved
-from lmcast.plugins.latent import sparse_index
-from lmcast.plugins.plugin import REGISTRY, Plugin, parse
+from lmcast.plugins.latent import sparse_attention, sparse_index
+from lmcast.plugins.latent.onnx_body import Heads
+from lmcast.plugins.onnx_builder import Builder, Value
+from lmcast.plugins.plugin import REGISTRY, Plugin
 
 V3, V32, K2 = "deepseek_v3/DeepSeek-V3", "deepseek_v32/DeepSeek-V3.2", "kimi_k2/Kimi-K2"
 GLM5, GLM52 = "glm_moe_dsa/GLM-5", "glm_moe_dsa/GLM-5.2"
@@ -193,30 +195,34 @@ def test_bodies_by_length_agree_with_eager(plugin: Plugin, i: int):
         torch.testing.assert_close(torch.from_numpy(got), want, atol=close.atol, rtol=close.rtol)
 
 
-# What each body chooses its form by, and the operator whose cases go through it.
-CHOICES = [
-    ("absorbs = Squeeze (cheaper)", "absorbs", "mla_attention"),
-    ("absorbs = Squeeze (cheaper)", "absorbs", "sparse_attention"),
-    ("gathers = Squeeze (few)", "gathers", "sparse_attention"),
-]
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize(
+    ("where", "choice", "operator"),
+    [
+        (Heads, "absorbs", "mla_attention"),
+        (Heads, "absorbs", "sparse_attention"),
+        (sparse_attention, "gathers", "sparse_attention"),
+    ],
+)
+def test_every_form_agrees_with_eager_wherever_it_is_taken(
+    where, choice, operator, taken, monkeypatch
+):
+    plugin, asked = REGISTRY[operator], []
 
+    def forced(*given: Any) -> Value:
+        asked.append(given)
+        op = given[0] if isinstance(given[0], Builder) else given[0].op
+        return op.constant(taken)
 
-@pytest.mark.parametrize("taken", [0, 1])
-@pytest.mark.parametrize(("choice", "name", "operator"), CHOICES)
-def test_every_form_agrees_with_eager_wherever_it_is_taken(choice, name, operator, taken):
-    plugin = REGISTRY[operator]
-    text = str(plugin.body)
-    forced = text.replace(choice, f"{name} = Constant <value = bool {{{taken}}}> ()")
-    assert text.count(choice) == 1
+    monkeypatch.setattr(where, choice, forced)
     close = plugin.close[torch.float32]
     for args in plugin.cases():
         model = ir.from_proto(operators.one_node(plugin, args))
-        body = ir.serde.deserialize_function(parse(forced))
-        model.functions[body.identifier()] = body
         for got, want in zip(run(model, args), plugin.eager(*args), strict=True):
             torch.testing.assert_close(
                 torch.from_numpy(got), want, atol=close.atol, rtol=close.rtol
             )
+    assert len(asked) == len(plugin.cases())
 
 
 def test_decode_absorbs_and_prefill_expands():
@@ -238,8 +244,8 @@ def test_decode_absorbs_and_prefill_expands():
         )  # fmt: skip
         model = ir.from_proto(operators.one_node(REGISTRY["mla_attention"], args))
         (body,) = model.functions.values()
-        (chosen,) = (v for node in body for v in node.outputs if v.name == "absorbs")
-        body.outputs[0] = chosen
+        (choice,) = (node for node in body if node.op_type == "If")
+        body.outputs[0] = choice.inputs[0]
         model.graph.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
         model.graph.outputs[0].shape = ir.Shape([])
         assert bool(run(model, args)[0]) is absorbs(tokens, rows), (tokens, rows)

@@ -99,7 +99,7 @@ CONV = (
     " y, z = lmcast.causal_conv <silu = 1> (x, weight, past, counts) }"
 )
 RULE = [
-    *["Reshape", "Identity", "Div", "Concat", "Unsqueeze", "Expand", "Reshape"] * 2,
+    *["Reshape", "Div", "Concat", "Unsqueeze", "Expand", "Reshape"] * 2,
     *["Concat"] * 2, *["Reshape"] * 6, *["Unsqueeze"] * 3, *["Where"] * 2,
     *["Abs", "Neg", "Range", "Less", "LinearAttention", "CastLike"],
 ]  # fmt: skip
@@ -137,12 +137,9 @@ ROUNDED = (
 CODED = ["Abs", "Abs", "DequantizeLinear", "Transpose"]
 TOKEN = ["Abs", "Max", "Div"]
 AFTER = [
-    *CODED, "Identity", "Div", "Div", "QuantizeLinear", "DequantizeLinear", "MatMul", "Mul",
+    *CODED, "Div", "Div", "QuantizeLinear", "DequantizeLinear", "MatMul", "Mul",
     "CastLike",
 ]  # fmt: skip
-
-
-AFTER_TURNED = [name for name in AFTER if name != "Identity"]
 
 
 def rounded(format: str, kind: int, static: bool = False, rotation: int = 0) -> str:
@@ -242,10 +239,10 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         "fused_attention", standard("float16", 16, 16, cap=2.0), 1, [*PLAIN, "Tanh", "Mul"],
     ),
     "fused_attention, too wide": (
-        "fused_attention", standard("float16", 264, 264), 1, [*PLAIN, "Identity"],
+        "fused_attention", standard("float16", 264, 264), 1, PLAIN,
     ),
     "fused_attention, of fp32": (
-        "fused_attention", standard("float", 16, 24), 1, [*PLAIN, "Identity"],
+        "fused_attention", standard("float", 16, 24), 1, PLAIN,
     ),
     "fused_matmul": (
         "fused_matmul",
@@ -305,11 +302,11 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         "quantized_products", rounded("fp8", 17), 1, [*AFTER, *TOKEN],
     ),
     "quantized_products, static": (
-        "quantized_products", rounded("int8", 3, static=True), 1, [*AFTER, "Identity"],
+        "quantized_products", rounded("int8", 3, static=True), 1, AFTER,
     ),
     "quantized_products, turned": (
         "quantized_products", rounded("int8", 3, rotation=8), 1,
-        [*AFTER_TURNED, *TOKEN, "Concat", "Reshape", "MatMul", "Reshape"],
+        [*AFTER, *TOKEN, "Concat", "Reshape", "MatMul", "Reshape"],
     ),
     "quantized_products, not of two formats": (
         "quantized_products", rounded("fp8", 3), 0, [*CODED, "quantize_input", "MatMul"],

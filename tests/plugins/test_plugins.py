@@ -166,21 +166,21 @@ def test_body_is_the_operator(plugin: Plugin, i: int):
     args = dict(zip((a.name for a in plugin.schema.arguments), plugin.cases()[i], strict=True))
     tensors = {name: isinstance(value, Tensor) or None for name, value in args.items()}
     plain = {name: v for name, v in args.items() if not isinstance(v, Tensor | None)}
-    proto = plugin.function(tensors | plain)
-    attributes = [*proto.attribute, *(a.name for a in proto.attribute_proto)]
+    body = plugin.function(tensors | plain)
     given = [name for name, v in args.items() if isinstance(v, Tensor | None)]
     while args[given[-1]] is None:  # an input that is left out keeps its place before others
         given.pop()
-    assert [*proto.input, *attributes] == [*given, *plain]
-    assert len(proto.output) == len(plugin.schema.returns)
-    assert {node.domain for node in proto.node} == {""}
+    assert [value.name for value in body.inputs] == given
+    assert list(body.attributes) == list(plain)
+    assert len(body.outputs) == len(plugin.schema.returns)
+    assert {node.domain for node in body.all_nodes()} == {""}
 
 
 @pytest.mark.parametrize(("plugin", "i"), EACH, ids=label)
 def test_body_reads_each_old_state_once(plugin: Plugin, i: int):
     """A runtime may write a state where it lies: whoever read the old one later would read both."""
     args = dict(zip((a.name for a in plugin.schema.arguments), plugin.cases()[i], strict=True))
-    proto = plugin.function({n: v if not isinstance(v, Tensor) else True for n, v in args.items()})
-    for state in (name for name in proto.input if name.startswith("past_")):
-        readers = [n.op_type for n in proto.node if state in n.input and n.op_type != "Shape"]
+    body = plugin.function({n: v if not isinstance(v, Tensor) else True for n, v in args.items()})
+    for state in (value for value in body.inputs if str(value.name).startswith("past")):
+        readers = [use.node.op_type for use in state.uses() if use.node.op_type != "Shape"]
         assert len(readers) == 1, (state, readers)

@@ -1,0 +1,247 @@
+"""Write ONNX nodes from Python: bodies of operators, and what passes put into a graph.
+
+    def body(op: Builder, x: Value, scale: Attribute) -> Value:
+        return op.Softmax(x * scale, axis=-1)
+
+Every standard operator is a method of Builder: inputs by position, attributes by name, both checked
+against the standard's schema. Numbers stand for constants: bool, int (int64) and float (fp32) for
+scalars, lists of them for tensors of one axis. What is computed twice from the same is one node.
+"""
+
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir import DataType
+
+ONNX_OPSET = 24  # of the standard operators that bodies and graphs are written in
+KINDS = {"b": DataType.BOOL, "i": DataType.INT64, "f": DataType.FLOAT}  # of numbers of Python
+
+
+def _writes(op_type: str) -> Callable[..., Any]:
+    return lambda *values: values[0].op.node(op_type, *values)
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A value of the graph that `op` writes. Python's operators are those of ONNX: `/` of integers
+    rounds towards zero."""
+
+    op: "Builder"
+    ir: ir.Value
+
+    __add__, __sub__ = _writes("Add"), _writes("Sub")
+    __mul__, __truediv__ = _writes("Mul"), _writes("Div")
+    __mod__, __matmul__ = _writes("Mod"), _writes("MatMul")
+    __lt__, __le__ = _writes("Less"), _writes("LessOrEqual")
+    __gt__, __ge__ = _writes("Greater"), _writes("GreaterOrEqual")
+    __and__, __or__, __invert__ = _writes("And"), _writes("Or"), _writes("Not")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute of the operator whose body is written.
+
+    As an input or an attribute of a node it is a reference, and the body fits every value; whoever
+    reads `value` writes a body for that value alone.
+    """
+
+    name: str
+    type: ir.AttributeType
+    value: Any
+
+
+Size = Value | Attribute | int
+Input = Value | Attribute | bool | int | float | list[int] | list[bool] | None
+Block = Callable[..., Any]  # writes nodes, and returns the Value or the values that come of them
+Typed = tuple[DataType, str]  # a dtype and a shape, each axis a letter
+
+
+class Builder:
+    """The nodes of one graph as they are written, `nodes` those of the innermost subgraph."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.domains: dict[str, int] = {}  # of operators beside the standard ones -> version
+        self._written: ChainMap[Any, Any] = ChainMap()  # what a node computes -> its outputs
+        self._names: dict[str, int] = {}
+
+    def input(self, name: str, typed: Typed | None = None) -> Value:
+        """Return a value that comes in from outside."""
+        value = ir.Value(name=self._unique(name))
+        if typed is not None:
+            value.type, value.shape = ir.TensorType(typed[0]), ir.Shape(list(typed[1]))
+        return Value(self, value)
+
+    def outputs(self, results: Value | Sequence[Value]) -> list[ir.Value]:
+        """Return results as outputs of the innermost graph: each its own, and written in it."""
+        found: list[ir.Value] = []
+        for value in [results] if isinstance(results, Value) else results:
+            own = value.ir.producer() in self.nodes and value.ir not in found
+            made = value if own else self._append("Identity", [value.ir], {}, "", 1)[0]
+            found.append(made.ir)
+        return found
+
+    # -- operators
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+        return partial(self.node, op_type)
+
+    def node(
+        self,
+        op_type: str,
+        *inputs: Input,
+        domain: str = "",
+        outputs: int | None = None,
+        **attributes: Any,
+    ) -> Any:
+        """Write a node; return its output, or a tuple where it has several.
+
+        outputs: how many; of a standard operator, without it, those that are not optional. Raises
+        TypeError where a standard operator has no such attribute or another number of inputs.
+        """
+        if not domain:
+            required = _checked(op_type, len(inputs), attributes)
+            outputs = required if outputs is None else outputs
+        given = [x if x is None or isinstance(x, Value) else self.constant(x) for x in inputs]
+        values = [None if x is None else x.ir for x in given]
+        key = (domain, op_type, tuple(map(id, values)), repr(sorted(attributes.items())))
+        if key not in self._written:
+            made = self._append(op_type, values, attributes, domain, outputs or 1)
+            self._written[key] = made[0] if len(made) == 1 else made
+        return self._written[key]
+
+    def _append(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any],
+        domain: str,
+        outputs: int,
+    ) -> tuple[Value, ...]:
+        given = [
+            ir.RefAttr(name, value.name, value.type)
+            if isinstance(value, Attribute)
+            else ir.convenience.convert_attributes({name: value})[0]
+            for name, value in attributes.items()
+        ]
+        name = self._unique(op_type)
+        node = ir.Node(domain, op_type, inputs, given, num_outputs=outputs, name=name)
+        for i, value in enumerate(node.outputs):
+            value.name = name if outputs == 1 else f"{name}.{i}"
+        self.nodes.append(node)
+        if domain:
+            self.domains[domain] = 1
+        return tuple(Value(self, value) for value in node.outputs)
+
+    def _unique(self, name: str) -> str:
+        count = self._names[name] = self._names.get(name, 0) + 1
+        return name if count == 1 else f"{name}_{count}"
+
+    def constant(self, value: Any, dtype: DataType | None = None) -> Value:
+        """Return a constant: an Attribute, a number, or an array or nested lists of numbers."""
+        if isinstance(value, Attribute):
+            kind = "value_float" if value.type == ir.AttributeType.FLOAT else "value_int"
+            return self.node("Constant", **dict[str, Any]({kind: value}))
+        numbers = np.asarray(value)
+        dtype = KINDS[numbers.dtype.kind] if dtype is None else dtype
+        numbers = numbers.astype(dtype.numpy())
+        key = ("constant", dtype, numbers.shape, numbers.tobytes())
+        if key not in self._written:
+            (made,) = self._append("Constant", [], {"value": ir.tensor(numbers, dtype)}, "", 1)
+            made.ir.type, made.ir.shape = ir.TensorType(dtype), ir.Shape(numbers.shape)
+            self._written[key] = made
+        return self._written[key]
+
+    # -- sizes, int64
+
+    def size(self, x: Value, axis: int) -> Value:
+        """Return the size of one axis, [1]."""
+        return self.Shape(x, start=axis, **({} if axis == -1 else {"end": axis + 1}))
+
+    def dims(self, *sizes: Size) -> Value:
+        """Return sizes, each a number, an attribute or a tensor [n], as one tensor."""
+
+        def part(size: Size) -> Value:
+            if isinstance(size, Attribute):
+                return self.Reshape(size, [-1])
+            return size if isinstance(size, Value) else self.constant([size])
+
+        parts = [part(size) for size in sizes]
+        return parts[0] if len(parts) == 1 else self.Concat(*parts, axis=0)
+
+    def reshape(self, x: Value, *sizes: Size) -> Value:
+        return self.Reshape(x, self.dims(*sizes))
+
+    def range(self, count: Value) -> Value:
+        """Return 0 .. count - 1; count [1]."""
+        return self.Range(0, self.Squeeze(count), 1)
+
+    def slice(self, x: Value, axis: int, start: Input, end: Input) -> Value:
+        """Return the part of x along an axis; start and end are [1]."""
+        return self.Slice(x, start, end, [axis])
+
+    # -- operators with subgraphs
+
+    def branch(self, condition: Value, then: Block, otherwise: Block) -> Any:
+        """Return what `then` or, where the condition [] is false, `otherwise` returns."""
+        taken, other = self._subgraph("then", then, {}), self._subgraph("else", otherwise, {})
+        graphs = {"then_branch": taken, "else_branch": other}
+        made = self._append("If", [condition.ir], graphs, "", len(taken.outputs))
+        return made[0] if len(made) == 1 else made
+
+    def scan(
+        self,
+        step: Block,
+        states: Mapping[str, tuple[Value, str]],
+        scanned: Mapping[str, tuple[Value, str]],
+    ) -> tuple[Value, ...]:
+        """Return the last states, then, stacked along a new axis 0, what else `step` returns.
+
+        It takes the states and an entry along axis 0 of each of `scanned`, and returns the next
+        states first. All are fp32; each has a name, and a shape with a letter for every axis.
+        """
+        given = {**states, **scanned}
+        types = {name: (DataType.FLOAT, axes) for name, (_, axes) in given.items()}
+        body = self._subgraph("step", step, types)
+        inputs = [value.ir for value, _ in given.values()]
+        attributes = {"body": body, "num_scan_inputs": len(scanned)}
+        return self._append("Scan", inputs, attributes, "", len(body.outputs))
+
+    def loop(self, step: Block, count: Value, state: Value, axes: str) -> Value:
+        """Return an fp32 state after `count` [] steps, which take their number and the state."""
+
+        def body(number: Value, go: Value, before: Value) -> tuple[Value, Value]:
+            return go, step(number, before)
+
+        given = {"number": (DataType.INT64, ""), "go": (DataType.BOOL, "")}
+        graph = self._subgraph("step", body, {**given, "before": (DataType.FLOAT, axes)})
+        inputs = [count.ir, self.constant(True).ir, state.ir]
+        return self._append("Loop", inputs, {"body": graph}, "", 1)[0]
+
+    def _subgraph(self, name: str, block: Block, given: Mapping[str, Typed]) -> ir.Graph:
+        """A subgraph sees what was written before it, and nothing else sees what it writes."""
+        inputs = [self.input(own, typed) for own, typed in given.items()]
+        outer, known = self.nodes, self._written
+        self.nodes, self._written = [], known.new_child()
+        outputs = self.outputs(block(*inputs))
+        nodes, self.nodes, self._written = self.nodes, outer, known
+        return ir.Graph([x.ir for x in inputs], outputs, nodes=nodes, name=self._unique(name))
+
+
+def _checked(op_type: str, inputs: int, attributes: Mapping[str, Any]) -> int:
+    """Return how many outputs a standard operator has at least."""
+    schema = onnx.defs.get_schema(op_type, ONNX_OPSET)
+    if unknown := sorted(set(attributes) - set(schema.attributes)):
+        raise TypeError(f"{op_type} has no attribute {unknown}; its: {sorted(schema.attributes)}")
+    least, most = schema.min_input, schema.max_input
+    if not least <= inputs <= most:
+        raise TypeError(f"{op_type} takes {least} to {most} inputs, not {inputs}")
+    return schema.min_output
