@@ -75,6 +75,9 @@ class Plugin:
         graph = ir.Graph(
             inputs[:last], outputs, nodes=op.nodes, name=self.name, opset_imports=domains
         )
+        for node in reversed(graph):  # what no output depends on
+            if not any(value.uses() or value in outputs for value in node.outputs):
+                graph.remove(node, safe=True)
         names = [name for name, value in given.items() if isinstance(value, Attribute)]
         declared = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in names]
         return ir.Function(DOMAIN, self.name, graph=graph, attributes=declared)
