@@ -30,5 +30,5 @@ def numbers(code: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def stored(code: Tensor, scale: Tensor | None) -> Tensor:
-    """Return codes as they lie in the cache."""
+    """Return codes in the dtype of the cache."""
     return code if scale is None else code.to(torch.float8_e4m3fn)

@@ -74,7 +74,7 @@ def routes_at(order, places, real):
 def weight_at(stack, expert, column, depth, STEPS: tl.constexpr):
     """Return where weights DEPTH,COLUMNS of an expert lie, in a stack of E,columns,depths.
 
-    Depths go down and columns across: a product with the turned matrix needs no turned copy.
+    Depths go down and columns across: a product with the transposed matrix needs no copy.
     """
     e, across = expert.to(tl.int64), column.to(tl.int64)[None, :]
     return stack + e * STEPS[0] + across * STEPS[1] + depth[:, None] * STEPS[2]

@@ -213,7 +213,7 @@ def steps(
 ) -> tuple[list[Step], Tensor]:
     """Return the launches for moe_experts' arguments, and the output that they fill.
 
-    Weights may be views (turned, or every second row of a stack): they are read where they lie.
+    Weights may be views (transposed, or every second row of a stack): they are read by strides.
     """
     experts, D, I = down.shape  # noqa: E741
     S, R = chosen.numel(), chosen.shape[-1]

@@ -1,6 +1,6 @@
-"""A matrix of each head's own times what each place has of that head, in Triton.
+"""Batched matmul, one matrix per head, in Triton.
 
-Letters: N places, H heads, D width of what places have, M width of what they get.
+Letters: N rows, H heads, D width of the input, M width of the output.
 """
 
 import triton
@@ -25,8 +25,8 @@ def each_head(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """out = matrix x for each head, a tile of ROWS,COLUMNS in each program."""
-    # Programs side by side share a part of a matrix.
+    """`out[n, h] = matrix[h] @ x[n, h]`; each program computes a tile of ROWS,COLUMNS."""
+    # Neighbouring programs read the same columns of a matrix.
     program = tl.program_id(0)
     rows, columns = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
     head = program // rows // columns
@@ -49,9 +49,9 @@ def each_head(
 
 
 def by_head(x: Tensor, matrix: Tensor) -> tuple[Step, Tensor]:
-    """Return the launch for x ...,H,D and matrix H,M,D, and what it fills: ...,H,M.
+    """Return the launch for x ...,H,D and matrix H,M,D, and the output that it writes, ...,H,M.
 
-    The matrices may be turned: they are read where they lie.
+    matrix may be a transposed view: it is read by its strides, without a copy.
     """
     heads, columns, depth = matrix.shape
     places = x.numel() // (heads * depth)

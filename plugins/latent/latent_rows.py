@@ -41,7 +41,7 @@ def part(rows, inside, SIZE: tl.constexpr):
 @triton.jit
 def attend(
     folded,  # ROWS of width L
-    turned,  # ROWS of width R
+    rotated,  # ROWS of width R
     real,  # ROWS
     position,  # ROWS: the last slot that each sees
     cache,  # C,W
@@ -62,7 +62,7 @@ def attend(
     # Below any score, and finite: a power of a difference with -inf is 0, never NaN.
     LEAST: tl.constexpr = -3.4e38
     own = part(folded, real, L)
-    own_turned = part(turned, real, R)
+    own_rotated = part(rotated, real, R)
     best = tl.full([real.shape[0]], LEAST, tl.float32)
     total = tl.zeros([real.shape[0]], tl.float32)
     taken = tl.zeros([real.shape[0], own.shape[1]], tl.float32)
@@ -76,7 +76,7 @@ def attend(
         latent = part(row, inside, L)
         score = tl.dot(own, tl.trans(latent), input_precision="ieee")
         shared = part(row + L, inside, R)
-        score = tl.dot(own_turned, tl.trans(shared), score, input_precision="ieee")
+        score = tl.dot(own_rotated, tl.trans(shared), score, input_precision="ieee")
         seen = inside[None, :] & (slot[None, :] <= position[:, None])
         score = tl.where(seen, score * scale, float("-inf"))
         highest = tl.maximum(best, tl.max(score, 1))

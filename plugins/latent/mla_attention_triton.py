@@ -30,7 +30,7 @@ from lmcast.plugins.launch.step import Step, launcher
 @triton.jit
 def attend_all(
     folded,  # B,T,H,L
-    turned,  # B,T,H,R
+    rotated,  # B,T,H,R
     cache,  # B,C,L+R, with the new rows
     cache_lengths,  # B
     taken,  # B,T,H,L
@@ -66,16 +66,16 @@ def attend_all(
     row = query.to(tl.int64)
     position = length + number // H
     rows = cache + b.to(tl.int64) * C * (L + R)
-    own, own_turned = folded + row * L, turned + row * R
+    own, own_rotated = folded + row * L, rotated + row * R
     mean, weight = attend(
-        own, own_turned, real, position, rows, None, start, end, last, scale, L, R, BLOCK
+        own, own_rotated, real, position, rows, None, start, end, last, scale, L, R, BLOCK
     )
     keep(mean, weight, taken, partial, peaks, query, real, split, splits, L)
 
 
 def steps(
     query: Tensor,
-    turned: Tensor,
+    rotated: Tensor,
     latent: Tensor,
     past: Tensor,
     cache_lengths: Tensor,
@@ -85,7 +85,7 @@ def steps(
     scale: float,
 ) -> tuple[list[Step], tuple[Tensor, Tensor]]:
     """Return the launches for mla_attention's arguments, and the output and the cache they fill."""
-    batch, tokens, heads, turned_width = turned.shape
+    batch, tokens, heads, rotated_width = rotated.shape
     if not batch * tokens:
         return [], (query.new_empty(*query.shape[:3], value_up.shape[1]), past)
     fold, folded = by_head(query, key_up.mT)
@@ -93,10 +93,10 @@ def steps(
     tiles = batch * -(-tokens * heads // sweep.rows)
     found = results(folded, split_count(tiles, past.shape[1]))
     unfold, out = by_head(found["taken"], value_up)
-    arguments = found | {"folded": folded, "turned": turned.contiguous(), "cache": past}
+    arguments = found | {"folded": folded, "rotated": rotated.contiguous(), "cache": past}
     arguments |= {"cache_lengths": cache_lengths, "scale": scale * math.log2(math.e)}
     arguments |= {"T": tokens, "C": past.shape[1], "H": heads, "L": key_up.shape[2]}
-    arguments |= {"R": turned_width, "ROWS": sweep.rows, "BLOCK": sweep.block}
+    arguments |= {"R": rotated_width, "ROWS": sweep.rows, "BLOCK": sweep.block}
     programs = tiles * found["splits"]
     todo = [writing(latent, past, cache_lengths), fold]
     todo.append(Step(attend_all, programs, arguments, sweep.warps, sweep.stages))

@@ -26,7 +26,7 @@ from lmcast.plugins.launch.step import Step, launcher
 @triton.jit
 def attend_chosen(
     folded,  # B,T,H,L
-    turned,  # B,T,H,R
+    rotated,  # B,T,H,R
     cache,  # B,C,L+R, with the new rows
     cache_lengths,  # B
     chosen,  # B,T,K
@@ -67,16 +67,16 @@ def attend_chosen(
     row = query.to(tl.int64)
     position = tl.full([ROWS], 0, tl.int32) + last
     rows = cache + (place // T).to(tl.int64) * C * (L + R)
-    own, own_turned = folded + row * L, turned + row * R
+    own, own_rotated = folded + row * L, rotated + row * R
     mean, weight = attend(
-        own, own_turned, real, position, rows, own_slots, start, end, last, scale, L, R, BLOCK
+        own, own_rotated, real, position, rows, own_slots, start, end, last, scale, L, R, BLOCK
     )
     keep(mean, weight, taken, partial, peaks, query, real, split, splits, L)
 
 
 def steps(
     query: Tensor,
-    turned: Tensor,
+    rotated: Tensor,
     latent: Tensor,
     past: Tensor,
     cache_lengths: Tensor,
@@ -87,7 +87,7 @@ def steps(
     scale: float,
 ) -> tuple[list[Step], tuple[Tensor, Tensor]]:
     """Return the launches for sparse_attention's arguments, and the output and the cache."""
-    batch, tokens, heads, turned_width = turned.shape
+    batch, tokens, heads, rotated_width = rotated.shape
     if not batch * tokens:
         return [], (query.new_empty(*query.shape[:3], value_up.shape[1]), past)
     fold, folded = by_head(query, key_up.mT)
@@ -95,10 +95,10 @@ def steps(
     tiles = batch * tokens * -(-heads // sweep.rows)
     found = results(folded, split_count(tiles, chosen.shape[2]))
     unfold, out = by_head(found["taken"], value_up)
-    arguments = found | {"folded": folded, "turned": turned.contiguous(), "cache": past}
+    arguments = found | {"folded": folded, "rotated": rotated.contiguous(), "cache": past}
     arguments |= {"cache_lengths": cache_lengths, "chosen": chosen.contiguous()}
     arguments |= {"scale": scale * math.log2(math.e), "T": tokens, "C": past.shape[1]}
-    arguments |= {"K": chosen.shape[2], "H": heads, "L": key_up.shape[2], "R": turned_width}
+    arguments |= {"K": chosen.shape[2], "H": heads, "L": key_up.shape[2], "R": rotated_width}
     arguments |= {"ROWS": sweep.rows, "BLOCK": sweep.block}
     programs = tiles * found["splits"]
     todo = [writing(latent, past, cache_lengths), fold]

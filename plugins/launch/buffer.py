@@ -18,18 +18,18 @@ class Buffer:
 
     dtype: torch.dtype
     shape: tuple[Count, ...]
-    turned_from: "Buffer | None" = None
+    transposed_from: "Buffer | None" = None
 
     @property
     def memory(self) -> "Buffer":
         """The one that this is a view of, or itself."""
-        return self.turned_from or self
+        return self.transposed_from or self
 
     @property
     def mT(self) -> "Buffer":
         """The view with the last two axes swapped; the other way round, what it was made from."""
-        if self.turned_from:
-            return self.turned_from
+        if self.transposed_from:
+            return self.transposed_from
         *rest, rows, columns = self.shape
         return Buffer(self.dtype, (*rest, columns, rows), self)
 
@@ -37,17 +37,17 @@ class Buffer:
         return prod(self.shape)
 
     def is_contiguous(self) -> bool:
-        return self.turned_from is None
+        return self.transposed_from is None
 
     def contiguous(self) -> "Buffer":
         """Return itself; TypeError for a view, which would have to be copied by a kernel."""
-        if self.turned_from:
-            raise TypeError(f"a kernel would have to copy a turned tensor of {self.shape}")
+        if self.transposed_from:
+            raise TypeError(f"a kernel would have to copy a transposed tensor of {self.shape}")
         return self
 
     def stride(self) -> tuple[Count, ...]:
-        if self.turned_from:
-            *rest, rows, columns = self.turned_from.stride()
+        if self.transposed_from:
+            *rest, rows, columns = self.transposed_from.stride()
             return (*rest, columns, rows)
         return tuple(prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
 

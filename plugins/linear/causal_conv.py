@@ -67,7 +67,7 @@ def body(
 
 
 def case(counts: list[int], channels: int, taps: int, bias: bool, silu: bool) -> tuple:
-    """Return arguments for rows of so many tokens."""
+    """Return arguments for rows with these token counts."""
     batch, tokens = len(counts), max(counts)
     return (
         torch.randn(batch, tokens, channels),

@@ -1,9 +1,9 @@
-"""Linear attention by chunks of tokens in Triton: what a chunk adds to the matrix and, with beta,
-takes off it; the matrix from chunk to chunk; and what queries read.
+"""Chunked linear attention in Triton, three kernels: `prepare` computes the update of the state of
+each chunk, `carry` scans the states over the chunks, `read` computes the output.
 
-Letters as in linear_attention, N chunks. What the tokens of a chunk tell each other is a triangular
-system, solved once for each chunk (arXiv 2406.06484). Products are of the dtype of values, with
-fp32 sums; decays, the matrix and the triangular system are fp32.
+Letters as in linear_attention, N chunks. The delta rule within a chunk is a triangular system,
+solved once for each chunk (arXiv 2406.06484). Matrix products have inputs in the dtype of values
+and fp32 accumulators; decays, states and the triangular system are fp32.
 """
 
 import triton
@@ -14,7 +14,7 @@ from lmcast.plugins.linear.token_tiles import decays, directions, inverse, pairs
 
 @triton.jit
 def alike(key, decay, inside, short: tl.constexpr, EPS, K: tl.constexpr, C, WIDE):
-    """Return the products of the keys of C tokens, times what is left of each at the later one."""
+    """Return the Gram matrix of the keys of a chunk, C,C, with the decay between the two tokens."""
     k = directions(key, inside, EPS, K, WIDE).to(short)
     left = pairs(decays(decay, inside, 1, WIDE), C)
     return tl.dot(k, tl.trans(k), input_precision="ieee") * left
@@ -22,9 +22,9 @@ def alike(key, decay, inside, short: tl.constexpr, EPS, K: tl.constexpr, C, WIDE
 
 @triton.jit
 def tell(key, value, decay, strength, told, news, inside, EPS, K: tl.constexpr, V, C, WIDE, BLOCK):
-    """Return the inverse of 1 and what C tokens tell the later ones; write its product with values.
+    """Return the inverse, C,C, of the triangular system of a chunk; write its product with values.
 
-    told: rows of products of keys, or None where decay is one for all channels.
+    told: decayed products of keys, B,T,H,C, where decay is per channel; None: computed here.
     """
     short: tl.constexpr = value.dtype.element_ty
     # For short dtypes, fp32 in three products of tensor cores.
@@ -66,7 +66,7 @@ def prepare(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A chunk of one head; one without valid tokens is left out, and never read."""
+    """One chunk of one head per program; those without valid tokens are skipped: none reads them."""
     program = tl.program_id(0)
     start, h = program % tl.cdiv(T, C) * C, program // tl.cdiv(T, C) % H
     b = program // tl.cdiv(T, C) // H
@@ -116,7 +116,7 @@ def carry(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The matrix of one head from chunk to chunk, BLOCK of its columns; each has its own."""
+    """Scan the state of one head over its chunks, BLOCK of its V columns per program."""
     program = tl.program_id(0)
     first = program % tl.cdiv(V, BLOCK) * BLOCK
     row = (program // tl.cdiv(V, BLOCK)).to(tl.int64)  # b * H + h
@@ -167,7 +167,7 @@ def read(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What the queries of a chunk find in the matrix before it and in its own tokens."""
+    """Output of one chunk: its queries times the state before it, and times its own tokens."""
     program = tl.program_id(0)
     chunks = tl.cdiv(T, C)
     n, row = program % chunks, (program // chunks).to(tl.int64)  # b * H + h

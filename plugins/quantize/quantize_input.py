@@ -22,7 +22,7 @@ def eager(x: Tensor, scale: Tensor | None, format: str, rotation: int) -> Tensor
 
     scale () fp32: of 'fp8' and 'int8' the static one, of 'nvfp4' what block scales are divided by;
     None: from the largest value of each token. rotation: a power of two; that many neighbours are
-    first turned by a normalized Hadamard matrix (0: none), as the weight's columns were.
+    first rotated by a normalized Hadamard matrix (0: none), as the weight's columns were.
     """
     wide = x.float()
     if rotation:
@@ -141,12 +141,12 @@ def cases() -> list[tuple]:
     fixed = [(torch.randn(3, 32), torch.tensor(s), f, 0) for f, s in (
         ("fp8", 0.01), ("int8", 0.03), ("nvfp4", 0.002),
     )]  # fmt: skip
-    turned = [(torch.randn(1, 5, 64), None, format, 32) for format in ("fp8", "mxfp4")]
+    rotations = [(torch.randn(1, 5, 64), None, format, 32) for format in ("fp8", "mxfp4")]
     # Zeros, a block of zeros, and a range that saturates.
     edges = torch.zeros(2, 64)
     edges[0, :6] = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 7.0])
     edges[1, 3] = 1e-30
-    return [*plain, *fixed, *turned, *((edges, None, format, 0) for format in BLOCKS)]
+    return [*plain, *fixed, *rotations, *((edges, None, format, 0) for format in BLOCKS)]
 
 
 quantize_input = Plugin(
@@ -155,7 +155,7 @@ quantize_input = Plugin(
     shapes=shapes,
     body=body,
     cases=cases,
-    # 4 fp32 epsilons of a value near 4; a sum in another order may move a turned value to the next
+    # 4 fp32 epsilons of a value near 4; a sum in another order may move a rotated value to the next
     # code, which the cases do not have.
     close={torch.float32: Close(2e-6)},
 )

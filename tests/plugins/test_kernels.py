@@ -151,10 +151,10 @@ def test_attention_to_latents(kind: str, of: str):
 
 
 def test_a_row_without_room_is_written_nowhere():
-    query, turned, latent, past, _, *rest = whole.case([0, 0], [2, 2], 6, (2, 8, 4, 16, 8))
+    query, rotated, latent, past, _, *rest = whole.case([0, 0], [2, 2], 6, (2, 8, 4, 16, 8))
     held = past.clone()
     lengths = torch.tensor([5, 2])
-    whole.mla_attention.kernels["triton"]()(query, turned, latent, past, lengths, *rest)
+    whole.mla_attention.kernels["triton"]()(query, rotated, latent, past, lengths, *rest)
     assert torch.equal(past[0, 5], latent[0, 0]) and torch.equal(past[0, :5], held[0, :5])
     assert torch.equal(past[1, 2:4], latent[1]) and torch.equal(past[1, :2], held[1, :2])
 

@@ -28,7 +28,7 @@ from lmcast.plugins.plugin import Plugin
 
 # The first axes of each tensor that has any in common with others.
 AXES = {
-    **dict.fromkeys(("query", "turned", "latent", "key", "value", "decay", "beta"), "BT"),
+    **dict.fromkeys(("query", "rotated", "latent", "key", "value", "decay", "beta"), "BT"),
     **dict.fromkeys(("x", "logits", "weights", "chosen"), "BT"),
     **dict.fromkeys(("past", "past_key", "past_state", "cache_lengths", "token_counts"), "B"),
 }
