@@ -3,7 +3,7 @@
 import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,26 +34,6 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _traced_once() -> Iterator[None]:
-    """Parts that trace alike are traced once a session: two in five were traced again."""
-    from dataclasses import replace
-
-    from lmcast.exporter.graph import capture
-
-    trace, traced = capture._trace, dict[str, capture.Part]()
-
-    def remembered(name: str, module: Any, *given: Any) -> capture.Part:
-        key = capture._fingerprint(module, {}) + repr(given)
-        if key not in traced:
-            traced[key] = trace(name, module, *given)
-        return replace(traced[key], name=name)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capture, "_trace", remembered)
-        yield
 
 
 @pytest.fixture(scope="session")

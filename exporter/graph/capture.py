@@ -1,7 +1,7 @@
 """Trace each distinct kind of part of a model once, on meta tensors, with torch.export."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +15,10 @@ from lmcast.graphs.blocks.step import Handoff, State, Step, Table
 # Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.
 SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13}
 
+# Programs that a process keeps, the last used: calibration and export trace the same model, and two
+# sizes of one family share parts. A program takes about 0.8 MB: at most 100 MB.
+KEPT = 128
+
 # What every graph takes besides the states: integers by these axes.
 INPUTS: dict[str, tuple[int | str, ...]] = {
     "input_ids": ("B", "T"),
@@ -23,6 +27,9 @@ INPUTS: dict[str, tuple[int | str, ...]] = {
     "logit_rows": ("B", "R"),
 }
 Input = tuple[str, tuple[int | str, ...], torch.dtype]
+# Of a layer's inputs after the first three: how many tensors each table or handoff has, and how
+# many states follow.
+Nesting = tuple[tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def capture(model: Decoder) -> Captured:
         kind = _fingerprint(layer, {id(m): own for m, own in zip(taken, inputs, strict=True)})
         if kind not in kinds:
             wrapped = _Layer(layer, taken, given)
-            kinds[kind] = _layer(f"Layer{len(kinds)}", wrapped, x, inputs, states, gives)
+            kinds[kind] = _layer(f"Layer{len(kinds)}", wrapped, kind, x, inputs, states, gives)
         takes = tuple(name for group in inputs for name, _, _ in group)
         layers.append(Call(kinds[kind], prefix, layer, takes, states, gives))
 
@@ -197,6 +204,7 @@ def _positions(tables: Sequence[Table]) -> tuple[Call, dict[int, list[Input]]]:
 def _layer(
     name: str,
     layer: _Layer,
+    kind: str,
     x: Input,
     taken: list[list[Input]],
     states: tuple[State, ...],
@@ -206,7 +214,8 @@ def _layer(
     inputs += [tensor for group in taken for tensor in group]
     inputs += [(f"{s.name}.past", s.shape, s.dtype or x[2]) for s in states]
     outputs = ["x", *(f"{s.name}.present" for s in states), *gives]
-    return _trace(name, layer, inputs, outputs, [[len(group) for group in taken], len(states)])
+    groups = tuple(len(group) for group in taken)
+    return _trace(name, layer, inputs, outputs, kind, (groups, len(states)))
 
 
 def _trace(
@@ -214,29 +223,72 @@ def _trace(
     module: nn.Module,
     inputs: Sequence[Input],
     outputs: Sequence[str],
-    nesting: list[Any] | None = None,
+    kind: str | None = None,
+    nesting: Nesting | None = None,
 ) -> Part:
-    """Export `module`; `nesting` says how a layer's trailing inputs group into tuples."""
-    args: list[Any] = [
-        torch.empty([_size(n) for n in axes], dtype=dtype, device="meta")
-        for _, axes, dtype in inputs
-    ]
-    shapes: list[Any] = [
-        {i: Dim.AUTO for i, n in enumerate(axes) if isinstance(n, str)} for _, axes, _ in inputs
-    ]
-    if nesting is not None:
-        args, shapes = (_nest(values, nesting) for values in (args, shapes))
-    program = torch.export.export(module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
+    """Return a part that computes `outputs` of `inputs`, traced unless its like has been.
+
+    kind: the fingerprint of a layer. nesting: how a layer's trailing inputs group into tuples.
+    """
+    kind = _fingerprint(module, {}) if kind is None else kind
+    shapes = tuple((axes, dtype) for _, axes, dtype in inputs)
+    program = _programs.get(
+        (kind, shapes, nesting, torch.get_default_dtype(), torch.is_grad_enabled()),
+        lambda: _export(module, shapes, nesting),
+    )
     return Part(
         name, program, tuple(i[0] for i in inputs), tuple(i[1] for i in inputs), tuple(outputs)
     )
+
+
+class _Programs:
+    """Traced programs by all that a trace depends on; of more than KEPT, the last used.
+
+    The names of inputs and outputs are no part of a program. Parameters are, by dtype and shape: a
+    program holds those of the first module that was traced to it, which have no memory.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], ExportedProgram] = {}  # least recently used first
+
+    def get(self, key: tuple[Any, ...], trace: Callable[[], ExportedProgram]) -> ExportedProgram:
+        program = self._kept.pop(key, None)
+        self._kept[key] = trace() if program is None else program
+        if len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return self._kept[key]
+
+
+_programs = _Programs()
+
+
+def _export(
+    module: nn.Module,
+    inputs: Sequence[tuple[tuple[int | str, ...], torch.dtype]],
+    nesting: Nesting | None,
+) -> ExportedProgram:
+    """Trace `module` on meta tensors of these axes and dtypes."""
+    args: list[Any] = [
+        torch.empty([_size(n) for n in axes], dtype=dtype, device="meta") for axes, dtype in inputs
+    ]
+    shapes: list[Any] = [
+        {i: Dim.AUTO for i, n in enumerate(axes) if isinstance(n, str)} for axes, _ in inputs
+    ]
+    if nesting is not None:
+        args, shapes = (_nest(values, nesting) for values in (args, shapes))
+    from torch._dynamo import config  # here, as torch.export does: importing it takes a second
+
+    # The results of operators on symbolic shapes are hardly ever met again: keeping them took more
+    # than a quarter of a trace.
+    with config.patch(fake_tensor_cache_enabled=False):
+        return torch.export.export(module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
 
 
 def _size(axis: int | str) -> int:
     return axis if isinstance(axis, int) else SIZES[axis]
 
 
-def _nest(values: list[Any], nesting: list[Any]) -> list[Any]:
+def _nest(values: list[Any], nesting: Nesting) -> list[Any]:
     groups, states = nesting
     rest = iter(values[3:])
     tables = tuple(tuple(next(rest) for _ in range(n)) for n in groups)
@@ -264,21 +316,28 @@ def _fingerprint(module: nn.Module, taken: Mapping[int, Sequence[Input]]) -> str
     """Return a digest equal for modules that trace alike: same classes, settings and shapes.
 
     `taken`: what comes into the trace as inputs, by the identity of the table or handoff that it is
-    of; which of them it is and its axes count, not what gives it.
+    of; which of them it is and its axes count, not what gives it. A module or tensor that is met
+    again counts as the same one. Attributes that begin with an underscore must follow from others.
     """
     digest = hashlib.sha256()
-    order = list(taken)
+    order, met = list(taken), dict[int, int]()
 
     def feed(value: Any) -> None:
         if id(value) in taken:
             feed((order.index(id(value)), [tensor[1:] for tensor in taken[id(value)]]))
             return
+        if isinstance(value, Tensor | nn.Module):
+            if id(value) in met:
+                digest.update(f"again {met[id(value)]}".encode())
+                return
+            met[id(value)] = len(met)
         if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            form = (value.dtype, tuple(value.shape), value.stride(), value.requires_grad)
+            digest.update(repr(form).encode())
             if not value.is_meta:
                 digest.update(value.numpy(force=True).tobytes())
         elif isinstance(value, nn.Module):
-            digest.update(type(value).__qualname__.encode())
+            digest.update(f"{type(value).__module__}.{type(value).__qualname__}".encode())
             for key in sorted(value.__dict__):
                 if not key.startswith("_") and key != "training":
                     digest.update(key.encode())
@@ -299,9 +358,13 @@ def _fingerprint(module: nn.Module, taken: Mapping[int, Sequence[Input]]) -> str
             for item in value:
                 feed(item)
         elif callable(value):
-            digest.update(f"{value.__module__}.{value.__qualname__}".encode())
+            name = f"{value.__module__}.{value.__qualname__}"
+            assert "<" not in name, f"{name}: a setting must be a function that its module names"
+            digest.update(name.encode())
         else:
-            digest.update(repr(value).encode())
+            text = repr(value)
+            assert " at 0x" not in text, f"{text}: a setting must print what it is"
+            digest.update(text.encode())
 
     feed(module)
     return digest.hexdigest()

@@ -224,7 +224,7 @@ class Nested(nn.Module):
 
 
 REFUSED: dict[str, tuple[Callable, str]] = {
-    "unknown": (lambda x: x.cumsum(1), r"aten\.cumsum\.default at mixer .*exporter/aten\.py"),
+    "unknown": (lambda x: x.cumsum(1), r"aten\.cumsum\.default at mixer .*exporter/graph/aten\.py"),
     "alpha": (lambda x: torch.add(x, x, alpha=2), r"aten\.add\.Tensor at mixer .*alpha is 2"),
     "rounding": (
         lambda x: torch.div(x, 3, rounding_mode="trunc"),
