@@ -121,9 +121,9 @@ def test_other_inputs_are_another_program(traces):
 
 def test_what_holds_for_the_whole_process_counts(traces, monkeypatch):
     first = capture._trace("A", Scaled(), [X], OUT).program
-    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
-    assert capture._trace("A", Scaled(), [X], OUT).program is not first
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_default_dtype", lambda: torch.float64)
+        assert capture._trace("A", Scaled(), [X], OUT).program is not first
     with torch.no_grad():
         assert capture._trace("A", Scaled(), [X], OUT).program is not first
 
