@@ -1,11 +1,15 @@
-"""A plan of TensorRT for RTX for every family, built with no GPU and read back."""
+"""A plan of TensorRT for RTX for every graph that a family has, built with no GPU and read back."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import forms
+import onnx_ir as ir
 import pytest
 from plan_builder import Builder
-from tiny import Case
+from safetensors.torch import save_file
+from tiny import Case, read
 
 from lmcast.exporter import export, pipeline
 from lmcast.exporter.backends.tensorrt import build
@@ -19,7 +23,12 @@ OPTIONS = {"parity": False, "tokenizer": False, "sms": SMS, "sizes": SIZES}
 
 # One of each kind gets both profiles, as every export does; the others that for prompts, whose
 # lengths begin at 1: a second one takes as long again.
-WHOLE = ("deepseek_v32", "gemma3n", "gpt_oss", "llama", "nemotron_h", "qwen3_next")
+WHOLE = ("deepseek_v32", "gemma3n_text", "gpt_oss", "llama", "nemotron_h", "qwen3_next")
+
+
+# Families whose graph is that of the text in their files, which is a family of its own.
+OUTER = [case for case in forms.first_cases() if "text_config" in case.settings]
+OWN = [case for case in forms.first_cases() if case not in OUTER]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,7 @@ def builders() -> Iterator[dict[int, Builder]]:
         builder.close()
 
 
-@pytest.mark.parametrize("case", forms.first_cases(), ids=lambda case: case.architecture)
+@pytest.mark.parametrize("case", OWN, ids=lambda case: case.architecture)
 def test_family_builds(case: Case, checkpoint, builders, tmp_path, monkeypatch, report):
     profiles = 1 + (case.architecture in WHOLE)
     builder = builders[profiles]
@@ -52,13 +61,44 @@ def test_family_builds(case: Case, checkpoint, builders, tmp_path, monkeypatch, 
     assert dict(found.plugins) == {n: c["plugin"] for n, c in operators.items() if "plugin" in c}
     assert len(builder.kernels) == sum(found.plugins.values())
     assert all(builder.kernels), "the kernels in the plan are those that were compiled"
-    documented = forms.DOCUMENT.read_text().splitlines()
-    own = [line for line in documented if line.startswith(f"| {case.architecture} |")]
-    assert own == forms.rows(case.architecture, cpu, operators), "run tests/forms.py"
+    assert documented(case) == forms.rows(case.architecture, cpu, operators), "run tests/forms.py"
     report(
         "Plans for SM89 and SM120",
         {"family": case.architecture, "bytes": plan["bytes"], "plugins": len(builder.kernels)},
     )
+
+
+def documented(case: Case) -> list[str]:
+    """Return the lines of a family in TARGETS.md."""
+    lines = forms.DOCUMENT.read_text().splitlines()
+    return [line for line in lines if line.startswith(f"| {case.architecture} |")]
+
+
+def text_of(checkpoint: Path, to: Path) -> str:
+    """Write the text of a multimodal checkpoint as one of its own family; return that family."""
+    config, tensors = read(checkpoint)
+    for before in ("language_model.", "model.language_model."):
+        inside = {n.removeprefix(before): t for n, t in tensors.items() if n.startswith(before)}
+        if inside:
+            break
+    if before.startswith("model."):
+        inside = {f"model.{name}": tensor for name, tensor in inside.items()}
+        inside |= {name: t for name, t in tensors.items() if name.startswith("lm_head.")}
+    save_file(inside, to / "model.safetensors", {"format": "pt"})
+    text = config["text_config"] | {"tie_word_embeddings": "lm_head.weight" not in inside}
+    (to / "config.json").write_text(json.dumps(text))
+    return text["model_type"]
+
+
+@pytest.mark.parametrize("case", OUTER, ids=lambda case: case.architecture)
+def test_family_of_a_text_has_its_graph(case: Case, checkpoint, tmp_path: Path):
+    """Byte for byte what the family of the text traces, which has a plan above: not built again."""
+    assert text_of(checkpoint(case), tmp_path) in {own.architecture for own in OWN}
+    graphs = [forms.traced(source, "float16") for source in (checkpoint(case), tmp_path)]
+    whole, text = (ir.to_proto(g).SerializeToString(deterministic=True) for g in graphs)
+    assert whole == text
+    cpu, plan = (forms.rewritten(graphs[0].clone(), name) for name in ("cpu", "tensorrt-rtx"))
+    assert documented(case) == forms.rows(case.architecture, cpu, plan), "run tests/forms.py"
 
 
 def test_bfloat16_of_one_row(checkpoint, builders, tmp_path, monkeypatch):
