@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 os.environ["TRITON_INTERPRET"] = "1"
 # Some tests import ONNX Runtime themselves, before exporter/backends/ort.py does.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# Of torch, here and in the processes that tests start: threads that wait for each other spin, and
+# tests run side by side. Read once, too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_sessionstart() -> None:
@@ -26,14 +29,6 @@ def pytest_sessionstart() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """Threads that wait for each other are slow where tests run side by side."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

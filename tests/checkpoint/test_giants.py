@@ -45,7 +45,9 @@ def test_parameters_are_the_published_ones(name: str, tmp_path: Path):
 @BY_NAME
 def test_linked_export_points_at_every_byte(name: str, tmp_path: Path):
     giants.make(name, tmp_path / name, layers(name))
+    # Holes are no NaN: reading 8 GiB of them would show nothing.
     options = {"dtype": "bfloat16", "weights": "link", "parity": False, "tokenizer": False}
+    options |= {"full_check": False}
     engine = export(tmp_path / name, tmp_path / "engine", "onnx", **options)
     config, tensors, *_ = giants.GIANTS[name]
     expected = sum(map(giants.size, tensors(giants.cut(config, layers(name)))))
