@@ -4,67 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import case, defined, gap, logits, oracle_model, prompt, read
-from tiny.configs import FULL, SLIDING
-from tiny.llama import DROP, WEIGHTS
+from tiny.llama import WEIGHTS
+from tiny.moe import AIR, GROUPED, M2, MINI
 
-from lmcast.graphs import ConfigError, fill
+from lmcast.graphs import fill
 
 # Settings
-
-AIR, M2, MINI = "glm4_moe/GLM-4.5-Air", "minimax_m2/MiniMax-M2", "afmoe/Trinity-Mini"
-GROUPED = "glm4_moe/groups, scale, bias, norms"
-# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
-SHOWN = [
-    (AIR, {"norm_topk_prob": False}),
-    (AIR, {"routed_scaling_factor": 2.5}),
-    (AIR, {"partial_rotary_factor": 0.25}),
-    (AIR, {"num_experts_per_tok": 3}),
-    (AIR, {"n_group": 2}),
-    (GROUPED, {"topk_group": 3}),
-    (GROUPED, {"n_group": 2}),
-    (M2, {"rotary_dim": 4}),
-    (M2, {"rotary_dim": None}),
-    (M2, {"num_experts_per_tok": 3}),
-    (MINI, {"route_scale": 1.0}),
-    (MINI, {"mup_enabled": False}),
-    (MINI, {"sliding_window": 7}),
-    (MINI, {"layer_types": [SLIDING] * 4}),
-    (MINI, {"rope_theta": 900}),
-    ("qwen3_moe/Qwen3-30B-A3B", {"norm_topk_prob": False}),
-    ("qwen3_moe/dense layers, window, gelu", {"sliding_window": 7}),
-]
-
-
-@pytest.mark.parametrize(("name", "change"), SHOWN)
-def test_settings_show_in_the_logits(name, change, checkpoint):
-    config, values = read(checkpoint(name))
-    assert {key: config.get(key) for key in change} != change
-    assert gap(logits(config, values), logits(config | change, values)) > 1e-3
-
-
-# Settings that say what holds anyway: by default, or because of another.
-SILENT = [
-    (AIR, {"partial_rotary_factor": DROP}, {}),
-    (AIR, {"partial_rotary_factor": None}, {"partial_rotary_factor": 1.0}),
-    (AIR, {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1000}}, {}),
-    (AIR, {"num_nextn_predict_layers": DROP, "num_mtp_layers": 0}, {}),
-    (AIR, {"num_nextn_predict_layers": 0}, {}),
-    (M2, {"rotary_dim": None, "partial_rotary_factor": 0.5}, {}),
-    (M2, {"num_local_experts": DROP, "num_experts": 8}, {}),
-    (MINI, {"layer_types": None}, {}),
-    (MINI, {"layer_types": [FULL] * 4}, {"layer_types": [FULL] * 4, "rope_theta": 7.0}),
-    (MINI, {"num_dense_layers": 2, "global_attn_every_n_layers": 2}, {}),
-]
-
-
-@pytest.mark.parametrize(("name", "one", "other"), SILENT)
-def test_settings_that_mean_the_same(name, one, other, checkpoint):
-    config, values = read(checkpoint(name))
-    left, right = (
-        {key: value for key, value in (config | change).items() if value is not DROP}
-        for change in (one, other)
-    )
-    assert torch.equal(logits(left, values), logits(right, values))
 
 
 CORRECTIONS = {
@@ -85,55 +30,6 @@ def test_corrections_select_and_never_weigh(name, checkpoint):
     assert torch.equal(logits(config, values | raised), before)
     for tensor in biases:
         assert gap(logits(config, values | {tensor: values[tensor].flip(0)}), before) > 1e-3
-
-
-@pytest.mark.parametrize("name", [GROUPED, M2, "afmoe/mup, scale, bias, two dense"])
-@torch.no_grad()
-def test_every_parameter_shows_in_the_logits(name, checkpoint):
-    config, values = read(checkpoint(name))
-    found = defined(config, values)
-    fill(found, found.model, values.__getitem__, torch.float32)
-    before, silent = found.model(prompt()), []
-    for parameter, value in found.model.named_parameters():
-        kept = value.clone()
-        value.copy_(kept.flip(-1))
-        if gap(found.model(prompt()), before) < 1e-5:
-            silent.append(parameter)
-        value.copy_(kept)
-    assert not silent
-
-
-# What define refuses, beside what the command does (malformed_moe).
-REFUSED = [
-    (M2, {"attn_type_list": [1, 1]}, "attn_type_list has 2 entries; num_hidden_layers is 3"),
-    (M2, {"attn_type_list": [1, 0, 1]}, r"attn_type_list\[1\] is 0"),
-    (M2, {"rotary_dim": 32}, "rotary_dim is 32.*head_dim 16"),
-    (M2, {"rotary_dim": 8.0}, "rotary_dim is 8.0; accepted: an integer"),
-    (M2, {"rotary_dim": 0}, "rotary_dim is 0; accepted: 1"),
-    (M2, {"rotary_dim": 5}, "rotary width is 5"),
-    (M2, {"partial_rotary_factor": 0.25}, "rotary_dim is 8, but partial_rotary_factor.* 4 of"),
-    (M2, {"qk_norm_type": "per_head"}, "qk_norm_type is 'per_head'"),
-    (M2, {"use_qk_norm": False}, "use_qk_norm is False"),
-    (M2, {"use_routing_bias": False}, "use_routing_bias is False"),
-    (M2, {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
-    (M2, {"shared_intermediate_size": 64}, "shared_intermediate_size is 64"),
-    (M2, {"layernorm_mlp_beta": 2.0}, "layernorm_mlp_beta is 2.0"),
-    (M2, {"sliding_window": 8}, "sliding_window"),
-    (M2, {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
-    (AIR, {"num_nextn_predict_layers": -1}, "num_nextn_predict_layers is -1"),
-    (AIR, {"num_local_experts": 4}, "n_routed_experts is 8, but num_local_experts"),
-    (AIR, {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
-    (AIR, {"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor is 0.25"),
-    (MINI, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-    (MINI, {"score_func": "softmax"}, "score_func is 'softmax'"),
-]
-
-
-@pytest.mark.parametrize(("name", "change", "message"), REFUSED)
-def test_configs_that_no_definition_reads_are_refused(name, change, message, checkpoint):
-    config, values = read(checkpoint(name))
-    with pytest.raises(ConfigError, match=f"^{config['model_type']}: .*{message}"):
-        defined(config | change, values)
 
 
 # Roundings

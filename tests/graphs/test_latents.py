@@ -13,8 +13,9 @@ import pytest
 import torch
 from files.malformed_latents import GLM, tiny_glm
 from safetensors.torch import load_file, save_file
-from tiny import case, defined, gap, logits, oracle_model, ours, prompt, read
-from tiny.llama import DROP, WEIGHTS, tiny_llama, write_json
+from tiny import case, defined, logits, oracle_model, ours, prompt, read
+from tiny.latents import GLM52, K2, SHARED, V3
+from tiny.llama import WEIGHTS, tiny_llama, write_json
 from torch import Tensor
 
 from lmcast.exporter import export
@@ -30,109 +31,7 @@ from lmcast.plugins.latent.onnx_body import Heads
 from lmcast.plugins.onnx_builder import Builder, Value
 from lmcast.plugins.plugin import REGISTRY, Plugin
 
-V3, V32, K2 = "deepseek_v3/DeepSeek-V3", "deepseek_v32/DeepSeek-V3.2", "kimi_k2/Kimi-K2"
-GLM5, GLM52 = "glm_moe_dsa/GLM-5", "glm_moe_dsa/GLM-5.2"
-SMALL4, SHARED = "mistral4/Mistral-Small-4 (text)", "glm_moe_dsa/shared, wide values"
-DIRECT = "deepseek_v3/queries without latents, halves, tied"
 OPTIONS: dict[str, Any] = {"parity": False, "tokenizer": False}
-
-
-def scaled(name: str, **changes: Any) -> dict[str, Any]:
-    """Return the rope_scaling, or rope_parameters, of a released config with changes."""
-    config = case(name).settings
-    key = "rope_scaling" if "rope_scaling" in config else "rope_parameters"
-    values = {**config[key], **changes}
-    return {key: {k: v for k, v in values.items() if v is not DROP}}
-
-
-# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
-SHOWN = [
-    (V3, scaled(V3, mscale_all_dim=0.5)),
-    (V3, scaled(V3, mscale=0.5)),
-    (V3, {"rope_interleave": False}),
-    (V3, {"n_group": 2}),
-    (V3, {"topk_group": 3}),
-    (V3, {"norm_topk_prob": False}),
-    (V3, {"routed_scaling_factor": 1.0}),
-    (K2, {"rms_norm_eps": 0.05}),
-    (V32, {"index_topk": 7}),
-    (GLM5, {"index_topk": 9}),
-    (GLM52, {"index_topk": 4}),
-    (SMALL4, scaled(SMALL4, llama_4_scaling_beta=0.5)),
-    (SMALL4, scaled(SMALL4, original_max_position_embeddings=8)),
-    (SMALL4, scaled(SMALL4, mscale_all_dim=0.5)),
-    (SMALL4, {"n_group": 4, "topk_group": 1}),
-]
-
-
-@pytest.mark.parametrize(("name", "change"), SHOWN)
-def test_settings_show_in_the_logits(name, change, checkpoint):
-    config, values = read(checkpoint(name))
-    assert {key: config.get(key) for key in change} != change
-    assert gap(logits(config, values), logits(config | change, values)) > 1e-3
-
-
-# Settings that say what holds anyway: by default, or because of another.
-SILENT = [
-    (V3, {"head_dim": 7, "qk_head_dim": 20}, {}),
-    (V3, {"num_key_value_heads": None}, {}),
-    (V3, {"n_routed_experts": DROP, "num_local_experts": 8}, {}),
-    (V3, {"num_nextn_predict_layers": DROP, "num_mtp_layers": 0}, {}),
-    (V3, {"rope_scaling": DROP, "rope_theta": DROP, "rope_parameters": {
-        **case(V3).settings["rope_scaling"], "rope_theta": 100}}, {}),
-    (V32, {"mlp_layer_types": ["dense", "sparse", "sparse"]}, {}),
-    (V32, {"layer_types": ["indexed_attention"] * 3}, {}),
-    (V32, {"index_topk": 64}, {"index_topk": 4096}),  # as many as there are, or more
-    (GLM52, {"index_topk_freq": DROP, "index_topk_pattern": "FFSSSFS"}, {}),
-    (GLM52, {"index_topk_pattern": ["full"] * 2 + ["shared"] * 3 + ["full", "shared"]}, {}),
-    (SMALL4, scaled(SMALL4, partial_rotary_factor=DROP), {}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "one", "other"), SILENT)
-def test_settings_that_mean_the_same(name, one, other, checkpoint):
-    config, values = read(checkpoint(name))
-    left, right = (
-        {key: value for key, value in (config | change).items() if value is not DROP}
-        for change in (one, other)
-    )
-    assert torch.equal(logits(left, values), logits(right, values))
-
-
-@pytest.mark.parametrize("name", [V3, V32, SHARED, DIRECT, "mistral4/bias, tied, one factor"])
-@torch.no_grad()
-def test_every_parameter_shows_in_the_logits(name, checkpoint):
-    config, values = read(checkpoint(name))
-    model = ours(config, values)
-    before, silent = model(prompt()), []
-    for parameter, value in model.named_parameters():
-        kept = value.clone()
-        value.copy_(kept.flip(-1))
-        if gap(model(prompt()), before) < 1e-5:
-            silent.append(parameter)
-        value.copy_(kept)
-    assert not silent
-
-
-# What define refuses, beside what the command does (malformed_latents).
-REFUSED = [
-    (V3, {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
-    (V3, {"topk_method": "greedy"}, "topk_method is 'greedy'"),
-    (V3, {"index_topk": 8}, "index_topk = 8, which nothing reads"),
-    (V32, {"indexer_types": ["full"] * 3}, "indexer_types = .*, which nothing reads"),
-    (V32, {"indexer_rope_interleave": True}, "indexer_rope_interleave is True"),
-    (V32, {"mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
-    (SMALL4, scaled(SMALL4, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; .* 0.4"),
-    (SMALL4, scaled(SMALL4, llama_4_scaling_beta=DROP), "llama_4_scaling_beta is missing"),
-    (SMALL4, {"scoring_func": "sigmoid"}, "scoring_func = 'sigmoid', which nothing reads"),
-]
-
-
-@pytest.mark.parametrize(("name", "change", "message"), REFUSED)
-def test_configs_that_no_definition_reads_are_refused(name, change, message, checkpoint):
-    config, values = read(checkpoint(name))
-    with pytest.raises(ValueError, match=f"^{config['model_type']}: .*{message}"):
-        defined(config | change, values)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from engine_errors import bound, prefill_error, ragged_error, steps_error
 from safetensors.torch import load_file, save_file
 from tiny import Case, case, make, prompt
-from tiny.gemma3n import FAMILIES, FULL, PLAIN, SLIDING, SMALL
+from tiny.gemma3n import FAMILY, FULL, PLAIN, SLIDING, SMALL
 from torch import Tensor
 
 from lmcast.exporter import export
@@ -49,7 +49,7 @@ SLICES: dict[str, tuple[dict[str, Any], list[int]]] = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = Case("gemma3n_text/matformer", "gemma3n_text", *FAMILIES["gemma3n_text"], WHOLE)
+    made = Case("gemma3n_text/matformer", "gemma3n_text", *FAMILY.classes["gemma3n_text"], WHOLE)
     return make(made, tmp_path_factory.mktemp("whole"))
 
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from engine_errors import TOKENS, bound, prefill_error, ragged_error, steps_error
 from tiny import CASES, Case, make, prompt
-from tiny.multimodal import FAMILIES
+from tiny.multimodal import FAMILY
 
 from lmcast.exporter import Engine, export, load
 from lmcast.graphs import load as load_eager
 
 # The text of a multimodal checkpoint is a family of its own, which has the same variants.
-ONCE = [next(case for case in CASES if case.architecture == name) for name in FAMILIES]
+ONCE = [next(case for case in CASES if case.architecture == name) for name in FAMILY.classes]
 BY_CASE = pytest.mark.parametrize(
     "case",
-    [case for case in CASES if case.architecture not in FAMILIES or case in ONCE],
+    [case for case in CASES if case.architecture not in FAMILY.classes or case in ONCE],
     ids=lambda case: case.name,
 )
 GREEDY = 5

@@ -2,9 +2,11 @@
 
 import json
 import zlib
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +17,21 @@ from torch import Tensor
 from lmcast import graphs
 from lmcast.graphs import Definition, fill
 from lmcast.graphs.blocks.decoder import Decoder
-from tiny import configs as tiny_configs
-from tiny import delta_nets as tiny_delta_nets
-from tiny import gemma3n as tiny_gemma3n
-from tiny import gemma3n_files, grok2_oracle, minimax_files
-from tiny import grok2 as tiny_grok2
-from tiny import kimi_linear as tiny_kimi_linear
-from tiny import latents as tiny_latents
-from tiny import mamba as tiny_mamba
-from tiny import minimax as tiny_minimax
-from tiny import moe as tiny_moe
-from tiny import moe_attention as tiny_moe_attention
-from tiny import multimodal as tiny_multimodal
-from tiny import nemotron as tiny_nemotron
 from tiny.configs import COMMON_KEYS, SIZES, VOCABULARY
+from tiny.family import Change, Family
+from tiny.llama import DROP
 
-# Each has VARIANTS, settings for Hugging Face's config class, and RELEASED, config.json as written.
-TABLES = (
-    tiny_configs,
-    tiny_delta_nets,
-    tiny_gemma3n,
-    tiny_grok2,
-    tiny_kimi_linear,
-    tiny_latents,
-    tiny_mamba,
-    tiny_minimax,
-    tiny_moe,
-    tiny_moe_attention,
-    tiny_multimodal,
-    tiny_nemotron,
+# The records of all files here that end in one.
+FAMILIES: tuple[Family, ...] = tuple(
+    vars(module)["FAMILY"]
+    for path in sorted(Path(__file__).parent.glob("*.py"))
+    if path.stem != "__init__"
+    for module in [import_module(f"tiny.{path.stem}")]
+    if "FAMILY" in vars(module)
 )
-
-# Families that no Hugging Face class defines, or none that can be built here, and what does: with
-# write(config, directory, seed) and logits(directory, ids, dtype).
-OWN = {
-    "gemma3n": gemma3n_files,
-    "grok2": grok2_oracle,
-    **dict.fromkeys(tiny_minimax.FAMILIES, minimax_files),
-}
-# Families whose tensors have other names on the hub than save_pretrained gives them.
-HUB_NAMES = {
-    "kimi_k25": tiny_latents.on_the_hub,
-    "kimi_linear": tiny_kimi_linear.on_the_hub,
-}
-# Architecture -> the classes of Hugging Face that define it.
-FAMILIES = {
-    **tiny_delta_nets.FAMILIES,
-    **tiny_gemma3n.FAMILIES,
-    **tiny_grok2.FAMILIES,
-    **tiny_kimi_linear.FAMILIES,
-    **tiny_latents.FAMILIES,
-    **tiny_mamba.FAMILIES,
-    **tiny_minimax.FAMILIES,
-    **tiny_moe.FAMILIES,
-    **tiny_moe_attention.FAMILIES,
-    **tiny_multimodal.FAMILIES,
-    **tiny_nemotron.FAMILIES,
-    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
-    "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
-    "llama": ("LlamaConfig", "LlamaForCausalLM"),
-    "ministral3": ("Ministral3Config", "Ministral3ForCausalLM"),
-    "mistral": ("MistralConfig", "MistralForCausalLM"),
-    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"),
-    "olmo3": ("Olmo3Config", "Olmo3ForCausalLM"),
-    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
-    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
-}
+CLASSES = {name: both for family in FAMILIES for name, both in family.classes.items()}
+ORACLES = {name: oracle for family in FAMILIES for name, oracle in family.oracles.items()}
+HUB_NAMES = {name: named for family in FAMILIES for name, named in family.hub_names.items()}
 
 
 @dataclass(frozen=True, eq=False)  # by identity: settings cannot be hashed
@@ -99,19 +50,19 @@ class Case:
     as_written: bool = False
 
 
-def _cases(architecture: str, variants: dict[str, dict[str, Any]], written: bool) -> list[Case]:
-    return [
-        Case(f"{architecture}/{name}", architecture, *FAMILIES[architecture], settings, written)
-        for name, settings in variants.items()
-    ]
+def _cases(family: Family, architecture: str) -> Iterator[Case]:
+    for table, as_written in ((family.variants, False), (family.released, True)):
+        for name, settings in table.get(architecture, {}).items():
+            yield Case(
+                f"{architecture}/{name}", architecture, *CLASSES[architecture], settings, as_written
+            )
 
 
 CASES: tuple[Case, ...] = tuple(
     case
-    for tables in TABLES
-    for table, written in ((tables.VARIANTS, False), (tables.RELEASED, True))
-    for architecture, variants in table.items()
-    for case in _cases(architecture, variants, written)
+    for family in FAMILIES
+    for architecture in family.classes
+    for case in _cases(family, architecture)
 )
 
 
@@ -123,9 +74,9 @@ def case(name: str) -> Case:
 
 def make(case: Case, directory: Path) -> Path:
     """Write config.json and model.safetensors into `directory`; the same bytes every time."""
-    if case.architecture in OWN:
+    if case.architecture in ORACLES:
         seed = zlib.crc32(case.name.encode())
-        return OWN[case.architecture].write(case.settings, directory, seed)
+        return ORACLES[case.architecture].write(case.settings, directory, seed)
     import transformers
 
     config_class = getattr(transformers, case.config_class)
@@ -192,8 +143,8 @@ def oracle_model(case: Case, directory: Path, dtype: torch.dtype = torch.float32
 
 def oracle(case: Case, directory: Path, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the logits B,T,V of Hugging Face's eager code in one fresh pass; ids B,T int64."""
-    if case.architecture in OWN:
-        return OWN[case.architecture].logits(directory, ids, dtype)
+    if case.architecture in ORACLES:
+        return ORACLES[case.architecture].logits(directory, ids, dtype)
     with torch.no_grad():
         return oracle_model(case, directory, dtype)(ids, use_cache=False).logits
 
@@ -221,6 +172,11 @@ def ours(
 def logits(config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
     """Return what our eager model makes of `prompt()`."""
     return ours(config, tensors)(prompt())
+
+
+def changed(config: dict[str, Any], change: Change) -> dict[str, Any]:
+    """Return a config with keys set, or taken away by DROP."""
+    return {key: value for key, value in (config | change).items() if value is not DROP}
 
 
 def gap(a: Tensor, b: Tensor) -> float:

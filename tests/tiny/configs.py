@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tiny.family import Change, Family
+
 VOCABULARY = 97
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -398,3 +400,142 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    ("llama/llama3", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("llama/linear", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("llama/dynamic", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("llama/yarn", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("llama/longrope, long", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("llama/proportional", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("llama/MQA, eps", {"rms_norm_eps": 1e-06}),
+    ("mistral/window", {"sliding_window": None}),
+    (
+        "ministral3/yarn",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "llama_4_scaling_beta": 0.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+                "beta_slow": 0.5,
+            }
+        },
+    ),
+    (
+        "qwen3/window from layer 1",
+        {"layer_types": ["full_attention", "full_attention", "full_attention"]},
+    ),
+    ("qwen3/layer types", {"sliding_window": 9}),
+    ("smollm3/plain", {"no_rope_layers": [1, 1, 1, 1]}),
+    ("smollm3/window", {"sliding_window": 7}),
+    ("olmo3/derived types", {"sliding_window": 7}),
+    ("olmo3/yarn on full", {"rope_parameters": None}),
+    ("gemma2/other caps, bias", {"attn_logit_softcapping": 50.0}),
+    (
+        "gemma2/plain",
+        {"layer_types": ["sliding_attention", "sliding_attention", "sliding_attention"]},
+    ),
+    ("gemma2/scalar, layer types, gelu", {"query_pre_attn_scalar": 8}),
+    ("gemma3_text/final cap, bias, scalar", {"final_logit_softcapping": None}),
+    ("gemma3_text/gemma-3-1b-it", {"rope_local_base_freq": 5000}),
+    ("gemma3_text/layer types, linear", {"rope_parameters": None}),
+]
+
+# Case, what is changed in config.json, what the message must name.
+REFUSED: list[tuple[str, Change, str]] = [
+    ("llama/plain", {"clip_qkv": 8.0}, "clip_qkv"),
+    ("llama/plain", {"is_causal": False}, "is_causal"),
+    ("llama/plain", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("llama/plain", {"sliding_window": 8}, "sliding_window"),
+    ("llama/plain", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    ("llama/plain", {"hidden_act": "swiglu"}, "hidden_act"),
+    ("llama/plain", {"hidden_size": None}, "hidden_size"),
+    ("llama/plain", {"hidden_size": "32"}, "hidden_size"),
+    ("llama/plain", {"hidden_size": 32.0}, "hidden_size"),
+    ("llama/plain", {"hidden_size": True}, "hidden_size"),
+    ("llama/plain", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+    ("llama/plain", {"num_hidden_layers": 4000}, "num_hidden_layers"),
+    ("llama/plain", {"num_attention_heads": 5, "head_dim": None}, "num_attention_heads"),
+    ("llama/plain", {"num_key_value_heads": 3}, "num_key_value_heads"),
+    ("llama/plain", {"num_key_value_heads": 0}, "num_key_value_heads"),
+    ("llama/plain", {"head_dim": 7}, "head_dim"),
+    ("llama/plain", {"rms_norm_eps": -1e-6}, "rms_norm_eps"),
+    ("llama/plain", {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+    ("llama/plain", {"attention_bias": 1}, "attention_bias"),
+    ("llama/plain", {"rope_theta": 7.0}, "rope_theta"),
+    ("llama/plain", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+    ("llama/plain", {"rope_scaling": "linear"}, "rope_scaling"),
+    ("llama/plain", {"rope_parameters": {"rope_type": "su"}}, "rope_type"),
+    ("llama/plain", {"rope_parameters": {"rope_type": "yarn", "type": "linear"}}, "rope_type"),
+    ("llama/plain", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
+    ("llama/plain", {"rope_parameters": {"factor": 2.0}}, "factor"),
+    ("llama/plain", {"rope_parameters": {"rope_theta": 0}}, "rope_theta"),
+    ("llama/plain", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_theta"),
+    ("llama/plain", {"rope_parameters": {"mrope_section": [1, 2]}}, "mrope_section"),
+    ("llama/plain", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta"),
+    ("llama/plain", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    (
+        "llama/longrope, long",
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+        "short_factor",
+    ),
+    ("mistral/window", {"sliding_window": 0}, "sliding_window"),
+    ("mistral/window", {"sliding_window": -8}, "sliding_window"),
+    ("mistral/window", {"attention_bias": True}, "attention_bias"),
+    ("mistral/window", {"layer_types": ["full_attention"] * 3}, "layer_types"),
+    ("ministral3/yarn", {"rope_parameters": {"rope_type": "default"}}, "llama_4_scaling_beta"),
+    (
+        "ministral3/yarn",
+        {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
+        "original_max_position_embeddings",
+    ),
+    ("qwen3/layer types", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+    ("qwen3/layer types", {"layer_types": []}, "layer_types"),
+    ("qwen3/layer types", {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+    ("qwen3/layer types", {"use_sliding_window": False}, "sliding_window"),
+    ("smollm3/plain", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+    ("smollm3/plain", {"no_rope_layers": [1, 0, 2, 1]}, "no_rope_layers"),
+    ("smollm3/plain", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "interval"),
+    ("olmo2/plain", {"clip_qkv": 8.0}, "clip_qkv"),
+    ("olmo3/derived types", {"sliding_window": None}, "sliding_window"),
+    ("olmo3/derived types", {"rope_parameters": {"rope_type": "default"}}, "rope_type"),
+    ("olmo3/Olmo-3-7B", {"rope_theta": 10000}, "rope_theta"),
+    (
+        "olmo3/derived types",
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "truncate": False}}},
+        "truncate",
+    ),
+    ("gemma2/plain", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping"),
+    ("gemma2/plain", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma2/plain", {"hidden_act": "relu"}, "hidden_act"),
+    ("gemma3_text/derived types", {"use_bidirectional_attention": True}, "use_bidirectional"),
+    ("gemma3_text/derived types", {"sliding_window_pattern": 2}, "sliding_window_pattern"),
+    ("gemma3_text/gemma-3-1b-it", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
+    ("gemma3_text/derived types", {"rope_local_base_freq": 7.0}, "rope_theta"),
+]
+
+FAMILY = Family(
+    classes={
+        "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
+        "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+        "llama": ("LlamaConfig", "LlamaForCausalLM"),
+        "ministral3": ("Ministral3Config", "Ministral3ForCausalLM"),
+        "mistral": ("MistralConfig", "MistralForCausalLM"),
+        "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"),
+        "olmo3": ("Olmo3Config", "Olmo3ForCausalLM"),
+        "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+        "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
+    },
+    variants=VARIANTS,
+    released=RELEASED,
+    shown=SHOWN,
+    silent=[("gemma3_text/final cap, bias, scalar", {"attn_logit_softcapping": None})],
+    refused=REFUSED,
+    parameters=dict.fromkeys(
+        ("llama/biases, tied", "olmo2/bias, tied", "gemma2/other caps, bias"), ()
+    ),
+)

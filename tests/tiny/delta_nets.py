@@ -3,14 +3,8 @@
 from typing import Any
 
 from tiny.configs import FULL, SIZES, YARN
-
-FAMILIES = {
-    "qwen3_5": ("Qwen3_5Config", "Qwen3_5ForConditionalGeneration"),
-    "qwen3_5_moe": ("Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration"),
-    "qwen3_5_moe_text": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM"),
-    "qwen3_5_text": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"),
-    "qwen3_next": ("Qwen3NextConfig", "Qwen3NextForCausalLM"),
-}
+from tiny.family import Change, Family
+from tiny.llama import DROP
 
 LINEAR = "linear_attention"
 # What a DeltaNet reads may be near nothing, and the norm behind it then amplifies the noise of fp32
@@ -183,3 +177,80 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
 }
+
+NEXT, DENSE = "qwen3_next/Qwen3-Next-80B-A3B", "qwen3_5_text/Qwen3.5-27B (text)"
+
+MOE, GELU = "qwen3_5_moe_text/Qwen3.5-35B-A3B (text)", "qwen3_next/dense layers, gelu"
+
+BIAS = "qwen3_next/as they are, bias, tied"
+
+QUARTER = {**NEAR, "partial_rotary_factor": 0.25}
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    (NEXT, {"norm_topk_prob": False}),
+    (NEXT, {"num_experts_per_tok": 2}),
+    (NEXT, {"rms_norm_eps": 1e-6}),
+    (NEXT, {"rope_theta": 50}),
+    (NEXT, {"partial_rotary_factor": 0.5}),
+    (NEXT, {"partial_rotary_factor": None}),
+    (NEXT, {"linear_num_key_heads": 1, "linear_key_head_dim": 12}),
+    (GELU, {"hidden_act": "silu"}),
+    (MOE, {"num_experts_per_tok": 2}),
+    (DENSE, {"rope_parameters": {**QUARTER, "rope_theta": 50.0}}),
+    (DENSE, {"linear_num_key_heads": 1, "linear_key_head_dim": 12}),
+]
+
+# Settings that say what holds anyway: by default, or because of another.
+SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    (NEXT, {"partial_rotary_factor": DROP}),
+    (NEXT, {"rope_theta": DROP, "partial_rotary_factor": DROP, "rope_parameters": QUARTER}),
+    (NEXT, {"full_attention_interval": 4, "layer_types": [LINEAR, LINEAR, FULL]}),
+    (NEXT, {"num_experts": DROP, "num_local_experts": 8}),
+    (NEXT, {"mlp_only_layers": None}),
+    (DENSE, {"layer_types": DROP}),
+    (DENSE, {"full_attention_interval": 7}),
+    (DENSE, {"rope_parameters": QUARTER}),
+    (DENSE, {"rope_parameters": {**QUARTER, **SECTIONS, "mrope_interleaved": False}}),
+    (DENSE, {"rope_parameters": {**QUARTER, "mrope_section": [0, 1, 1]}}),
+    (DENSE, {"attn_output_gate": DROP, "output_gate_type": "swish", "mtp_num_hidden_layers": 0}),
+    (MOE, {"norm_topk_prob": True, "intermediate_size": DROP}),
+]
+
+REFUSED: list[tuple[str, Change, str]] = [
+    (NEXT, {"layer_types": [LINEAR, FULL]}, "layer_types has 2 entries; num_hidden_layers is 3"),
+    (NEXT, {"layer_types": [LINEAR, FULL, "sliding_attention"]}, r"layer_types\[2\] is 'sliding"),
+    (NEXT, {"linear_num_key_heads": 4}, "linear_num_value_heads 6 is not a multiple of .* 4"),
+    (NEXT, {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of .* 3"),
+    (NEXT, {"linear_conv_kernel_dim": 0}, "linear_conv_kernel_dim is 0; accepted: 1"),
+    (NEXT, {"hidden_act": "tanh"}, "hidden_act is 'tanh'"),
+    (NEXT, {"use_sliding_window": True}, "use_sliding_window = True, which nothing reads"),
+    (NEXT, {"attn_output_gate": True}, "attn_output_gate = True, which nothing reads"),
+    (NEXT, {"rope_parameters": {"mrope_section": [1, 1, 0]}}, "mrope_section = .*, which nothing"),
+    (NEXT, {"partial_rotary_factor": 0.1}, "rotary width is 1"),
+    (DENSE, {"attn_output_gate": False}, "attn_output_gate is False; implemented: True"),
+    (DENSE, {"output_gate_type": "sigmoid"}, "output_gate_type is 'sigmoid'"),
+    (DENSE, {"mamba_ssm_dtype": "bfloat16"}, "mamba_ssm_dtype is 'bfloat16'"),
+    (DENSE, {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\], which nothing reads"),
+    (DENSE, {"rope_parameters": {"mrope_section": [1, 1]}}, "mrope_section has 2 entries"),
+    (DENSE, {"rope_parameters": {"mrope_section": [1, 1, -1]}}, r"mrope_section\[2\] is -1"),
+    (DENSE, {"rope_parameters": {"mrope_interleaved": 1}}, "mrope_interleaved is 1"),
+    (MOE, {"norm_topk_prob": False}, "norm_topk_prob is False; implemented: True"),
+    (MOE, {"num_experts_per_tok": 9}, "num_experts_per_tok is 9"),
+]
+
+FAMILY = Family(
+    classes={
+        "qwen3_5": ("Qwen3_5Config", "Qwen3_5ForConditionalGeneration"),
+        "qwen3_5_moe": ("Qwen3_5MoeConfig", "Qwen3_5MoeForConditionalGeneration"),
+        "qwen3_5_moe_text": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM"),
+        "qwen3_5_text": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"),
+        "qwen3_next": ("Qwen3NextConfig", "Qwen3NextForCausalLM"),
+    },
+    variants=VARIANTS,
+    released=RELEASED,
+    shown=SHOWN,
+    silent=SILENT,
+    refused=REFUSED,
+    parameters=dict.fromkeys((NEXT, GELU, BIAS, DENSE, MOE), ()),
+)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from tiny.family import Change, Family
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 PLAIN: dict[str, Any] = {"rope_type": "default", "rope_theta": 50.0}
 FAR: dict[str, Any] = {"rope_type": "default", "rope_theta": 5000.0}
-
-FAMILIES = {"gemma3n_text": ("Gemma3nTextConfig", "Gemma3nForCausalLM")}
 
 SMALL: dict[str, Any] = {
     "head_dim": 8,
@@ -102,3 +102,94 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
 }
+
+SHARED = "gemma3n_text/several shared, sparse"  # 4 of 8 layers; those before end in F S S
+E2B = "gemma3n_text/gemma-3n-E2B (text)"
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    (SHARED, {"activation_sparsity_pattern": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]}),
+    (SHARED, {"activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.25, 0.95, 0.0, 0.5, 0.1]}),
+    (SHARED, {"altup_active_idx": 0}),
+    (SHARED, {"altup_correct_scale": False}),
+    (SHARED, {"final_logit_softcapping": None}),
+    (SHARED, {"hidden_activation": "relu"}),
+    (
+        SHARED,
+        {
+            "layer_types": [
+                "sliding_attention",
+                "full_attention",
+                "sliding_attention",
+                "full_attention",
+                "sliding_attention",
+                "full_attention",
+                "sliding_attention",
+                "full_attention",
+            ]
+        },
+    ),
+    (SHARED, {"num_kv_shared_layers": 5}),
+    (SHARED, {"rms_norm_eps": 0.1}),
+    (SHARED, {"rope_parameters": None}),
+    (SHARED, {"sliding_window": 7}),
+    (E2B, {"rope_theta": 50.0}),
+    (E2B, {"rope_local_base_freq": 50.0}),
+    (
+        "gemma3n_text/derived sparsity",
+        {"activation_sparsity_pattern": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]},
+    ),
+]
+
+REFUSED: list[tuple[str, Change, str]] = [
+    (SHARED, {"num_kv_shared_layers": 8}, "num_kv_shared_layers is 8 of 8 layers"),
+    (SHARED, {"num_kv_shared_layers": 9}, "num_kv_shared_layers is 9 of 8 layers"),
+    (SHARED, {"num_kv_shared_layers": 7}, "num_kv_shared_layers is 7 of 8 layers"),
+    (SHARED, {"num_kv_shared_layers": -1}, "num_kv_shared_layers is -1"),
+    (
+        SHARED,
+        {"activation_sparsity_pattern": [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]},
+        "activation_sparsity_pattern has 7 entries",
+    ),
+    (
+        SHARED,
+        {"activation_sparsity_pattern": [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]},
+        "activation_sparsity_pattern.* is 1.0",
+    ),
+    (SHARED, {"activation_sparsity_pattern": 0.5}, "activation_sparsity_pattern is 0.5"),
+    (
+        SHARED,
+        {"intermediate_size": [48, 48, 48, 48, 48, 48, 48, 48, 48]},
+        "intermediate_size has 9 entries",
+    ),
+    (SHARED, {"layer_types": []}, "layer_types has 0 entries"),
+    (
+        SHARED,
+        {
+            "layer_types": [
+                "full_attention",
+                "full_attention",
+                "full_attention",
+                "full_attention",
+                "full_attention",
+                "full_attention",
+                "full_attention",
+            ]
+        },
+        "layer_types has 7 entries",
+    ),
+    (SHARED, {"altup_active_idx": 3}, "the active stream is 3; there are 3"),
+    (SHARED, {"altup_num_inputs": 0}, "altup_num_inputs is 0"),
+    (SHARED, {"hidden_size_per_layer_input": 0}, "hidden_size_per_layer_input is 0"),
+    (SHARED, {"rope_theta": 7.0}, "rope_theta"),
+    (SHARED, {"query_pre_attn_scalar": "256"}, "query_pre_attn_scalar"),
+    (SHARED, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+]
+
+FAMILY = Family(
+    classes={"gemma3n_text": ("Gemma3nTextConfig", "Gemma3nForCausalLM")},
+    variants=VARIANTS,
+    released=RELEASED,
+    shown=SHOWN,
+    refused=REFUSED,
+    parameters=dict.fromkeys((SHARED, "gemma3n_text/windowed only, biases, untied"), ()),
+)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-FAMILIES = {"grok2": ("", "")}
+from tiny import grok2_oracle
+from tiny.family import Change, Family
 
 SIZES: dict[str, Any] = {
     "architectures": ["Grok1ForCausalLM"],
@@ -69,3 +70,34 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    ("grok2/temperature, caps", {"attn_logit_softcapping": 30.0}),
+    ("grok2/temperature, caps", {"attn_temperature_len": -1}),
+    ("grok2/temperature, caps", {"final_logit_softcapping": None}),
+    ("grok2/temperature, caps", {"router_logit_softcapping": 30.0}),
+    ("grok2/temperature, caps", {"embedding_multiplier_scale": 1.0}),
+    ("grok2/temperature, caps", {"output_multiplier_scale": 1.0}),
+    ("grok2/grok-2", {"attn_logit_softcapping": 0}),
+    ("grok2/grok-2", {"rope_theta": 10000}),
+]
+
+REFUSED: list[tuple[str, Change, str]] = [
+    ("grok2/grok-2", {"rope_type": "yarn_log"}, "rope_type is 'yarn_log'"),
+    ("grok2/grok-2", {"sliding_window_size": 128}, "sliding_window_size is 128"),
+    ("grok2/grok-2", {"attn_output_multiplier": 0.08}, "attn_output_multiplier"),  # Grok 1
+    ("grok2/grok-2", {"attn_temperature_len": 1}, "temperature is 1"),
+    ("grok2/grok-2", {"num_experts_per_tok": 9}, "num_experts_per_tok is 9"),
+    ("grok2/grok-2", {"num_key_value_heads": 3}, "not a multiple of 3"),
+    ("grok2/grok-2", {"embedding_multiplier_scale": 0.0}, "embedding_multiplier_scale is 0"),
+]
+
+FAMILY = Family(
+    classes={"grok2": ("", "")},
+    variants=VARIANTS,
+    released=RELEASED,
+    oracles={"grok2": grok2_oracle},
+    shown=SHOWN,
+    refused=REFUSED,
+)

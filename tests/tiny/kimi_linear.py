@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-FAMILIES = {"kimi_linear": ("KimiLinearConfig", "KimiLinearForCausalLM")}
+from tiny.family import Change, Family
+from tiny.llama import DROP
 
 LINEAR, FULL = "linear_attention", "full_attention"
 SIZES: dict[str, Any] = {
@@ -106,3 +107,90 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         }
     }
 }
+
+HUB, PLAIN = "kimi_linear/Kimi-Linear-48B-A3B", "kimi_linear/plain"
+
+GROUPS = "kimi_linear/by default, groups, two taps"
+
+LATENT = "kimi_linear/queries of latents, bias, gelu"
+
+NESTED = "linear_attn_config"
+
+LISTS = RELEASED["kimi_linear"]["Kimi-Linear-48B-A3B"][NESTED]
+
+
+def nested(**changes: Any) -> Change:
+    """Return the linear_attn_config of the released config with changes."""
+    return {NESTED: {k: v for k, v in (LISTS | changes).items() if v is not DROP}}
+
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    (HUB, {"moe_renormalize": False}),
+    (HUB, {"routed_scaling_factor": 1.0}),
+    (HUB, {"num_experts_per_token": 3}),
+    (HUB, {"rms_norm_eps": 0.05}),
+    (GROUPS, {"num_expert_group": 2}),
+    (GROUPS, {"topk_group": 3}),
+    (LATENT, {"hidden_act": "silu"}),
+    (LATENT, {"rms_norm_eps": 1e-5}),
+    (LATENT, {"routed_scaling_factor": 1.0}),
+]
+
+# Settings that say what holds anyway: by default, or because of another.
+SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    (HUB, {"head_dim": 7, "rope_theta": 5.0}),
+    (HUB, {"num_key_value_heads": None}),
+    (HUB, {"first_k_dense_replace": DROP}),
+    (HUB, {"first_k_dense_replace": 3, "mlp_layer_types": ["dense"] + ["sparse"] * 4}),
+    (HUB, {"max_position_embeddings": DROP}),
+    (HUB, {"moe_router_activation_func": DROP, "scoring_func": "sigmoid"}),
+    (HUB, {"mla_use_nope": DROP, "use_grouped_topk": DROP, "rope_parameters": None}),
+    (HUB, {"num_experts": DROP, "num_local_experts": 8}),
+    (HUB, {"num_experts_per_token": DROP, "num_experts_per_tok": 2}),
+    (HUB, {"moe_renormalize": DROP, "norm_topk_prob": True}),
+    (HUB, {"layer_types": [LINEAR] * 3 + [FULL] * 2}),
+    (HUB, {**nested(full_attn_layers=DROP, kda_layers=DROP),
+           "layer_types": [LINEAR] * 3 + [FULL] * 2}),
+    (HUB, {**nested(head_dim=DROP), "linear_head_dim": 12}),
+    (HUB, nested(short_conv_kernel_size=DROP)),
+    (GROUPS, {"layer_types": None}),
+    (PLAIN, {NESTED: {"full_attn_layers": [4], "kda_layers": [3, 1, 2], "num_heads": 3}}),
+]  # fmt: skip
+
+REFUSED: list[tuple[str, Change, str]] = [
+    (HUB, {"mla_use_nope": False}, "mla_use_nope is False"),
+    (HUB, {"use_grouped_topk": False}, "use_grouped_topk is False"),
+    (HUB, {"moe_router_activation_func": "softmax"}, "scoring_func is 'softmax'"),
+    (HUB, {"moe_layer_freq": 2}, "moe_layer_freq is 2"),
+    (HUB, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = .*nothing reads"),
+    (HUB, {"rope_parameters": {"rope_type": "default"}}, "rope_parameters is .*'default'"),
+    (HUB, {"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+    (HUB, {"num_key_value_heads": 2}, "num_key_value_heads is 2"),
+    (HUB, {"model_max_length": 64}, "max_position_embeddings is 1048576, but model_max_length"),
+    (HUB, {"linear_head_dim": 16}, f"linear_head_dim is 16, but {NESTED}.head_dim.* is 12"),
+    (HUB, {"layer_types": [LINEAR] * 5}, f"layer_types is .*, but {NESTED}.full_attn_layers, "),
+    (HUB, {"layer_types": [LINEAR] * 4, **nested(full_attn_layers=DROP, kda_layers=DROP)},
+     "layer_types has 4 entries; num_hidden_layers is 5"),
+    (HUB, {NESTED: [1]}, rf"{NESTED} is \[1\]; accepted: an object"),
+    (HUB, nested(gate_rank=8), f"sets {NESTED}.gate_rank = 8.*--inert {NESTED}.gate_rank"),
+    (HUB, nested(kda_layers=DROP), r"full_attn_layers is \[4, 5\] and kda_layers is None"),
+    (HUB, nested(kda_layers=[0, 1, 2]), r"kda_layers is \[0, 1, 2\]; accepted"),
+    (HUB, nested(kda_layers=[1, 2, 3, 4]), r"kda_layers is \[1, 2, 3, 4\]; accepted"),
+    (HUB, nested(kda_layers=[1, 2, 3.0]), r"kda_layers is \[1, 2, 3.0\]; accepted"),
+    (HUB, nested(kda_layers=[1, 2, 3, 6]), "layer_types has 6 entries; num_hidden_layers is 5"),
+    (HUB, nested(num_heads=0), "linear_num_heads is 0; accepted: 1"),
+    (PLAIN, {"layer_types": [LINEAR, "mamba", LINEAR, FULL]}, r"layer_types\[1\] is 'mamba'"),
+    (PLAIN, {"mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
+]  # fmt: skip
+
+FAMILY = Family(
+    classes={"kimi_linear": ("KimiLinearConfig", "KimiLinearForCausalLM")},
+    variants=VARIANTS,
+    released=RELEASED,
+    hub_names={"kimi_linear": on_the_hub},
+    shown=SHOWN,
+    silent=SILENT,
+    refused=REFUSED,
+    parameters=dict.fromkeys((HUB, LATENT), ()),
+)

@@ -3,16 +3,8 @@
 from typing import Any
 
 from tiny.configs import YARN
-
-FAMILIES = {
-    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
-    "deepseek_v32": ("DeepseekV32Config", "DeepseekV32ForCausalLM"),
-    "glm_moe_dsa": ("GlmMoeDsaConfig", "GlmMoeDsaForCausalLM"),
-    # Hugging Face has no class of this name: the files name DeepSeek's.
-    "kimi_k2": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
-    "kimi_k25": ("Kimi_K25Config", "Kimi_K25ForConditionalGeneration"),
-    "mistral4": ("Mistral4Config", "Mistral4ForCausalLM"),
-}
+from tiny.family import Change, Family
+from tiny.llama import DROP
 
 PLAIN = {"rope_type": "default", "rope_theta": 100.0}
 SCALED = {"rope_type": "yarn", "rope_theta": 100.0, **YARN, "mscale": 1.0, "mscale_all_dim": 1.0}
@@ -276,3 +268,88 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
 }
+
+V3, V32, K2 = "deepseek_v3/DeepSeek-V3", "deepseek_v32/DeepSeek-V3.2", "kimi_k2/Kimi-K2"
+
+GLM5, GLM52 = "glm_moe_dsa/GLM-5", "glm_moe_dsa/GLM-5.2"
+
+SMALL4, SHARED = "mistral4/Mistral-Small-4 (text)", "glm_moe_dsa/shared, wide values"
+
+DIRECT = "deepseek_v3/queries without latents, halves, tied"
+
+
+def scaled(name: str, **changes: Any) -> Change:
+    """Return the rope_scaling, or rope_parameters, of a released config with changes."""
+    family, _, variant = name.partition("/")
+    config = RELEASED[family][variant]
+    key = "rope_scaling" if "rope_scaling" in config else "rope_parameters"
+    values = {**config[key], **changes}
+    return {key: {k: v for k, v in values.items() if v is not DROP}}
+
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    (V3, scaled(V3, mscale_all_dim=0.5)),
+    (V3, scaled(V3, mscale=0.5)),
+    (V3, {"rope_interleave": False}),
+    (V3, {"n_group": 2}),
+    (V3, {"topk_group": 3}),
+    (V3, {"norm_topk_prob": False}),
+    (V3, {"routed_scaling_factor": 1.0}),
+    (K2, {"rms_norm_eps": 0.05}),
+    (V32, {"index_topk": 7}),
+    (GLM5, {"index_topk": 9}),
+    (GLM52, {"index_topk": 4}),
+    (SMALL4, scaled(SMALL4, llama_4_scaling_beta=0.5)),
+    (SMALL4, scaled(SMALL4, original_max_position_embeddings=8)),
+    (SMALL4, scaled(SMALL4, mscale_all_dim=0.5)),
+    (SMALL4, {"n_group": 4, "topk_group": 1}),
+]
+
+# Settings that say what holds anyway: by default, or because of another.
+SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    (V3, {"head_dim": 7, "qk_head_dim": 20}, {}),
+    (V3, {"num_key_value_heads": None}, {}),
+    (V3, {"n_routed_experts": DROP, "num_local_experts": 8}, {}),
+    (V3, {"num_nextn_predict_layers": DROP, "num_mtp_layers": 0}, {}),
+    (V3, {"rope_scaling": DROP, "rope_theta": DROP, "rope_parameters": {
+        **RELEASED["deepseek_v3"]["DeepSeek-V3"]["rope_scaling"], "rope_theta": 100}}, {}),
+    (V32, {"mlp_layer_types": ["dense", "sparse", "sparse"]}, {}),
+    (V32, {"layer_types": ["indexed_attention"] * 3}, {}),
+    (V32, {"index_topk": 64}, {"index_topk": 4096}),  # as many as there are, or more
+    (GLM52, {"index_topk_freq": DROP, "index_topk_pattern": "FFSSSFS"}, {}),
+    (GLM52, {"index_topk_pattern": ["full"] * 2 + ["shared"] * 3 + ["full", "shared"]}, {}),
+    (SMALL4, scaled(SMALL4, partial_rotary_factor=DROP), {}),
+]  # fmt: skip
+
+# What define refuses, beside what the command does (malformed_latents).
+REFUSED: list[tuple[str, Change, str]] = [
+    (V3, {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
+    (V3, {"topk_method": "greedy"}, "topk_method is 'greedy'"),
+    (V3, {"index_topk": 8}, "index_topk = 8, which nothing reads"),
+    (V32, {"indexer_types": ["full"] * 3}, "indexer_types = .*, which nothing reads"),
+    (V32, {"indexer_rope_interleave": True}, "indexer_rope_interleave is True"),
+    (V32, {"mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
+    (SMALL4, scaled(SMALL4, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5; .* 0.4"),
+    (SMALL4, scaled(SMALL4, llama_4_scaling_beta=DROP), "llama_4_scaling_beta is missing"),
+    (SMALL4, {"scoring_func": "sigmoid"}, "scoring_func = 'sigmoid', which nothing reads"),
+]
+
+FAMILY = Family(
+    classes={
+        "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
+        "deepseek_v32": ("DeepseekV32Config", "DeepseekV32ForCausalLM"),
+        "glm_moe_dsa": ("GlmMoeDsaConfig", "GlmMoeDsaForCausalLM"),
+        # Hugging Face has no class of this name: the files name DeepSeek's.
+        "kimi_k2": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),
+        "kimi_k25": ("Kimi_K25Config", "Kimi_K25ForConditionalGeneration"),
+        "mistral4": ("Mistral4Config", "Mistral4ForCausalLM"),
+    },
+    variants=VARIANTS,
+    released=RELEASED,
+    hub_names={"kimi_k25": on_the_hub},
+    shown=SHOWN,
+    silent=SILENT,
+    refused=REFUSED,
+    parameters=dict.fromkeys((V3, V32, SHARED, DIRECT, "mistral4/bias, tied, one factor"), ()),
+)

@@ -1,11 +1,10 @@
 """The variants of Granite 4.0 and Bamba: Mamba-2 with attention in some layers."""
 
+import math
 from typing import Any
 
-FAMILIES = {
-    "bamba": ("BambaConfig", "BambaForCausalLM"),
-    "granitemoehybrid": ("GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM"),
-}
+from tiny.family import Change, Family
+from tiny.llama import DROP
 
 MAMBA: dict[str, Any] = {
     "mamba_n_heads": 8,
@@ -156,3 +155,88 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+
+BAMBA_9B, TINY = "bamba/Bamba-9B", "granitemoehybrid/granite-4.0-h-tiny"
+
+MICRO, BIASES = "granitemoehybrid/granite-4.0-micro", "bamba/biases, limits, MHA, tied"
+
+INFINITY = {"__float__": "Infinity"}
+
+TURNED = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    (TINY, {"embedding_multiplier": 1}),
+    (TINY, {"attention_multiplier": 0.2}),
+    (TINY, {"residual_multiplier": 0.5}),
+    (TINY, {"logits_scaling": 4}),
+    (TINY, {"num_experts_per_tok": 2}),
+    (TINY, {"position_embedding_type": "rope"}),
+    (TINY, {"rms_norm_eps": 0.05}),
+    (TINY, {"hidden_act": "gelu"}),
+    (MICRO, {"rope_theta": 10}),
+    (MICRO, {"position_embedding_type": None}),
+    (BAMBA_9B, {"time_step_limit": [1.2, math.inf]}),
+    (BAMBA_9B, {"time_step_limit": [0.0, 1.2]}),
+    (BAMBA_9B, {"rope_theta": 100.0}),
+    (BIASES, {"rope_parameters": {**ROPE, "partial_rotary_factor": 1.0}}),
+    (BIASES, {"time_step_limit": [0.9, 1.3]}),
+]
+
+# Settings that say what holds anyway: by default, or because of another.
+SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    (TINY, {"time_step_limit": [0.0, math.inf]}, {"time_step_limit": DROP}),
+    (TINY, {"time_step_limit": [0.0, INFINITY]}, {"time_step_limit": None}),
+    (TINY, {"mamba_d_head": "auto", "mamba_chunk_size": 256}, {}),
+    (TINY, {"layer_types": TURNED}, {}),
+    (TINY, {"layer_types": DROP, "layers_block_type": TURNED}, {}),
+    (TINY, {"position_embedding_type": None, "rope_theta": 7}, {}),
+    (MICRO, {"intermediate_size": 7}, {}),
+    (BAMBA_9B, {"attn_rotary_emb": None, "partial_rotary_factor": 0.5}, {}),
+    (BAMBA_9B, {"rope_theta": DROP, "rope_parameters": {"partial_rotary_factor": 0.5}}, {}),
+    (BAMBA_9B, {"partial_rotary_factor": None, "attn_layer_indices": [3, 1]}, {}),
+]
+
+# What define refuses.
+REFUSED: list[tuple[str, Change, str]] = [
+    (TINY, {"mamba_n_heads": 6}, "mamba_n_heads is 6 and mamba_d_head 8; .* hidden_size, 64"),
+    (TINY, {"mamba_n_heads": 6, "mamba_d_head": "auto"}, "mamba_d_head 'auto'; .* fill"),
+    (TINY, {"mamba_d_head": 0}, "mamba_d_head is 0; accepted: 1"),
+    (TINY, {"mamba_n_groups": 3}, "mamba_n_groups is 3; accepted: a divisor of mamba_n_heads, 8"),
+    (TINY, {"time_step_limit": [0.1]}, r"time_step_limit is \[0.1\]; accepted: the least"),
+    (TINY, {"time_step_limit": [0.2, 0.1]}, r"time_step_limit is \[0.2, 0.1\]; accepted"),
+    (TINY, {"time_step_limit": [math.inf, math.inf]}, r"time_step_limit\[0\] is inf"),
+    (TINY, {"layer_types": ["mamba"]}, "layer_types has 1 entries; num_hidden_layers is 4"),
+    (TINY, {"layer_types": []}, "layer_types has 0 entries; num_hidden_layers is 4"),
+    (TINY, {"layer_types": ["mamba", "moe"]}, r"layer_types\[1\] is 'moe'"),
+    (TINY, {"layers_block_type": ["mamba"]}, "layer_types is .* but layers_block_type"),
+    (TINY, {"position_embedding_type": "alibi"}, "position_embedding_type is 'alibi'"),
+    (TINY, {"normalization_function": "layernorm"}, "normalization_function is 'layernorm'"),
+    (TINY, {"num_experts_per_tok": 0}, "num_experts_per_tok is 0; accepted: 0 only without"),
+    (TINY, {"num_experts_per_tok": 9}, "num_experts_per_tok is 9; accepted: at most the 8"),
+    (TINY, {"logits_scaling": 0}, "logits_scaling is 0"),
+    (TINY, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    (BAMBA_9B, {"partial_rotary_factor": 0.25}, "partial_rotary_factor is 0.25; accepted: 0.5"),
+    (BAMBA_9B, {"attn_rotary_emb": 8}, "attn_rotary_emb is 8, but rope_parameters make it 4"),
+    (
+        BAMBA_9B,
+        {"attn_layer_indices": [1, 4]},
+        "attn_layer_indices lists 4; num_hidden_layers is 4",
+    ),
+    (BAMBA_9B, {"sliding_window": 8}, "sliding_window = 8, which nothing reads"),
+]
+
+FAMILY = Family(
+    classes={
+        "bamba": ("BambaConfig", "BambaForCausalLM"),
+        "granitemoehybrid": ("GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM"),
+    },
+    variants=VARIANTS,
+    released=RELEASED,
+    shown=SHOWN,
+    silent=SILENT,
+    refused=REFUSED,
+    parameters=dict.fromkeys(
+        (BIASES, BAMBA_9B, TINY, "granitemoehybrid/positions, limits, biases", MICRO), ()
+    ),
+)

@@ -3,12 +3,7 @@
 from typing import Any
 
 from tiny.configs import FULL, LLAMA3, SLIDING, YARN
-
-FAMILIES = {
-    "gpt_oss": ("GptOssConfig", "GptOssForCausalLM"),
-    "llama4_text": ("Llama4TextConfig", "Llama4ForCausalLM"),
-    "mimo_v2_flash": ("MiMoV2FlashConfig", "MiMoV2FlashForCausalLM"),
-}
+from tiny.family import Change, Family
 
 CHUNKED = "chunked_attention"
 PLAIN: dict[str, Any] = {"rope_type": "default", "rope_theta": 50.0}
@@ -261,3 +256,139 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+
+OSS_PLAIN, OSS_20B = "gpt_oss/plain", "gpt_oss/gpt-oss-20b"
+
+SCOUT, MAVERICK = "llama4_text/Llama-4-Scout (text)", "llama4_text/Llama-4-Maverick (text)"
+
+LISTED = "llama4_text/listed layers, two experts, gelu"
+
+MIMO_FLASH, GROUPED = "mimo_v2_flash/MiMo-V2-Flash", "mimo_v2_flash/groups, scale, no norm"
+
+PLAIN_QUARTER = {**PLAIN, "partial_rotary_factor": 0.25}
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    (OSS_PLAIN, {"sliding_window": 7}),
+    (OSS_PLAIN, {"layer_types": [FULL, SLIDING, FULL]}),
+    (OSS_PLAIN, {"num_experts_per_tok": 3}),
+    ("gpt_oss/limits, all experts, yarn", {"swiglu_limit": 0.6}),
+    ("gpt_oss/limits, all experts, yarn", {"swiglu_alpha": 1.702}),
+    (OSS_20B, {"rope_theta": 15}),
+    (SCOUT, {"attention_chunk_size": 7}),
+    (SCOUT, {"use_qk_norm": False}),
+    (SCOUT, {"floor_scale": 7}),
+    (SCOUT, {"attn_scale": 0.2}),
+    (SCOUT, {"attn_temperature_tuning": False}),
+    (SCOUT, {"no_rope_layers": [0, 1, 1, 0]}),
+    (SCOUT, {"num_experts_per_tok": 2}),
+    (SCOUT, {"rope_scaling": None}),
+    ("llama4_text/layer types, no temperature", {"layer_types": [CHUNKED] * 3}),
+    (MIMO_FLASH, {"attention_value_scale": 1.0}),
+    (MIMO_FLASH, {"sliding_window_size": 7}),
+    (MIMO_FLASH, {"n_group": 2}),
+    (MIMO_FLASH, {"routed_scaling_factor": 2.0}),
+    (MIMO_FLASH, {"norm_topk_prob": False}),
+    (GROUPED, {"topk_group": 3}),
+    (GROUPED, {"sliding_window": 7}),
+    (GROUPED, {"rope_parameters": {FULL: PLAIN_QUARTER, SLIDING: PLAIN_QUARTER}}),
+    (GROUPED, {"rope_parameters": {FULL: {**PLAIN_QUARTER, "rope_theta": 5000.0}, SLIDING: PLAIN}}),
+]
+
+# Settings that say what holds anyway: by default, or because of another.
+SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    (OSS_20B, {"initial_context_length": None, "experts_per_token": None}),
+    (OSS_20B, {"layer_types": None}),
+    (MAVERICK, {"no_rope_layers": [1, 1, 1, 0]}),
+    (MAVERICK, {"no_rope_layers": [1, 1, 1, 0, 1, 1]}),
+    (MAVERICK, {"moe_layers": [1, 3]}),
+    (MAVERICK, {"layer_types": [CHUNKED, CHUNKED, CHUNKED, FULL]}),
+    (MIMO_FLASH, {"hybrid_layer_pattern": None}),
+    (
+        MIMO_FLASH,
+        {"hybrid_layer_pattern": None, "layer_types": [FULL, *[SLIDING] * 4, FULL, SLIDING]},
+    ),
+    (MIMO_FLASH, {"moe_layer_freq": None}),
+    (MIMO_FLASH, {"mlp_layer_types": ["dense", *["sparse"] * 6]}),
+    (MIMO_FLASH, {"sliding_window_size": None, "sliding_window": 9}),
+    (
+        MIMO_FLASH,
+        {"swa_num_key_value_heads": None, "swa_head_dim": None, "layernorm_epsilon": None},
+    ),
+    (MIMO_FLASH, {"rope_theta": None, "swa_rope_theta": None, "partial_rotary_factor": None}),
+    (MIMO_FLASH, {"n_routed_experts": None, "num_local_experts": 8}),
+]
+
+# Base case, what is changed in config.json, what the message must name.
+REFUSED: list[tuple[str, Change, str]] = [
+    (OSS_20B, {"layer_types": [SLIDING, FULL]}, "layer_types has 2 entries; .* is 4"),
+    (OSS_20B, {"layer_types": [CHUNKED] * 4}, r"layer_types\[0\] is 'chunked_attention'"),
+    (OSS_20B, {"sliding_window": None}, r"layer_types\[0\].*sliding_window"),
+    (OSS_20B, {"num_experts_per_tok": 9, "experts_per_token": 9}, "num_experts_per_tok is 9"),
+    (OSS_20B, {"experts_per_token": 3}, "num_experts_per_tok is 2, but experts_per_token"),
+    (OSS_20B, {"num_local_experts": 0}, "num_local_experts is 0; accepted: 1"),
+    (OSS_20B, {"swiglu_limit": 0.0}, "swiglu_limit is 0.0"),
+    (OSS_20B, {"hidden_act": "gelu"}, "hidden_act is 'gelu'; implemented: 'silu'"),
+    (OSS_20B, {"quantization_config": {"quant_method": "fp8"}}, "quant_method is 'fp8'"),
+    (OSS_20B, {"quantization_config": {}}, "quant_method is missing"),
+    (OSS_20B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    (SCOUT, {"attention_chunk_size": None}, "no attention_chunk_size"),
+    (SCOUT, {"attention_chunk_size": 0}, "attention_chunk_size is 0; accepted: 1"),
+    (SCOUT, {"layer_types": [CHUNKED] * 3}, "layer_types has 3 entries"),
+    (SCOUT, {"layer_types": [SLIDING] * 4}, r"layer_types\[0\] is 'sliding_attention'"),
+    (SCOUT, {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
+    (SCOUT, {"no_rope_layers": [1, 2, 0, 1]}, r"no_rope_layers\[1\] is 2"),
+    (SCOUT, {"no_rope_layers": None, "no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+    (SCOUT, {"moe_layers": [-1]}, r"moe_layers\[0\] is -1"),
+    (SCOUT, {"moe_layers": None, "interleave_moe_layer_step": 0}, "interleave_moe_layer_step is 0"),
+    (SCOUT, {"num_experts_per_tok": 5}, "num_experts_per_tok is 5; accepted: at most the 4"),
+    (SCOUT, {"floor_scale": 0}, "floor_scale is 0; accepted: 1"),
+    (SCOUT, {"attn_temperature_tuning": 4}, "attn_temperature_tuning is 4"),
+    (SCOUT, {"use_qk_norm": 1}, "use_qk_norm is 1"),
+    (MIMO_FLASH, {"hybrid_layer_pattern": [0, 1, 1]}, "layer_types has 3 entries; .* is 7"),
+    (
+        MIMO_FLASH,
+        {"hybrid_layer_pattern": [0, 1, 1, 2, 1, 0, 1]},
+        "hybrid_layer_pattern .*0 .full_att",
+    ),
+    (MIMO_FLASH, {"hybrid_layer_pattern": 1}, "hybrid_layer_pattern is 1; accepted: a list"),
+    (
+        MIMO_FLASH,
+        {"layer_types": [SLIDING] * 7},
+        "layer_types .* but hybrid_layer_pattern, which means",
+    ),
+    (MIMO_FLASH, {"moe_layer_freq": [0, 1]}, "mlp_layer_types has 2 entries"),
+    (MIMO_FLASH, {"moe_layer_freq": [0, True, 1, 1, 1, 1, 1]}, "moe_layer_freq is"),
+    (MIMO_FLASH, {"swa_head_dim": 16}, "head_dim is 24, but swa_head_dim"),
+    (MIMO_FLASH, {"swa_num_attention_heads": 8}, "num_attention_heads is 4, but swa_num_attention"),
+    (MIMO_FLASH, {"swa_num_key_value_heads": 3}, "4 query heads are not a multiple of 3"),
+    (MIMO_FLASH, {"rope_theta": 7.0}, "rope_theta is 5000000.0, but rope_theta is 7.0 beside it"),
+    (MIMO_FLASH, {"swa_rope_theta": 7.0}, "rope_theta is 10000.0, but swa_rope_theta is 7.0"),
+    (MIMO_FLASH, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.334, but"),
+    (MIMO_FLASH, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
+    (MIMO_FLASH, {"head_dim": 16, "swa_head_dim": 16}, "rotary width is 5"),
+    (MIMO_FLASH, {"add_swa_attention_sink_bias": False}, "add_swa_attention_sink_bias is False"),
+    (MIMO_FLASH, {"add_full_attention_sink_bias": True}, "add_full_attention_sink_bias = True"),
+    (MIMO_FLASH, {"n_shared_experts": 1}, "n_shared_experts = 1"),
+    (MIMO_FLASH, {"n_group": 3}, "n_group is 3; accepted: a divisor"),
+    (MIMO_FLASH, {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
+]
+
+FAMILY = Family(
+    classes={
+        "gpt_oss": ("GptOssConfig", "GptOssForCausalLM"),
+        "llama4_text": ("Llama4TextConfig", "Llama4ForCausalLM"),
+        "mimo_v2_flash": ("MiMoV2FlashConfig", "MiMoV2FlashForCausalLM"),
+    },
+    variants=VARIANTS,
+    released=RELEASED,
+    shown=SHOWN,
+    silent=SILENT,
+    refused=REFUSED,
+    parameters={
+        "gpt_oss/limits, all experts, yarn": (),
+        "llama4_text/interval 2, llama3": (),
+        # A shift of all scores shows in no weight where every expert is chosen.
+        "mimo_v2_flash/wide values, yarn": (".correction",),
+    },
+)

@@ -3,14 +3,9 @@
 from typing import Any
 
 from tiny import gemma3n as tiny_gemma3n
+from tiny import gemma3n_files
 from tiny.configs import FAR, PLAIN, SIZES, YARN
-
-FAMILIES = {
-    "gemma3": ("Gemma3Config", "Gemma3ForConditionalGeneration"),
-    "gemma3n": ("", ""),  # of gemma3n_files.py
-    "llama4": ("Llama4Config", "Llama4ForConditionalGeneration"),
-    "mistral3": ("Mistral3Config", "Mistral3ForConditionalGeneration"),
-}
+from tiny.family import Family
 
 TOWER: dict[str, Any] = {
     "hidden_size": 24,
@@ -232,3 +227,16 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         }
     },
 }
+
+# What is changed in the text, or around it, is tested in test_multimodal.py.
+FAMILY = Family(
+    classes={
+        "gemma3": ("Gemma3Config", "Gemma3ForConditionalGeneration"),
+        "gemma3n": ("", ""),  # of gemma3n_files.py
+        "llama4": ("Llama4Config", "Llama4ForConditionalGeneration"),
+        "mistral3": ("Mistral3Config", "Mistral3ForConditionalGeneration"),
+    },
+    variants=VARIANTS,
+    released=RELEASED,
+    oracles={"gemma3n": gemma3n_files},
+)

@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-FAMILIES = {"nemotron_h": ("NemotronHConfig", "NemotronHForCausalLM")}
+from tiny.family import Change, Family
+from tiny.llama import DROP
 
 MAMBA, ATTENTION, MLP, MOE = "linear_attention", "full_attention", "mlp", "moe"
 # Where training begins, but for the first: Hugging Face also floors the steps of a prompt there,
@@ -128,3 +129,81 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+
+NANO2, NANO_3, SUPER, ULTRA = (
+    f"nemotron_h/Nemotron-{name}" for name in ("Nano-9B-v2", "3-Nano", "3-Super", "3-Ultra")
+)
+
+LATENTS = "nemotron_h/latents, groups, biases"
+
+GELU = "nemotron_h/no bias of the convolution, MHA, gelu"
+
+PATTERN, INFINITY = "hybrid_override_pattern", {"__float__": "Infinity"}
+
+OLD = ["mamba", "mlp", "mamba", "attention", "mlp"]
+
+NEW = ["linear_attention", "mlp", "linear_attention", "full_attention", "mlp"]
+
+# A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
+SHOWN: list[tuple[str, Change]] = [
+    (NANO2, {"time_step_limit": [0.5, math.inf]}),
+    (NANO2, {"time_step_limit": [0.0, 0.2]}),
+    (NANO2, {"layer_norm_epsilon": 0.05, "rms_norm_eps": 0.05}),
+    (NANO2, {"mamba_hidden_act": "gelu"}),
+    (GELU, {"mlp_hidden_act": "relu2"}),
+    (NANO_3, {"norm_topk_prob": False}),
+    (NANO_3, {"routed_scaling_factor": 1.0}),
+    (NANO_3, {"num_experts_per_tok": 3}),
+    (NANO_3, {"n_group": 4}),
+    (LATENTS, {"n_group": 2}),
+    (LATENTS, {"topk_group": 3}),
+]
+
+# Settings that say what holds anyway, in other words or by default, or that say nothing.
+SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    (NANO2, {"time_step_limit": DROP}),
+    (NANO2, {"time_step_limit": [0.0, INFINITY]}),
+    (NANO2, {"time_step_limit": DROP, "mamba_dt_limit": [0.0, math.inf]}),
+    (NANO2, {"time_step_min": 0.5, "time_step_max": 9.0, "time_step_floor": 0.5}),
+    (NANO2, {"rope_theta": 7.0, "partial_rotary_factor": 0.5, "rope_scaling": {"factor": 2.0}}),
+    (NANO2, {"chunk_size": 64, "expand": 7, "use_mamba_kernels": False, "num_query_groups": 7}),
+    (NANO2, {"residual_in_fp32": True, "rescale_prenorm_residual": False}),
+    (NANO2, {PATTERN: "M-M*-", "layers_block_type": OLD, "layer_types": NEW}),
+    (NANO2, {PATTERN: DROP, "layers_block_type": OLD}),
+    (NANO2, {PATTERN: None, "layer_types": NEW, "num_hidden_layers": DROP}),
+    (NANO2, {"n_groups": DROP, "mamba_num_groups": 2, "head_dim": DROP, "attention_head_dim": 16}),
+    (NANO2, {"ssm_state_size": DROP, "mamba_state_dim": 12, "conv_kernel": DROP}),
+    (NANO2, {"layer_norm_epsilon": DROP, "use_conv_bias": DROP, "mamba_conv_bias": True}),
+    (NANO_3, {"n_routed_experts": DROP, "num_local_experts": 8, "n_shared_experts": 2}),
+    (SUPER, {"num_nextn_predict_layers": 0, "mtp_hybrid_override_pattern": DROP}),
+]
+
+# What define refuses.
+REFUSED: list[tuple[str, Change, str]] = [
+    (NANO2, {PATTERN: "M-MX-"}, rf"{PATTERN} is 'M-MX-'; .* E \(moe"),
+    (NANO2, {PATTERN: 5}, f"{PATTERN} is 5; accepted: a string of M"),
+    (NANO2, {PATTERN: DROP}, "layer_types is missing"),
+    (NANO2, {PATTERN: DROP, "layer_types": ["mamba2"]}, r"layer_types\[0\] is 'mamba2'"),
+    (NANO2, {PATTERN: None, "layers_block_type": [["mamba"]]}, r"layer_types\[0\] is \['mamba"),
+    (NANO2, {"layers_block_type": OLD[::-1]}, "layer_types is .* but hybrid_override_pattern"),
+    (NANO2, {"num_hidden_layers": 4}, "layer_types has 5 entries; num_hidden_layers is 4"),
+    (NANO2, {"time_step_limit": [0.1]}, r"time_step_limit is \[0.1\]; accepted: the least"),
+    (NANO2, {"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06, but layer_norm_epsilon"),
+    (NANO2, {"mamba_num_groups": 3}, "n_groups is 2, but mamba_num_groups, which means the same"),
+    (NANO2, {"n_groups": 4}, "6 heads of Mamba are not a multiple of its 4 groups"),
+    (NANO2, {"attention_bias": True}, "attention_bias is True"),
+    (NANO2, {"tie_word_embeddings": True}, "tie_word_embeddings is True"),
+    (NANO2, {"sliding_window": 8}, "sliding_window = 8, which nothing reads"),
+    (NANO_3, {"mlp_hidden_act": "silu"}, "mlp_hidden_act is 'silu'; of experts: 'relu2'"),
+    (NANO_3, {"n_group": 3}, "n_group is 3; accepted: a divisor of the 8 experts"),
+]  # fmt: skip
+
+FAMILY = Family(
+    classes={"nemotron_h": ("NemotronHConfig", "NemotronHForCausalLM")},
+    variants=VARIANTS,
+    released=RELEASED,
+    shown=SHOWN,
+    silent=SILENT,
+    refused=REFUSED,
+    parameters=dict.fromkeys((NANO2, SUPER, LATENTS, GELU), ()),
+)

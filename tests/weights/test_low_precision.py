@@ -17,7 +17,7 @@ from files.quantized import quantized as files_of
 from files.rounded import round_weights
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file
-from tiny import FAMILIES, Case, make
+from tiny import CLASSES, Case, make
 from torch import Tensor, nn
 
 from lmcast.calib.formats import WEIGHTS
@@ -50,7 +50,7 @@ MODELS = {
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints whose matrices have 128 columns, as the widest blocks need."""
     return {
-        name: make(Case(name, name, *FAMILIES[name], settings), tmp_path_factory.mktemp("wide"))
+        name: make(Case(name, name, *CLASSES[name], settings), tmp_path_factory.mktemp("wide"))
         for name, settings in MODELS.items()
     }
 
