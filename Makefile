@@ -27,6 +27,12 @@ types: $(VENV)/.tests $(PACKAGE)
 check-suite: $(VENV)/.tests $(VENV)/.llm-compressor $(PACKAGE)
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
+# What a change of a block, an operator or a table breaks first: structure, eager against its oracle,
+# operators through every backend.
+QUICK := tests/test_structure.py tests/graphs tests/plugins/test_plugins.py
+quick: lint $(PACKAGE)
+	$(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder $(QUICK)
+
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/export.py
 	$(BIN)/python tests/benchmarks/run.py

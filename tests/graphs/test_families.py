@@ -12,7 +12,14 @@ from lmcast.graphs import ConfigError, archs
 
 
 def label(value: Any) -> str | None:
-    return value if isinstance(value, str) else str(value)[:50] if isinstance(value, dict) else None
+    """Of a change its keys: values may print an address, and workers must agree on names."""
+    return (
+        ", ".join(value)[:60]
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, str)
+        else None
+    )
 
 
 @pytest.mark.parametrize("name", sorted(archs.NAMES))
