@@ -6,8 +6,8 @@ after:  y, key, value = com.microsoft.GroupQueryAttention(q, k, v, past_key, pas
 
 window_attention becomes the same with the window as its buffer (`sliding_window_cache`), and sinks
 become its `head_sink`. What the kernel does not do, values of another width than the keys, chunks,
-a window of one token and a cache in FP8, keeps the operator and its body. The kernel takes rows of
-different lengths in single tokens only.
+a window of one token, a cache in FP8 and factors behind the softcap, keeps the operator and its
+body. The kernel takes rows of different lengths in single tokens only.
 """
 
 from typing import Any
@@ -22,13 +22,13 @@ def group_query_attention(model: ir.Model) -> int:
     changes = 0
     for node in nodes_of(model, "cached_attention", "window_attention"):
         query, key, value, past_key, past_value, lengths, counts, *more = node.inputs
-        sink, scales = more[:1], more[1:]
+        sink, unknown = more[:1], more[1:]  # to the kernel: scales of a cache in FP8, and factors
         assert query is not None and query.shape is not None
         assert past_key is not None and past_key.shape is not None
         assert past_value is not None and past_value.shape is not None
         attributes, width = _attributes(node, query.shape, past_key.shape), past_key.shape[-1]
         assert isinstance(width, int)
-        if width != past_value.shape[-1] or width % 8 or attributes is None or scales:
+        if width != past_value.shape[-1] or width % 8 or attributes is None or unknown:
             continue
         name = str(node.name)
         inputs: list[ir.Value | None] = [

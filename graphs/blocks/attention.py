@@ -106,7 +106,7 @@ class Attention(Mixer):
         v = v.unflatten(-1, (self.kv_heads, self.value_dim))  # B,T,G,V
         given = (
             q, k, v, *past, step.cache_lengths, step.token_counts, self.sink, *self.cache(k, v),
-            self.scale, self.softcap,
+            None, self.scale, self.softcap,
         )  # fmt: skip
         if self.loan is not None:
             y, present = lend(self.loan, step, q, k, v, past, self.window, self.scale, self.softcap)

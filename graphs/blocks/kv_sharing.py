@@ -50,7 +50,7 @@ class BorrowingAttention(Mixer):
         q = rotate(self.q_norm(self.q(x)), cos, sin, self.heads)
         q = q.unflatten(-1, (self.heads, self.head_dim))  # B,T,H,K
         keys, values, mask = step.take(self.loan)
-        y = shared_attention(q, keys, values, mask, self.scale, 0.0)
+        y = shared_attention(q, keys, values, mask, None, None, self.scale, 0.0)
         return self.o(y.flatten(-2)), ()
 
 

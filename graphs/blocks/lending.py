@@ -39,9 +39,9 @@ def lend(
     lengths = step.cache_lengths, step.token_counts
     if window:
         keys, values, mask, *present = window_keys(k, v, *past, *lengths)
-        y = shared_attention(q, keys, values, mask, scale, softcap)
+        y = shared_attention(q, keys, values, mask, None, None, scale, softcap)
     else:
-        plain = None, None, None  # no sinks, and no scales of a cache in FP8
+        plain = None, None, None, None  # no sinks, no scales of a cache in FP8, no factors
         y, keys, values = cached_attention(q, k, v, *past, *lengths, *plain, scale, softcap)
         held = torch.arange(keys.shape[2], device=keys.device)
         mask, present = held <= step.positions[:, :, None], [keys, values]  # B,T,C

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.rope import Rope, rotate
 from lmcast.graphs.blocks.step import Mixer, State, Step, Table
-from lmcast.plugins.attention.tempered_attention import tempered_attention
+from lmcast.plugins.attention.cached_attention import cached_attention
 
 
 class LogTemperature(Table):
@@ -65,8 +65,8 @@ class TemperedAttention(Mixer):
         q = rotate(self.q(x), cos, sin, self.heads).unflatten(-1, (self.heads, self.head_dim))
         k = rotate(self.k(x), cos, sin, self.kv_heads).unflatten(-1, (self.kv_heads, self.head_dim))
         v = self.v(x).unflatten(-1, (self.kv_heads, self.head_dim))  # B,T,G,K
-        y, *present = tempered_attention(
-            q, k, v, *past, step.cache_lengths, step.token_counts,
+        y, *present = cached_attention(
+            q, k, v, *past, step.cache_lengths, step.token_counts, None, None, None,
             step.table(self.temperature)[0], self.scale, self.softcap,
         )  # fmt: skip
         return self.o(y.flatten(-2)), tuple(present)

@@ -5,40 +5,10 @@ import torch
 from torch import Tensor
 
 from lmcast.plugins.attention import onnx_body
+from lmcast.plugins.attention.attend import attend
 from lmcast.plugins.attention.fp8_cache import codes, numbers, stored
 from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    sink: Tensor | None,
-    scale: float,
-    softcap: float,
-) -> Tensor:
-    """B,T,H,K over B,G,S,K and B,G,S,V where mask B,T,S is true -> B,T,H,V; softmax in fp32.
-
-    The softcap, `cap * tanh(score / cap)` where not zero, comes before the mask (Gemma 2). `sink`
-    H is one more score of each head, neither scaled nor capped, that takes its share of the softmax
-    and gives no value (gpt-oss).
-    """
-    batch, tokens, heads, width = query.shape
-    groups = key.shape[1]
-    query = query.transpose(1, 2).reshape(batch, groups, -1, width)  # B,G,(H/G)T,K
-    score = (query @ key.mT) * scale
-    if softcap:
-        score = torch.tanh(score / softcap) * softcap
-    score = score.reshape(batch, heads, tokens, -1).masked_fill(~mask[:, None], float("-inf"))
-    wide = torch.promote_types(score.dtype, torch.float32)
-    if sink is not None:
-        share = sink.to(score.dtype)[:, None, None].expand(batch, -1, tokens, 1)  # B,H,T,1
-        score = torch.cat([score, share], -1)
-    weight = score.softmax(-1, dtype=wide)[..., : key.shape[2]].to(value.dtype)
-    out = weight.reshape(batch, groups, -1, key.shape[2]) @ value
-    return out.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous()
 
 
 def eager(
@@ -52,6 +22,7 @@ def eager(
     sink: Tensor | None,
     key_scale: Tensor | None,
     value_scale: Tensor | None,
+    factor: Tensor | None,
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,10 +31,10 @@ def eager(
     query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,C,K; past_value B,G,C,V;
     cache_lengths B int64: tokens already held per row; token_counts B int64: how many of the T
     tokens are valid (rows are padded on the right). Row b writes at cache_lengths[b] .. + T - 1,
-    so C must leave room for T. sink, scale and softcap as in `attend`. key_scale and value_scale ()
-    fp32, both or neither: past_key and past_value are then float8_e4m3fn, as in fp8_cache, and new
-    tokens are seen as they are kept. -> B,T,H,V and the caches after the call. Output beyond
-    token_counts is unspecified but finite, and so is the cache there.
+    so C must leave room for T. sink, factor, scale and softcap as in `attend`. key_scale and
+    value_scale () fp32, both or neither: past_key and past_value are then float8_e4m3fn, as in
+    fp8_cache, and new tokens are seen as they are kept. -> B,T,H,V and the caches after the call.
+    Output beyond token_counts is unspecified but finite, and so is the cache there.
     """
     tokens = query.shape[1]
     position = cache_lengths[:, None] + torch.arange(tokens, device=query.device)  # B,T
@@ -79,7 +50,7 @@ def eager(
     mask = held <= position[:, :, None]  # B,T,C
     keys, values = numbers(present_key, key_scale), numbers(present_value, value_scale)
     return (
-        attend(query, keys, values, mask, sink, scale, softcap),
+        attend(query, keys, values, mask, sink, factor, scale, softcap),
         stored(present_key, key_scale),
         stored(present_value, value_scale),
     )
@@ -104,6 +75,7 @@ def body(
     sink: Value | None,
     key_scale: Value | None,
     value_scale: Value | None,
+    factor: Value | None,
     scale: Attribute,
     softcap: Attribute,
 ) -> tuple[Value, Value, Value]:
@@ -125,7 +97,7 @@ def body(
     keys = onnx_body.numbers(op, present_key, key_scale, query)
     values = onnx_body.numbers(op, present_value, value_scale, query)
     return (
-        onnx_body.attend(op, query, keys, values, mask, sink, None, scale, softcap),
+        onnx_body.attend(op, query, keys, values, mask, sink, factor, scale, softcap),
         onnx_body.stored(op, present_key, key_scale, query),
         onnx_body.stored(op, present_value, value_scale, query),
     )
@@ -139,10 +111,11 @@ def case(
     cap: float = 0.0,
     sinks: bool = False,
     scales: tuple[float, float] | None = None,
+    factors: bool = False,
 ) -> tuple:
     """Return arguments for rows of these lengths and counts; sizes: heads, groups, widths.
 
-    scales: of keys and values in FP8.
+    scales: of keys and values in FP8. factors: whether tokens have one behind the softcap.
     """
     heads, groups, width, value_width = sizes
     batch, tokens = len(lengths), max(counts)
@@ -161,6 +134,7 @@ def case(
         torch.tensor(counts),
         2 * torch.randn(heads) if sinks else None,
         *((None, None) if scales is None else map(torch.tensor, scales)),
+        1 + torch.rand(batch, tokens) if factors else None,
         width**-0.5,
         cap,
     )
@@ -177,6 +151,12 @@ def cases() -> list[tuple]:
         case([0, 3], [5, 2], 9, (4, 2, 16, 16), scales=(0.01, 0.02)),
         # Keys above 448 times their scale saturate; values below 2^-10 times theirs are 0.
         case([7, 2], [1, 1], 11, (6, 2, 24, 8), cap=3.0, sinks=True, scales=(0.002, 400.0)),
+        case([0, 0], [5, 5], 5, (4, 2, 16, 16), cap=3.0, factors=True),
+        case([7], [1], 11, (6, 2, 8, 8), cap=2.0, factors=True),
+        case([2, 6, 0], [4, 4, 1], 12, (3, 1, 24, 16), cap=30.0, factors=True),
+        case([3], [2], 8, (4, 4, 8, 8), factors=True),
+        case([7, 2], [1, 1], 11, (6, 2, 24, 8), 3.0, sinks=True, factors=True),
+        case([0, 3], [5, 2], 9, (4, 2, 16, 16), 3.0, scales=(0.01, 0.02), factors=True),
     ]
 
 

@@ -5,17 +5,24 @@ import torch
 from torch import Tensor
 
 from lmcast.plugins.attention import onnx_body
-from lmcast.plugins.attention.cached_attention import attend
+from lmcast.plugins.attention.attend import attend
 from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin
 
 
 def eager(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    sink: Tensor | None,
+    factor: Tensor | None,
+    scale: float,
+    softcap: float,
 ) -> Tensor:
     """query B,T,H,K; key B,G,S,K; value B,G,S,V; mask B,T,S bool: true where a token sees a
-    position, at least once for every token -> B,T,H,V. scale and softcap as in `attend`."""
-    return attend(query, key, value, mask, None, scale, softcap)
+    position, at least once for every token -> B,T,H,V. The others are as in `attend`."""
+    return attend(query, key, value, mask, sink, factor, scale, softcap)
 
 
 def shapes(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
@@ -28,14 +35,21 @@ def body(
     key: Value,
     value: Value,
     mask: Value,
+    sink: Value | None,
+    factor: Value | None,
     scale: Attribute,
     softcap: Attribute,
 ) -> Value:
-    return onnx_body.attend(op, query, key, value, mask, None, None, scale, softcap)
+    return onnx_body.attend(op, query, key, value, mask, sink, factor, scale, softcap)
 
 
-def case(tokens: int, seen: int, sizes: tuple[int, ...], cap: float = 0.0) -> tuple:
-    """Return arguments for two rows; sizes: heads, groups, widths of keys and values."""
+def case(
+    tokens: int, seen: int, sizes: tuple[int, ...], cap: float = 0.0, *, more: bool = False
+) -> tuple:
+    """Return arguments for two rows; sizes: heads, groups, widths of keys and values.
+
+    more: with sinks, and factors behind the softcap.
+    """
     heads, groups, width, value_width = sizes
     mask = torch.rand(2, tokens, seen) < 0.5
     mask[..., 0] |= ~mask.any(-1)
@@ -44,6 +58,8 @@ def case(tokens: int, seen: int, sizes: tuple[int, ...], cap: float = 0.0) -> tu
         torch.randn(2, groups, seen, width),
         torch.randn(2, groups, seen, value_width),
         mask,
+        2 * torch.randn(heads) if more else None,
+        1 + torch.rand(2, tokens) if more else None,
         width**-0.5,
         cap,
     )
@@ -56,6 +72,7 @@ def cases() -> list[tuple]:
         case(1, 7, (6, 3, 8, 8), cap=2.0),  # decode with a softcap
         case(3, 3, (4, 1, 24, 8)),  # narrow values
         case(4, 1, (2, 2, 8, 8)),  # one position
+        case(5, 9, (4, 2, 16, 8), cap=2.0, more=True),
     ]
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from lmcast.plugins.attention import onnx_body
-from lmcast.plugins.attention.cached_attention import attend, case, shapes
+from lmcast.plugins.attention.attend import attend
+from lmcast.plugins.attention.cached_attention import case, shapes
 from lmcast.plugins.attention.fp8_cache import codes, numbers, stored
 from lmcast.plugins.attention.window_keys import see, see_body
 from lmcast.plugins.onnx_builder import Attribute, Builder, Value
@@ -23,6 +24,7 @@ def eager(
     sink: Tensor | None,
     key_scale: Tensor | None,
     value_scale: Tensor | None,
+    factor: Tensor | None,
     scale: float,
     softcap: float,
     chunked: bool,
@@ -30,17 +32,17 @@ def eager(
     """Attend to the last W positions, themselves included, and keep the last W in the ring.
 
     query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,W,K; past_value B,G,W,V; position p lies
-    in slot p modulo W. cache_lengths and token_counts B int64 as in cached_attention, sink, scale,
-    softcap and both scales of a ring in FP8 too; T may exceed W. chunked: a token sees no position
-    before the last multiple of W up to its own (Llama 4). Only valid tokens enter the ring.
-    -> B,T,H,V and the ring after.
+    in slot p modulo W. cache_lengths and token_counts B int64 as in cached_attention, sink,
+    factor, scale, softcap and both scales of a ring in FP8 too; T may exceed W. chunked: a token
+    sees no position before the last multiple of W up to its own (Llama 4). Only valid tokens enter
+    the ring. -> B,T,H,V and the ring after.
     """
     key, past_key = codes(key, past_key, key_scale)
     value, past_value = codes(value, past_value, value_scale)
     given = key, value, past_key, past_value, cache_lengths, token_counts
     keys, values, mask, ring_key, ring_value = see(*given, chunked)
     keys, values = numbers(keys, key_scale), numbers(values, value_scale)
-    out = attend(query, keys, values, mask, sink, scale, softcap)
+    out = attend(query, keys, values, mask, sink, factor, scale, softcap)
     return out, stored(ring_key, key_scale), stored(ring_value, value_scale)
 
 
@@ -56,6 +58,7 @@ def body(
     sink: Value | None,
     key_scale: Value | None,
     value_scale: Value | None,
+    factor: Value | None,
     scale: Attribute,
     softcap: Attribute,
     chunked: Attribute,
@@ -67,7 +70,7 @@ def body(
     keys = onnx_body.numbers(op, keys, key_scale, query)
     values = onnx_body.numbers(op, values, value_scale, query)
     return (
-        onnx_body.attend(op, query, keys, values, mask, sink, None, scale, softcap),
+        onnx_body.attend(op, query, keys, values, mask, sink, factor, scale, softcap),
         onnx_body.stored(op, ring_key, key_scale, query),
         onnx_body.stored(op, ring_value, value_scale, query),
     )
@@ -90,6 +93,8 @@ def cases() -> list[tuple]:
         (*case([3, 11], [7, 2], 5, sizes, cap=2.0, scales=(0.01, 0.02)), False),
         # Keys above 448 times their scale saturate; values below 2^-10 times theirs are 0.
         (*case([6, 2], [9, 3], 4, equal, sinks=True, scales=(0.002, 400.0)), True),
+        (*case([3, 11], [7, 2], 5, sizes, cap=2.0, factors=True), False),
+        (*case([6, 2], [9, 3], 4, equal, sinks=True, scales=(0.01, 0.02), factors=True), True),
     ]
 
 

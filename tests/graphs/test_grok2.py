@@ -1,11 +1,13 @@
 """Grok 2.5 in the files of the hub: experts split for eight ranks, joined while they are read."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine_errors import bound, prefill_error, ragged_error, steps_error
+from forms import rewritten, traced
 from safetensors.torch import load_file, save_file
 from tiny import case, make, oracle, prompt
 from torch import Tensor
@@ -155,3 +157,18 @@ def test_a_tensor_in_two_common_files_is_refused(whole, tmp_path):
     edit(parted, "*-TP-common.safetensors", **{GATE: torch.zeros(8, 32)})
     with pytest.raises(CheckpointError, match=f"'{GATE}', as does"):
         open_checkpoint(parted)
+
+
+# The kernels of both targets have no place for factors behind the softcap, and TensorRT's none for
+# a softcap either.
+@pytest.mark.parametrize("target", ["cpu", "tensorrt-rtx"])
+@pytest.mark.parametrize("temperature", [True, False])
+def test_scores_with_a_factor_are_left_to_plain_operators(temperature, target, tmp_path):
+    folder = make(case("grok2/temperature, caps"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    if not temperature:
+        (folder / "config.json").write_text(json.dumps({**config, "attn_temperature_len": -1}))
+    graph = traced(folder, "float32" if target == "cpu" else "float16")
+    form = "body" if temperature or target != "cpu" else "native"
+    found = rewritten(graph, target)
+    assert found["cached_attention"] == {form: config["num_hidden_layers"]}
