@@ -13,6 +13,7 @@ from lmcast.calib.statistics import InputStatistics
 from lmcast.exporter.calibrate.hidden_states import Stream
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer
+from lmcast.graphs.blocks.keeps import Lend
 from lmcast.plugins.errors import InputError
 
 WHERE = "mixer"  # of a layer
@@ -27,7 +28,7 @@ def check_caches(model: Decoder) -> None:
     held = [cast(Layer, layer).mixer for layer in model.layers]
     attention = [mixer for mixer in held if isinstance(mixer, Attention)]
     for index, mixer in enumerate(held):
-        if isinstance(mixer, Attention) and mixer.loan is not None:
+        if isinstance(mixer, Attention) and isinstance(mixer.keeps, Lend):
             raise CacheError(
                 f"--kv fp8: layers.{index}.{WHERE} lends its keys and values to later layers, which"
                 " read them as they are computed; accepted: models whose layers have their own"
@@ -49,7 +50,8 @@ def scales(stream: Stream, index: int, observer: str) -> tuple[Tensor, Tensor] |
     mixer = cast(Layer, stream.layers[index]).mixer
     if not isinstance(mixer, Attention):
         return None
-    seen = [InputStatistics(width) for width in (mixer.head_dim, mixer.value_dim)]
+    widths = mixer.projections.head_dim, mixer.projections.value_width
+    seen = [InputStatistics(width) for width in widths]
     for calls in stream.calls(index, [f"{WHERE}.cache"], 1):
         ((_, held),) = calls
         for statistics, x in zip(seen, held, strict=True):

@@ -10,7 +10,9 @@ from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead, WideScaledEmbedding
 from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import full_every, head_width, windows
 from lmcast.graphs.config.older_spellings import rope
@@ -58,6 +60,10 @@ def build(c: Config) -> Decoder:
     kv_heads, act = c.num_key_value_heads or heads, c.hidden_act
     head_dim = head_width(dim, heads, kv_heads, c.head_dim)
     positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+    projections = Projections(
+        dim=dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        qkv_bias=c.attention_bias, out_bias=c.attention_bias,
+    )  # fmt: skip
 
     def norm(width: int = dim) -> WideRMSNorm:
         return WideRMSNorm(width, c.rms_norm_eps)
@@ -75,9 +81,7 @@ def build(c: Config) -> Decoder:
 
     def layer(index: int, window: int | None) -> Layer:
         mixer = Attention(
-            dim=dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-            rope=positions if window else None, window=window,
-            qkv_bias=c.attention_bias, out_bias=c.attention_bias,
+            projections, rope=positions if window else None, keeps=windowed(window),
             q_norm=PerHead(norm(head_dim)), k_norm=PerHead(norm(head_dim)),
             gate=nn.Linear(dim, heads * head_dim, bias=False),
         )  # fmt: skip

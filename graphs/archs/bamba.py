@@ -12,6 +12,7 @@ from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
 from lmcast.graphs.blocks.mamba import Mamba
 from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.older_spellings import rope
 from lmcast.graphs.config.reading import ConfigError, Count, Size
@@ -49,15 +50,15 @@ class Config(HybridKeys):
 
 def attention(c: Config, rope: Rope) -> Attention:
     heads = c.num_attention_heads
-    return Attention(
+    projections = Projections(
         dim=c.hidden_size,
         heads=heads,
         kv_heads=c.num_key_value_heads or heads,
         head_dim=c.head_width(),
-        rope=rope,
         qkv_bias=c.attention_bias,
         out_bias=c.attention_bias,
     )
+    return Attention(projections, rope=rope)
 
 
 def mamba(c: Config) -> Mamba:

@@ -9,7 +9,9 @@ from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, ScaledEmbedding, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
+from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import rope_with_local_base
@@ -59,6 +61,14 @@ def build(c: Config) -> Decoder:
         Rope(head_dim, p, c.max_position_embeddings)
         for p in (c.rope_parameters.full_attention, c.rope_parameters.sliding_attention)
     )
+    projections = Projections(
+        dim=c.hidden_size,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+    )
 
     def norm(dim: int = c.hidden_size) -> WideRMSNorm:
         return WideRMSNorm(dim, c.rms_norm_eps, offset=1.0)
@@ -67,14 +77,9 @@ def build(c: Config) -> Decoder:
         return Layer(
             pre_mixer=norm(),
             mixer=Attention(
-                dim=c.hidden_size,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
+                projections,
                 rope=sliding if window else full,
-                window=window,
-                qkv_bias=c.attention_bias,
-                out_bias=c.attention_bias,
+                keeps=windowed(window),
                 q_norm=PerHead(norm(head_dim)),
                 k_norm=PerHead(norm(head_dim)),
                 scale=c.query_pre_attn_scalar**-0.5,

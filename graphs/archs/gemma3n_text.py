@@ -8,9 +8,15 @@ from torch import nn
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.activation_sparsity import SparseMLP
 from lmcast.graphs.blocks.altup import AltUp, AltUpLayer, Laurel, Merge, PerLayerInputs, Spread
+from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, ScaledEmbedding, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName
-from lmcast.graphs.blocks.kv_sharing import sharing_attention
+from lmcast.graphs.blocks.keeps import Lend, windowed
+from lmcast.graphs.blocks.kv_sharing import BorrowingAttention
+from lmcast.graphs.blocks.norm import PerHead, UnitNorm, WideRMSNorm
+from lmcast.graphs.blocks.projections import Projections
+from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.blocks.step import Mixer
 from lmcast.graphs.config.layer_types import LayerType, full_every, one_each, owners, windows
 from lmcast.graphs.config.older_spellings import rope_with_local_base
 from lmcast.graphs.config.reading import Count, Layers, Positive, Range, Size
@@ -56,14 +62,50 @@ class Config:
         return one_each("activation_sparsity_pattern", given, layers)
 
 
+def mixers(c: Config) -> list[Mixer]:
+    """Return attention for every layer: the last ones borrow from the last owner of their kind."""
+    seen = windows(c.types(), c.num_hidden_layers, c.sliding_window)
+    owned_by = owners(seen, c.num_kv_shared_layers)
+    p = Projections(
+        dim=c.hidden_size,
+        heads=c.num_attention_heads,
+        kv_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+    )
+    full, sliding = (
+        Rope(c.head_dim, positions, c.max_position_embeddings)
+        for positions in (c.rope_parameters.full_attention, c.rope_parameters.sliding_attention)
+    )
+    lenders = {owner for i, owner in enumerate(owned_by) if owner != i}
+    lends = {i: Lend(windowed(seen[i]), p) for i in lenders}
+
+    def norm() -> PerHead:
+        return PerHead(WideRMSNorm(c.head_dim, c.rms_norm_eps))
+
+    def mixer(i: int) -> Mixer:
+        rope = sliding if seen[i] else full
+        if owned_by[i] != i:
+            loan = lends[owned_by[i]].loan
+            return BorrowingAttention(p, rope=rope, loan=loan, q_norm=norm(), scale=1.0)
+        return Attention(
+            p,
+            rope=rope,
+            keeps=lends.get(i, windowed(seen[i])),
+            q_norm=norm(),
+            k_norm=norm(),
+            v_norm=UnitNorm(c.head_dim, c.rms_norm_eps),
+            scale=1.0,
+        )
+
+    return [mixer(i) for i in range(c.num_hidden_layers)]
+
+
 def build(c: Config) -> Decoder:
     dim, width, layers = c.hidden_size, c.hidden_size_per_layer_input, c.num_hidden_layers
     act, eps, streams = c.hidden_activation, c.rms_norm_eps, c.altup_num_inputs
-    seen = windows(c.types(), layers, c.sliding_window)
-    sizes = (dim, c.num_attention_heads, c.num_key_value_heads, c.head_dim)
-    positions = (c.rope_parameters, c.max_position_embeddings)
-    own = owners(seen, c.num_kv_shared_layers)
-    mixers = sharing_attention(own, seen, sizes, positions, bias=c.attention_bias, eps=eps)
+    attention = mixers(c)
     sparsity, inner = c.sparsity(), one_each("intermediate_size", c.intermediate_size, layers)
     embed = ScaledEmbedding(c.vocab_size, dim, scale=dim**0.5)
     side = PerLayerInputs(c.vocab_size_per_layer_input, dim, width, layers, eps)
@@ -74,7 +116,7 @@ def build(c: Config) -> Decoder:
             AltUpLayer(
                 altup=AltUp(dim, streams, c.altup_active_idx, c.altup_correct_scale, eps),
                 laurel=Laurel(dim, c.laurel_rank, eps),
-                mixer=mixers[i],
+                mixer=attention[i],
                 ffn=SparseMLP(dim, inner[i], act=act, sparsity=sparsity[i]),
                 own=side.handoffs[i],
                 sizes=(dim, width),

@@ -12,6 +12,7 @@ from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.norm import PerHead, RMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import further_predictors, head_width
 from lmcast.graphs.config.older_spellings import renamed, rope
@@ -53,6 +54,13 @@ def build(c: Config) -> Decoder:
     dim, heads, kv_heads = c.hidden_size, c.num_attention_heads, c.num_key_value_heads
     head_dim = head_width(dim, heads, kv_heads, c.head_dim)
     positions, act = Rope(head_dim, c.rope_parameters, c.max_position_embeddings), c.hidden_act
+    projections = Projections(
+        dim=dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        qkv_bias=c.attention_bias,
+    )
 
     def norm(width: int = dim) -> RMSNorm:
         return RMSNorm(width, c.rms_norm_eps)
@@ -70,12 +78,8 @@ def build(c: Config) -> Decoder:
 
     def layer(index: int) -> Layer:
         mixer = Attention(
-            dim=dim,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            projections,
             rope=positions,
-            qkv_bias=c.attention_bias,
             q_norm=PerHead(norm(head_dim)) if c.use_qk_norm else None,
             k_norm=PerHead(norm(head_dim)) if c.use_qk_norm else None,
         )

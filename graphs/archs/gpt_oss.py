@@ -10,7 +10,9 @@ from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.norm import WideRMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import renamed, rope
@@ -64,6 +66,14 @@ def build(c: Config) -> Decoder:
     kv_heads = c.num_key_value_heads or heads
     head_dim = head_width(dim, heads, kv_heads, c.head_dim)
     positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+    projections = Projections(
+        dim=dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+    )
 
     def norm() -> WideRMSNorm:
         return WideRMSNorm(dim, c.rms_norm_eps)
@@ -80,17 +90,7 @@ def build(c: Config) -> Decoder:
             limit=c.swiglu_limit,
             bias=True,
         )
-        attention = Attention(
-            dim=dim,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            rope=positions,
-            window=window,
-            qkv_bias=c.attention_bias,
-            out_bias=c.attention_bias,
-            sinks=True,
-        )
+        attention = Attention(projections, rope=positions, keeps=windowed(window), sinks=True)
         ffn = moe.MoE(router, experts)
         return Layer(pre_mixer=norm(), mixer=attention, pre_ffn=norm(), ffn=ffn)
 

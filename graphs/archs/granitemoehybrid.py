@@ -13,6 +13,7 @@ from lmcast.graphs.blocks.decoder import Decoder, Layer, Scaled, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.mamba import Mamba
 from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import one_each
 from lmcast.graphs.config.older_spellings import renamed, rope
@@ -54,16 +55,15 @@ class Config(HybridKeys):
 
 def attention(c: Config, rope: Rope | None) -> Attention:
     heads = c.num_attention_heads
-    return Attention(
+    projections = Projections(
         dim=c.hidden_size,
         heads=heads,
         kv_heads=c.num_key_value_heads or heads,
         head_dim=c.head_width(),
-        rope=rope,
         qkv_bias=c.attention_bias,
         out_bias=c.attention_bias,
-        scale=c.attention_multiplier,
     )
+    return Attention(projections, rope=rope, scale=c.attention_multiplier)
 
 
 def mamba(c: Config) -> Mamba:

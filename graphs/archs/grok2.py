@@ -11,11 +11,12 @@ from torch import nn
 
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
+from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, Scaled, Softcap
 from lmcast.graphs.blocks.ffn import GatedMLP
-from lmcast.graphs.blocks.log_temperature import LogTemperature, capped_attention
 from lmcast.graphs.blocks.norm import WideRMSNorm
-from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.blocks.projections import Projections
+from lmcast.graphs.blocks.rope import LogTemperature, Rope
 from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON, Table
@@ -61,6 +62,12 @@ def feed_forward(c: Config) -> nn.Module:
 def build(c: Config) -> Decoder:
     rope = Rope(c.head_dim, FullRope(rope_theta=int(c.rope_theta)), c.max_position_embeddings)
     temperature = LogTemperature(c.attn_temperature_len) if c.attn_temperature_len > 0 else None
+    projections = Projections(
+        dim=c.hidden_size,
+        heads=c.num_attention_heads,
+        kv_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+    )
 
     def norm() -> WideRMSNorm:
         return WideRMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -68,11 +75,8 @@ def build(c: Config) -> Decoder:
     def layer() -> Layer:
         return Layer(
             pre_mixer=norm(),
-            mixer=capped_attention(
-                dim=c.hidden_size,
-                heads=c.num_attention_heads,
-                kv_heads=c.num_key_value_heads,
-                head_dim=c.head_dim,
+            mixer=Attention(
+                projections,
                 rope=rope,
                 softcap=max(c.attn_logit_softcapping, 0.0),
                 temperature=temperature,

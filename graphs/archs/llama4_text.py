@@ -8,10 +8,12 @@ from torch import nn
 
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
-from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.attention import Attention, Positions
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.keeps import All, Chunks
 from lmcast.graphs.blocks.norm import RMSNorm, UnitNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope, Temperature, rotate_pairs
 from lmcast.graphs.config.layer_types import CHUNKED, ChunkedType, one_each, windows
 from lmcast.graphs.config.older_spellings import rope
@@ -73,7 +75,18 @@ class Config:
 def build(c: Config) -> Decoder:
     dim, inner, count = c.hidden_size, c.intermediate_size, c.num_local_experts
     positions = Rope(c.head_dim, c.rope_parameters, c.max_position_embeddings)
+    unit = UnitNorm(c.head_dim, c.rms_norm_eps) if c.use_qk_norm else None
+    rotated = Positions(positions, rotate_pairs, norm=unit)
     tempered = Temperature(c.attn_scale, c.floor_scale, offset=1)
+    unrotated = Positions(None, temperature=tempered if c.attn_temperature_tuning else None)
+    projections = Projections(
+        dim=dim,
+        heads=c.num_attention_heads,
+        kv_heads=c.num_key_value_heads,
+        head_dim=c.head_dim,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+    )
     norm = partial(RMSNorm, dim, c.rms_norm_eps)
 
     def experts() -> moe.MoE:
@@ -83,19 +96,10 @@ def build(c: Config) -> Decoder:
         return moe.MoE(router, routed, GatedMLP(dim, inner, act=c.hidden_act))
 
     def layer(rotates: bool, chunk: int | None, sparse: bool) -> Layer:
-        unit = UnitNorm(c.head_dim, c.rms_norm_eps) if rotates and c.use_qk_norm else None
         mixer = Attention(
-            dim=dim,
-            heads=c.num_attention_heads,
-            kv_heads=c.num_key_value_heads,
-            head_dim=c.head_dim,
-            rope=positions if rotates else None,
-            rotation=rotate_pairs,
-            rotated_norm=unit,
-            temperature=tempered if c.attn_temperature_tuning and not rotates else None,
-            chunk=chunk,
-            qkv_bias=c.attention_bias,
-            out_bias=c.attention_bias,
+            projections,
+            rope=rotated if rotates else unrotated,
+            keeps=Chunks(chunk) if chunk else All(),
         )
         ffn = experts() if sparse else GatedMLP(dim, c.intermediate_size_mlp, act=c.hidden_act)
         return Layer(pre_mixer=norm(), mixer=mixer, pre_ffn=norm(), ffn=ffn)

@@ -10,9 +10,11 @@ from torch import nn
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
-from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
+from lmcast.graphs.blocks.decoder import Decoder, Layer, Scaled, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import FFNType, LayerType, full_every, windows, with_experts
 from lmcast.graphs.config.older_spellings import renamed, rope_by_layer_type, worded
@@ -87,6 +89,7 @@ def build(c: Config) -> Decoder:
     full = Rope(c.head_dim, by_type.full_attention, longest)
     sliding = Rope(c.head_dim, by_type.sliding_attention, longest)
     kv_heads, swa_kv_heads = c.num_key_value_heads, c.swa_num_key_value_heads
+    value_scale = c.attention_value_scale
     norm = partial(RMSNorm, dim, c.rms_norm_eps)
 
     def ffn(sparse: bool) -> nn.Module:
@@ -101,16 +104,19 @@ def build(c: Config) -> Decoder:
         return moe.MoE(router, experts)
 
     def layer(window: int | None, sparse: bool) -> Layer:
-        mixer = Attention(
+        projections = Projections(
             dim=dim,
             heads=c.num_attention_heads,
             kv_heads=(swa_kv_heads or 2 * kv_heads) if window else kv_heads,
             head_dim=c.head_dim,
             value_dim=c.v_head_dim,
-            value_scale=c.attention_value_scale or 1.0,
-            rope=sliding if window else full,
-            window=window,
             qkv_bias=c.attention_bias,
+        )
+        mixer = Attention(
+            projections,
+            rope=sliding if window else full,
+            keeps=windowed(window),
+            v_norm=Scaled(nn.Identity(), value_scale) if value_scale else None,
             sinks=window is not None,
         )
         return Layer(pre_mixer=norm(), mixer=mixer, pre_ffn=norm(), ffn=ffn(sparse))

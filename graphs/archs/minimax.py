@@ -12,8 +12,10 @@ from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.deepnorm import GainedLayer
+from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.lightning import Decay, LightningAttention
 from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.blocks.step import Mixer
 from lmcast.graphs.config.layer_types import check_rotated, head_width, one_each
@@ -79,14 +81,12 @@ def build(c: Config) -> Decoder:
     dim, heads, experts = c.hidden_size, c.num_attention_heads, c.num_local_experts
     head_dim, kv_heads = c.head_width(), c.num_key_value_heads or heads
     positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+    projections = Projections(dim=dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     norm, act = partial(RMSNorm, dim, c.rms_norm_eps), moe.EXPERT_ACTIVATIONS[c.hidden_act]
 
     def layer(index: int, kind: Kind) -> GainedLayer:
         if kind == "full_attention":
-            mixer: Mixer = Attention(
-                dim=dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-                rope=positions, window=c.sliding_window,
-            )  # fmt: skip
+            mixer: Mixer = Attention(projections, rope=positions, keeps=windowed(c.sliding_window))
             gains = c.full_attn_alpha_factor, c.full_attn_beta_factor
         else:
             decay = Decay(heads, index, c.num_hidden_layers)

@@ -11,6 +11,7 @@ from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import check_rotated, head_width, one_each
 from lmcast.graphs.config.older_spellings import renamed, rope, rotated_share
@@ -59,13 +60,14 @@ def build(c: Config) -> Decoder:
     head_dim = head_width(dim, heads, kv_heads, c.head_dim)
     positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
     act, experts = moe.EXPERT_ACTIVATIONS[c.hidden_act], c.num_local_experts
+    projections = Projections(dim=dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
 
     def norm(width: int = dim) -> RMSNorm:
         return RMSNorm(width, c.rms_norm_eps)
 
     def layer() -> Layer:
         mixer = Attention(
-            dim=dim, heads=heads, kv_heads=kv_heads, head_dim=head_dim, rope=positions,
+            projections, rope=positions,
             q_norm=norm(heads * head_dim), k_norm=norm(kv_heads * head_dim),
         )  # fmt: skip
         top_k = c.num_experts_per_tok

@@ -8,7 +8,9 @@ from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
+from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.norm import RMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.older_spellings import rope
@@ -38,6 +40,12 @@ def build(c: Config) -> Decoder:
     heads, kv_heads = c.num_attention_heads, c.num_key_value_heads or c.num_attention_heads
     head_dim = head_width(c.hidden_size, heads, kv_heads, c.head_dim)
     positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+    projections = Projections(
+        dim=c.hidden_size,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+    )
 
     def norm() -> RMSNorm:
         return RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -46,12 +54,9 @@ def build(c: Config) -> Decoder:
         return Layer(
             pre_mixer=norm(),
             mixer=Attention(
-                dim=c.hidden_size,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
+                projections,
                 rope=positions,
-                window=c.sliding_window,
+                keeps=windowed(c.sliding_window),
             ),
             pre_ffn=norm(),
             ffn=GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act),

@@ -14,6 +14,7 @@ from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.ffn import ActivationName, PlainMLP
 from lmcast.graphs.blocks.mamba import Mamba
 from lmcast.graphs.blocks.norm import WideRMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.single_branch import SingleLayer, TokenByToken
 from lmcast.graphs.blocks.step import Mixer
 from lmcast.graphs.config.inert import at_any_value
@@ -149,7 +150,8 @@ def mamba(c: Config) -> Mamba:
 def attention(c: Config) -> Attention:
     dim, heads = c.hidden_size, c.num_attention_heads
     kv_heads = c.num_key_value_heads or heads
-    return Attention(dim=dim, heads=heads, kv_heads=kv_heads, head_dim=c.head_dim, rope=None)
+    projections = Projections(dim=dim, heads=heads, kv_heads=kv_heads, head_dim=c.head_dim)
+    return Attention(projections, rope=None)
 
 
 def mlp(c: Config, inner: int) -> PlainMLP:

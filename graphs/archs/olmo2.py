@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from lmcast.graphs.archs.record import Arch
-from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.attention import Attention, Positions
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
 from lmcast.graphs.blocks.norm import WideRMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope, rotate_wide
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.older_spellings import rope
@@ -38,6 +39,14 @@ def build(c: Config) -> Decoder:
     heads, kv_heads = c.num_attention_heads, c.num_key_value_heads or c.num_attention_heads
     head_dim = head_width(c.hidden_size, heads, kv_heads, c.head_dim)
     positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+    projections = Projections(
+        dim=c.hidden_size,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+    )
 
     def norm(dim: int = c.hidden_size) -> WideRMSNorm:
         return WideRMSNorm(dim, c.rms_norm_eps)
@@ -45,16 +54,10 @@ def build(c: Config) -> Decoder:
     def layer() -> Layer:
         return Layer(
             mixer=Attention(
-                dim=c.hidden_size,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                rope=positions,
-                qkv_bias=c.attention_bias,
-                out_bias=c.attention_bias,
+                projections,
+                rope=Positions(positions, rotate_wide),
                 q_norm=norm(heads * head_dim),
                 k_norm=norm(kv_heads * head_dim),
-                rotation=rotate_wide,
             ),
             post_mixer=norm(),
             ffn=GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act),

@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from lmcast.graphs.archs.record import Arch
-from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.attention import Attention, Positions
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
+from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.norm import WideRMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope, rotate_wide
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import rope_by_layer_type
@@ -68,6 +70,14 @@ def build(c: Config) -> Decoder:
         Rope(head_dim, p, c.max_position_embeddings)
         for p in (c.rope_parameters.full_attention, c.rope_parameters.sliding_attention)
     )
+    projections = Projections(
+        dim=c.hidden_size,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        qkv_bias=c.attention_bias,
+        out_bias=c.attention_bias,
+    )
 
     def norm(dim: int = c.hidden_size) -> WideRMSNorm:
         return WideRMSNorm(dim, c.rms_norm_eps)
@@ -75,17 +85,11 @@ def build(c: Config) -> Decoder:
     def layer(window: int | None) -> Layer:
         return Layer(
             mixer=Attention(
-                dim=c.hidden_size,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
-                rope=sliding if window else full,
-                window=window,
-                qkv_bias=c.attention_bias,
-                out_bias=c.attention_bias,
+                projections,
+                rope=Positions(sliding if window else full, rotate_wide),
+                keeps=windowed(window),
                 q_norm=norm(heads * head_dim),
                 k_norm=norm(kv_heads * head_dim),
-                rotation=rotate_wide,
             ),
             post_mixer=norm(),
             ffn=GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act),

@@ -10,6 +10,7 @@ from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.delta import GatedDeltaNet, Inputs
 from lmcast.graphs.blocks.ffn import ActivationName, GatedMLP
 from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.reading import Size
@@ -28,18 +29,15 @@ def attention(c: Config, rope: Rope) -> Attention:
     def norm() -> PerHead:
         return PerHead(WideRMSNorm(c.head_dim, c.rms_norm_eps, offset=1.0))
 
-    return Attention(
+    projections = Projections(
         dim=c.hidden_size,
         heads=c.num_attention_heads,
         kv_heads=c.num_key_value_heads,
         head_dim=c.head_dim,
-        rope=rope,
         qkv_bias=c.attention_bias,
         out_bias=c.attention_bias,
-        gate="query",
-        q_norm=norm(),
-        k_norm=norm(),
     )
+    return Attention(projections, rope=rope, gate="query", q_norm=norm(), k_norm=norm())
 
 
 def delta_net(c: Config) -> GatedDeltaNet:

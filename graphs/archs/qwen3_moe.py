@@ -11,7 +11,9 @@ from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
+from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.norm import PerHead, RMSNorm
+from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.older_spellings import renamed, rope
@@ -54,6 +56,10 @@ def build(c: Config) -> Decoder:
     heads, kv_heads = c.num_attention_heads, c.num_key_value_heads or c.num_attention_heads
     head_dim = head_width(c.hidden_size, heads, kv_heads, c.head_dim)
     positions = Rope(head_dim, c.rope_parameters, c.max_position_embeddings)
+    projections = Projections(
+        dim=c.hidden_size, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        qkv_bias=c.attention_bias, out_bias=c.attention_bias,
+    )  # fmt: skip
 
     def norm(dim: int = c.hidden_size) -> RMSNorm:
         return RMSNorm(dim, c.rms_norm_eps)
@@ -80,14 +86,9 @@ def build(c: Config) -> Decoder:
         return Layer(
             pre_mixer=norm(),
             mixer=Attention(
-                dim=c.hidden_size,
-                heads=heads,
-                kv_heads=kv_heads,
-                head_dim=head_dim,
+                projections,
                 rope=positions,
-                window=c.sliding_window if c.use_sliding_window else None,
-                qkv_bias=c.attention_bias,
-                out_bias=c.attention_bias,
+                keeps=windowed(c.sliding_window if c.use_sliding_window else None),
                 q_norm=PerHead(norm(head_dim)),
                 k_norm=PerHead(norm(head_dim)),
             ),

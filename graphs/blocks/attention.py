@@ -3,121 +3,112 @@
 Letters: B batch, T tokens in this call, H query heads, G key heads, K head width, V value width.
 """
 
-import dataclasses
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from lmcast.graphs.blocks.keeps import All, Keeps, Scores
 from lmcast.graphs.blocks.kv_cache_format import Cache, Fp8Cache
-from lmcast.graphs.blocks.lending import lend
-from lmcast.graphs.blocks.rope import Rope, Rotation, Temperature, rotate
-from lmcast.graphs.blocks.step import Handoff, Mixer, State, Step
-from lmcast.plugins.attention.cached_attention import cached_attention
-from lmcast.plugins.attention.window_attention import window_attention
+from lmcast.graphs.blocks.projections import Projections
+from lmcast.graphs.blocks.rope import LogTemperature, Rope, Rotation, Temperature, rotate
+from lmcast.graphs.blocks.step import Mixer, Step
+
+
+class Positions(nn.Module):
+    """What positions do to queries and keys.
+
+    rope: None where nothing rotates. norm acts on both behind the rotation. temperature multiplies
+    queries after that.
+    """
+
+    def __init__(
+        self,
+        rope: Rope | None,
+        rotation: Rotation = rotate,
+        norm: nn.Module | None = None,
+        temperature: Temperature | None = None,
+    ):
+        super().__init__()
+        self.rope, self.rotation = rope, rotation
+        self.norm, self.temperature = norm or nn.Identity(), temperature
+
+    def turn(
+        self, q: Tensor, k: Tensor, heads: tuple[int, int], step: Step
+    ) -> tuple[Tensor, Tensor]:
+        """Return queries and keys B,T,heads*K with their positions; heads: of both."""
+        if self.rope is not None:
+            cos, sin = step.table(self.rope)
+            q, k = (self.rotation(x, cos, sin, n) for x, n in zip((q, k), heads, strict=True))
+        q, k = self.norm(q), self.norm(k)
+        if self.temperature is not None:
+            q = q * step.table(self.temperature)[0].to(q.dtype)
+        return q, k
 
 
 class Attention(Mixer):
     """Causal attention of H query heads to G shared key and value heads.
 
-    window: how many positions a token sees, itself included; chunk: it sees those of its own chunk
-    of so many up to itself; neither: all. q_norm and k_norm act on B,T,heads*K before the rotation,
-    rotated_norm on both after it, v_norm on B,T,G*V; rope None: no positions at all (NoPE). sinks:
-    a learned score of each query head that takes its share of the attention and gives nothing.
-    value_scale multiplies values before they are cached. gate makes B,T,H*V of the input, and its
-    sigmoid multiplies what the heads give; "query": the matrix of queries makes it, of every head
-    behind its query. loan: what later layers may read of keys and values.
+    rope: what turns queries and keys by their positions, None for nothing (NoPE). keeps: which keys
+    and values it attends to, and carries on. q_norm and k_norm act on B,T,heads*K before the
+    rotation, v_norm on B,T,G*V. gate makes B,T,H*V of the input, and its sigmoid multiplies what
+    the heads give; "query": the matrix of queries makes it, of every head behind its query. scale
+    None: 1/sqrt(K). softcap: bound of scores, None for none. sinks: a learned score of each query
+    head takes its share of the attention and gives nothing. temperature multiplies capped scores.
     """
 
     cache: Cache | Fp8Cache
 
     def __init__(
         self,
+        projections: Projections,
         *,
-        dim: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        rope: Rope | None,
-        value_dim: int | None = None,
-        window: int | None = None,
-        chunk: int | None = None,
-        qkv_bias: bool = False,
-        out_bias: bool = False,
-        sinks: bool = False,
+        rope: Rope | Positions | None,
+        keeps: Keeps | None = None,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
         v_norm: nn.Module | None = None,
-        rotated_norm: nn.Module | None = None,
         gate: nn.Module | Literal["query"] | None = None,
-        loan: Handoff | None = None,
         scale: float | None = None,
-        value_scale: float = 1.0,
         softcap: float | None = None,
-        temperature: Temperature | None = None,
-        rotation: Rotation = rotate,
+        sinks: bool = False,
+        temperature: LogTemperature | None = None,
     ):
         super().__init__()
-        if heads % kv_heads:
-            raise ValueError(f"{heads} query heads are not a multiple of {kv_heads} key heads")
-        if window and chunk:
-            raise ValueError(f"window is {window} and chunk is {chunk}; a layer has one of them")
-        if loan is not None and (chunk or sinks):
-            raise ValueError("a layer with chunks or sinks lends nothing")
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.value_dim, self.value_scale = value_dim or head_dim, value_scale
-        self.window, self.chunk, self.softcap = window, chunk, softcap or 0.0
-        self.scale = head_dim**-0.5 if scale is None else scale
-        gate_rows = self.value_dim if gate == "query" else 0
-        self.q = nn.Linear(dim, heads * (head_dim + gate_rows), bias=qkv_bias)
-        self.k = nn.Linear(dim, kv_heads * head_dim, bias=qkv_bias)
-        self.v = nn.Linear(dim, kv_heads * self.value_dim, bias=qkv_bias)
-        self.o = nn.Linear(heads * self.value_dim, dim, bias=out_bias)
-        self.sink = nn.Parameter(torch.empty(heads)) if sinks else None
+        p = self.projections = projections
+        self.scale = p.head_dim**-0.5 if scale is None else scale
+        self.softcap = softcap or 0.0
+        self.q = p.query(p.value_width if gate == "query" else 0)
+        self.k, self.v, self.o = p.key(), p.value(), p.output()
+        self.sink = nn.Parameter(torch.empty(p.heads)) if sinks else None
         self.q_norm, self.k_norm = q_norm or nn.Identity(), k_norm or nn.Identity()
-        self.v_norm, self.rotated_norm = v_norm or nn.Identity(), rotated_norm or nn.Identity()
-        self.gate, self.loan, self.cache = gate, loan, Cache()
-        self.rope, self.temperature, self.rotation = rope, temperature, rotation
-        ring = window or chunk  # or else room for all tokens
-        key, value = (("B", kv_heads, ring or "C", n) for n in (head_dim, self.value_dim))
-        self.states = (State("key", key, window=ring), State("value", value, window=ring))
+        self.v_norm, self.gate = v_norm or nn.Identity(), gate
+        self.positions = rope if isinstance(rope, Positions) else Positions(rope)
+        self.temperature = temperature
+        self.keeps, self.cache = keeps or All(), Cache()
+        self.states = self.keeps.states(p)
 
     def hold(self, cache: Cache | Fp8Cache) -> None:
         """Hold keys and values in `cache` from now on; raises ValueError where they are lent."""
-        if self.loan is not None and cache.dtype is not None:
-            raise ValueError("a layer that lends keys and values holds them as they are computed")
+        self.states = self.keeps.states(self.projections, cache.dtype)
         self.cache = cache
-        self.states = tuple(dataclasses.replace(s, dtype=cache.dtype) for s in self.states)
 
     def forward(self, x: Tensor, step: Step, past: tuple[Tensor, ...]):
+        p = self.projections
         q, gate = self.queries(x)
         q, k, v = self.q_norm(q), self.k_norm(self.k(x)), self.v_norm(self.v(x))
-        if self.rope is not None:
-            cos, sin = step.table(self.rope)
-            q = self.rotation(q, cos, sin, self.heads)
-            k = self.rotation(k, cos, sin, self.kv_heads)
-        q, k = self.rotated_norm(q), self.rotated_norm(k)
-        if self.temperature is not None:
-            q = q * step.table(self.temperature)[0].to(q.dtype)
-        if self.value_scale != 1:
-            v = v * self.value_scale
-        q = q.unflatten(-1, (self.heads, self.head_dim))  # B,T,H,K
-        k = k.unflatten(-1, (self.kv_heads, self.head_dim))  # B,T,G,K
-        v = v.unflatten(-1, (self.kv_heads, self.value_dim))  # B,T,G,V
-        given = (
-            q, k, v, *past, step.cache_lengths, step.token_counts, self.sink, *self.cache(k, v),
-            None, self.scale, self.softcap,
-        )  # fmt: skip
-        if self.loan is not None:
-            y, present = lend(self.loan, step, q, k, v, past, self.window, self.scale, self.softcap)
-        elif self.window or self.chunk:
-            y, *present = window_attention(*given, bool(self.chunk))
-        else:
-            y, *present = cached_attention(*given)
+        q, k = self.positions.turn(q, k, (p.heads, p.kv_heads), step)
+        q = q.unflatten(-1, (p.heads, p.head_dim))  # B,T,H,K
+        k = k.unflatten(-1, (p.kv_heads, p.head_dim))  # B,T,G,K
+        v = v.unflatten(-1, (p.kv_heads, p.value_width))  # B,T,G,V
+        factor = None if self.temperature is None else step.table(self.temperature)[0]  # B,T
+        key_scale, value_scale = self.cache(k, v)
+        scores = Scores(self.sink, key_scale, value_scale, factor, self.scale, self.softcap)
+        y, present = self.keeps.attend(q, k, v, past, step, scores)
         y = y.flatten(-2)  # B,T,H*V
         if gate is not None:
             y = y * torch.sigmoid(gate)
-        return self.o(y), tuple(present)
+        return self.o(y), present
 
     def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the queries B,T,H*K, and what gates the output, B,T,H*V or None."""
@@ -126,5 +117,6 @@ class Attention(Mixer):
             return q, None
         if isinstance(self.gate, nn.Module):
             return q, self.gate(x)
-        q, gate = q.unflatten(-1, (self.heads, -1)).split((self.head_dim, self.value_dim), -1)
+        p = self.projections
+        q, gate = q.unflatten(-1, (p.heads, -1)).split((p.head_dim, p.value_width), -1)
         return q.flatten(-2), gate.flatten(-2)

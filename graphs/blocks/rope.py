@@ -208,3 +208,22 @@ def temperature(p: TemperedRope, max_position_embeddings: int) -> Temperature:
             " llama_4_scaling_beta counts in multiples of it"
         )
     return Temperature(p.llama_4_scaling_beta, length)
+
+
+class LogTemperature(Table):
+    """`ln(position) / ln(length)` behind position `length`, 1 up to it, B,T in fp32: what capped
+    scores are multiplied by (Grok 2)."""
+
+    outputs = ("factor",)
+
+    def __init__(self, length: int):
+        super().__init__()
+        if length < 2:
+            raise ValueError(
+                f"the length of a temperature is {length}; its logarithm is divided by"
+            )
+        self.length = length
+
+    def forward(self, step: Step) -> tuple[Tensor]:
+        position = step.positions.clamp(min=1).float()  # the logarithm of 0 is infinite
+        return ((position.log() / math.log(self.length)).clamp(min=1.0),)

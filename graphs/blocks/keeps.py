@@ -1,0 +1,158 @@
+"""Which keys and values attention keeps from call to call, which is also what a token attends to.
+
+Each kind declares the states of a layer, and attends: queries B,T,H,K, keys B,T,G,K and values
+B,T,G,V of this call, and the states before it -> B,T,H,V and the states after it.
+
+Letters: B batch, T tokens in this call, H query heads, G key heads, K head width, V value width, C
+capacity of the cache, S positions that a window sees in this call.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lmcast.graphs.blocks.projections import Projections
+from lmcast.graphs.blocks.step import Handoff, State, Step
+from lmcast.plugins.attention.cached_attention import cached_attention
+from lmcast.plugins.attention.shared_attention import shared_attention
+from lmcast.plugins.attention.window_attention import window_attention
+from lmcast.plugins.attention.window_keys import window_keys
+
+States = tuple[Tensor, ...]
+
+
+class Scores(NamedTuple):
+    """What the operators of attention take behind queries, keys, values and lengths, in order.
+
+    sink H, factor B,T and softcap, 0 for none, as in plugins.attention.attend; key_scale and
+    value_scale () of states in FP8.
+    """
+
+    sink: Tensor | None
+    key_scale: Tensor | None
+    value_scale: Tensor | None
+    factor: Tensor | None
+    scale: float
+    softcap: float
+
+
+@dataclass(frozen=True)
+class All:
+    """Everything: a token attends to all positions up to its own."""
+
+    axis: ClassVar[str] = "C"  # of the positions that are lent
+
+    def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
+        """Return what a layer carries, in a dtype other than that of the model where given."""
+        return _states(p, "C", None, dtype)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
+    ) -> tuple[Tensor, States]:
+        lengths = step.cache_lengths, step.token_counts
+        y, *present = cached_attention(q, k, v, *past, *lengths, *scores)
+        return y, tuple(present)
+
+    def lend(
+        self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
+    ) -> tuple[Tensor, States, States]:
+        """Attend, and also return what others may: keys B,G,C,K, values B,G,C,V, mask B,T,C."""
+        y, (keys, values) = self.attend(q, k, v, past, step, scores)
+        held = torch.arange(keys.shape[2], device=keys.device)
+        mask = held <= step.positions[:, :, None]  # B,T,C
+        return y, (keys, values), (keys, values, mask)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The last `window` positions, which are all that a token attends to, itself included."""
+
+    window: int
+    axis: ClassVar[str] = "S"
+
+    def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
+        return _states(p, self.window, self.window, dtype)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
+    ) -> tuple[Tensor, States]:
+        return _attend_in_ring(q, k, v, past, step, scores, False)
+
+    def lend(
+        self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
+    ) -> tuple[Tensor, States, States]:
+        """Attend, and also return what others may: keys B,G,S,K, values B,G,S,V, mask B,T,S."""
+        lengths = step.cache_lengths, step.token_counts
+        keys, values, mask, *present = window_keys(k, v, *past, *lengths)
+        more = scores.sink, scores.factor, scores.scale, scores.softcap
+        y = shared_attention(q, keys, values, mask, *more)
+        return y, tuple(present), (keys, values, mask)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The last `size` positions, of which a token attends to those of its own chunk (Llama 4):
+    from the last multiple of `size` up to itself."""
+
+    size: int
+
+    def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
+        return _states(p, self.size, self.size, dtype)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
+    ) -> tuple[Tensor, States]:
+        return _attend_in_ring(q, k, v, past, step, scores, True)
+
+
+class Lend(nn.Module):
+    """As `keeps`; later layers of the same call take keys, values and mask from `loan`."""
+
+    def __init__(self, keeps: All | Ring, p: Projections):
+        super().__init__()
+        self.keeps = keeps
+        keys, values = (
+            State(name, ("B", p.kv_heads, keeps.axis, width))
+            for name, width in (("keys", p.head_dim), ("values", p.value_width))
+        )
+        self.loan = Handoff(keys, values, State("mask", ("B", "T", keeps.axis), torch.bool))
+
+    def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
+        """Raises ValueError on a dtype: borrowers read keys and values as they are computed."""
+        if dtype is not None:
+            raise ValueError("a layer that lends keys and values holds them as they are computed")
+        return self.keeps.states(p)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
+    ) -> tuple[Tensor, States]:
+        y, present, seen = self.keeps.lend(q, k, v, past, step, scores)
+        step.hand(self.loan, seen)
+        return y, present
+
+
+Keeps = All | Ring | Chunks | Lend
+
+
+def windowed(window: int | None) -> All | Ring:
+    """Return what a layer keeps whose config.json gives it a window, None for none."""
+    return Ring(window) if window else All()
+
+
+def _states(
+    p: Projections, room: int | str, window: int | None, dtype: torch.dtype | None
+) -> tuple[State, ...]:
+    return tuple(
+        State(name, ("B", p.kv_heads, room, width), dtype, window)
+        for name, width in (("key", p.head_dim), ("value", p.value_width))
+    )
+
+
+def _attend_in_ring(
+    q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores, chunked: bool
+) -> tuple[Tensor, States]:
+    lengths = step.cache_lengths, step.token_counts
+    y, *present = window_attention(q, k, v, *past, *lengths, *scores, chunked)
+    return y, tuple(present)
