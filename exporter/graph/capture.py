@@ -319,52 +319,60 @@ def _fingerprint(module: nn.Module, taken: Mapping[int, Sequence[Input]]) -> str
     of; which of them it is and its axes count, not what gives it. A module or tensor that is met
     again counts as the same one. Attributes that begin with an underscore must follow from others.
     """
-    digest = hashlib.sha256()
-    order, met = list(taken), dict[int, int]()
+    found = _Fingerprint(taken)
+    found.feed(module)
+    return found.digest.hexdigest()
 
-    def feed(value: Any) -> None:
-        if id(value) in taken:
-            feed((order.index(id(value)), [tensor[1:] for tensor in taken[id(value)]]))
-            return
-        if isinstance(value, Tensor | nn.Module):
-            if id(value) in met:
-                digest.update(f"again {met[id(value)]}".encode())
-                return
-            met[id(value)] = len(met)
-        if isinstance(value, Tensor):
-            form = (value.dtype, tuple(value.shape), value.stride(), value.requires_grad)
-            digest.update(repr(form).encode())
-            if not value.is_meta:
-                digest.update(value.numpy(force=True).tobytes())
-        elif isinstance(value, nn.Module):
-            digest.update(f"{type(value).__module__}.{type(value).__qualname__}".encode())
-            for key in sorted(value.__dict__):
-                if not key.startswith("_") and key != "training":
-                    digest.update(key.encode())
-                    feed(value.__dict__[key])
-            for name, part in (
-                *value._parameters.items(),
-                *value._buffers.items(),
-                *value._modules.items(),
-            ):
-                digest.update(name.encode())
-                feed(part)
+
+class _Fingerprint:
+    """A digest that grows by what it is fed."""
+
+    def __init__(self, taken: Mapping[int, Sequence[Input]]):
+        self.digest = hashlib.sha256()
+        self.taken, self.order, self.met = taken, list(taken), dict[int, int]()
+
+    def write(self, text: str) -> None:
+        self.digest.update(text.encode())
+
+    def feed(self, value: Any) -> None:
+        if id(value) in self.taken:
+            axes = [tensor[1:] for tensor in self.taken[id(value)]]
+            self.feed((self.order.index(id(value)), axes))
+        elif isinstance(value, Tensor | nn.Module):
+            self.object(value)
         elif isinstance(value, dict):
             for key, item in value.items():
-                digest.update(repr(key).encode())
-                feed(item)
+                self.write(repr(key))
+                self.feed(item)
         elif isinstance(value, list | tuple):
-            digest.update(str(len(value)).encode())
+            self.write(str(len(value)))
             for item in value:
-                feed(item)
+                self.feed(item)
         elif callable(value):
             name = f"{value.__module__}.{value.__qualname__}"
             assert "<" not in name, f"{name}: a setting must be a function that its module names"
-            digest.update(name.encode())
+            self.write(name)
         else:
             text = repr(value)
             assert " at 0x" not in text, f"{text}: a setting must print what it is"
-            digest.update(text.encode())
+            self.write(text)
 
-    feed(module)
-    return digest.hexdigest()
+    def object(self, value: Tensor | nn.Module) -> None:
+        if id(value) in self.met:
+            self.write(f"again {self.met[id(value)]}")
+            return
+        self.met[id(value)] = len(self.met)
+        if isinstance(value, Tensor):
+            self.write(repr((value.dtype, tuple(value.shape), value.stride(), value.requires_grad)))
+            if not value.is_meta:
+                self.digest.update(value.numpy(force=True).tobytes())
+            return
+        self.write(f"{type(value).__module__}.{type(value).__qualname__}")
+        for key in sorted(value.__dict__):
+            if not key.startswith("_") and key != "training":
+                self.write(key)
+                self.feed(value.__dict__[key])
+        parts = (value._parameters, value._buffers, value._modules)
+        for name, part in (item for held in parts for item in held.items()):
+            self.write(name)
+            self.feed(part)

@@ -74,7 +74,7 @@ def case(
     channels: bool = False,
     scale: float = 1.0,
 ) -> tuple:
-    """Return arguments for rows of these token counts; sizes: H, G, K, V. Keys are near length 1."""
+    """Return arguments for rows of these counts of tokens; sizes: H, G, K, V. Keys are near 1."""
     heads, groups, width, value_width = sizes
     batch, tokens = len(counts), max(counts)
     key = torch.randn(batch, tokens, groups, width)

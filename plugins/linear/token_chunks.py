@@ -66,7 +66,7 @@ def prepare(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One chunk of one head per program; those without valid tokens are skipped: none reads them."""
+    """One chunk of one head per program; chunks without valid tokens are skipped."""
     program = tl.program_id(0)
     start, h = program % tl.cdiv(T, C) * C, program // tl.cdiv(T, C) % H
     b = program // tl.cdiv(T, C) // H
