@@ -24,7 +24,7 @@ README_LINES = 120
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 QUOTED = re.compile(r"`([\w.-]+(?:/[\w.-]+)+/?|[\w-]+\.(?:md|toml|txt))`")
 # What a checkpoint or an engine holds, not this repository; and names that an example gives.
-ELSEWHERE = re.compile(r"^(config\.json|weights/|plans/|params\.json|engine/|~|graphs/archs/NAME)")
+ELSEWHERE = re.compile(r"^(config\.json|weights/|plans/|params\.json|engine/|~)|(NAME|FAMILY)")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -47,7 +47,7 @@ def paths(page: Path) -> Iterator[str]:
     text = page.read_text()
     yield from (str((page.parent / link).resolve()) for link in LINK.findall(text))
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    yield from (path for path in QUOTED.findall(prose) if not ELSEWHERE.match(path))
+    yield from (path for path in QUOTED.findall(prose) if not ELSEWHERE.search(path))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
