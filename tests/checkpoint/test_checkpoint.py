@@ -21,8 +21,9 @@ from tiny.llama import CONFIG, HEAD, Q0, WEIGHTS, edit_json, shapes, tiny_llama,
 from lmcast.exporter.checkpoint import CheckpointError, finite, open_checkpoint
 from lmcast.exporter.checkpoint.finite import PATTERNS, check_block, check_finite
 from lmcast.exporter.checkpoint.identity import SourceFile
-from lmcast.exporter.checkpoint.safetensors_header import DTYPES, parse_header
+from lmcast.exporter.checkpoint.safetensors_header import parse_header
 from lmcast.exporter.checkpoint.tensors import StoredTensor
+from lmcast.exporter.dtypes import OF_SAFETENSORS
 
 SECONDS = 5  # how long a refusal may take
 MEMORY = 64 << 20  # bytes that a refusal may allocate in Python; the largest input here is 12 MB
@@ -80,8 +81,9 @@ def test_accepts(case, folder):
     assert check_finite(checkpoint, checkpoint.tensors).mode == "full"
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_reads_every_dtype_in_blocks(dtype, folder):
+@pytest.mark.parametrize("name", OF_SAFETENSORS)
+def test_reads_every_dtype_in_blocks(name, folder):
+    dtype = OF_SAFETENSORS[name].torch
     random = torch.Generator().manual_seed(1)
     raw = torch.randint(0, 2, (7, 3, 5 * dtype.itemsize), dtype=torch.uint8, generator=random)
     whole = raw.view(dtype)

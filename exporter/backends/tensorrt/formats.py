@@ -40,6 +40,8 @@ NUMBERS: Mapping[ir.DataType, Numbers] = {
     onnx(E4M3): Numbers("FP8", "fp8_e4m3", 89),
     onnx(E2M1): Numbers("FP4", "fp4_e2m1", 100, wider=onnx(E4M3)),
 }
+# Codes that plans do not have (of zero points), by those that people call the same.
+SIGNED: Mapping[ir.DataType, ir.DataType] = {ir.DataType.UINT4: onnx(INT4)}
 # Of codes and what scales are stored in, the name that both have together.
 NAMED: Mapping[tuple[ir.DataType, ir.DataType], str] = {
     (onnx(E4M3), ir.DataType.FLOAT8E8M0): "MXFP8",
@@ -81,7 +83,8 @@ class Weight:
     @property
     def format(self) -> str:
         """What people call it: FP8, MXFP4."""
-        name = NUMBERS[self.kind].name if self.kind in NUMBERS else self.kind.name
+        kind = SIGNED.get(self.kind, self.kind)
+        name = NUMBERS[kind].name if kind in NUMBERS else kind.name
         return NAMED.get((self.kind, stored(self.scales)), name)
 
     @property
