@@ -9,6 +9,7 @@ import torch
 from tiny import case, gap, make, oracle_model, ours, prompt, read
 from tiny.gemma3n import SHARED
 
+from lmcast.exporter import targets
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
 from lmcast.exporter.passes import run
@@ -99,7 +100,7 @@ def test_layers_without_keys_of_their_own_write_no_cache(made):
     graph = assemble(model, capture(model))
     states = [str(v.name) for v in graph.graph.outputs][1:]
     assert states == [f"layers.{i}.{n}.present" for i in range(3) for n in ("key", "value")]
-    run(graph, "cpu")
+    run(graph, targets.get("cpu").passes())
     counted = Counter(node.op_type for node in graph.graph)
     assert (counted["shared_attention"], counted["window_keys"]) == (4, 1)
     assert counted["GroupQueryAttention"] == 2
