@@ -53,6 +53,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+# A divergence measured again, of the same products in other batches: equal to the bit when this was
+# written. Another machine may sum in another order: 1e-6 of a logit, by which the least of these
+# divergences (1e-4, logits 0.01 apart) changes by 2e-4 of itself.
+SAME_KL = 1e-3
+
+
 def measured(checkpoint: Path, recipe: Path) -> float:
     """Return the divergence of what the files of a recipe make of a checkpoint."""
     source, identities = identified(checkpoint)
@@ -84,8 +90,7 @@ def test_every_family(
     assert report["models"]["kept"]["kl"] != report["models"]["base"]["kl"]
     kl = report["models"][report["written"]]["kl"]
     assert 0 < kl < 0.5
-    # The same products in other batches.
-    assert measured(folder, tmp_path / "recipe") == pytest.approx(kl, rel=1e-2, abs=1e-7)
+    assert measured(folder, tmp_path / "recipe") == pytest.approx(kl, rel=SAME_KL)
     # Whatever is a matrix is either quantized or listed.
     model = understand(identified(folder)[0], (), tokenizer=False).model
     matrices = {name for name, p in model.named_parameters() if p.dim() >= 2}
@@ -112,7 +117,7 @@ def test_rounded_inputs(recipe: str, checkpoint: Callable[[str], Path], tmp_path
     preset = dataclasses.replace(PRESETS[recipe], ladder=("rtn", ROUNDED[recipe]))
     report = made(folder, tmp_path / "recipe", preset).report
     kl = report["models"][report["written"]]["kl"]
-    assert measured(folder, tmp_path / "recipe") == pytest.approx(kl, rel=1e-2)
+    assert measured(folder, tmp_path / "recipe") == pytest.approx(kl, rel=SAME_KL)
     given = json.loads((tmp_path / "recipe/recipe.json").read_text())["inputs"].values()
     assert len(given) == len(report["weights"]) > 10
     expected = (preset.inputs.format, preset.inputs.static, preset.inputs.rotation)
@@ -223,7 +228,7 @@ def test_a_bad_algorithm_is_not_kept(
     assert report["models"]["kept"]["kl"] > 10 * report["models"]["base"]["kl"]
     assert {record["algorithm"] for record in report["weights"]} == {"rtn"}
     assert measured(folder, tmp_path / "fooled") == pytest.approx(
-        report["models"]["base"]["kl"], rel=1e-2
+        report["models"]["base"]["kl"], rel=SAME_KL
     )
 
 

@@ -97,7 +97,8 @@ def test_layouts_give_the_same_engine(name, changes, linked, usual, tmp_path):
     want = usual["bfloat16" if name.startswith("bfloat16") else "float32"]
     if name == "one expert in bfloat16":
         assert 1e-6 < np.abs(got - want).max() < 1e-2  # that one expert is rounded, and used
-        np.testing.assert_allclose(got, load_eager(source)(torch.tensor(IDS)), atol=1e-4)
+        # Logits up to 2, whose last place is 2e-7: measured 7e-7.
+        np.testing.assert_allclose(got, load_eager(source)(torch.tensor(IDS)), atol=5e-6)
     else:
         np.testing.assert_array_equal(got, want)
 
