@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -36,13 +37,18 @@ TESTS = sorted((ROOT / "tests").rglob("*.py")) + sorted((ROOT / "samples").rglob
 CATCH_ALL = {"exporter/checkpoint/texts.py", "exporter/engine/staging.py"}
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the line and the dotted name of everything that a file imports, at any depth."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -81,6 +87,31 @@ def test_rooms_of_graphs_are_a_tower():
     assert not wrong, "\n".join(wrong)
 
 
+# The rooms of exporter/, likewise, by what importing them imports; files of its own are rooms too.
+# Records and commands refer to later rooms within functions.
+WAY = (
+    "dtypes", "extras", "progress", "checkpoint", "graph", "engine", "targets", "weights", "passes",
+    "backends", "runtime", "bench", "build", "pack", "prove", "pipeline", "calibrate", "cli",
+)  # fmt: skip
+CLIMBS = {("exporter/engine/contract.py", "weights")}  # engine.json says what was placed
+
+
+def test_rooms_of_the_exporter_are_a_way():
+    wrong = []
+    for path in sorted((ROOT / "exporter").rglob("*/*.py")) + sorted(ROOT.glob("exporter/*.py")):
+        room = path.relative_to(ROOT / "exporter").with_suffix("").parts[0]
+        for module in set(imported(tree(path), False)):
+            other = module.removeprefix("lmcast.exporter.").split(".")[0]
+            later = other in WAY and room != "__init__" and WAY.index(other) > WAY.index(room)
+            if (
+                module.startswith("lmcast.exporter.")
+                and later
+                and (name(path), other) not in CLIMBS
+            ):
+                wrong.append(f"{name(path)} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_deepseek_v3_can_be_read():
     parts, _ = files_to_read.files("deepseek_v3")
     assert len(parts) <= 9, parts
@@ -89,7 +120,7 @@ def test_deepseek_v3_can_be_read():
 def test_no_architecture_inherits_from_another():
     wrong = []
     for path in sorted((ROOT / "graphs/archs").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
                 bases = [ast.unparse(base) for base in node.bases]
                 wrong += [f"{name(path)}: {node.name}({b})" for b in bases if b[-4:] != "Keys"]
@@ -99,7 +130,7 @@ def test_no_architecture_inherits_from_another():
 def test_keys_are_flat():
     """What families share of a config are keys of their own, and nothing that builds a part."""
     for path in sorted((ROOT / "graphs/families").glob("*.py")):
-        for node in ast.parse(path.read_text()).body:
+        for node in tree(path).body:
             if isinstance(node, ast.ClassDef) and node.name.endswith("Keys"):
                 assert not node.bases, f"{name(path)}: {node.name}"
         built = [
@@ -193,7 +224,7 @@ def test_engines_run_without_torch():
         if name(path).startswith(("graphs/", "calib/", "exporter/pipeline.py")):
             wrong.append(way)
             continue
-        for module in set(imported(ast.parse(path.read_text()), whole)):
+        for module in set(imported(tree(path), whole)):
             first = module.partition(".")[0]
             if first == "lmcast":
                 waiting += [(file, deep and whole, way) for file, deep in found_at(module)]
@@ -274,11 +305,45 @@ def test_files_are_short():
 def test_functions_are_short():
     wrong = []
     for path in SOURCES + TESTS:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 if length > 50:
                     wrong.append(f"{name(path)}: {node.name} has {length} lines, 50 allowed")
+    assert not wrong, "\n".join(wrong)
+
+
+# Parameters of a function, self aside. A block's parts are given by name, and read as a table;
+# operators have the parameters of their schema, and kernels those of a launch.
+MOST_PARAMETERS, MOST_PARTS = 10, 12
+OF_OPERATORS = {"eager", "shapes", "body"}
+# From Python, every parameter is an option of the command of that name.
+OF_COMMANDS = {"exporter/pipeline.py: export", "exporter/calibrate/calibrate.py: calibrate"}
+
+
+def is_free(path: Path, function: str) -> bool:
+    if name(path).startswith("plugins/"):
+        kernels = ROOT / "plugins/launch"
+        return function in OF_OPERATORS or path.is_relative_to(kernels) or is_kernel(path)
+    return f"{name(path)}: {function}" in OF_COMMANDS
+
+
+def is_kernel(path: Path) -> bool:
+    return any(module.startswith("triton") for _, module in imports(path))
+
+
+def test_functions_have_few_parameters():
+    wrong = []
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = len([a for a in given if a.arg not in ("self", "cls")])
+            block = name(path).startswith("graphs/blocks/") and node.name == "__init__"
+            limit = MOST_PARTS if block else MOST_PARAMETERS
+            if count > limit and not is_free(path, node.name):
+                wrong.append(f"{name(path)}: {node.name} has {count} parameters, {limit} allowed")
     assert not wrong, "\n".join(wrong)
 
 

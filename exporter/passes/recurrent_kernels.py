@@ -46,20 +46,12 @@ def recurrent_kernels(model: ir.Model) -> int:
 
 
 def _linear(
-    op: Builder,
-    query: Value,
-    key: Value,
-    value: Value,
-    past_state: Value,
-    decay: Value,
-    token_counts: Value,
-    beta: Value | None = None,
-    *,
-    normalize: bool,
-    heads: int,
-    scale: float,
+    op: Builder, *inputs: Value, normalize: bool, heads: int, scale: float
 ) -> tuple[Value, Value]:
-    given = Inputs.of(op, query, key, value, past_state, decay, token_counts, beta, normalize)
+    """inputs: of linear_attention, in its order; the last is optional."""
+    query, key, value, past_state, decay, token_counts, *beta = inputs
+    rate = beta[0] if beta else None
+    given = Inputs.of(op, query, key, value, past_state, decay, token_counts, rate, normalize)
     q, k, v, g, *b = (
         op.Reshape(x, [0, 0, -1])
         for x in (given.query, given.key, given.value, given.decay, given.beta)

@@ -10,7 +10,7 @@ from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
-from lmcast.graphs.blocks.mla import Indexer, LatentAttention
+from lmcast.graphs.blocks.mla import HeadWidths, Indexer, LatentAttention
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope, rotate, rotate_interleaved
 from lmcast.graphs.config.layer_types import FFNType, one_each, with_experts
@@ -67,9 +67,7 @@ def attention(c: Config, rope: Rope) -> LatentAttention:
         heads=c.num_attention_heads,
         query_rank=c.q_lora_rank,
         rank=c.kv_lora_rank,
-        head_dim=c.qk_nope_head_dim,
-        rope_dim=c.qk_rope_head_dim,
-        value_dim=c.v_head_dim,
+        widths=HeadWidths(c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim),
         rope=rope,
         bias=c.attention_bias,
         scale=softmax_scale(c.qk_nope_head_dim + c.qk_rope_head_dim, c.rope_parameters),

@@ -12,7 +12,7 @@ from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.decoder import Decoder, Layer
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.kda import KimiDeltaAttention
-from lmcast.graphs.blocks.mla import LatentAttention
+from lmcast.graphs.blocks.mla import HeadWidths, LatentAttention
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.config.layer_types import FFNType, one_each, with_experts
 from lmcast.graphs.config.older_spellings import renamed
@@ -115,9 +115,7 @@ def latent_attention(c: Config) -> LatentAttention:
         heads=c.num_attention_heads,
         query_rank=c.q_lora_rank,
         rank=c.kv_lora_rank,
-        head_dim=c.qk_nope_head_dim,
-        rope_dim=c.qk_rope_head_dim,
-        value_dim=c.v_head_dim,
+        widths=HeadWidths(c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim),
         rope=None,
         bias=c.attention_bias,
     )

@@ -5,6 +5,8 @@ Letters: B batch, T tokens in this call, H query heads, N width of their part wi
 of that with positions, L rank of latents, V value width, I heads of the indexer, D their width.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -66,6 +68,14 @@ class Indexer(Wide):
         )  # fmt: skip
 
 
+class HeadWidths(NamedTuple):
+    """Widths of one head: of queries and keys without positions, with them, and of values."""
+
+    plain: int
+    rotated: int
+    value: int
+
+
 class LatentAttention(Mixer):
     """Causal attention whose cache holds latents instead of keys and values.
 
@@ -82,9 +92,7 @@ class LatentAttention(Mixer):
         heads: int,
         query_rank: int | None,
         rank: int,
-        head_dim: int,
-        rope_dim: int,
-        value_dim: int,
+        widths: HeadWidths,
         rope: Rope | None,
         bias: bool = False,
         scale: float | None = None,
@@ -94,24 +102,25 @@ class LatentAttention(Mixer):
         chosen: Handoff | None = None,
     ):
         super().__init__()
-        if indexer is not None and rope_dim > indexer.width:
+        plain, rotated, value = widths
+        if indexer is not None and rotated > indexer.width:
             raise ValueError(
-                f"index_head_dim is {indexer.width}; accepted: from qk_rope_head_dim, {rope_dim}"
+                f"index_head_dim is {indexer.width}; accepted: from qk_rope_head_dim, {rotated}"
             )
-        whole = head_dim + rope_dim
-        self.heads, self.widths, self.rank = heads, (head_dim, rope_dim), rank
+        whole = plain + rotated
+        self.heads, self.widths, self.rank = heads, (plain, rotated), rank
         self.scale = whole**-0.5 if scale is None else scale
         self.q_a = None if query_rank is None else nn.Linear(dim, query_rank, bias=bias)
         self.q_norm = nn.Identity() if query_rank is None else RMSNorm(query_rank, EPS)
         self.q = nn.Linear(query_rank or dim, heads * whole, bias=False)
-        self.kv_a = nn.Linear(dim, rank + rope_dim, bias=bias)
+        self.kv_a = nn.Linear(dim, rank + rotated, bias=bias)
         self.kv_norm = RMSNorm(rank, EPS)
-        self.key_up = nn.Parameter(torch.empty(heads, head_dim, rank))
-        self.value_up = nn.Parameter(torch.empty(heads, value_dim, rank))
-        self.o = nn.Linear(heads * value_dim, dim, bias=bias)
+        self.key_up = nn.Parameter(torch.empty(heads, plain, rank))
+        self.value_up = nn.Parameter(torch.empty(heads, value, rank))
+        self.o = nn.Linear(heads * value, dim, bias=bias)
         self.rope, self.temperature, self.rotation = rope, temperature, rotation
         self.indexer, self.chosen = indexer, chosen
-        latent = State("latent", ("B", "C", rank + rope_dim))
+        latent = State("latent", ("B", "C", rank + rotated))
         index = [] if indexer is None else [State("index_key", ("B", "C", indexer.width))]
         self.states = (latent, *index)
 
