@@ -12,7 +12,7 @@ from lmcast.graphs.blocks.keeps import windowed
 from lmcast.graphs.blocks.norm import PerHead, RMSNorm
 from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
-from lmcast.graphs.config.layer_types import LayerType, head_width, windows
+from lmcast.graphs.config.layer_types import LayerType, head_width, windows_from
 from lmcast.graphs.config.older_spellings import rope
 from lmcast.graphs.config.reading import Count, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
@@ -40,11 +40,9 @@ class Config:
     tie_word_embeddings: bool = False
 
     def windows(self) -> tuple[int | None, ...]:
-        layers = self.num_hidden_layers
         window = self.sliding_window if self.use_sliding_window else None
-        full = layers if window is None else min(self.max_window_layers, layers)
-        derived = ("full_attention",) * full + ("sliding_attention",) * (layers - full)
-        return windows(derived if self.layer_types is None else self.layer_types, layers, window)
+        first, layers = self.max_window_layers, self.num_hidden_layers
+        return windows_from(first, self.layer_types, layers, window)
 
 
 def build(c: Config) -> Decoder:

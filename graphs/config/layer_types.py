@@ -32,6 +32,18 @@ def windows(
     return tuple(size if own == kind else None for own in layer_types)
 
 
+def windows_from(
+    first: int, layer_types: Sequence[str] | None, layers: int, size: int | None
+) -> tuple[int | None, ...]:
+    """Return `windows` of the list, or without one `size` for all layers from `first` on.
+
+    Raises ValueError as `windows` does.
+    """
+    if layer_types is None:
+        return tuple(size if i >= first else None for i in range(layers))
+    return windows(layer_types, layers, size)
+
+
 def full_every(number: int, layers: int) -> tuple[LayerType, ...]:
     """Return layer types of which each `number`-th is full attention and all others windowed."""
     return tuple(
