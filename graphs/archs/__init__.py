@@ -40,6 +40,7 @@ NAMES = (
     "nemotron_h",
     "olmo2",
     "olmo3",
+    "qwen2",
     "qwen3",
     "qwen3_5",
     "qwen3_5_moe",

@@ -7,8 +7,10 @@ import pytest
 import torch
 from files.gguf import HEAD_DIM, HIDDEN, LAYERS, VOCAB, stored, tiny_gguf, values, write_gguf
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, quants
+from tiny import defined
 
 from lmcast.exporter.checkpoint.gguf import open_gguf
+from lmcast.exporter.checkpoint.gguf.config import FAMILIES
 
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -188,7 +190,7 @@ def test_gemma_norms_lose_the_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
-@pytest.mark.parametrize("arch", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_transformers_reads_the_same(tmp_path: Path, arch: str, kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -209,6 +211,13 @@ def test_transformers_reads_the_same(tmp_path: Path, arch: str, kind: str) -> No
             # The file holds 1e-5 in float32; the config has the decimal that was meant.
             wanted = pytest.approx(value, rel=1e-7) if isinstance(value, float) else value
             assert checkpoint.config[key] == wanted, key
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_a_definition_reads_config_and_tensors_in_full(tmp_path: Path, arch: str) -> None:
+    checkpoint = open_gguf(tiny_gguf(tmp_path / "a.gguf", arch))
+    tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    assert defined(checkpoint.config, tensors).binding.ignored == ()
 
 
 def test_config_of_gemma3(tmp_path: Path) -> None:

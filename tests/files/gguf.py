@@ -21,11 +21,13 @@ BASE: dict[str, Any] = {
 }
 EXTRA: dict[str, dict[str, Any]] = {
     "llama": {"rope.dimension_count": HEAD_DIM, "vocab_size": VOCAB},
+    "qwen2": {},
     "qwen3": {},
     "gemma3": {"attention.sliding_window": 16},
 }
 NORMS = {
     "llama": ("attn_norm", "ffn_norm"),
+    "qwen2": ("attn_norm", "ffn_norm"),
     "qwen3": ("attn_norm", "ffn_norm", "attn_q_norm", "attn_k_norm"),
     "gemma3": (
         "attn_norm",
@@ -36,6 +38,7 @@ NORMS = {
         "post_ffw_norm",
     ),
 }
+BIASES = {"qwen2": ("attn_q", "attn_k", "attn_v")}
 MATRICES = {
     "attn_q": (HEADS * HEAD_DIM, HIDDEN),
     "attn_k": (KV_HEADS * HEAD_DIM, HIDDEN),
@@ -60,6 +63,8 @@ def values(arch: str, seed: int = 0) -> dict[str, np.ndarray]:
             shapes[f"blk.{layer}.{name}.weight"] = (width,)
         for name, shape in MATRICES.items():
             shapes[f"blk.{layer}.{name}.weight"] = shape
+        for name in BIASES.get(arch, ()):
+            shapes[f"blk.{layer}.{name}.bias"] = MATRICES[name][:1]
     return {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tiny.family import Change, Family
+from tiny.llama import DROP
 
 VOCABULARY = 97
 SIZES: dict[str, Any] = {
@@ -81,6 +82,28 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             **_rope("default", original_max_position_embeddings=8, llama_4_scaling_beta=0.3),
         },
         "no rope settings": {"head_dim": 8},
+    },
+    "qwen2": {
+        "plain": {},
+        "tied, MHA, gelu": {
+            "tie_word_embeddings": True,
+            "num_key_value_heads": None,
+            "hidden_act": "gelu",
+        },
+        "head_dim, eps": {"head_dim": 16, "rms_norm_eps": 0.05},
+        "window from layer 1": {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        },
+        "all windows": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+        "layer types": {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": [SLIDING, FULL, SLIDING],
+        },
+        "no window": {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 1},
+        "yarn": _rope("yarn", **YARN),
     },
     "qwen3": {
         "plain": {"head_dim": 16},
@@ -223,6 +246,13 @@ LLAMA_KEYS = {
     "rms_norm_eps": 1e-05,
     "rope_theta": 500.0,
 }
+QWEN2 = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000.0,
+    "sliding_window": 8,  # unread
+    "use_sliding_window": False,
+}
 RELEASED: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {
         "Llama-3.1-8B": {
@@ -282,6 +312,24 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
             },
             "sliding_window": None,
         }
+    },
+    "qwen2": {
+        "Qwen2.5-7B-Instruct": {
+            **QWEN2,
+            "max_window_layers": 3,
+            "tie_word_embeddings": False,
+        },
+        "Qwen2.5-7B-Instruct, long": {  # as its card says
+            **QWEN2,
+            "max_window_layers": 3,
+            "rope_scaling": {
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "type": "yarn",
+            },
+            "tie_word_embeddings": False,
+        },
+        "Qwen2.5-0.5B-Instruct": {**QWEN2, "max_window_layers": 2, "tie_word_embeddings": True},
     },
     "qwen3": {
         "Qwen3-0.6B": {
@@ -425,6 +473,15 @@ SHOWN: list[tuple[str, Change]] = [
             }
         },
     ),
+    ("qwen2/window from layer 1", {"layer_types": None, "max_window_layers": 2}),
+    ("qwen2/window from layer 1", {"layer_types": None, "max_window_layers": DROP}),
+    ("qwen2/window from layer 1", {"layer_types": [FULL] * 3}),
+    ("qwen2/all windows", {"sliding_window": DROP}),
+    ("qwen2/layer types", {"sliding_window": 9}),
+    ("qwen2/Qwen2.5-0.5B-Instruct", {"use_sliding_window": True}),
+    ("qwen2/head_dim, eps", {"rms_norm_eps": 1e-06}),
+    ("qwen2/yarn", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("qwen2/Qwen2.5-7B-Instruct, long", {"rope_scaling": None}),
     (
         "qwen3/window from layer 1",
         {"layer_types": ["full_attention", "full_attention", "full_attention"]},
@@ -493,6 +550,17 @@ REFUSED: list[tuple[str, Change, str]] = [
         {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
         "original_max_position_embeddings",
     ),
+    ("qwen2/plain", {"use_mrope": True}, "use_mrope = True, which nothing reads"),
+    ("qwen2/plain", {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention"),
+    ("qwen2/plain", {"mlp_bias": True}, "mlp_bias = True, which nothing reads"),
+    ("qwen2/plain", {"is_causal": False}, "is_causal"),  # of embedders made of it
+    ("qwen2/plain", {"num_key_value_heads": 3}, "num_key_value_heads 3"),
+    ("qwen2/window from layer 1", {"sliding_window": 0}, "sliding_window is 0"),
+    ("qwen2/window from layer 1", {"max_window_layers": -1}, "max_window_layers is -1"),
+    ("qwen2/layer types", {"layer_types": [FULL] * 2}, "layer_types has 2 entries"),
+    ("qwen2/layer types", {"layer_types": []}, "layer_types has 0 entries"),
+    ("qwen2/layer types", {"use_sliding_window": False}, "there is no sliding_window"),
+    ("qwen2/layer types", {"sliding_window": None}, "there is no sliding_window"),
     ("qwen3/layer types", {"layer_types": ["full_attention"] * 2}, "layer_types"),
     ("qwen3/layer types", {"layer_types": []}, "layer_types"),
     ("qwen3/layer types", {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
@@ -518,6 +586,21 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("gemma3_text/derived types", {"rope_local_base_freq": 7.0}, "rope_theta"),
 ]
 
+# Settings that say what holds anyway: by default, or because of another.
+SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    ("gemma3_text/final cap, bias, scalar", {"attn_logit_softcapping": None}),
+    ("qwen2/Qwen2.5-7B-Instruct", {"sliding_window": 2, "max_window_layers": 0}),
+    ("qwen2/Qwen2.5-7B-Instruct", {"use_sliding_window": True}),  # from layer 3 of 3
+    ("qwen2/Qwen2.5-7B-Instruct", {"use_sliding_window": DROP, "use_mrope": False}),
+    ("qwen2/Qwen2.5-7B-Instruct", {"layer_types": [FULL] * 3, "sliding_window": None}),
+    ("qwen2/Qwen2.5-7B-Instruct", {"layer_types": ["attention"] * 3, "head_dim": 8}),
+    ("qwen2/Qwen2.5-7B-Instruct", {"attention_bias": True}, {"attention_bias": False}),
+    ("qwen2/window from layer 1", {"layer_types": None}),
+    ("qwen2/all windows", {"layer_types": None}),
+    ("qwen2/layer types", {"max_window_layers": 0}),  # the list decides
+    ("qwen2/no window", {"use_sliding_window": False}),
+]
+
 FAMILY = Family(
     classes={
         "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
@@ -527,15 +610,20 @@ FAMILY = Family(
         "mistral": ("MistralConfig", "MistralForCausalLM"),
         "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"),
         "olmo3": ("Olmo3Config", "Olmo3ForCausalLM"),
+        "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
         "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
         "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
     },
     variants=VARIANTS,
     released=RELEASED,
     shown=SHOWN,
-    silent=[("gemma3_text/final cap, bias, scalar", {"attn_logit_softcapping": None})],
+    silent=SILENT,
     refused=REFUSED,
     parameters=dict.fromkeys(
-        ("llama/biases, tied", "olmo2/bias, tied", "gemma2/other caps, bias"), ()
+        (
+            *("llama/biases, tied", "olmo2/bias, tied", "gemma2/other caps, bias"),
+            *("qwen2/plain", "qwen2/all windows"),
+        ),
+        (),
     ),
 )

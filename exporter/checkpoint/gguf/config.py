@@ -28,6 +28,7 @@ class Family:
 
 FAMILIES = {
     "llama": Family("llama", "LlamaForCausalLM", {"hidden_act": "silu"}, permuted=True),
+    "qwen2": Family("qwen2", "Qwen2ForCausalLM", {"hidden_act": "silu"}),
     "qwen3": Family("qwen3", "Qwen3ForCausalLM", {"hidden_act": "silu"}),
     "gemma3": Family(
         "gemma3_text",

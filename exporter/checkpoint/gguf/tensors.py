@@ -36,6 +36,7 @@ LAYER = {
 QUERY_KEY_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 LAYERS = {
     "llama": LAYER,
+    "qwen2": LAYER,
     "qwen3": LAYER | QUERY_KEY_NORMS,
     "gemma3_text": LAYER
     | QUERY_KEY_NORMS
