@@ -26,7 +26,7 @@ from lmcast.graphs.families.mamba import (
     time_steps,
     unlimited,
 )
-from lmcast.graphs.weights.bind import COMMON, Table
+from lmcast.graphs.weights.bind import COMMON, SCALED_ENDS, Table
 from lmcast.graphs.weights.experts import ALL, OURS, either, out_first
 from lmcast.graphs.weights.sources import View
 
@@ -146,10 +146,9 @@ def weights(c: Config) -> Table:
     width, gate_up = c.shared_intermediate_size, f"{shared}.input_linear.weight"
     return {
         **COMMON,
+        **SCALED_ENDS,
         **mamba_weights(f"{layer}.mamba"),
         **either(stacked, renewed),
-        "embed.inner": "model.embed_tokens",
-        "final.head.inner": "lm_head",
         f"{ffn}.gate.weight": View(gate_up, (slice(0, width),)),
         f"{ffn}.up.weight": View(gate_up, (slice(width, None),)),
         f"{ffn}.down": f"{shared}.output_linear",

@@ -19,7 +19,7 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import LogTemperature, Rope
 from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
-from lmcast.graphs.weights.bind import COMMON, Table
+from lmcast.graphs.weights.bind import COMMON, SCALED_ENDS, Table
 from lmcast.graphs.weights.experts import whole_or_parts
 
 RANKS = 8  # of tensor parallelism, in the files of the hub: parts of every expert matrix
@@ -104,8 +104,7 @@ def weights(c: Config) -> Table:
     theirs |= {"pre_ffn": "pre_moe", "post_ffn": "post_moe"}
     return {
         **COMMON,
-        "embed.inner": "model.embed_tokens",
-        "final.head.inner": "lm_head",
+        **SCALED_ENDS,
         **{f"layers.{{i}}.{ours}": f"{layer}.{name}_norm" for ours, name in theirs.items()},
         f"{ffn}.router": f"{layer}.block_sparse_moe.gate",
         **whole_or_parts(f"{ffn}.experts", f"{layer}.block_sparse_moe.experts", RANKS),

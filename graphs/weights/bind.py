@@ -24,8 +24,8 @@ from lmcast.graphs.weights.sources import (
 )  # fmt: skip
 
 __all__ = [
-    "COMMON", "HEAD_NORMS", "QK_NORMS", "SANDWICH", "Binding", "EachExpert", "Entry", "Table",
-    "WeightError", "bind",
+    "COMMON", "HEAD_NORMS", "QK_NORMS", "SANDWICH", "SCALED_ENDS", "Binding", "EachExpert", "Entry",
+    "Table", "WeightError", "bind",
 ]  # fmt: skip
 
 # Tensors that tools wrote although they follow from the config.
@@ -101,6 +101,12 @@ SANDWICH: dict[str, Entry] = {
     "layers.{i}.post_mixer": "model.layers.{i}.post_attention_layernorm",
     "layers.{i}.pre_ffn": "model.layers.{i}.pre_feedforward_layernorm",
     "layers.{i}.post_ffn": "model.layers.{i}.post_feedforward_layernorm",
+}
+
+# An embedding and a head that are both `Scaled`.
+SCALED_ENDS: dict[str, Entry] = {
+    "embed.inner": "model.embed_tokens",
+    "final.head.inner": "lm_head",
 }
 
 
