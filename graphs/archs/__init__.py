@@ -20,6 +20,7 @@ NAMES = (
     "glm4_moe",
     "glm_moe_dsa",
     "gpt_oss",
+    "granite",
     "granitemoehybrid",
     "grok2",
     "kimi_k2",

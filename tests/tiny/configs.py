@@ -27,6 +27,13 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0,
 FULL, SLIDING = "full_attention", "sliding_attention"
 PLAIN: dict[str, Any] = {"rope_type": "default", "rope_theta": 50.0}
 FAR: dict[str, Any] = {"rope_type": "default", "rope_theta": 5000.0}
+# Far from 1 and from each other, so that one in another's place shows.
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 5,
+    "attention_multiplier": 0.1,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 3,
+}
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {
@@ -82,6 +89,23 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             **_rope("default", original_max_position_embeddings=8, llama_4_scaling_beta=0.3),
         },
         "no rope settings": {"head_dim": 8},
+    },
+    "granite": {
+        "plain": GRANITE,
+        "biases, tied": {
+            **GRANITE,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+        "head_dim, MHA, gelu, eps": {
+            **GRANITE,
+            "head_dim": 16,
+            "num_key_value_heads": None,
+            "hidden_act": "gelu",
+            "rms_norm_eps": 0.05,
+        },
+        "linear": {**GRANITE, **_rope("linear", factor=3.0)},
     },
     "qwen2": {
         "plain": {},
@@ -246,6 +270,15 @@ LLAMA_KEYS = {
     "rms_norm_eps": 1e-05,
     "rope_theta": 500.0,
 }
+GRANITE3 = {
+    **GRANITE,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": True,
+}
 QWEN2 = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-06,
@@ -312,6 +345,10 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
             },
             "sliding_window": None,
         }
+    },
+    "granite": {
+        "granite-3.0-2b-base": {**GRANITE3, "attention_dropout": 0.1, "rope_theta": 100},
+        "granite-3.3-8b-instruct": {**GRANITE3, "rope_theta": 10000.0},
     },
     "qwen2": {
         "Qwen2.5-7B-Instruct": {
@@ -473,6 +510,13 @@ SHOWN: list[tuple[str, Change]] = [
             }
         },
     ),
+    ("granite/plain", {"embedding_multiplier": 1}),
+    ("granite/plain", {"attention_multiplier": 8**-0.5}),
+    ("granite/plain", {"residual_multiplier": 1}),
+    ("granite/plain", {"logits_scaling": 2}),
+    ("granite/head_dim, MHA, gelu, eps", {"rms_norm_eps": 1e-06}),
+    ("granite/linear", {"rope_parameters": {"rope_theta": 100.0}}),
+    ("granite/granite-3.3-8b-instruct", {"rope_theta": 100.0}),
     ("qwen2/window from layer 1", {"layer_types": None, "max_window_layers": 2}),
     ("qwen2/window from layer 1", {"layer_types": None, "max_window_layers": DROP}),
     ("qwen2/window from layer 1", {"layer_types": [FULL] * 3}),
@@ -550,6 +594,12 @@ REFUSED: list[tuple[str, Change, str]] = [
         {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
         "original_max_position_embeddings",
     ),
+    ("granite/plain", {"logits_scaling": 0}, "logits_scaling is 0"),
+    ("granite/plain", {"attention_multiplier": -0.1}, "attention_multiplier is -0.1"),
+    ("granite/plain", {"residual_multiplier": "0.22"}, "residual_multiplier is '0.22'"),
+    ("granite/plain", {"sliding_window": 8}, "sliding_window = 8, which nothing reads"),
+    ("granite/plain", {"num_local_experts": 8}, "num_local_experts = 8, which nothing reads"),
+    ("granite/plain", {"position_embedding_type": "nope"}, "position_embedding_type = 'nope'"),
     ("qwen2/plain", {"use_mrope": True}, "use_mrope = True, which nothing reads"),
     ("qwen2/plain", {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention"),
     ("qwen2/plain", {"mlp_bias": True}, "mlp_bias = True, which nothing reads"),
@@ -589,6 +639,9 @@ REFUSED: list[tuple[str, Change, str]] = [
 # Settings that say what holds anyway: by default, or because of another.
 SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     ("gemma3_text/final cap, bias, scalar", {"attn_logit_softcapping": None}),
+    ("granite/plain", dict.fromkeys(GRANITE, DROP), dict.fromkeys(GRANITE, 1)),
+    ("granite/granite-3.0-2b-base", {"rope_theta": 10000}, {"rope_theta": DROP}),
+    ("granite/plain", {"head_dim": 8}),
     ("qwen2/Qwen2.5-7B-Instruct", {"sliding_window": 2, "max_window_layers": 0}),
     ("qwen2/Qwen2.5-7B-Instruct", {"use_sliding_window": True}),  # from layer 3 of 3
     ("qwen2/Qwen2.5-7B-Instruct", {"use_sliding_window": DROP, "use_mrope": False}),
@@ -605,6 +658,7 @@ FAMILY = Family(
     classes={
         "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
         "gemma3_text": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+        "granite": ("GraniteConfig", "GraniteForCausalLM"),
         "llama": ("LlamaConfig", "LlamaForCausalLM"),
         "ministral3": ("Ministral3Config", "Ministral3ForCausalLM"),
         "mistral": ("MistralConfig", "MistralForCausalLM"),
@@ -622,7 +676,7 @@ FAMILY = Family(
     parameters=dict.fromkeys(
         (
             *("llama/biases, tied", "olmo2/bias, tied", "gemma2/other caps, bias"),
-            *("qwen2/plain", "qwen2/all windows"),
+            *("granite/biases, tied", "qwen2/plain", "qwen2/all windows"),
         ),
         (),
     ),
