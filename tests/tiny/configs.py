@@ -518,9 +518,8 @@ SHOWN: list[tuple[str, Change]] = [
     ("granite/linear", {"rope_parameters": {"rope_theta": 100.0}}),
     ("granite/granite-3.3-8b-instruct", {"rope_theta": 100.0}),
     ("qwen2/window from layer 1", {"layer_types": None, "max_window_layers": 2}),
-    ("qwen2/window from layer 1", {"layer_types": None, "max_window_layers": DROP}),
     ("qwen2/window from layer 1", {"layer_types": [FULL] * 3}),
-    ("qwen2/all windows", {"sliding_window": DROP}),
+    ("qwen2/all windows", {"sliding_window": 9}),
     ("qwen2/layer types", {"sliding_window": 9}),
     ("qwen2/Qwen2.5-0.5B-Instruct", {"use_sliding_window": True}),
     ("qwen2/head_dim, eps", {"rms_norm_eps": 1e-06}),
@@ -605,6 +604,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("qwen2/plain", {"mlp_bias": True}, "mlp_bias = True, which nothing reads"),
     ("qwen2/plain", {"is_causal": False}, "is_causal"),  # of embedders made of it
     ("qwen2/plain", {"num_key_value_heads": 3}, "num_key_value_heads 3"),
+    ("qwen2/plain", {"num_key_value_heads": DROP}, "num_key_value_heads 32"),
     ("qwen2/window from layer 1", {"sliding_window": 0}, "sliding_window is 0"),
     ("qwen2/window from layer 1", {"max_window_layers": -1}, "max_window_layers is -1"),
     ("qwen2/layer types", {"layer_types": [FULL] * 2}, "layer_types has 2 entries"),
@@ -636,12 +636,21 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("gemma3_text/derived types", {"rope_local_base_freq": 7.0}, "rope_theta"),
 ]
 
+# What config classes write of a plain model is what the keys default to.
+DEFAULTS: Change = dict.fromkeys(
+    ("hidden_act", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"), DROP
+)
+WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+
 # Settings that say what holds anyway: by default, or because of another.
 SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     ("gemma3_text/final cap, bias, scalar", {"attn_logit_softcapping": None}),
     ("granite/plain", dict.fromkeys(GRANITE, DROP), dict.fromkeys(GRANITE, 1)),
     ("granite/granite-3.0-2b-base", {"rope_theta": 10000}, {"rope_theta": DROP}),
-    ("granite/plain", {"head_dim": 8}),
+    ("granite/plain", {**DEFAULTS, "attention_bias": DROP, "mlp_bias": DROP, "head_dim": 8}),
+    ("granite/head_dim, MHA, gelu, eps", {"num_key_value_heads": DROP}),
+    ("qwen2/plain", {**DEFAULTS, **dict.fromkeys(WINDOWS, DROP)}),
+    ("qwen2/tied, MHA, gelu", {"num_key_value_heads": None}),
     ("qwen2/Qwen2.5-7B-Instruct", {"sliding_window": 2, "max_window_layers": 0}),
     ("qwen2/Qwen2.5-7B-Instruct", {"use_sliding_window": True}),  # from layer 3 of 3
     ("qwen2/Qwen2.5-7B-Instruct", {"use_sliding_window": DROP, "use_mrope": False}),
@@ -649,7 +658,13 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     ("qwen2/Qwen2.5-7B-Instruct", {"layer_types": ["attention"] * 3, "head_dim": 8}),
     ("qwen2/Qwen2.5-7B-Instruct", {"attention_bias": True}, {"attention_bias": False}),
     ("qwen2/window from layer 1", {"layer_types": None}),
+    (
+        "qwen2/window from layer 1",
+        {"layer_types": None, "max_window_layers": DROP},
+        {"layer_types": [FULL] * 3},
+    ),
     ("qwen2/all windows", {"layer_types": None}),
+    ("qwen2/all windows", {"sliding_window": DROP}, {"sliding_window": 4096}),
     ("qwen2/layer types", {"max_window_layers": 0}),  # the list decides
     ("qwen2/no window", {"use_sliding_window": False}),
 ]
