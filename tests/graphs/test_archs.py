@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from tiny import CASES, case, gap, oracle, oracle_model, ours, prompt, read
+from tiny import CASES, FAMILIES, case, gap, oracle, oracle_model, ours, prompt, read
 
 from lmcast.graphs import ConfigError, WeightError, define
 from lmcast.graphs.blocks.rope import rotate, rotate_wide
@@ -29,8 +29,7 @@ def test_logits_match_hugging_face(case, checkpoint, report):
 
 # Tokens taken by each row in each call: ragged, beyond the window, and none at all.
 CALLS = ((11, 4, 9), (1, 1, 1), (13, 0, 3), (1, 1, 1), (1, 1, 1), (10, 16, 14))
-# Their frequencies depend on the length of the call, so a cached pass differs by definition.
-BY_LENGTH = ("llama/dynamic", "llama/longrope, long", "gemma3_text/untied, dynamic")
+BY_LENGTH = [name for family in FAMILIES for name in family.by_length]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +57,8 @@ def test_ragged_steps_equal_one_pass(case, checkpoint):
 @pytest.mark.parametrize("name", BY_LENGTH)
 @torch.no_grad()
 def test_frequencies_that_depend_on_length_follow_hugging_face_step_by_step(name, checkpoint):
-    from transformers import AutoModelForCausalLM
-
     directory, ids = checkpoint(case(name)), prompt()
-    theirs = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    theirs = oracle_model(case(name), directory)
     model = ours(*read(directory))
     past, cache, lengths = model.empty_states(2, 64), None, torch.zeros(2, dtype=torch.int64)
     for start, end in ((0, 12), (12, 30), (30, 31), (31, 37)):

@@ -688,6 +688,7 @@ FAMILY = Family(
     shown=SHOWN,
     silent=SILENT,
     refused=REFUSED,
+    by_length=("llama/dynamic", "llama/longrope, long", "gemma3_text/untied, dynamic"),
     parameters=dict.fromkeys(
         (
             *("llama/biases, tied", "olmo2/bias, tied", "gemma2/other caps, bias"),

@@ -32,8 +32,9 @@ class Family:
     same, but config.json as written, in the spelling of the hub. In what follows a case is named
     "architecture/name". shown: changes that must move the logits. silent: changes that must not,
     against the config itself or against the second change. refused: changes, and what the error
-    must say after "config.json: ". parameters: cases whose every parameter must show in the logits,
-    and the ends of the names of those that cannot.
+    must say after "config.json: ". by_length: cases whose frequencies depend on the length of a
+    call, so that steps differ from one pass by definition. parameters: cases whose every parameter
+    must show in the logits, and the ends of the names of those that cannot.
     """
 
     classes: Mapping[str, tuple[str, str]]
@@ -45,4 +46,5 @@ class Family:
     shown: Sequence[tuple[str, Change]] = ()
     silent: Sequence[tuple[str, Change] | tuple[str, Change, Change]] = ()
     refused: Sequence[tuple[str, Change, str]] = ()
+    by_length: Sequence[str] = ()
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
