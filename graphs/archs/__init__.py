@@ -41,6 +41,7 @@ NAMES = (
     "nemotron_h",
     "olmo2",
     "olmo3",
+    "phi3",
     "qwen2",
     "qwen3",
     "qwen3_5",

@@ -136,9 +136,15 @@ class Lend(nn.Module):
 Keeps = All | Ring | Chunks | Lend
 
 
-def windowed(window: int | None) -> All | Ring:
-    """Return what a layer keeps whose config.json gives it a window, None for none."""
-    return Ring(window) if window else All()
+def windowed(window: int | None, context: int | None = None) -> All | Ring:
+    """Return what a layer keeps whose config.json gives it a window, None for none.
+
+    context: the most tokens the model was made for. A window of as many hides nothing, and its ring
+    would be allocated whole from the first token on.
+    """
+    if not window or (context is not None and window >= context):
+        return All()
+    return Ring(window)
 
 
 def _states(

@@ -57,6 +57,13 @@ class FullRope(RopeParameters):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongRope(RopeParameters):
+    """Of a family that rotates as always or by LongRoPE (Phi-3), also where files say "yarn"."""
+
+    rope_type: Literal["default", "longrope"] = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeByLayerType:
     """Of a family whose windowed layers have positions of their own."""
 

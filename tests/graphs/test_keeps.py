@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import defined, read
 from torch import Tensor
 
 from lmcast.graphs.blocks.attention import Attention
@@ -112,6 +113,15 @@ def test_what_is_lent_is_not_held_in_fp8():
 
 def test_windowed():
     assert (windowed(None), windowed(7)) == (All(), Ring(7))
+    assert (windowed(None, 7), windowed(6, 7), windowed(7, 7)) == (All(), Ring(6), All())
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps"), [("phi3/Phi-3-mini-4k", Ring(31)), ("phi3/Phi-3.5-mini", All())]
+)
+def test_a_window_beyond_the_context_is_none(name: str, keeps: Keeps, checkpoint):
+    layers = defined(*read(checkpoint(name))).model.layers
+    assert {layer.mixer.keeps for layer in layers} == {keeps}
 
 
 def test_heads_divide_among_keys():

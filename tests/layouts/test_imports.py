@@ -170,6 +170,27 @@ def test_experts_are_those_of_their_numbers(name, tmp_path):
         assert torch.equal(got.reshape(want.shape), want)
 
 
+@pytest.mark.parametrize(
+    "name", ["int4", "int4, asymmetric", "fp8, blocks", "nvfp4", "gptq", "gptq, desc_act", "awq"]
+)
+@torch.no_grad()
+def test_projections_fused_in_one_matrix(name, tmp_path):
+    config, tensors = small("phi3/plain", tmp_path / "plain")
+    settings, pack = CASES[name]()
+    stored, exact = quantized(tensors, pack)
+    made = write(tmp_path / "made", config | {CONFIG: settings}, stored)
+    wanted = dict(ours(config, exact).named_parameters())
+    for parameter, got in load(made).named_parameters():
+        assert torch.equal(got, wanted[parameter]), parameter
+    source = open_checkpoint(made)
+    sources = defined(source.config, source.tensors).binding.sources
+    packed = {n: s for n, s in sources.items() if isinstance(s, Packed)}
+    assert len(packed) == 14  # q, k, v, o, gate, up and down of two layers
+    for parameter, origin in packed.items():
+        got = torch.cat([block.flatten() for block in values(source, origin)])
+        assert torch.equal(got.reshape(wanted[parameter].shape), wanted[parameter]), parameter
+
+
 @torch.no_grad()
 def test_only_routed_experts_as_in_kimi_k2_thinking(tmp_path):
     config, tensors = small("kimi_k2/plain", tmp_path / "plain")
@@ -235,6 +256,18 @@ def test_an_engine_is_proven(name, plain, tmp_path):
     config, tensors = plain
     settings, pack = CASES[name]()
     made = write(tmp_path / "made", config | {CONFIG: settings}, quantized(tensors, pack)[0])
-    engine = export(made, tmp_path / "engine", tokenizer=False)
+    check_engine(made, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["int4, asymmetric", "nvfp4", "fp8, blocks"])
+def test_an_engine_of_fused_projections_is_proven(name, tmp_path):
+    config, tensors = small("phi3/plain", tmp_path / "plain")
+    settings, pack = CASES[name]()
+    stored = quantized(tensors, pack)[0]
+    check_engine(write(tmp_path / "made", config | {CONFIG: settings}, stored), tmp_path)
+
+
+def check_engine(made: Path, folder: Path) -> None:
+    engine = export(made, folder / "engine", tokenizer=False)
     assert json.loads((engine.directory / "parity.json").read_text())["passed"]
     assert not engine.linked
