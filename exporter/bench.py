@@ -148,7 +148,8 @@ def measured_apart(request: Mapping[str, Any]) -> dict[str, Any]:
             f"{request['directory']}: the measured process ended with status {done.returncode}:"
             f" {reason}"
         )
-    return json.loads(done.stdout)
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
 
 
 def weight_bytes_per_step(engine: Engine) -> int:

@@ -160,11 +160,13 @@ def _plan_runner(manifest: Manifest) -> ModuleType:
 
 
 def _prepare_tensorrt(manifest: Manifest) -> "Cuda":
-    return _plan_runner(manifest).prepare(manifest)
+    device: Cuda = _plan_runner(manifest).prepare(manifest)
+    return device
 
 
 def _run_tensorrt(manifest: Manifest, loading: "Loading") -> "Runner":
-    return _plan_runner(manifest).open_runner(manifest)
+    runner: Runner = _plan_runner(manifest).open_runner(manifest)
+    return runner
 
 
 def _tensorrt(name: str, about: str) -> Target:

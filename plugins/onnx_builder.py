@@ -9,7 +9,7 @@ scalars, lists of them for tensors of one axis. What is computed twice from the 
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir import DataType
+from onnx_ir import DataType as DataType  # for bodies: only this file imports onnx_ir
 
 ONNX_OPSET = 24  # of the standard operators that bodies and graphs are written in
 KINDS = {"b": DataType.BOOL, "i": DataType.INT64, "f": DataType.FLOAT}  # of numbers of Python
 
 
-def _writes(op_type: str) -> Callable[..., Any]:
-    return lambda *values: values[0].op.node(op_type, *values)
+def _writes(op_type: str) -> "Callable[..., Value]":
+    return lambda first, *others: first.op.node(op_type, first, *others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,9 @@ class Attribute:
 
 Size = Value | Attribute | int
 Input = Value | Attribute | bool | int | float | list[int] | list[bool] | None
-Block = Callable[..., Any]  # writes nodes, and returns the Value or the values that come of them
+Block = Callable[..., Value | Sequence[Value]]  # writes nodes, and returns what comes of them
 Typed = tuple[DataType, str]  # a dtype and a shape, each axis a letter
+Key = tuple[Hashable, ...]  # what a node computes: nodes of equal keys are one
 
 
 class Builder:
@@ -68,7 +69,7 @@ class Builder:
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
         self.domains: dict[str, int] = {}  # of operators beside the standard ones -> version
-        self._written: ChainMap[Any, Any] = ChainMap()  # what a node computes -> its outputs
+        self._written: ChainMap[Key, tuple[Value, ...]] = ChainMap()  # -> outputs
         self._names: dict[str, int] = {}
 
     def input(self, name: str, typed: Typed | None = None) -> Value:
@@ -89,33 +90,31 @@ class Builder:
 
     # -- operators
 
-    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+    def __getattr__(self, op_type: str) -> Callable[..., Value]:
         if not op_type[0].isupper():
             raise AttributeError(op_type)
         return partial(self.node, op_type)
 
-    def node(
-        self,
-        op_type: str,
-        *inputs: Input,
-        domain: str = "",
-        outputs: int | None = None,
-        **attributes: Any,
-    ) -> Any:
-        """Write a node; return its output, or a tuple where it has several.
+    def TopK(self, *inputs: Input, **attributes: Any) -> tuple[Value, ...]:
+        """Return the largest values along an axis, and their indices."""
+        return self.several("TopK", 2, *inputs, **attributes)
 
-        outputs: how many; of a standard operator, without it, those that are not optional. Raises
-        TypeError where a standard operator has no such attribute or another number of inputs.
-        """
+    def node(self, op_type: str, *inputs: Input, domain: str = "", **attributes: Any) -> Value:
+        """Write a node of one output, and return that; raises TypeError where a standard operator
+        has no such attribute, or another number of inputs or outputs."""
+        return self.several(op_type, 1, *inputs, domain=domain, **attributes)[0]
+
+    def several(
+        self, op_type: str, outputs: int, *inputs: Input, domain: str = "", **attributes: Any
+    ) -> tuple[Value, ...]:
+        """Write a node of several outputs, and return them; raises TypeError as `node`."""
         if not domain:
-            required = _checked(op_type, len(inputs), attributes)
-            outputs = required if outputs is None else outputs
+            _check(op_type, len(inputs), outputs, attributes)
         given = [x if x is None or isinstance(x, Value) else self.constant(x) for x in inputs]
         values = [None if x is None else x.ir for x in given]
         key = (domain, op_type, tuple(map(id, values)), repr(sorted(attributes.items())))
         if key not in self._written:
-            made = self._append(op_type, values, attributes, domain, outputs or 1)
-            self._written[key] = made[0] if len(made) == 1 else made
+            self._written[key] = self._append(op_type, values, attributes, domain, outputs)
         return self._written[key]
 
     def _append(
@@ -155,10 +154,10 @@ class Builder:
         numbers = numbers.astype(dtype.numpy())
         key = ("constant", dtype, numbers.shape, numbers.tobytes())
         if key not in self._written:
-            (made,) = self._append("Constant", [], {"value": ir.tensor(numbers, dtype)}, "", 1)
-            made.ir.type, made.ir.shape = ir.TensorType(dtype), ir.Shape(numbers.shape)
+            made = self._append("Constant", [], {"value": ir.tensor(numbers, dtype)}, "", 1)
+            made[0].ir.type, made[0].ir.shape = ir.TensorType(dtype), ir.Shape(numbers.shape)
             self._written[key] = made
-        return self._written[key]
+        return self._written[key][0]
 
     # -- sizes, int64
 
@@ -190,12 +189,13 @@ class Builder:
 
     # -- operators with subgraphs
 
-    def branch(self, condition: Value, then: Block, otherwise: Block) -> Any:
+    def branch(
+        self, condition: Value, then: Callable[[], Value], otherwise: Callable[[], Value]
+    ) -> Value:
         """Return what `then` or, where the condition [] is false, `otherwise` returns."""
         taken, other = self._subgraph("then", then, {}), self._subgraph("else", otherwise, {})
         graphs = {"then_branch": taken, "else_branch": other}
-        made = self._append("If", [condition.ir], graphs, "", len(taken.outputs))
-        return made[0] if len(made) == 1 else made
+        return self._append("If", [condition.ir], graphs, "", 1)[0]
 
     def scan(
         self,
@@ -215,7 +215,9 @@ class Builder:
         attributes = {"body": body, "num_scan_inputs": len(scanned)}
         return self._append("Scan", inputs, attributes, "", len(body.outputs))
 
-    def loop(self, step: Block, count: Value, state: Value, axes: str) -> Value:
+    def loop(
+        self, step: Callable[[Value, Value], Value], count: Value, state: Value, axes: str
+    ) -> Value:
         """Return an fp32 state after `count` [] steps, which take their number and the state."""
 
         def body(number: Value, go: Value, before: Value) -> tuple[Value, Value]:
@@ -236,12 +238,13 @@ class Builder:
         return ir.Graph([x.ir for x in inputs], outputs, nodes=nodes, name=self._unique(name))
 
 
-def _checked(op_type: str, inputs: int, attributes: Mapping[str, Any]) -> int:
-    """Return how many outputs a standard operator has at least."""
+def _check(op_type: str, inputs: int, outputs: int, attributes: Mapping[str, Any]) -> None:
+    """Raise TypeError for what a standard operator does not have."""
     schema = onnx.defs.get_schema(op_type, ONNX_OPSET)
     if unknown := sorted(set(attributes) - set(schema.attributes)):
         raise TypeError(f"{op_type} has no attribute {unknown}; its: {sorted(schema.attributes)}")
     least, most = schema.min_input, schema.max_input
     if not least <= inputs <= most:
         raise TypeError(f"{op_type} takes {least} to {most} inputs, not {inputs}")
-    return schema.min_output
+    if outputs < schema.min_output:
+        raise TypeError(f"{op_type} has {schema.min_output} outputs or more, not {outputs}")

@@ -36,14 +36,14 @@ class Plugin:
     """One operator: everything but `eager` is a claim about `eager`, held to `close`."""
 
     name: str
-    eager: Callable  # the definition
+    eager: Callable[..., Any]  # the definition
     # The outputs as empty tensors. Eager on fake tensors gives the same, but takes most of a trace.
-    shapes: Callable
+    shapes: Callable[..., Any]
     # The same in standard operators: it travels in the file. It takes a Builder, then the arguments
     # of `eager` by name, tensors as Value or None, all else as Attribute; it returns the outputs.
     body: Block
-    kernels: Mapping[str, Callable[[], Callable]] = field(default_factory=dict)
-    cases: Callable[[], list[tuple]]  # arguments that the tests run through every backend
+    kernels: Mapping[str, Callable[[], Callable[..., Any]]] = field(default_factory=dict)
+    cases: Callable[[], list[tuple[Any, ...]]]  # arguments that the tests run through every backend
     close: Mapping[torch.dtype, Close]  # keyed by the dtype of the first argument
 
     def __post_init__(self) -> None:
@@ -85,7 +85,9 @@ class Plugin:
     @property
     def schema(self) -> torch.FunctionSchema:
         """The names and kinds of the arguments, as torch read them from `eager`."""
-        return getattr(getattr(torch.ops, DOMAIN), self.name).default._schema
+        schema: torch.FunctionSchema
+        schema = getattr(getattr(torch.ops, DOMAIN), self.name).default._schema
+        return schema
 
     def __call__(self, *args: Any) -> Any:
         """Run the operator as one node that torch.export keeps whole."""
@@ -101,14 +103,14 @@ def rounded(times: int) -> dict[torch.dtype, Close]:
     return {dtype: Close(times * epsilon, epsilon) for dtype, epsilon in short.items()}
 
 
-def triton(module: str) -> Callable[[], Callable]:
+def triton(module: str) -> Callable[[], Callable[..., Any]]:
     """Return the loader of the Triton kernel beside an operator's `module` (its `__name__`).
 
     The kernel takes eager's arguments on a GPU. The loader raises InputError where the triton
     package is missing.
     """
 
-    def load() -> Callable:
+    def load() -> Callable[..., Any]:
         try:
             import_module("triton")
         except ModuleNotFoundError:
@@ -116,7 +118,8 @@ def triton(module: str) -> Callable[[], Callable]:
             raise InputError(
                 f"{operator}: its kernel needs the triton package; pip install 'lmcast[triton]'"
             ) from None
-        return import_module(f"{module}_triton").launch
+        launch: Callable[..., Any] = import_module(f"{module}_triton").launch
+        return launch
 
     return load
 

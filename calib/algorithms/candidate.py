@@ -50,7 +50,8 @@ def rounded(
         x = x * smooth
     if inputs.format is None:
         return x
-    return quantize_input(x, scale, inputs.format, inputs.rotation)
+    near: Tensor = quantize_input(x, scale, inputs.format, inputs.rotation)
+    return near
 
 
 def turned(matrix: Tensor, inputs: InputFormat) -> Tensor:
@@ -58,7 +59,8 @@ def turned(matrix: Tensor, inputs: InputFormat) -> Tensor:
     if not inputs.rotation:
         return matrix
     turn = hadamard(inputs.rotation).to(matrix.device)
-    return (matrix.unflatten(-1, (-1, inputs.rotation)) @ turn).flatten(-2)
+    blocks: Tensor = matrix.unflatten(-1, (-1, inputs.rotation)) @ turn
+    return blocks.flatten(-2)
 
 
 def fitted(weight: Tensor, inputs: InputFormat, smooth: Tensor | None) -> Tensor:

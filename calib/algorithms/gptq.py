@@ -86,11 +86,12 @@ def encode(
     element, rows = format.scheme.element, target.shape[1]
     best, total = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
     values, errors = torch.empty(target.shape), torch.empty(target.shape)
-    given = [x.contiguous().numpy() for x in (target, upper, factors)]
-    found = [x.numpy() for x in (best, values, errors, total)]
+    columns, root, tried = (x.contiguous().numpy() for x in (target, upper, factors))
+    found = best.numpy(), values.numpy(), errors.numpy(), total.numpy()
 
     def work(first: int) -> None:
-        choose(first, min(first + run, rows), *given, element_code(element), *found)
+        last = min(first + run, rows)
+        choose(first, last, columns, root, tried, element_code(element), *found)
 
     threads = torch.get_num_threads()
     run = max(LEAST_ROWS, -(-rows // threads))
@@ -108,7 +109,8 @@ def inverse_root(gram: Tensor) -> Tensor:
     # inverse is U: one decomposition and no explicit inverse of the gram.
     root = torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1)
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve_triangular(root, identity, upper=True)
+    inverse: Tensor = torch.linalg.solve_triangular(root, identity, upper=True)
+    return inverse
 
 
 def _picked(scales: Tensor | None, best: Tensor) -> Tensor | None:

@@ -11,7 +11,18 @@ STRIP = 256  # rows at a time: a block of them fits in the innermost cache
 
 
 @compiled
-def choose(first, last, target, upper, factors, element, best, values, errors, total):
+def choose(
+    first: int,
+    last: int,
+    target: np.ndarray,
+    upper: np.ndarray,
+    factors: np.ndarray,
+    element: int,
+    best: np.ndarray,
+    values: np.ndarray,
+    errors: np.ndarray,
+    total: np.ndarray,
+) -> None:
     """Round the columns of target B,N one after the other, with each of several factors: of rows
     from `first` to `last`.
 

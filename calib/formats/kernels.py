@@ -8,7 +8,8 @@ row.
 Of two numbers of 32 bits numba makes one of 64, at half the speed: hence the many casts.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -19,24 +20,28 @@ RUN = 16  # sums side by side, for vector instructions
 PART = 4096  # of many numbers what is done at a time, in the nearest cache
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # what _room returns
 
-def compiled(function: Any) -> Any:
+
+def compiled(function: Loop) -> Loop:
     """Compile a loop on its first use, and keep the result where numba finds a place for it."""
     try:
-        return njit(function, cache=True, **OPTIONS)
+        loop: Loop = njit(function, cache=True, **OPTIONS)
     except RuntimeError:  # neither beside this file nor below the user's home may be written
-        return njit(function, **OPTIONS)
+        loop = njit(function, **OPTIONS)
+    return loop
 
 
 @compiled
-def _widen(bits, shift, wide):
+def _widen(bits: np.ndarray, shift: int, wide: np.ndarray) -> None:
     """Write a row as bits of fp32: bf16 is the upper half of it (shift 16)."""
     for k in range(len(wide)):
         wide[k] = np.uint32(bits[k]) << np.uint32(shift)
 
 
 @compiled
-def _spread(factors, wide, out):
+def _spread(factors: np.ndarray, wide: int, out: np.ndarray) -> bool:
     """Write what every column is divided by; a factor of 0 makes every number 0. Return whether
     quotients by all of them are exact."""
     width = wide if wide else len(out)
@@ -49,7 +54,9 @@ def _spread(factors, wide, out):
 
 
 @compiled
-def _near_float(ratios, most, least, shift, ties, codes):
+def _near_float(
+    ratios: np.ndarray, most: float, least: float, shift: int, ties: np.ndarray, codes: np.ndarray
+) -> None:
     """Round to floats: most the largest, least the smallest normal one; shift: of the 23 bits of
     fp32's fraction, those that they lack. Write codes, and which quotients are half way."""
     bits, half = ratios.view(np.uint32), np.float32(2.0 ** (shift - 24))
@@ -74,7 +81,9 @@ def _near_float(ratios, most, least, shift, ties, codes):
 
 
 @compiled
-def _near_int(ratios, least, most, mask, ties, codes):
+def _near_int(
+    ratios: np.ndarray, least: float, most: float, mask: int, ties: np.ndarray, codes: np.ndarray
+) -> None:
     """Round to integers, as _near_float; mask: the bits of a code."""
     for k in range(len(ratios)):
         within = min(max(ratios[k], np.float32(least)), np.float32(most))
@@ -85,7 +94,14 @@ def _near_int(ratios, least, most, mask, ties, codes):
 
 
 @compiled
-def _settle(element, numbers, divisors, ties, nearest, codes):
+def _settle(
+    element: int,
+    numbers: np.ndarray,
+    divisors: np.ndarray,
+    ties: np.ndarray,
+    nearest: np.ndarray,
+    codes: np.ndarray,
+) -> None:
     """Correct what is half way between two codes only after its quotient was rounded to fp32.
 
     The even code was taken; which is nearer, a product says: of two fp32 numbers it is exact.
@@ -109,7 +125,15 @@ def _settle(element, numbers, divisors, ties, nearest, codes):
 
 
 @compiled
-def _near(element, wide, divisors, exact, nearest, ties, codes):
+def _near(
+    element: int,
+    wide: np.ndarray,
+    divisors: np.ndarray,
+    exact: bool,
+    nearest: np.ndarray,
+    ties: np.ndarray,
+    codes: np.ndarray,
+) -> np.uint32:
     """Write the nearest value that a code has to every quotient, and the code; return the largest
     magnitude of the numbers, as bits. exact: what _spread said of the divisors."""
     numbers = wide.view(np.float32)
@@ -132,14 +156,14 @@ def _near(element, wide, divisors, exact, nearest, ties, codes):
 
 
 @compiled
-def _room(columns):
+def _room(columns: int) -> Row:
     """Return what a row needs: divisors, values, ties and codes."""
     divisors, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
     return divisors, values, np.empty(columns, np.uint8), np.empty(columns, np.uint8)
 
 
 @compiled
-def _most(sizes):
+def _most(sizes: np.ndarray) -> Any:  # a number of the dtype of sizes
     most = sizes[0]
     for k in range(len(sizes)):
         most = max(most, sizes[k])
@@ -147,13 +171,13 @@ def _most(sizes):
 
 
 @compiled
-def _halved(sizes, out):
+def _halved(sizes: np.ndarray, out: np.ndarray) -> None:
     for k in range(len(out)):
         out[k] = max(sizes[2 * k], sizes[2 * k + 1])
 
 
 @compiled
-def largest(bits, shift, width, out):
+def largest(bits: np.ndarray, shift: int, width: int, out: np.ndarray) -> None:
     """bits R,K uint16 of bf16 (shift 16) or uint32 of fp32 (0) -> out R,B: bits of fp32."""
     columns = bits.shape[1]
     sizes, fewer = np.empty(columns, bits.dtype), np.empty(columns // 2, bits.dtype)
@@ -171,7 +195,15 @@ def largest(bits, shift, width, out):
 
 
 @compiled
-def encode(bits, shift, factors, high, width, element, out):
+def encode(
+    bits: np.ndarray,
+    shift: int,
+    factors: np.ndarray,
+    high: int,
+    width: int,
+    element: int,
+    out: np.ndarray,
+) -> np.uint32:
     """Write codes R,K or R,K/2 uint8; return the largest magnitude, as bits of fp32.
 
     factors: what blocks of high x width (0: all) are multiplied with when they are read, fp32.
@@ -198,7 +230,7 @@ def encode(bits, shift, factors, high, width, element, out):
 
 
 @compiled
-def rounded(values, factors, element, out):
+def rounded(values: np.ndarray, factors: np.ndarray, element: int, out: np.ndarray) -> np.uint32:
     """Write the nearest values that a format has, times their factors: all K fp32; return the
     largest magnitude, as bits."""
     bits, most = values.view(np.uint32), np.uint32(0)
@@ -218,7 +250,16 @@ def rounded(values, factors, element, out):
 
 
 @compiled
-def errors(bits, shift, factors, high, width, element, importance, out):
+def errors(
+    bits: np.ndarray,
+    shift: int,
+    factors: np.ndarray,
+    high: int,
+    width: int,
+    element: int,
+    importance: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Write squared errors of codes R,B fp64: the sum over a row's part of a block.
 
     importance K fp32: what the square of every column is multiplied with. Others as in encode.

@@ -265,6 +265,7 @@ def _by_rows(rows: Tensor, high: int, reduce: Callable[..., Tensor]) -> Tensor:
 def element_code(element: Element) -> int:
     """Return the number that the loops know an element by."""
     kernels = loops()
+    numbers: dict[Element, int]
     numbers = {E2M1: kernels.E2M1, E4M3: kernels.E4M3, INT4: kernels.INT4, INT8: kernels.INT8}
     return numbers[element]
 

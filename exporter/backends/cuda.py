@@ -70,7 +70,7 @@ class Cuda:
     def bandwidth(self, size: int) -> float:
         """Return bytes a second, reading `size` bytes of device memory."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        milliseconds = []
+        milliseconds: list[float] = []
         with self.active():
             numbers = torch.ones(size // 4, dtype=torch.float32, device="cuda")
             for _ in range(READS + 1):  # the first is slower: kernels are loaded

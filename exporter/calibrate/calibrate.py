@@ -25,10 +25,11 @@ from lmcast.exporter.calibrate.attempts import Attempts, CalibrationError, Subje
 from lmcast.exporter.calibrate.caches import check_caches
 from lmcast.exporter.calibrate.head import check_head
 from lmcast.exporter.calibrate.report import lines, warn
+from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.engine.staging import staged
-from lmcast.exporter.pipeline import identified, understand
+from lmcast.exporter.pipeline import understand
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.weights.recipe_files import write_recipe

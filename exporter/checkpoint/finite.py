@@ -180,6 +180,7 @@ def _check(descriptor: int, stored: StoredTensor, runs: list[Run]) -> int:
 
 def _buffer(size: int) -> np.ndarray:
     """This thread's own memory, reused: fresh pages would cost as much as the read."""
-    if getattr(_local, "buffer", None) is None or len(_local.buffer) < size:
-        _local.buffer = np.empty(max(size, CHUNK_BYTES), np.uint8)
-    return _local.buffer[:size]
+    buffer: np.ndarray | None = getattr(_local, "buffer", None)
+    if buffer is None or len(buffer) < size:
+        buffer = _local.buffer = np.empty(max(size, CHUNK_BYTES), np.uint8)
+    return buffer[:size]

@@ -7,7 +7,7 @@ returns the ONNX value. What has no entry is refused, so an entry is added only 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import fx
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from lmcast.exporter.graph.lowering import Lowering
 
 aten = torch.ops.aten
+Entry = TypeVar("Entry", bound=Callable[..., Any])
 ATEN: dict[Any, Callable[..., Any]] = {}
 
 
-def entry(*targets: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+def entry(*targets: Any) -> Callable[[Entry], Entry]:
+    def register(function: Entry) -> Entry:
         ATEN.update(dict.fromkeys(targets, function))
         return function
 
@@ -30,7 +31,8 @@ def entry(*targets: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _tensor(node: fx.Node) -> torch.Tensor:
-    return node.meta["val"]
+    traced: torch.Tensor = node.meta["val"]
+    return traced
 
 
 def _operand(g: Lowering, arg: Any, dtype: torch.dtype) -> ir.Value:
@@ -282,10 +284,11 @@ def slice_(
 ) -> ir.Value:
     start = start or 0
     end = (1 << 63) - 1 if end is None else end
+    whole: ir.Value = g.value(x)
     if (start, end, step) == (0, (1 << 63) - 1, 1):
-        return g.value(x)
+        return whole
     bounds = [g.value(v) if isinstance(v, fx.Node) else g.constant([v]) for v in (start, end)]
-    return g.op("Slice", [g.value(x), *bounds, g.constant([axis]), g.constant([step])])
+    return g.op("Slice", [whole, *bounds, g.constant([axis]), g.constant([step])])
 
 
 @entry(aten.alias.default)
@@ -309,8 +312,8 @@ def split(g: Lowering, node: fx.Node, x: fx.Node, size: Any, axis: int = 0) -> t
     sizes = [part.shape[axis] for part in node.meta["val"]]
     if not all(isinstance(n, int) for n in sizes):
         raise g.refused("it splits an axis whose size only a tensor knows")
-    parts = g.op("Split", [g.value(x), g.constant(sizes)], {"axis": axis}, outputs=len(sizes))
-    return parts if isinstance(parts, tuple) else (parts,)
+    inputs = [g.value(x), g.constant(sizes)]
+    return g.several("Split", inputs, {"axis": axis}, outputs=len(sizes))
 
 
 @entry(aten.gather.default)

@@ -14,7 +14,8 @@ from torch import fx
 from lmcast.exporter.dtypes import of_torch
 from lmcast.exporter.graph.aten import ATEN
 from lmcast.exporter.graph.capture import SIZES, Part
-from lmcast.plugins.plugin import DOMAIN, ONNX_OPSET, REGISTRY
+from lmcast.plugins.onnx_builder import ONNX_OPSET
+from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
 PARTS = f"{DOMAIN}.parts"  # the domain of the functions that are parts of one model
 VARIANT = "__"  # between the name of an operator and the number of one of several bodies of it
@@ -38,7 +39,7 @@ class Lowering:
         self._values: dict[fx.Node, Any] = {}
         self._names: dict[str, int] = {}
         self._axes: dict[str, str] = {}  # a symbolic size -> the axis it is
-        self._constants: dict[tuple, ir.Value] = {}
+        self._constants: dict[tuple[torch.dtype, tuple[int, ...], bytes], ir.Value] = {}
         self._at: fx.Node | None = None
 
     # -- what the entries of ATEN use
@@ -49,14 +50,26 @@ class Lowering:
         inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any] | None = None,
         *,
-        outputs: int = 1,
         domain: str = "",
         main: bool = False,
-    ) -> Any:
-        """Append a node and return its output, or a tuple where it has several.
+    ) -> ir.Value:
+        """Append a node of one output and return it.
 
         `main` marks the node that a person would look for under the name of the module.
         """
+        return self.several(op_type, inputs, attributes, outputs=1, domain=domain, main=main)[0]
+
+    def several(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        outputs: int,
+        domain: str = "",
+        main: bool = False,
+    ) -> tuple[ir.Value, ...]:
+        """Append a node of several outputs and return them; `main` as in `op`."""
         assert self._at is not None
         path = module_path(self._at)
         name = self._unique(path if main and path else ".".join(filter(None, (path, op_type))))
@@ -66,7 +79,7 @@ class Lowering:
         for i, value in enumerate(node.outputs):
             value.name = name if outputs == 1 else f"{name}.{i}"
         self.nodes.append(node)
-        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+        return tuple(node.outputs)
 
     def constant(self, value: Any, dtype: torch.dtype = torch.int64) -> ir.Value:
         """Return a small constant as a tensor value."""
@@ -193,8 +206,10 @@ class Lowering:
                 plain[argument.name] = int(value) if isinstance(value, bool) else value
         while tensors and tensors[-1] is None:  # trailing inputs that are absent are not written
             tensors.pop()
-        outputs = len(node.meta["val"]) if isinstance(node.meta["val"], tuple | list) else 1
-        return self.op(plugin.name, tensors, plain, domain=DOMAIN, outputs=outputs)
+        if not isinstance(node.meta["val"], tuple | list):
+            return self.op(plugin.name, tensors, plain, domain=DOMAIN)
+        outputs = len(node.meta["val"])
+        return self.several(plugin.name, tensors, plain, domain=DOMAIN, outputs=outputs)
 
     def _describe(self, value: Any, node: fx.Node) -> None:
         """Give a value the dtype and shape that torch traced."""

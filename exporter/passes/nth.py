@@ -129,7 +129,8 @@ def _is_stack(value: ir.Value | None, stack: ir.Value) -> bool:
 def _numbers(value: ir.Value | None) -> list[int]:
     producer = value.producer() if value is not None else None
     assert producer is not None
-    return producer.attributes["value"].as_tensor().numpy().tolist()
+    numbers: list[int] = producer.attributes["value"].as_tensor().numpy().tolist()
+    return numbers
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:

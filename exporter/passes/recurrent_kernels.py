@@ -57,8 +57,8 @@ def _linear(
         for x in (given.query, given.key, given.value, given.decay, given.beta)
         if x is not None
     )
-    wide, present = op.node(
-        "LinearAttention", q, k, v, past_state, g, *b, domain=MICROSOFT, outputs=2,
+    wide, present = op.several(
+        "LinearAttention", 2, q, k, v, past_state, g, *b, domain=MICROSOFT,
         update_rule="gated_delta" if b else "gated", scale=scale, q_num_heads=heads,
         kv_num_heads=heads,
     )  # fmt: skip
@@ -78,8 +78,8 @@ def _conv(
     """The kernel reads the old inputs out of `whole`: they may be overwritten where they lie."""
     whole, present = carried(op, x, past, token_counts)
     held = op.slice(whole, 1, [0], op.size(past, 1))
-    out, _ = op.node(
-        "CausalConvWithState", x, weight, bias, held, domain=MICROSOFT, outputs=2,
+    out, _ = op.several(
+        "CausalConvWithState", 2, x, weight, bias, held, domain=MICROSOFT,
         activation="silu" if silu else "none", channels_last=1,
     )  # fmt: skip
     return out, present

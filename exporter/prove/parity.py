@@ -142,7 +142,8 @@ class Report:
             if not r.passed:
                 text = f"error {r.error:.6g} is above {r.bound:.6g}"
                 ElementTree.SubElement(case, "failure", message=text)
-        return ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+        report: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+        return report
 
 
 def check(
@@ -336,12 +337,14 @@ def _compare(scenario: str, got: Got, reference: list[_Reference], format: str) 
 def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Kullback-Leibler divergence of softmax(q) from softmax(p), N,V -> N, never below 0."""
     log_p, log_q = _log_softmax(p), _log_softmax(q)
-    return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0)
+    divergence: np.ndarray = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0)
+    return divergence
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
     x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+    normalized: np.ndarray = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return normalized
 
 
 def parity(

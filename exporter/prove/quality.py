@@ -178,4 +178,5 @@ def _run(
 def _relative(expected: Tensor, other: Tensor) -> Tensor:
     """Return |other - expected| / |expected|, of vectors along the last axis, mean over all."""
     size = expected.double().norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((other.double() - expected.double()).norm(dim=-1) / size).mean()
+    error: Tensor = (other.double() - expected.double()).norm(dim=-1) / size
+    return error.mean()

@@ -11,6 +11,7 @@ fp32.
 import copy
 import dataclasses
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def exact_model(file: Path) -> bytes:
     those of `exact_contract`."""
     graph = ir.load(file)
     without_rounding(graph)
-    return ir.to_proto(graph).SerializeToString()
+    model: bytes = ir.to_proto(graph).SerializeToString()
+    return model
 
 
 def exact_contract(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,14 +154,14 @@ def with_rounding(found: Definition, products: Mapping[str, int]) -> Definition:
 
 def _round_within(module: nn.Module, blocks: Mapping[str, int]) -> None:
     """Let what a module multiplies with these parameters be rounded while it runs."""
-    entered: list[_RoundedLinear] = []
+    entered: list[ExitStack] = []
 
     def enter(_: nn.Module, inputs: Any) -> None:
-        entered.append(_RoundedLinear(module, blocks))
-        entered[-1].__enter__()
+        entered.append(ExitStack())
+        entered[-1].enter_context(_RoundedLinear(module, blocks))
 
     def leave(_: nn.Module, inputs: Any, output: Any) -> None:
-        entered.pop().__exit__(None, None, None)
+        entered.pop().close()
 
     module.register_forward_pre_hook(enter)
     module.register_forward_hook(leave, always_call=True)
@@ -208,5 +210,5 @@ def rounded(x: Tensor, block: int) -> Tensor:
     """Return the values ...,K of x, each block of them rounded to 127 steps of its largest."""
     wide = x.float().unflatten(-1, (-1, block))
     step = wide.abs().amax(-1, keepdim=True) / 127
-    near = torch.where(step > 0, (wide / step).round(), 0) * step
+    near: Tensor = torch.where(step > 0, (wide / step).round(), 0) * step
     return near.flatten(-2).to(x.dtype)

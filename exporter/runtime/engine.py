@@ -120,7 +120,7 @@ class Engine:
     @property
     def linked(self) -> bool:
         """Whether the weights lie in the checkpoint, not in the engine."""
-        return self.manifest.fields["graph"]["weights"] == "link"
+        return bool(self.manifest.fields["graph"]["weights"] == "link")
 
     def summary(self) -> Summary:
         """Return what there is to say about the engine."""

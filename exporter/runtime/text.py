@@ -156,7 +156,8 @@ def run_worker(request: str) -> list[str]:
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise TextError(f"chat template: {one_line(answer['error'])}")
-    return answer["texts"]
+    texts: list[str] = answer["texts"]
+    return texts
 
 
 class TextStream:

@@ -8,7 +8,7 @@ from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, refuse_unread
 from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed
-from lmcast.graphs.weights.sources import Shapes, WeightError
+from lmcast.graphs.weights.quantized import Shapes, WeightError
 
 TIE = "tie_word_embeddings"
 

@@ -93,7 +93,9 @@ class Attention(Mixer):
         self.states = self.keeps.states(self.projections, cache.dtype)
         self.cache = cache
 
-    def forward(self, x: Tensor, step: Step, past: tuple[Tensor, ...]):
+    def forward(
+        self, x: Tensor, step: Step, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         p = self.projections
         q, gate = self.queries(x)
         q, k, v = self.q_norm(q), self.k_norm(self.k(x)), self.v_norm(self.v(x))

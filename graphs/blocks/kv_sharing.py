@@ -35,7 +35,9 @@ class BorrowingAttention(Mixer):
         self.q_norm = q_norm or nn.Identity()
         self.rope, self.loan = rope, loan
 
-    def forward(self, x: Tensor, step: Step, past: tuple[Tensor, ...]):
+    def forward(
+        self, x: Tensor, step: Step, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         p = self.projections
         cos, sin = step.table(self.rope)
         q = rotate(self.q_norm(self.q(x)), cos, sin, p.heads)

@@ -52,7 +52,9 @@ class LightningAttention(Mixer):
         self.decay = decay
         self.states = (State("state", ("B", heads, head_dim, head_dim), torch.float32),)
 
-    def forward(self, x: Tensor, step: Step, past: tuple[Tensor, ...]):
+    def forward(
+        self, x: Tensor, step: Step, past: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         qkv = ACTIVATIONS[self.act](self.qkv(x))
         each = qkv.unflatten(-1, (self.heads, 3 * self.head_dim))  # B,T,H,3K
         q, k, v = (part.flatten(-2) for part in each.split(self.head_dim, -1))  # B,T,H*K

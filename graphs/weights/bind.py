@@ -8,16 +8,14 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from lmcast.graphs.weights.quantized import Layout, Scheme
+from lmcast.graphs.weights.quantized import Layout, Scheme, Shapes, WeightError
 from lmcast.graphs.weights.sources import (
     Joined,
     Leaf,
     Packed,
-    Shapes,
     Source,
     Stack,
     View,
-    WeightError,
     leaves,
     shape_of,
     tensors_of,

@@ -1,6 +1,8 @@
 """Causal attention over a cache that it extends. Letters: B batch, T new tokens, C capacity of the
 cache, H query heads, G key heads, K width of queries and keys, V width of values."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -112,7 +114,7 @@ def case(
     sinks: bool = False,
     scales: tuple[float, float] | None = None,
     factors: bool = False,
-) -> tuple:
+) -> tuple[Any, ...]:
     """Return arguments for rows of these lengths and counts; sizes: heads, groups, widths.
 
     scales: of keys and values in FP8. factors: whether tokens have one behind the softcap.
@@ -140,7 +142,7 @@ def case(
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case([0, 0], [5, 3], 5, (4, 2, 16, 16)),  # ragged prefill

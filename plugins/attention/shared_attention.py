@@ -1,6 +1,8 @@
 """Attention to keys and values that another layer has laid out; it writes none. Letters: B batch, T
 new tokens, S visible positions, H query heads, G key heads, K width of keys, V width of values."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def body(
 
 def case(
     tokens: int, seen: int, sizes: tuple[int, ...], cap: float = 0.0, *, more: bool = False
-) -> tuple:
+) -> tuple[Any, ...]:
     """Return arguments for two rows; sizes: heads, groups, widths of keys and values.
 
     more: with sinks, and factors behind the softcap.
@@ -65,7 +67,7 @@ def case(
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case(5, 9, (4, 2, 16, 16)),

@@ -1,6 +1,8 @@
 """Causal attention to the last W positions, kept in a ring. Letters as in cached_attention; W is
 the window, which counts the token itself, and the number of slots of the ring."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,7 +78,7 @@ def body(
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     sizes = (4, 2, 16, 8)  # the window is the room of the cache
     equal = (6, 3, 8, 8)

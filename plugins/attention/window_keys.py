@@ -1,6 +1,8 @@
 """What a window sees in one call, laid out for several layers, and the ring after it. Letters: B
 batch, T new tokens, W window and slots of the ring, G key heads, K width of keys, V of values."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -125,7 +127,9 @@ def body(
     return see_body(op, key, value, past_key, past_value, cache_lengths, token_counts, False)
 
 
-def case(lengths: list[int], counts: list[int], window: int, sizes: tuple[int, ...]) -> tuple:
+def case(
+    lengths: list[int], counts: list[int], window: int, sizes: tuple[int, ...]
+) -> tuple[Any, ...]:
     """Return arguments for rows of these lengths and counts; sizes: groups, widths."""
     groups, width, value_width = sizes
     batch, tokens = len(lengths), max(counts)
@@ -139,7 +143,7 @@ def case(lengths: list[int], counts: list[int], window: int, sizes: tuple[int, .
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case([0, 0], [9, 2], 4, (2, 8, 8)),  # ragged prefill past the window

@@ -2,6 +2,7 @@
 token, D width, I inner width; `...` stands for any leading axes, N for all places in them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,7 +146,7 @@ def case(
     biased: bool = False,
     scale_input: bool = False,
     gated: bool = True,
-) -> tuple:
+) -> tuple[Any, ...]:
     """Return arguments for B,T places; weights are scaled so that all values stay near 1."""
     (batch, tokens), (width, inner) = places, widths
     order = torch.rand(batch, tokens, experts).argsort(-1)[..., :routes]
@@ -165,7 +166,7 @@ def case(
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case((2, 7), 8, 2, (24, 40)),  # prefill

@@ -88,18 +88,18 @@ def of_best_groups(op: Builder, wanted: Value, groups: Attribute, kept_groups: A
     return op.Reshape(op.Where(mask, grouped, float("-inf")), op.Shape(wanted))
 
 
-def case(places: tuple[int, ...], experts: int, biased: bool, *rest: object) -> tuple:
+def case(places: tuple[int, ...], experts: int, biased: bool, *rest: object) -> tuple[Any, ...]:
     bias = 0.3 * torch.randn(experts) if biased else None
     return (2 * torch.randn(*places, experts), bias, *rest)
 
 
-def saturated(*arguments: Any) -> tuple:
+def saturated(*arguments: Any) -> tuple[Any, ...]:
     """Return a case with logits so large that most scores round to 1."""
     logits, *rest = case(*arguments)
     return (logits.abs() * 10 + 10, *rest)
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case((2, 5), 8, False, 2, "softmax", 1, 1, 0.0, 1.0),  # Qwen3, gpt-oss: renormalized

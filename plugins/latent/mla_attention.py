@@ -105,7 +105,7 @@ def body(
 
 def case(
     lengths: list[int], counts: list[int], room: int, sizes: tuple[int, int, int, int, int]
-) -> tuple:
+) -> tuple[Any, ...]:
     """Return arguments for rows of these lengths and counts; sizes: H, N, R, L, V."""
     heads, width, rotated_width, rank, value_width = sizes
     batch, tokens = len(lengths), max(counts)
@@ -122,7 +122,7 @@ def case(
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case([0, 0], [7, 3], 7, (4, 16, 8, 32, 16)),  # ragged prefill: expanded

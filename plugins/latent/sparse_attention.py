@@ -102,7 +102,9 @@ def body(
     return last, present
 
 
-def case(lengths: list[int], counts: list[int], room: int, sizes: tuple, kept: int) -> tuple:
+def case(
+    lengths: list[int], counts: list[int], room: int, sizes: tuple[Any, ...], kept: int
+) -> tuple[Any, ...]:
     """Return arguments for rows of these lengths and counts, with as many chosen as `kept`."""
     *before, key_up, value_up, scale = whole_case(lengths, counts, room, sizes)
     batch, tokens = len(lengths), max(counts)
@@ -113,7 +115,7 @@ def case(lengths: list[int], counts: list[int], room: int, sizes: tuple, kept: i
     return (*before, chosen, key_up, value_up, scale)
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case([0, 0], [7, 3], 7, (4, 16, 8, 32, 16), 3),  # ragged prefill: all rows, masked

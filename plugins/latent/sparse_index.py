@@ -124,7 +124,7 @@ def body(
 
 def case(
     lengths: list[int], counts: list[int], room: int, sizes: tuple[int, int], top_k: int
-) -> tuple:
+) -> tuple[Any, ...]:
     """Return arguments for rows of these lengths and counts; sizes: I and D. Scores are whole
     numbers: exact in any order of summation, and often equal."""
     heads, width = sizes
@@ -140,7 +140,7 @@ def case(
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case([0, 0], [7, 3], 7, (4, 8), 3),  # ragged prefill

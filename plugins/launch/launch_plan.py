@@ -157,7 +157,8 @@ def host_code(operator: str) -> Steps:
     found = find(operator)
     if "triton" not in found.kernels:
         raise InputError(f"{operator} has no kernels in Triton")
-    return import_module(f"{found.eager.__module__}_triton").steps
+    steps: Steps = import_module(f"{found.eager.__module__}_triton").steps
+    return steps
 
 
 def draft(operator: str, arguments: Sequence[Any], cases: Sequence[Case]) -> Draft:

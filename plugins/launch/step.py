@@ -37,7 +37,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        return self.function.__name__
+        return str(self.function.__name__)
 
     def by_name(self) -> dict[str, Any]:
         """Return the constants by the names of their parameters."""
@@ -110,7 +110,7 @@ def closed(value: Any) -> Any:
 Steps = Callable[..., tuple[list[Step], Any]]
 
 
-def launcher(steps: Steps) -> Callable:
+def launcher(steps: Steps) -> Callable[..., Any]:
     """Return a function that runs the steps, in order, and returns what they filled."""
 
     def launch(*args: Any) -> Any:

@@ -4,6 +4,8 @@ Letters: B batch, T new tokens, D channels, W taps. As CausalConvWithState of ON
 with channels last, as ONNX Runtime has it too: so lie the activations of language models.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -66,7 +68,7 @@ def body(
     return out * op.Sigmoid(out) if silu.value else out, present
 
 
-def case(counts: list[int], channels: int, taps: int, bias: bool, silu: bool) -> tuple:
+def case(counts: list[int], channels: int, taps: int, bias: bool, silu: bool) -> tuple[Any, ...]:
     """Return arguments for rows with these token counts."""
     batch, tokens = len(counts), max(counts)
     return (
@@ -79,7 +81,7 @@ def case(counts: list[int], channels: int, taps: int, bias: bool, silu: bool) ->
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case([9, 4], 12, 4, False, True),  # ragged; Qwen3-Next, Kimi Linear

@@ -4,6 +4,8 @@ Letters: B batch, T new tokens, H heads of values, G heads of queries and keys, 
 width of values, C tokens of a chunk.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -73,7 +75,7 @@ def case(
     normalize: bool = False,
     channels: bool = False,
     scale: float = 1.0,
-) -> tuple:
+) -> tuple[Any, ...]:
     """Return arguments for rows of these counts of tokens; sizes: H, G, K, V. Keys are near 1."""
     heads, groups, width, value_width = sizes
     batch, tokens = len(counts), max(counts)
@@ -94,7 +96,7 @@ def case(
     )
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     return [
         case([9, 4], (4, 2, 8, 16), normalize=True, scale=0.35),  # ragged; Qwen3-Next

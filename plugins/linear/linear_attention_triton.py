@@ -16,7 +16,7 @@ from lmcast.plugins.errors import InputError
 from lmcast.plugins.launch.sizes import Count, usual
 from lmcast.plugins.launch.step import Step, launcher
 from lmcast.plugins.linear.channel_pairs import PART, look
-from lmcast.plugins.linear.linear_attention import EPS
+from lmcast.plugins.linear.onnx_body import EPS
 from lmcast.plugins.linear.token_chunks import carry, prepare, read
 
 

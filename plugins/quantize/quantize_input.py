@@ -4,6 +4,7 @@ Letters: ... any axes, K the axis that is multiplied over.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ def rotated(op: Builder, wide: Value, rotation: int) -> Value:
     return op.Reshape(runs @ matrix, op.Shape(wide))
 
 
-def cases() -> list[tuple]:
+def cases() -> list[tuple[Any, ...]]:
     torch.manual_seed(0)
     plain = [(torch.randn(2, 3, 64), None, format, 0) for format in BLOCKS]
     fixed = [(torch.randn(3, 32), torch.tensor(s), f, 0) for f, s in (

@@ -113,7 +113,8 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
         noise.seek(0)
         said = noise.read().decode(errors="replace").strip().splitlines()
     if "built" in ended:
-        return ended["built"]
+        built: dict[str, Any] = ended["built"]
+        return built
     Path(job.output).unlink(missing_ok=True)
     if "error" in ended:
         raise BackendError(ended["error"])
@@ -135,7 +136,8 @@ def follow(events: Iterator[str], progress: Progress) -> dict[str, Any]:
                     step(done)
                 case {"message": text}:
                     messages.append(" ".join(text.split()))
-                case {"built": _} | {"error": _} as last:
+                case {"built": _} | {"error": _} as event:
+                    last: dict[str, Any] = event
                     return last
     return {"messages": list(messages)}
 

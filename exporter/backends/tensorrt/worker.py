@@ -24,6 +24,7 @@ from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.graph.operator_forms import forms
+from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.graphs import archs
 from lmcast.plugins.errors import InputError
 
@@ -100,7 +101,7 @@ class Build:
 def prepare(file: str, request: Request) -> ir.Model:
     """Return a portable graph rewritten for TensorRT, of fixed capacity."""
     graph = ir.load(file)
-    passes.inline_parts(graph)
+    inline_parts(graph)
     formats.require(graph, request)
     caches.require(graph, request)
     passes.run(graph, targets.get(request.target).passes())

@@ -78,7 +78,8 @@ class _Cursor:
 
     def number(self, code: str, what: str) -> int:
         """Return one integer of struct format `code`."""
-        return struct.unpack(code, self.take(struct.calcsize(code), what))[0]
+        value: int = struct.unpack(code, self.take(struct.calcsize(code), what))[0]
+        return value
 
     def text(self, what: str) -> str:
         try:

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
+
+T = TypeVar("T")
 
 # Keys that change no logit and no text; an architecture's own are written without its name.
 INERT = frozenset(
@@ -57,9 +59,9 @@ class Metadata:
             raise self.error(f"{key} is {value}; only a positive finite number is accepted")
         return value
 
-    def items(self, key: str, kind: type, default: list[Any] | None = None) -> list[Any]:
+    def items(self, key: str, kind: type[T], default: list[T] | None = None) -> list[T]:
         """Return an array whose items are all of type `kind`."""
-        value = self._typed(key, (list,), "an array", default)
+        value: list[T] = self._typed(key, (list,), "an array", default)
         if not all(type(item) is kind for item in value):
             raise self.error(f"{key} holds other things than {kind.__name__}; it is damaged")
         return value
@@ -86,13 +88,14 @@ class Metadata:
                     " Convert the original checkpoint directly instead"
                 )
 
-    def _typed(self, key: str, kinds: tuple[type, ...], accepted: str, default: Any) -> Any:
+    def _typed(self, key: str, kinds: tuple[type[T], ...], accepted: str, default: T | None) -> T:
         self.read.add(key)
         if key not in self.values:
             if default is None:
                 raise self.error(f"{key} is missing; the model cannot be built without it")
             return default
         value = self.values[key]
-        if type(value) not in kinds:  # bool is an int: True must not pass for 1
+        # bool is an int: True must not pass for 1.
+        if not isinstance(value, kinds) or type(value) not in kinds:
             raise self.error(f"{key} is {value!r:.80}; accepted: {accepted}")
         return value
