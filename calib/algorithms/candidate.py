@@ -54,7 +54,7 @@ def rounded(
     return near
 
 
-def turned(matrix: Tensor, inputs: InputFormat) -> Tensor:
+def rotated_columns(matrix: Tensor, inputs: InputFormat) -> Tensor:
     """Return a matrix ...,K whose columns are turned as inputs are before they are rounded."""
     if not inputs.rotation:
         return matrix
@@ -65,4 +65,4 @@ def turned(matrix: Tensor, inputs: InputFormat) -> Tensor:
 
 def fitted(weight: Tensor, inputs: InputFormat, smooth: Tensor | None) -> Tensor:
     """Return what a layer that rounds its inputs so must hold of its weight N,K."""
-    return turned(weight if smooth is None else weight / smooth, inputs)
+    return rotated_columns(weight if smooth is None else weight / smooth, inputs)

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lmcast.calib.algorithms.candidate import fitted, rounded, turned
+from lmcast.calib.algorithms.candidate import fitted, rotated_columns, rounded
 from lmcast.calib.statistics import InputStatistics
 from lmcast.graphs.blocks.quantized import InputFormat
 
@@ -68,13 +68,15 @@ class Problem:
         gram, rows = self._fit(self.statistics.gram), self.statistics.rows
         if self.inputs.format is not None and len(rows):
             # What rounding adds is nearly independent of the inputs, and in each column of others.
-            plain = turned(rows if self.smooth is None else rows * self.smooth, self.inputs)
+            plain = rotated_columns(
+                rows if self.smooth is None else rows * self.smooth, self.inputs
+            )
             added = rounded(rows, self.inputs, self.smooth) - plain
             gram.diagonal().add_(added.square().mean(0) * self.statistics.count)
         return gram
 
     def _fit(self, sums: Tensor) -> Tensor:
-        """Return sums of products of inputs K,K as those of inputs that are smoothed and turned."""
+        """Return sums of products of inputs K,K as those of inputs that are smoothed and rotated_columns."""
         if self.smooth is not None:
             sums = sums * self.smooth * self.smooth[:, None]
-        return turned(turned(sums, self.inputs).T, self.inputs).T.clone()
+        return rotated_columns(rotated_columns(sums, self.inputs).T, self.inputs).T.clone()

@@ -160,10 +160,10 @@ def div_mode(
 def linear(
     g: Lowering, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None
 ) -> ir.Value:
-    turned = g.op("Transpose", [g.value(weight)], {"perm": [1, 0]})
+    transposed = g.op("Transpose", [g.value(weight)], {"perm": [1, 0]})
     if bias is None:
-        return g.op("MatMul", [g.value(x), turned], main=True)
-    return g.op("Add", [g.op("MatMul", [g.value(x), turned]), g.value(bias)], main=True)
+        return g.op("MatMul", [g.value(x), transposed], main=True)
+    return g.op("Add", [g.op("MatMul", [g.value(x), transposed]), g.value(bias)], main=True)
 
 
 @entry(aten.rms_norm.default)

@@ -14,8 +14,8 @@ from lmcast.exporter.passes.rewrite import MICROSOFT, insert, nodes_of, replace
 def fused_matmul(model: ir.Model) -> int:
     changes = 0
     for node in nodes_of(model, "MatMul"):
-        x, turned = node.inputs
-        producer = turned.producer() if turned is not None else None
+        x, transposed = node.inputs
+        producer = transposed.producer() if transposed is not None else None
         if producer is None or producer.op_type != "Transpose":
             continue
         if tuple(producer.attributes["perm"].as_ints()) != (1, 0):

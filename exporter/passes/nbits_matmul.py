@@ -23,8 +23,8 @@ EXACT, ROUNDED = 0, 4
 def nbits_matmul(model: ir.Model) -> int:
     changes = 0
     for node in nodes_of(model, "MatMul"):
-        x, turned = node.inputs
-        producer = turned.producer() if turned is not None else None
+        x, transposed = node.inputs
+        producer = transposed.producer() if transposed is not None else None
         if x is None or producer is None or producer.op_type != "Transpose":
             continue
         weight = integer_weight(producer.inputs[0])

@@ -121,8 +121,8 @@ class _Split:
         if bias is None:
             return joined
         rows = self.op("Gather", bias, experts, label=f"{which}.bias", axis=0)
-        turned = self.op("Transpose", rows, label=f"{which}.bias_columns", perm=[1, 0])
-        return self.op("Add", joined, turned, label=f"{which}.biased")
+        transposed = self.op("Transpose", rows, label=f"{which}.bias_columns", perm=[1, 0])
+        return self.op("Add", joined, transposed, label=f"{which}.biased")
 
     def activation(self, given: dict[str, Any], gates: ir.Value, ups: ir.Value) -> ir.Value:
         """Return what the operator's own body makes of gates and ups."""

@@ -62,7 +62,7 @@ class _Attaching:
         if isinstance(source, View | Packed):
             view = source if isinstance(source, View) else source.values
             found = self.select(self.whole(source), view.index)
-            if view.turned:
+            if view.transposed:
                 axes = list(range(len(_shape(found))))
                 axes[-2:] = axes[:-3:-1]
                 shape = [_shape(found)[axis] for axis in axes]

@@ -85,7 +85,7 @@ def _in_rows(checkpoint: Checkpoint, source: Source) -> bool:
     if isinstance(source, Stack | Joined):
         along = isinstance(source, Stack) or source.axis == 0
         return along and all(_in_rows(checkpoint, part) for part in source.parts)
-    if not isinstance(source, Packed) or source.values.turned:
+    if not isinstance(source, Packed) or source.values.transposed:
         return False
     view, layout = source.values, source.layout
     axes = len(layout.shape({n: checkpoint.tensors[n].shape for n in layout.tensors}))

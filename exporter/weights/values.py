@@ -57,13 +57,13 @@ class _Rows:
 def _part(checkpoint: Checkpoint, source: View | Packed) -> Iterator[Tensor]:
     view, rows = _view(source), _rows(checkpoint, source)
     shape = rows.shape if view.runs is None else in_runs(view.tensor, rows.shape, view.runs)
-    if len(shape) == 2 and view.turned:
+    if len(shape) == 2 and view.transposed:
         step = shape[0]  # columns become rows: all of them are needed at once
     else:
         step = max(1, BLOCK_BYTES // (rows.nbytes // shape[0]))
     for begin, end, take in pieces(view, rows.shape, step):
         block = take(rows.read(begin, end))
-        yield (block.mT if view.turned else block).contiguous()
+        yield (block.mT if view.transposed else block).contiguous()
 
 
 def _view(source: View | Packed) -> View:
@@ -114,7 +114,7 @@ def _side_by_side(checkpoint: Checkpoint, source: Joined) -> Iterator[Tensor]:
     for part in source.parts:
         assert isinstance(part, View | Packed)
         view = _view(part)
-        assert not view.turned and view.runs is None
+        assert not view.transposed and view.runs is None
         assert not view.index or view.index[0] == slice(None)
         views.append(view)
         parts[view.tensor] = part

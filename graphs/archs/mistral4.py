@@ -49,9 +49,9 @@ class Config(LatentKeys):
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Also without partial_rotary_factor: of the whole head, it says qk_rope_head_dim again."""
     given = raw.get("rope_scaling") or raw.get("rope_parameters")
-    turned, rest = raw.get("qk_rope_head_dim", 0), raw.get("qk_nope_head_dim", 0)
-    counts = type(turned) is int and type(rest) is int and turned > 0 and rest > 0
-    share = turned / (turned + rest) if counts else 1.0
+    rotated, rest = raw.get("qk_rope_head_dim", 0), raw.get("qk_nope_head_dim", 0)
+    counts = type(rotated) is int and type(rest) is int and rotated > 0 and rest > 0
+    share = rotated / (rotated + rest) if counts else 1.0
     out = latents.tidy(raw if given else {**raw, "rope_parameters": POSITIONS}, share)
     partial = out["rope_parameters"].pop("partial_rotary_factor", share)
     if partial != share:

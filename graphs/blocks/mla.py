@@ -129,19 +129,19 @@ class LatentAttention(Mixer):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         low = x if self.q_a is None else self.q_norm(self.q_a(x))  # B,T,rank
         q = self.q(low).unflatten(-1, (self.heads, -1))
-        query, turned = q.split(self.widths, -1)  # B,T,H,N and B,T,H,R
+        query, rotated = q.split(self.widths, -1)  # B,T,H,N and B,T,H,R
         latent, shared = self.kv_a(x).split((self.rank, self.widths[1]), -1)  # B,T,L and B,T,R
         turn: tuple[Tensor, ...] = ()
         if self.rope is not None:
             cos, sin = turn = step.table(self.rope)
-            turned = self.rotation(turned.flatten(-2), cos, sin, self.heads)
-            turned = turned.unflatten(-1, (self.heads, -1))
+            rotated = self.rotation(rotated.flatten(-2), cos, sin, self.heads)
+            rotated = rotated.unflatten(-1, (self.heads, -1))
             shared = self.rotation(shared, cos, sin, 1)
         if self.temperature is not None:
             factor = step.table(self.temperature)[0][..., None].to(q.dtype)  # B,T,1,1
-            query, turned = query * factor, turned * factor
+            query, rotated = query * factor, rotated * factor
         row = torch.cat([self.kv_norm(latent), shared], -1)  # B,T,L+R
-        given = (query, turned, row, past[0], step.cache_lengths, step.token_counts)
+        given = (query, rotated, row, past[0], step.cache_lengths, step.token_counts)
         ups = (self.key_up, self.value_up, self.scale)
         chosen, *index = self.choose(x, low, turn, step, past)
         if chosen is None:

@@ -101,7 +101,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turned:
+class TransformTarget:
     """What a transform was applied to: weights, which hold it already."""
 
     location: Literal["weight_input", "weight_output"]
@@ -114,7 +114,7 @@ class Turned:
 class Transform:
     """A rotation of weights and its inverse in others, as of SpinQuant's R1 and R2."""
 
-    apply: tuple[Turned, ...]
+    apply: tuple[TransformTarget, ...]
     type: str
     head_dim: int | None = None
     precision: str | None = None

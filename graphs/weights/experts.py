@@ -38,7 +38,7 @@ def alternating(theirs: str) -> dict[str, Entry]:
     MXFP4, the same two out-first."""
     table: dict[str, Entry] = {
         f"{OURS}.down": (
-            View(f"{theirs}.down_proj", turned=True),
+            View(f"{theirs}.down_proj", transposed=True),
             View(f"{theirs}.down_proj_blocks"),
         ),
         f"{OURS}.down_bias": f"{theirs}.down_proj_bias",
@@ -47,7 +47,7 @@ def alternating(theirs: str) -> dict[str, Entry]:
     for name, first in (("gate", 0), ("up", 1)):
         rows = slice(first, None, 2)
         table[f"{OURS}.{name}"] = (
-            View(both, (ALL, ALL, rows), turned=True),
+            View(both, (ALL, ALL, rows), transposed=True),
             View(f"{both}_blocks", (ALL, rows)),
         )
         table[f"{OURS}.{name}_bias"] = View(f"{both}_bias", (ALL, rows))
@@ -58,9 +58,9 @@ def in_first(theirs: str, inner: int) -> dict[str, Entry]:
     """In-first gate_up_proj E,D,2I, gate before up, and down_proj E,I,D; I is `inner`."""
     both = f"{theirs}.gate_up_proj"
     return {
-        f"{OURS}.gate": View(both, (ALL, ALL, slice(0, inner)), turned=True),
-        f"{OURS}.up": View(both, (ALL, ALL, slice(inner, None)), turned=True),
-        f"{OURS}.down": View(f"{theirs}.down_proj", turned=True),
+        f"{OURS}.gate": View(both, (ALL, ALL, slice(0, inner)), transposed=True),
+        f"{OURS}.up": View(both, (ALL, ALL, slice(inner, None)), transposed=True),
+        f"{OURS}.down": View(f"{theirs}.down_proj", transposed=True),
     }
 
 

@@ -14,18 +14,22 @@ RUN_VALUES = 1 << 20  # in fp32 4 MiB: what is dequantized at a time
 
 @dataclass(frozen=True)
 class View:
-    """One tensor, or the part of it that `index` selects (slices of its leading axes); `turned`:
-    with the last two axes exchanged; `runs`: with the first axis divided into so many equal runs,
-    which are then the first of two axes, before anything is selected."""
+    """One tensor, or a part of it.
+
+    index: slices of its leading axes.
+    transposed: with the last two axes exchanged.
+    runs: with the first axis divided, before anything is selected, into this many equal runs, which
+        become the first of two axes.
+    """
 
     tensor: str
     index: tuple[slice, ...] = ()
-    turned: bool = False
+    transposed: bool = False
     runs: int | None = None
 
     @property
     def whole(self) -> bool:
-        return not self.index and not self.turned and self.runs is None
+        return not self.index and not self.transposed and self.runs is None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def shape_of(source: Source, shapes: Shapes) -> tuple[int, ...]:
     """Return the shape that a source gives; raises WeightError where its tensors do not fit."""
     if isinstance(source, View):
         shape = _selected(source.tensor, source.index, shapes, source.runs)
-        if source.turned:
+        if source.transposed:
             if len(shape) < 2:
                 raise WeightError(f"tensor {source.tensor} has shape {list(shape)}: too few axes")
             return (*shape[:-2], shape[-1], shape[-2])
@@ -124,7 +128,7 @@ def pieces(
     view: View, shape: tuple[int, ...], step: int
 ) -> Iterator[tuple[int, int, Callable[[Tensor], Tensor]]]:
     """Divide a tensor of this shape: yield (begin, end) of axis 0, and what takes from those rows
-    the part of a view, `step` entries of its first axis at a time, none of them turned."""
+    the part of a view, `step` entries of its first axis at a time, none of them transposed."""
     whole = shape if view.runs is None else in_runs(view.tensor, shape, view.runs)
     each = shape[0] // whole[0]  # stored rows of an entry of the first axis
     first, *inner = view.index or (slice(None),)
@@ -150,7 +154,7 @@ def load_into(out: Tensor, source: Source, read: Callable[[str], Tensor]) -> Non
         if source.runs is not None:
             value = value.unflatten(0, (source.runs, -1))
         value = value[source.index]
-        out.copy_(value.mT if source.turned else value)
+        out.copy_(value.mT if source.transposed else value)
     elif isinstance(source, Packed):
         _load_packed(out, source, read)
     elif isinstance(source, Stack):
@@ -168,7 +172,7 @@ def _load_packed(out: Tensor, source: Packed, read: Callable[[str], Tensor]) -> 
         return whole[name][begin:end] if whole[name].dim() else whole[name]
 
     shape = source.layout.shape({name: tuple(value.shape) for name, value in whole.items()})
-    rest = out.mT if source.values.turned else out
+    rest = out.mT if source.values.transposed else out
     for begin, end, take in pieces(source.values, shape, _entries_at_once(source.values, shape)):
         block = take(source.layout.values(rows, begin, end))
         rest[: len(block)] = block

@@ -41,14 +41,14 @@ FORMS: dict[str, tuple[dict[str, Tensor], Source]] = {
         {"a": torch.stack([OTHER, WANTED], 2).flatten(1, 2)},
         View("a", (ALL, slice(1, None, 2))),
     ),
-    "in-first": ({"a": WANTED.mT}, View("a", turned=True)),
+    "in-first": ({"a": WANTED.mT}, View("a", transposed=True)),
     "in-first, alternating": (
         {"a": torch.stack([WANTED, OTHER], 2).flatten(1, 2).mT},
-        View("a", (ALL, ALL, slice(None, None, 2)), turned=True),
+        View("a", (ALL, ALL, slice(None, None, 2)), transposed=True),
     ),
     "each expert in-first": (
         {f"e{i}": w.mT for i, w in enumerate(WANTED)},
-        Stack(tuple(View(f"e{i}", turned=True) for i in range(EXPERTS))),
+        Stack(tuple(View(f"e{i}", transposed=True) for i in range(EXPERTS))),
     ),
     "some of more experts": ({"a": torch.cat([OTHER, WANTED])}, View("a", (slice(EXPERTS, None),))),
     "columns of a wider one": (
