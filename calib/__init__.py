@@ -1,1 +1,1 @@
-"""Number formats."""
+"""Calibration: number formats, and algorithms that choose codes and scales."""

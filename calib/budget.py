@@ -1,9 +1,9 @@
-"""Which format each weight takes where all of them together have a budget.
+"""Mixed precision under a budget: which format each weight takes.
 
-Every weight has options: bytes, and the error that the model has if only this weight is stored so.
-Errors of weights are taken to add up. From the narrowest option of every weight on, the step that
-takes away the most error for each byte comes first; options that no such step ends at (those above
-the lower convex hull of a weight's errors over its bytes) are never taken.
+Every weight has options, each with its bytes and the model's error if only this weight is stored
+that way; errors are assumed to add up. Starting from the smallest option of every weight, the step
+that removes the most error per byte is taken first, as long as the budget lasts. Options above the
+lower convex hull of a weight's errors over its bytes are never taken.
 """
 
 import math
@@ -19,7 +19,7 @@ NEAR = 0.01  # of the bytes: what is nearer than that to what was measured is no
 
 @dataclass(frozen=True)
 class Option:
-    """format: a name of calib.formats.WEIGHTS; None: the weight as it is."""
+    """One way to store a weight. format: a name of calib.formats.WEIGHTS; None: unquantized."""
 
     format: str | None
     bytes: float
@@ -45,7 +45,7 @@ def candidates(format: str) -> tuple[str, ...]:
 
 
 def size(plan: Plan) -> float:
-    """Return the bytes of all weights of a plan."""
+    """Return the bytes of all weights under a plan."""
     return math.fsum(option.bytes for option in plan.values())
 
 
@@ -54,7 +54,7 @@ def narrowest(options: Options) -> dict[str, Option]:
 
 
 def widest(options: Options, quantized: bool = False) -> dict[str, Option]:
-    """Return the largest option of each; quantized: that is not the weight as it is."""
+    """Return the largest option of each weight; quantized: the largest that is quantized."""
     return {
         name: max((o for o in each if o.format or not quantized), key=lambda o: o.bytes)
         for name, each in options.items()
@@ -62,7 +62,8 @@ def widest(options: Options, quantized: bool = False) -> dict[str, Option]:
 
 
 def allocate(options: Options, bytes: float) -> dict[str, Option]:
-    """Return a plan of at most so many bytes, or the narrowest where that is larger."""
+    """Return the greedy plan of at most this many bytes; the smallest plan, where even that is
+    larger."""
     plan = narrowest(options)
     left, full = bytes - size(plan), set[str]()
     for name, option in _steps(options):
@@ -78,12 +79,14 @@ def allocate(options: Options, bytes: float) -> dict[str, Option]:
 def least(
     options: Options, most: float, measure: Callable[[Plan], float], passes: int = PASSES
 ) -> tuple[Plan | None, list[Tried]]:
-    """Return the smallest plan found whose divergence is at most `most`, and all that were tried.
+    """Search for the smallest plan whose measured divergence is at most `most`.
 
-    measure: plan -> divergence of the whole model. Between the largest plan that failed and the
-    smallest that did not, the next is where the errors of weights, scaled as they were last,
-    promise `most`; it is half way where they promise nothing in between. The last one, where none
-    has done, is that of the widest formats, unless a larger one has failed. None: none has done.
+    measure: plan -> divergence of the whole model. The next plan to measure lies between the
+    largest one that failed and the smallest that did not: where the errors of weights, scaled by
+    the last measurement, predict `most`, or half way where they predict nothing in between. If none
+    has succeeded, the last one is the plan of the widest formats, unless a larger one has failed.
+
+    Returns the plan, None if all failed, and all that were measured.
     """
     tried = list[Tried]()
     plan, best = narrowest(options), None
@@ -110,7 +113,7 @@ def least(
 
 
 def _promising(options: Options, error: float) -> dict[str, Option]:
-    """Return the first plan on the way from the narrowest whose errors sum up to at most so."""
+    """Return the first plan on the way from the smallest whose errors add up to at most `error`."""
     plan = narrowest(options)
     rest = _error(plan)
     for name, option in _steps(options):
@@ -130,7 +133,7 @@ def _smaller(option: Option) -> tuple[float, float]:
 
 
 def _steps(options: Options) -> Iterator[tuple[str, Option]]:
-    """Yield what to take instead of the option before, the most error for each byte first."""
+    """Yield, in the order of the greedy way, the option to take instead of the one before."""
     found = list[tuple[float, str, Option]]()
     for name, each in options.items():
         ordered = sorted(each, key=_smaller)

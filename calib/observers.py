@@ -1,4 +1,4 @@
-"""Static scales of inputs, from what calibration saw of them.
+"""Observers: static scales of inputs from their statistics.
 
 A threshold is the largest magnitude that a scale can express; every observer chooses one.
 """
@@ -60,23 +60,23 @@ def magnitudes() -> Tensor:
 
 
 def _percentile(histogram: Tensor) -> float:
-    """Return the upper end of the bin that PERCENTILE of the magnitudes are not above."""
+    """Return the PERCENTILE of the magnitudes, as the upper end of a bin."""
     below = histogram.cumsum(0)
     bin = int((below < PERCENTILE * int(below[-1])).sum())
     return float((torch.tensor(bin + 1, dtype=torch.int32) << 16).view(torch.float32))
 
 
 def _mse(size: Tensor, counts: Tensor, scale: float, format: str) -> float:
-    """Return the squared error of magnitudes that are there so many times."""
+    """Return the squared error of a histogram of magnitudes."""
     error = ROUND[format](size / scale) * scale - size
     return float((error.double().square() * counts).sum())
 
 
 def _entropy(size: Tensor, counts: Tensor, scale: float, format: str) -> float:
-    """Return how far the distribution of magnitudes is from what rounding leaves of it.
+    """Return the Kullback-Leibler divergence of the rounded magnitudes from the true ones.
 
-    As in TensorRT's calibration (Migacz, GTC 2017): what is above the threshold is counted as the
-    largest below it; a value of the format stands for all bins that round to it, evenly.
+    As in TensorRT's calibration (Migacz, GTC 2017): magnitudes above the threshold count as the
+    largest below it, and a value of the format stands evenly for all bins that round to it.
     """
     within = size <= scale * MOST[format] * (1 + 1e-6)  # the threshold itself, however rounded
     if not within.any():

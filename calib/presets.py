@@ -1,4 +1,4 @@
-"""The names of `lmcast calibrate --recipe`: a format, how inputs are rounded, what is tried."""
+"""Presets of `lmcast calibrate --recipe`: weight format, rounding of inputs, algorithms to try."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

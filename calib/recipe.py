@@ -1,5 +1,4 @@
-"""A recipe: which weights of a model are quantized and how, how inputs are rounded, and which
-layers hold keys and values in FP8."""
+"""Recipes: which weights of a model are quantized and how, the rounding of inputs, FP8 caches."""
 
 import copy
 import dataclasses
@@ -30,16 +29,17 @@ class RecipeError(InputError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `lmcast calibrate` found.
+    """The result of `lmcast calibrate`.
 
-    weights: parameter of the model -> how it is stored. inputs: linear layer -> how its inputs are
-    rounded. caches: attention -> the format that it holds keys and values in, FP8_CACHE. report:
-    what was measured, for a person.
+    weights: parameter of the model -> how it is stored.
+    inputs: linear layer -> how its inputs are rounded.
+    caches: attention -> the format of its cached keys and values, FP8_CACHE.
+    report: the measurements, for a person.
 
-    The values lie in tensors beside it: of a quantized parameter P those named `tensors(P)`, of a
-    layer L with InputFormat.smooth or .static its parameters `L.smooth` and `L.input_scale` by
-    their own names, as are those of a cache, `L.cache.key_scale` and `L.cache.value_scale`, and
-    plain parameters that calibration changed.
+    The values are in tensors beside it. A quantized parameter P has those named `tensors(P)`; a
+    layer L with InputFormat.smooth or .static has `L.smooth` and `L.input_scale`; a cache has
+    `L.cache.key_scale` and `L.cache.value_scale`; plain parameters that calibration changed are
+    there under their own names.
     """
 
     weights: Mapping[str, Scheme]
@@ -84,16 +84,18 @@ def read_recipe(fields: Mapping[str, Any]) -> Recipe:
 
 
 def tensors(parameter: str, scheme: Scheme) -> Blocks:
-    """Return where the values of a quantized parameter lie among the tensors of a recipe."""
+    """Return the names of the tensors of a quantized parameter in a recipe."""
     shared = Part.SHARED.of(parameter) if scheme.shared else None
     return Blocks(scheme, Part.CODES.of(parameter), Part.SCALES.of(parameter), shared)
 
 
 def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definition:
-    """Return a definition whose weights come from a recipe where it has them.
+    """Return a definition with a recipe applied: its weights come from the recipe where it has
+    them.
 
-    names: the tensors of the recipe, which must then be among those of the checkpoint. Raises
-    RecipeError where the recipe is of another model.
+    names: the tensors of the recipe, which must be among those of the checkpoint.
+
+    Raises RecipeError where the recipe belongs to another model.
     """
     model = copy.deepcopy(found.model.to("meta"))
     for name, inputs in recipe.inputs.items():
@@ -132,7 +134,7 @@ def _replace(model: nn.Module, name: str, inputs: InputFormat) -> None:
 
 
 def hold(model: nn.Module, name: str, format: str) -> Fp8Cache:
-    """Let attention hold keys and values in FP8, and return its cache, which has no scales yet.
+    """Make attention cache keys and values in FP8; return the cache, whose scales are not set yet.
 
     Raises RecipeError where the model has no such attention.
     """

@@ -1,4 +1,4 @@
-"""What calibration keeps of a layer's inputs: sums, never all of them.
+"""Statistics of a layer's inputs for calibration: sums, and a sample of rows.
 
 Letters: n rows (tokens), K width of the inputs.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmcast.plugins.errors import InputError
 
-ROWS = 256  # at least so many rows are kept once that many were seen, at most twice as many
+ROWS = 256  # rows of the sample at least, once that many were seen; at most twice as many
 BINS = 1 << 15  # of magnitudes: one for each bfloat16 number that is not negative
 
 
@@ -19,11 +19,12 @@ class StatisticsError(InputError):
 class InputStatistics:
     """Sums over all rows seen.
 
-    gram: sum of x x^T, K,K fp32. drift: sum of (reference - x) x^T, K,K, where reference is what
-    the layer's input would be had nothing before it been quantized; None until one is given. most,
-    total: largest and summed magnitude of every channel, K. histogram: how many magnitudes lie in
-    each bin, int64: their upper 15 bits as bfloat16, truncated. rows: some of the inputs, spread
-    evenly over all.
+    gram: sum of x x^T, K,K fp32.
+    drift: sum of (reference - x) x^T, K,K, the reference being the layer's input in the unquantized
+        model; None until one is given.
+    most, total: largest and summed magnitude of every channel, K.
+    histogram: count of magnitudes by their upper 15 bits as bfloat16, truncated; int64.
+    rows: a sample of the inputs, spread evenly over all.
     """
 
     def __init__(self, width: int):
@@ -33,10 +34,10 @@ class InputStatistics:
         self.most, self.total = torch.zeros(width), torch.zeros(width)
         self.histogram = torch.zeros(BINS, dtype=torch.int64)
         self.rows = torch.zeros(0, width)
-        self._stride = 1  # of the rows seen, one in so many is kept
+        self._stride = 1  # every how many rows one is sampled
 
     def add(self, x: Tensor, reference: Tensor | None = None) -> None:
-        """Count rows n,K fp32, and what they would be in the model that is not quantized.
+        """Count rows n,K fp32, and the same rows in the unquantized model.
 
         Raises StatisticsError where they are not finite.
         """
@@ -60,7 +61,7 @@ class InputStatistics:
         self.count += len(x)
 
     def merge(self, other: "InputStatistics") -> None:
-        """Add what other statistics of the same layer have seen."""
+        """Add the statistics of other inputs of the same layer."""
         self.gram += other.gram
         if other.drift is not None:
             self.drift = other.drift.clone() if self.drift is None else self.drift + other.drift

@@ -95,7 +95,8 @@ class Plugin:
 
 
 def rounded(times: int) -> dict[torch.dtype, Close]:
-    """Return the bounds of values near 1 after so many roundings to a dtype, and one of their own.
+    """Return the bounds of values near 1 after this many roundings to a dtype, plus one of their
+    own.
 
     Triton's interpreter rounds towards zero.
     """

@@ -1,4 +1,4 @@
-"""Rounding to numbers of few bits, as tensors of fp32: what operators and formats share."""
+"""Rounding to low-precision numbers, as tensors of fp32, for operators and formats alike."""
 
 import torch
 from torch import Tensor

@@ -42,10 +42,10 @@ class Algorithm:
         format: WeightFormat,
         inputs: InputFormat,
     ) -> Candidate:
-        """Return codes for a weight N,K fp32 of a layer that rounds its inputs so.
+        """Return codes for a weight N,K fp32 of a layer whose inputs are rounded like `inputs`.
 
-        The candidate's `smooth` is None where none is better: InputFormat.smooth of the layer says
-        whether it is there. `inputs.static` does not matter here.
+        The candidate's `smooth` is None where smoothing does not help: InputFormat.smooth of the
+        layer says whether it has any. `inputs.static` is not used here.
         """
         smooth = self.smoothing and self.smoothing(weight, statistics, format, inputs)
         problem = Problem(weight, statistics, inputs, smooth)

@@ -1,4 +1,4 @@
-"""What an algorithm proposes for a layer, and how far the layer's outputs are then off."""
+"""A candidate quantization of a layer, and the error of the layer's outputs with it."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from lmcast.plugins.quantize.quantize_input import hadamard, quantize_input
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantized weight N,K, whose layer is QuantizedLinear.
+    """A quantized weight N,K for a QuantizedLinear.
 
-    Its columns are divided by `smooth` (K fp32, None for ones), and turned as the inputs are.
+    Its columns are divided by `smooth` (K fp32, None for ones), and rotated as the inputs are.
     """
 
     quantized: Quantized
@@ -28,11 +28,17 @@ def output_error(
     scale: Tensor | None = None,
     reference: Tensor | None = None,
 ) -> float:
-    """Return the squared error of a layer's output on rows x n,K, relative to its squared size.
+    """Return the squared error of a layer's outputs, relative to their squared size.
 
-    weight N,K fp32: as it was. scale: of inputs that are static. reference n,K: what x would be had
-    nothing before the layer been quantized, whose outputs are then the wanted ones. 0 where nothing
-    is wanted and nothing found, infinite where only nothing is wanted.
+    weight: N,K fp32, unquantized.
+    candidate: the quantized weight.
+    x: n,K, inputs of the layer in the quantized model.
+    inputs: how they are rounded.
+    scale: of static inputs.
+    reference: n,K or None, the same inputs in the unquantized model, whose outputs are then the
+        wanted ones.
+
+    0 where wanted and actual outputs are all 0, infinite where only the wanted ones are.
     """
     wanted = (x if reference is None else reference) @ weight.T
     found = rounded(x, inputs, candidate.smooth, scale) @ candidate.quantized.dequantize().T
@@ -45,7 +51,8 @@ def output_error(
 def rounded(
     x: Tensor, inputs: InputFormat, smooth: Tensor | None, scale: Tensor | None = None
 ) -> Tensor:
-    """Return what the product of a QuantizedLinear sees of its inputs ...,K."""
+    """Return the inputs ...,K as the product of a QuantizedLinear sees them: smoothed, then
+    rounded."""
     if smooth is not None:
         x = x * smooth
     if inputs.format is None:
@@ -55,7 +62,7 @@ def rounded(
 
 
 def rotated_columns(matrix: Tensor, inputs: InputFormat) -> Tensor:
-    """Return a matrix ...,K whose columns are turned as inputs are before they are rounded."""
+    """Rotate the columns of a matrix ...,K as inputs are rotated before they are rounded."""
     if not inputs.rotation:
         return matrix
     turn = hadamard(inputs.rotation).to(matrix.device)
@@ -64,5 +71,5 @@ def rotated_columns(matrix: Tensor, inputs: InputFormat) -> Tensor:
 
 
 def fitted(weight: Tensor, inputs: InputFormat, smooth: Tensor | None) -> Tensor:
-    """Return what a layer that rounds its inputs so must hold of its weight N,K."""
+    """Return the weight N,K of a layer whose inputs are smoothed and rotated like this."""
     return rotated_columns(weight if smooth is None else weight / smooth, inputs)

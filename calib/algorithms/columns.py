@@ -1,7 +1,7 @@
-"""A weight while its codes are chosen, column by column.
+"""The state of a weight while its codes are chosen column by column.
 
-Letters: C scales tried, B columns of a block, N rows, K columns of the weight. Values lie turned,
-K,N, and in the order they are chosen in.
+Letters: C scales tried, B columns of a block, N rows, K columns of the weight. Values are
+transposed, K,N, in the order in which columns are chosen.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,21 @@ from lmcast.calib.algorithms.scales import searched, spread, tried
 from lmcast.calib.formats import WeightFormat
 from lmcast.graphs.weights.quantized import Quantized
 
-LAZY = 128  # columns after which the rest of the weight hears of their errors
+LAZY = 128  # columns after which their errors are propagated to the rest of the weight
 WIDE = 32  # columns of a block where scales are not found block by block
 
 
 @dataclass(frozen=True)
 class Columns:
-    """order K: the column of the weight at each place. target, values K,N fp32: what is wanted, and
-    what was chosen. gram K,K in the same order. blocks: places, in order. scales: of the whole
-    weight as stored; where blocks have their own, they are written as they are chosen. factors K,N:
-    what values are multiplied with where the scales stay as they are.
+    """Columns in the order in which their codes are chosen.
+
+    order: K; the column of the weight at each place.
+    target, values: K,N fp32; what is wanted, and what was chosen.
+    gram: K,K, in the same order.
+    blocks: ranges of places, in order.
+    scales: of the whole weight, as stored; where blocks have their own, they are written as they
+        are chosen.
+    factors: K,N; what values are multiplied with where the scales are fixed.
     """
 
     format: WeightFormat
@@ -60,9 +65,10 @@ class Columns:
                 run = []
 
     def tried(self, block: slice, wanted: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return scales C,N to try for wanted values B,N, and factors C,1,N or 1,B,N.
+        """Return candidate scales C,N for wanted values B,N, and the factors C,1,N or 1,B,N they
+        give.
 
-        Scales are None where they stay as they are.
+        Scales are None where they are fixed.
         """
         if self.factors is not None:
             return None, self.factors[None, block]
@@ -77,7 +83,7 @@ class Columns:
             self.scales[:, place] = torch.where(rows, scales.float(), old.float()).to(old.dtype)
 
     def packed(self) -> Quantized:
-        """Return what was chosen, as it is stored."""
+        """Return the chosen values in the stored form."""
         weight = torch.empty_like(self.values)
         weight[self.order] = self.values
         return self.format.pack(weight.T.contiguous(), self.scales, self.shared)
@@ -90,9 +96,9 @@ def own_scales(format: WeightFormat) -> bool:
 
 
 def _order(energy: Tensor, wide: int) -> tuple[Tensor, tuple[slice, ...]]:
-    """Return an order of columns, those of most energy K first, and its blocks.
+    """Return the columns by decreasing energy K, and their blocks.
 
-    wide: how many neighbours share scales, which then stay together; 0: none.
+    wide: how many neighbours share scales, and stay together; 0: none.
     """
     if not wide:
         order = energy.argsort(descending=True, stable=True)

@@ -1,6 +1,7 @@
-"""GPTQ (Frantar et al. 2022) with scales found on the way, and descent on what it leaves.
+"""GPTQ (Frantar et al. 2022) with a search for scales, and coordinate descent on its result.
 
-Letters: C scales tried, B columns of a block, N rows, K columns of the weight; values lie turned.
+Letters: C scales tried, B columns of a block, N rows, K columns of the weight; values are
+transposed: B,N.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,10 @@ LEAST_ROWS = 1024  # of a thread, which takes a while to start
 
 
 def gptq(problem: Problem, format: WeightFormat, sweeps: int = 0) -> Quantized:
-    """Return codes chosen column by column, each error made good by the columns that follow.
+    """Choose codes column by column, each error compensated by the columns that follow.
 
-    Columns that matter most come first; where columns share scales, whole blocks of them. sweeps:
-    how often all blocks are then chosen anew, given all others.
+    Columns of most energy come first; where columns share scales, whole blocks of them. sweeps: of
+    coordinate descent over all blocks afterwards.
     """
     columns = Columns.of(problem, format)
     upper = inverse_root(columns.gram)
@@ -44,15 +45,16 @@ def gptq(problem: Problem, format: WeightFormat, sweeps: int = 0) -> Quantized:
 
 
 def refined(problem: Problem, format: WeightFormat) -> Quantized:
-    """Return what GPTQ finds after SWEEPS sweeps of descent."""
+    """GPTQ, then SWEEPS sweeps of coordinate descent."""
     return gptq(problem, format, SWEEPS)
 
 
 def sweep(columns: Columns) -> None:
-    """Choose every block anew, its scales and codes, as is best given all others.
+    """One sweep of coordinate descent: choose scales and codes of every block anew, given all
+    others.
 
-    Given the others, the error is a quadratic form of the block around where it would be least:
-    that is the block's target. What is no better than before is not taken.
+    Given the others, the error is a quadratic form of the block around its minimum, which is the
+    block's target. A choice that lowers no error is not taken.
     """
     gram = columns.gram
     slope = gram @ (columns.values - columns.target)  # K,N
@@ -76,9 +78,12 @@ def encode(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Round a block of columns B,N one after the other, with each of several factors.
 
-    upper B,B: root of the inverse gram. factors C,1 or B,N: what is tried. Returns which is best
-    for each row (N), the values B,N it gives, their errors B,N as later columns see them, and the
-    sum of the errors' squares (N), which is the squared error of the outputs.
+    upper: B,B, root of the inverse Gram matrix.
+    factors: C,1,N or 1,B,N; what is tried.
+
+    Returns the index of the best for each row (N), the values B,N it gives, their errors B,N as
+    later columns see them, and the sum of the errors' squares (N), which is the squared error of
+    the outputs.
     """
     loops()
     from lmcast.calib.algorithms.kernels import choose
@@ -114,7 +119,7 @@ def inverse_root(gram: Tensor) -> Tensor:
 
 
 def _picked(scales: Tensor | None, best: Tensor) -> Tensor | None:
-    """Return of scales C,N the best of every row."""
+    """Return the scale of the best candidate for every row, of C,N."""
     if scales is None:
         return None
     return scales.float().gather(0, best[None])[0].to(scales.dtype)

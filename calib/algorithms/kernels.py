@@ -1,6 +1,6 @@
-"""The compiled loop of GPTQ over a block of columns.
+"""The compiled inner loop of GPTQ over a block of columns.
 
-Letters: C scales tried, B columns of a block, N rows of the weight; values lie turned: B,N.
+Letters: C scales tried, B columns of a block, N rows of the weight; values are transposed: B,N.
 """
 
 import numpy as np
@@ -23,12 +23,15 @@ def choose(
     errors: np.ndarray,
     total: np.ndarray,
 ) -> None:
-    """Round the columns of target B,N one after the other, with each of several factors: of rows
-    from `first` to `last`.
+    """Round the columns of a block one after the other, with each of several factors.
 
-    upper B,B: root of the inverse gram. factors C,1,N or C,B,N. Writes which factors are best for
-    each row (N), the values they give B,N, their errors B,N as later columns see them, and the sum
-    of the errors' squares (N): the squared error of the outputs. All fp32 but best, int64.
+    first, last: the rows of the weight to do.
+    target: B,N, the wanted values.
+    upper: B,B, root of the inverse Gram matrix.
+    factors: C,1,N or C,B,N.
+    best: written, N int64: the index of the best factors of each row.
+    values, errors: written, B,N: the values they give, and their errors as later columns see them.
+    total: written, N: the sum of the errors' squares, the squared error of the outputs.
     """
     width = len(target)
     own = factors.shape[1] > 1

@@ -1,11 +1,9 @@
-"""What the codes of a weight are chosen for: outputs that stay near the wanted ones.
+"""The objective that codes of a weight are chosen for: outputs near the wanted ones.
 
-Letters: N rows, K columns of a weight; x the inputs it will see, r what they would be had nothing
-been quantized.
-
-The squared error of the outputs of Q is, but for a constant, tr (Q - T) G (Q - T)^T with the gram
-G = sum x x^T and the target T = W (sum r x^T) G^-1, which is the weight W itself if x is r: GPTQ's
-objective, for the inputs that the layer gets instead of those that it should get.
+Letters: N rows, K columns of a weight; x the inputs in the quantized model, r those in the
+unquantized one. Up to a constant, the squared error of the outputs of Q is tr (Q - T) G (Q - T)^T
+with the Gram matrix G = sum x x^T and the target T = W (sum r x^T) G^-1. Where x is r, T is the
+weight W itself, and this is GPTQ's objective.
 """
 
 import math
@@ -24,7 +22,7 @@ LEAST_DAMPING = 0.003  # of the mean of G's diagonal: for channels that are alwa
 
 @dataclass(frozen=True)
 class Problem:
-    """A weight N,K fp32 to be quantized, for inputs that are smoothed and rounded so."""
+    """A weight N,K fp32 to be quantized, with the smoothing and rounding of its inputs."""
 
     original: Tensor
     statistics: InputStatistics
@@ -33,12 +31,12 @@ class Problem:
 
     @cached_property
     def weight(self) -> Tensor:
-        """The weight as the layer must hold it: N,K."""
+        """The weight after smoothing and rotation: N,K."""
         return fitted(self.original, self.inputs, self.smooth)
 
     @cached_property
     def energy(self) -> Tensor:
-        """What an error of each column costs, K: the diagonal of the gram, not damped."""
+        """The weight of an error in each column, K: the diagonal of the Gram matrix, not damped."""
         return self._gram.diagonal().clone()
 
     @cached_property
@@ -76,7 +74,7 @@ class Problem:
         return gram
 
     def _fit(self, sums: Tensor) -> Tensor:
-        """Return sums of products of inputs K,K as those of inputs that are smoothed and rotated_columns."""
+        """Return the Gram matrix K,K of the inputs after smoothing and rotation."""
         if self.smooth is not None:
             sums = sums * self.smooth * self.smooth[:, None]
         return rotated_columns(rotated_columns(sums, self.inputs).T, self.inputs).T.clone()

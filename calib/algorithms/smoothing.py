@@ -1,4 +1,4 @@
-"""A factor for every input channel, which the weight's columns are divided by."""
+"""Smoothing: a factor for every input channel, which the weight's columns are divided by."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,7 +13,7 @@ from lmcast.graphs.blocks.quantized import InputFormat
 
 Smoothing = Callable[[Tensor, InputStatistics, WeightFormat, InputFormat], Tensor | None]
 GRID = [step / 10 for step in range(1, 11)]
-OUTPUTS = 512  # of a layer: so many, evenly spread, tell which factors are good
+OUTPUTS = 512  # of a layer that factors are compared on, evenly spread
 LEAST = 1e-5  # of the largest magnitude: channels that are nearly always 0 get no larger factor
 
 
@@ -37,7 +37,7 @@ def smoothquant(
 def balanced(
     weight: Tensor, statistics: InputStatistics, format: WeightFormat, inputs: InputFormat
 ) -> Tensor | None:
-    """Root mean squares instead of ranges: where neighbours are turned, their sums matter."""
+    """Root mean squares instead of ranges: where inputs are rotated, sums of channels matter."""
     size = _bounded(statistics.gram.diagonal().sqrt())
     length = _bounded(weight.square().sum(0).sqrt())
     tried = ((length / size) ** power for power in GRID)
@@ -51,7 +51,7 @@ def _best(
     format: WeightFormat,
     inputs: InputFormat,
 ) -> Tensor | None:
-    """Return the factors with the least error on the inputs that were kept, None for ones."""
+    """Return the factors with the least error on the sampled inputs, None for ones."""
     some = weight[:: -(-len(weight) // OUTPUTS)]
 
     def error(smooth: Tensor | None) -> float:

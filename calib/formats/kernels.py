@@ -1,11 +1,11 @@
 """Compiled loops over the rows of a weight: largest values, codes, rounding, squared errors.
 
-Nothing else in the project says what the nearest code of a number is. Quotients are fp32, which
-finds the right side of half way between two codes unless it is half way itself: the exact quotient
-may then lie a little beside it, which _settle finds out. Letters: R rows, K columns, B blocks of a
-row.
+The nearest code of a number is defined here and nowhere else. Quotients are fp32. That decides
+rightly unless the rounded quotient is half way between two codes: then the exact one may be on
+either side, which _settle finds out.
 
-Of two numbers of 32 bits numba makes one of 64, at half the speed: hence the many casts.
+Letters: R rows, K columns, B blocks of a row. numba makes 64-bit numbers of two 32-bit ones, at
+half the speed: hence the many casts.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from numba import njit
 E2M1, E4M3, INT4, INT8 = range(4)  # the elements, as loops tell them apart
 MAGNITUDE, EXPONENT, FRACTION = (np.uint32(m) for m in (0x7FFFFFFF, 0x7F800000, 0x007FFFFF))
 RUN = 16  # sums side by side, for vector instructions
-PART = 4096  # of many numbers what is done at a time, in the nearest cache
+PART = 4096  # numbers of a long row at a time, which fit in the nearest cache
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
@@ -42,8 +42,8 @@ def _widen(bits: np.ndarray, shift: int, wide: np.ndarray) -> None:
 
 @compiled
 def _spread(factors: np.ndarray, wide: int, out: np.ndarray) -> bool:
-    """Write what every column is divided by; a factor of 0 makes every number 0. Return whether
-    quotients by all of them are exact."""
+    """Write the divisor of every column (a factor of 0 rounds every number to 0). Return whether
+    division by all of them is exact."""
     width = wide if wide else len(out)
     exact = True
     for b in range(len(factors)):
@@ -57,8 +57,11 @@ def _spread(factors: np.ndarray, wide: int, out: np.ndarray) -> bool:
 def _near_float(
     ratios: np.ndarray, most: float, least: float, shift: int, ties: np.ndarray, codes: np.ndarray
 ) -> None:
-    """Round to floats: most the largest, least the smallest normal one; shift: of the 23 bits of
-    fp32's fraction, those that they lack. Write codes, and which quotients are half way."""
+    """Round to floats; write codes, and which quotients are half way between two.
+
+    most, least: the largest number, and the smallest normal one.
+    shift: how many of the 23 bits of fp32's fraction the format lacks.
+    """
     bits, half = ratios.view(np.uint32), np.float32(2.0 ** (shift - 24))
     magic, digits = np.uint32((shift << 23) | (1 << 22)), np.uint32((1 << (25 - shift)) - 1)
     low = np.float32(least).view(np.uint32)
@@ -102,9 +105,10 @@ def _settle(
     nearest: np.ndarray,
     codes: np.ndarray,
 ) -> None:
-    """Correct what is half way between two codes only after its quotient was rounded to fp32.
+    """Correct quotients that are half way between two codes only because of their rounding to fp32.
 
-    The even code was taken; which is nearer, a product says: of two fp32 numbers it is exact.
+    The even code was taken. Which of the two is nearer is decided by a product, which is exact for
+    two fp32 numbers.
     """
     eights = ties[: len(ties) // 8 * 8].view(np.uint64)
     for i in range(len(eights) + 1):
@@ -134,8 +138,8 @@ def _near(
     ties: np.ndarray,
     codes: np.ndarray,
 ) -> np.uint32:
-    """Write the nearest value that a code has to every quotient, and the code; return the largest
-    magnitude of the numbers, as bits. exact: what _spread said of the divisors."""
+    """Write the nearest representable value and the code of every quotient; return the largest
+    magnitude of the numbers, as bits. exact: what _spread returned for the divisors."""
     numbers = wide.view(np.float32)
     for k in range(len(wide)):
         nearest[k] = numbers[k] / divisors[k]
@@ -157,7 +161,7 @@ def _near(
 
 @compiled
 def _room(columns: int) -> Row:
-    """Return what a row needs: divisors, values, ties and codes."""
+    """Allocate the buffers of a row: divisors, values, ties and codes."""
     divisors, values = np.empty(columns, np.float32), np.empty(columns, np.float32)
     return divisors, values, np.empty(columns, np.uint8), np.empty(columns, np.uint8)
 
@@ -178,14 +182,18 @@ def _halved(sizes: np.ndarray, out: np.ndarray) -> None:
 
 @compiled
 def largest(bits: np.ndarray, shift: int, width: int, out: np.ndarray) -> None:
-    """bits R,K uint16 of bf16 (shift 16) or uint32 of fp32 (0) -> out R,B: bits of fp32."""
+    """Write the largest magnitude of every block, R,B, as bits of fp32.
+
+    bits: R,K; uint16 of bf16 (shift 16) or uint32 of fp32 (shift 0).
+    width: columns of a block; 0: all.
+    """
     columns = bits.shape[1]
     sizes, fewer = np.empty(columns, bits.dtype), np.empty(columns // 2, bits.dtype)
     for r in range(len(bits)):
         for k in range(columns):
             sizes[k] = bits[r, k] << 1  # without the sign; the largest stays the largest
         now, then, count, each = sizes, fewer, columns, width if width else columns
-        while width and each % 2 == 0 and count % 2 == 0:  # neighbours: of a block both
+        while width and each % 2 == 0 and count % 2 == 0:  # neighbours, of one block
             count, each = count // 2, each // 2
             _halved(now, then[:count])
             now, then = then, now
@@ -206,7 +214,10 @@ def encode(
 ) -> np.uint32:
     """Write codes R,K or R,K/2 uint8; return the largest magnitude, as bits of fp32.
 
-    factors: what blocks of high x width (0: all) are multiplied with when they are read, fp32.
+    bits, shift: as in `largest`.
+    factors: fp32; the dequantization factor of each block.
+    high, width: rows and columns of a block; 0: all.
+    element: E2M1, E4M3, INT4 or INT8.
     """
     columns = bits.shape[1]
     wide = np.empty(columns, np.uint32)
@@ -231,8 +242,8 @@ def encode(
 
 @compiled
 def rounded(values: np.ndarray, factors: np.ndarray, element: int, out: np.ndarray) -> np.uint32:
-    """Write the nearest values that a format has, times their factors: all K fp32; return the
-    largest magnitude, as bits."""
+    """Write the nearest values, code times factor, all K fp32; return the largest magnitude, as
+    bits."""
     bits, most = values.view(np.uint32), np.uint32(0)
     room = _room(min(PART, len(values)))
     for begin in range(0, len(values), PART):
@@ -260,9 +271,9 @@ def errors(
     importance: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Write squared errors of codes R,B fp64: the sum over a row's part of a block.
+    """Write the squared quantization errors, summed over each row of each block: R,B fp64.
 
-    importance K fp32: what the square of every column is multiplied with. Others as in encode.
+    importance: K fp32, multiplies the square of every column. Other arguments are as in `encode`.
     """
     columns = bits.shape[1]
     wide, squares = np.empty(columns, np.uint32), np.empty(columns)

@@ -1,8 +1,7 @@
-"""How scales follow from the largest magnitudes of blocks, and which are their neighbours.
+"""Rules for the scales of blocks, from their largest magnitudes, and candidates for a search.
 
-Rules run for every strip of a weight, in numpy: torch would start threads in each.
-
-A block of zeros has the scale 1: it is exact, and nothing that divides by it goes wrong.
+Rules run for every strip of a weight, in numpy: torch would start threads in each. A block of zeros
+has the scale 1: that is exact, and safe to divide by.
 """
 
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ def powers(exponent: int, carry: int) -> Rule:
 
 
 def shared_quotients(largest: Tensor, shared: Tensor) -> Tensor:
-    """The rule of NVFP4: the largest magnitude becomes 6, by the nearest number of E4M3."""
+    """The rule of NVFP4: the nearest E4M3 scale that maps the largest magnitude to 6."""
     ratios = largest / (E2M1_MOST * shared)
     codes = np.maximum(nearest_e4m3(ratios).numpy(), np.uint8(E4M3_LEAST))
     codes = np.where(largest.numpy() > 0, codes, np.uint8(E4M3_ONE))
@@ -76,8 +75,7 @@ def shared_quotients(largest: Tensor, shared: Tensor) -> Tensor:
 
 
 def times(scales: Tensor) -> Iterator[Tensor]:
-    """Yield scales from half to 1.25 times of those given: large values saturate or do not, and
-    all fall on other steps."""
+    """Yield the given scales times 0.5 to 1.25: with more or less saturation, and other steps."""
     numbers = torch.finfo(scales.dtype)
     for factor in TIMES:
         yield (scales.float() * factor).clamp(numbers.tiny, numbers.max).to(scales.dtype)

@@ -1,6 +1,6 @@
-"""Work on a weight by strips of its rows, in as many threads as torch uses.
+"""Work on a weight in strips of rows, in as many threads as torch uses.
 
-Letters as in weight.py; what a call adds to memory is its result and some strips.
+Letters as in weight.py. Beyond its result, a call allocates some strips only.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +41,7 @@ def loops() -> ModuleType:
 
 
 def check(name: str, weight: Tensor) -> None:
-    """Raise FormatError for what is no weight in memory."""
+    """Raise FormatError for a tensor that is no weight in memory."""
     if weight.dtype not in DTYPES or weight.device.type != "cpu":
         raise FormatError(
             f"{name}: a weight is {weight.dtype} on {weight.device.type}; accepted:"
@@ -139,7 +139,7 @@ def nearest_e4m3(values: Tensor) -> Tensor:
 
 
 def rounded(values: Tensor, factors: Tensor, element: Element) -> Tensor:
-    """Return the values that codes times factors have, fp32, in the shape of the values."""
+    """Return the nearest values, code times factor, fp32, in the shape of the values."""
     flat = values.detach().float().contiguous().flatten()
     times = factors.detach().float().expand(values.shape).contiguous().flatten()
     out, kernels, code = torch.empty_like(flat), loops(), element_code(element)
@@ -155,7 +155,7 @@ def rounded(values: Tensor, factors: Tensor, element: Element) -> Tensor:
 
 
 def missed(weight: Tensor, packed: Quantized) -> float:
-    """Return the squared error of a packed weight, summed."""
+    """Return the summed squared error of a packed weight."""
     matrices, codes, scales = (stacked(of) for of in (weight, packed.codes, packed.scales))
     shared = packed.shared
     if shared is not None:
@@ -195,11 +195,11 @@ def regroup(blocks: Iterable[Tensor], high: int) -> Iterator[Tensor]:
 def each_strip(
     matrices: Tensor, work: Callable[[int, int, int], None], high: int = 1, values: int = VALUES
 ) -> None:
-    """Call work(matrix, first row, end) for all rows of M,N,K, in runs of multiples of `high` that
-    have about so many values.
+    """Call work(matrix, first row, end) for all rows of M,N,K, in runs of multiples of `high` rows
+    with about as many values as `size`.
 
-    Threads of ours run beside each other only where torch starts none: work is in compiled loops,
-    in numpy, or on tensors of less than 2^15 numbers.
+    Our threads run beside each other only where torch starts none: work is in compiled loops, in
+    numpy, or on tensors of less than 2^15 numbers.
     """
     places = list(_places(matrices, high or 1, values))
     threads = torch.get_num_threads()
@@ -263,7 +263,7 @@ def _by_rows(rows: Tensor, high: int, reduce: Callable[..., Tensor]) -> Tensor:
 
 
 def element_code(element: Element) -> int:
-    """Return the number that the loops know an element by."""
+    """Return the number by which the loops know an element."""
     kernels = loops()
     numbers: dict[Element, int]
     numbers = {E2M1: kernels.E2M1, E4M3: kernels.E4M3, INT4: kernels.INT4, INT8: kernels.INT8}

@@ -1,4 +1,4 @@
-"""One format of a quantized weight: its scales, its codes, and what is lost.
+"""A format of quantized weights: how scales and codes are chosen, and the error they leave.
 
 Letters: ... a stack's axis or none, N rows (output features), K columns (input features), B blocks.
 """
@@ -22,12 +22,13 @@ LEAST = 2.0**-126  # of fp32 scales: what is smaller has fewer bits, and product
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How a weight is packed: ...,N,K in fp32, bf16 or fp16, of finite numbers.
+    """How a weight ...,N,K of finite fp32, bf16 or fp16 numbers is quantized.
 
-    rule: (largest magnitudes of blocks, shared) -> their scales, both fp32; shared is 1 or, if the
-    scheme has it, what scales are multiplied with. candidates: scales -> what search tries, as
-    stored. span: the largest magnitude that a block can hold when its scale is 1, with the largest
-    scale if those have a shared one.
+    rule: (largest magnitudes of blocks, shared) -> their scales, both fp32; shared is 1, or the
+        shared scale if the scheme has one.
+    candidates: scales -> other scales for a search to try, as stored.
+    span: the largest magnitude that a block can hold when its scale is 1; with the largest scale,
+        if there is a shared one.
     """
 
     name: str
@@ -38,7 +39,8 @@ class WeightFormat:
 
     @property
     def whole(self) -> bool:
-        """Whether scales depend on all rows: of rows alone they follow with `most` only."""
+        """Whether scales depend on all rows: from some of the rows they follow only with `most`
+        given."""
         return self.scheme.shared or not self.scheme.block[0]
 
     def most(self, weight: Tensor) -> Tensor:
@@ -47,9 +49,9 @@ class WeightFormat:
         return strips.largest(weight)
 
     def scales(self, weight: Tensor, most: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the scales of the blocks by their largest values, as stored, and the shared one.
+        """Return the scales of blocks by their largest magnitudes, as stored, and the shared one.
 
-        most: of the whole matrices, where `weight` has only some of their rows.
+        most: the largest magnitude of the whole matrix, where `weight` has only some of its rows.
         """
         self.check(weight)
         if not self.whole:
@@ -66,9 +68,11 @@ class WeightFormat:
     ) -> Quantized:
         """Return the nearest codes, ties to the even one, saturating.
 
-        scales: as stored; None: by the largest values. shared: of scales that were made with one;
-        None: by the largest value. Raises FormatError for Inf and NaN, in weight or scales: OCP
-        lets a block of MX be NaN, but a checkpoint that has one is damaged.
+        scales: as stored; None: by the largest magnitudes.
+        shared: the shared scale that `scales` were made with; None: by the largest magnitude.
+
+        Raises FormatError for Inf and NaN in weight or scales: MX allows a block to be NaN, but a
+        checkpoint that has one is damaged.
         """
         self.check(weight)
         if scales is None or (self.scheme.shared and shared is None):
@@ -79,17 +83,20 @@ class WeightFormat:
         return Quantized(self.scheme, codes, scales, shared)
 
     def round(self, values: Tensor, factors: Tensor) -> Tensor:
-        """Return the nearest values that codes times factors have, fp32: what pack and dequantize
-        give. factors: positive, fp32, of any shape that broadcasts to that of the values."""
+        """Return the values after packing with these factors and dequantizing, fp32.
+
+        factors: positive, fp32, of any shape that broadcasts to that of the values.
+        """
         return strips.rounded(values, factors, self.scheme.element)
 
     def search(
         self, weight: Tensor, importance: Tensor | None = None, shared: Tensor | None = None
     ) -> Tensor:
-        """Return scales, as stored, with the least squared error among neighbours of the rule's.
+        """Return scales, as stored, with the least squared error among the rule's and its
+        candidates.
 
-        importance: K or ...,K fp32, what the squared error of every column is multiplied with.
-        shared: as in pack. Where several are as good, the first candidate is kept, the rule's own.
+        importance: K or ...,K fp32, multiplies the squared error of every column. shared: as in
+        pack. Of equally good scales the first is kept, the rule's own before all.
         """
         scales, shared = self.scales(weight) if shared is None else self._with(weight, shared)
         if self.scheme.block[0] != 1:
@@ -141,10 +148,10 @@ class WeightFormat:
     def pack_rows(
         self, blocks: Iterable[Tensor], most: Tensor | None = None
     ) -> Iterator[Quantized]:
-        """Pack a matrix that comes as runs of its rows n,K: yield its parts, in order.
+        """Pack a matrix that comes in runs of rows n,K: yield its parts, in order.
 
-        Where `whole`, most is the largest magnitude of all rows, of a first pass: else None. Parts
-        have whole blocks, but for the last.
+        most: where `whole`, the largest magnitude of all rows, from a first pass over them; else
+        None. Runs have whole blocks, but for the last.
         """
         if self.whole and most is None:
             raise FormatError(f"{self.name}: scales of rows need the largest value of all rows")
@@ -214,7 +221,7 @@ class WeightFormat:
 
 
 def _choose(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Like torch.where, which knows no numbers of 8 bits."""
+    """torch.where for 8-bit floats, which torch itself does not select from."""
     if yes.dtype.itemsize > 1:
         return torch.where(which, yes, no)
     return torch.where(which, yes.view(torch.uint8), no.view(torch.uint8)).view(yes.dtype)

@@ -16,12 +16,19 @@ def attend(
     scale: float,
     softcap: float,
 ) -> Tensor:
-    """B,T,H,K over B,G,S,K and B,G,S,V where mask B,T,S is true -> B,T,H,V; softmax in fp32.
+    """Grouped-query attention under a mask; the softmax is in fp32.
 
-    The softcap, `cap * tanh(score / cap)` where not zero, comes before the mask (Gemma 2). `factor`
-    B,T in fp32 multiplies the capped scores of each token (Grok 2): before the softcap, or without
-    one, it could go into the query. `sink` H is one more score of each head, neither scaled, capped
-    nor multiplied, that takes its share of the softmax and gives no value (gpt-oss).
+    query: B,T,H,K.
+    key, value: B,G,S,K and B,G,S,V.
+    mask: B,T,S bool, true where a token sees a position.
+    sink: H or None; one more score of each head, neither scaled, capped nor multiplied, that takes
+        its share of the softmax and gives no value (gpt-oss).
+    factor: B,T fp32 or None; multiplies the capped scores of each token (Grok 2). Before the
+        softcap, or without one, it could be multiplied into the query.
+    scale: multiplies the scores.
+    softcap: `cap * tanh(score / cap)` before the mask where not 0 (Gemma 2).
+
+    Returns B,T,H,V.
     """
     batch, tokens, heads, width = query.shape
     groups = key.shape[1]

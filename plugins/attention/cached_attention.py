@@ -28,15 +28,20 @@ def eager(
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Write the new keys and values behind the held ones, attend to all, return both caches.
+    """Append keys and values to the cache, and attend causally to all of it.
 
-    query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,C,K; past_value B,G,C,V;
-    cache_lengths B int64: tokens already held per row; token_counts B int64: how many of the T
-    tokens are valid (rows are padded on the right). Row b writes at cache_lengths[b] .. + T - 1,
-    so C must leave room for T. sink, factor, scale and softcap as in `attend`. key_scale and
-    value_scale () fp32, both or neither: past_key and past_value are then float8_e4m3fn, as in
-    fp8_cache, and new tokens are seen as they are kept. -> B,T,H,V and the caches after the call.
-    Output beyond token_counts is unspecified but finite, and so is the cache there.
+    query: B,T,H,K.
+    key, value: B,T,G,K and B,T,G,V; row b writes them at cache_lengths[b] .. + T - 1, so C must
+        leave room for T.
+    past_key, past_value: the caches, B,G,C,K and B,G,C,V.
+    cache_lengths: B int64, tokens in the cache of each row.
+    token_counts: B int64, valid tokens of each row; rows are padded on the right.
+    sink, factor, scale, softcap: as in `attend`.
+    key_scale, value_scale: () fp32, both or neither; with them the caches are float8_e4m3fn (see
+        fp8_cache), and attention sees new tokens as they are stored.
+
+    Returns B,T,H,V and both caches after the call. Of tokens beyond token_counts, output and cache
+    are unspecified but finite.
     """
     tokens = query.shape[1]
     position = cache_lengths[:, None] + torch.arange(tokens, device=query.device)  # B,T

@@ -14,10 +14,10 @@ from lmcast.plugins.rounding import round_e4m3
 
 
 def codes(fresh: Tensor, held: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return new numbers B,T,G,K and the cache B,G,S,K as codes in the dtype of the new.
+    """Return new numbers B,T,G,K and the cache B,G,S,K as FP8 codes in the dtype of the new.
 
-    held float8_e4m3fn; scale () fp32. New numbers are divided by the scale, saturated at 448 and
-    rounded to nearest, ties to even. Without a scale both are what they stand for.
+    The cache is float8_e4m3fn, the scale () fp32. New numbers are divided by the scale, saturated
+    at 448 and rounded to nearest, ties to even. Without a scale, both are returned as they are.
     """
     if scale is None:
         return fresh, held

@@ -41,11 +41,10 @@ def attend(
 def with_sink(
     op: Builder, query: Value, keys: Value, values: Value, mask: Value, sink: Value
 ) -> tuple[Value, Value, Value]:
-    """Return keys, values and a mask B,H,T,S+1 to be added to scores, with the sinks H among them.
+    """Return keys, values and an additive mask B,H,T,S+1 with the sinks H as one more position.
 
-    There is no operator for attention with sinks, because the standard one with its fused kernels
-    can say it: a sink is the score of one more key, all zeros, whose value is all zeros. As scores
-    are masked by addition, the mask of that key is the sink itself.
+    The standard Attention, for which runtimes have fused kernels, has no input for sinks. A key of
+    zeros whose value is zeros, and whose entry of the additive mask is the sink, computes the same.
     """
     batch, tokens, heads = (op.size(query, axis) for axis in range(3))
     sinks = op.Reshape(sink, [1, -1, 1, 1])
@@ -67,10 +66,12 @@ def plain(
     added: bool,
     factor: Value | None = None,
 ) -> Value:
-    """Attention without the standard's Attention: B,H,T,K over B,G,S,K and B,G,S,V -> B,H,T,V.
+    """Attention by MatMul and Softmax: B,H,T,K over B,G,S,K and B,G,S,V -> B,H,T,V.
 
-    mask: expands to B,H,T,S; of booleans, or `added` to scores. slope: what scores are multiplied
-    with, the scale over the cap. cap: of the softcap, None for none. factor B,T: of capped scores.
+    mask: expands to B,H,T,S; booleans, or numbers where `added`, which are added to the scores.
+    slope: multiplies the scores; where they are capped, the scale over the cap.
+    cap: of the softcap, None for none.
+    factor: B,T; multiplies the capped scores.
     """
     batch, heads, tokens, width = (op.size(query, axis) for axis in range(4))
     groups, slots = op.size(keys, 1), op.size(keys, 2)

@@ -1,5 +1,8 @@
-"""Attention to keys and values that another layer has laid out; it writes none. Letters: B batch, T
-new tokens, S visible positions, H query heads, G key heads, K width of keys, V width of values."""
+"""Attention to keys and values of an earlier layer (KV sharing); no cache is written.
+
+Letters: B batch, T new tokens, S visible positions, H query heads, G key heads, K width of keys, V
+width of values.
+"""
 
 from typing import Any
 
@@ -22,8 +25,15 @@ def eager(
     scale: float,
     softcap: float,
 ) -> Tensor:
-    """query B,T,H,K; key B,G,S,K; value B,G,S,V; mask B,T,S bool: true where a token sees a
-    position, at least once for every token -> B,T,H,V. The others are as in `attend`."""
+    """Attend to given keys and values under a mask.
+
+    query: B,T,H,K.
+    key, value: B,G,S,K and B,G,S,V.
+    mask: B,T,S bool, true where a token sees a position; at least one for every token.
+    sink, factor, scale, softcap: as in `attend`.
+
+    Returns B,T,H,V.
+    """
     return attend(query, key, value, mask, sink, factor, scale, softcap)
 
 

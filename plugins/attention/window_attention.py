@@ -31,13 +31,14 @@ def eager(
     softcap: float,
     chunked: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend to the last W positions, themselves included, and keep the last W in the ring.
+    """Attend causally to the last W positions, whose keys and values live in a ring buffer.
 
-    query B,T,H,K; key B,T,G,K; value B,T,G,V; past_key B,G,W,K; past_value B,G,W,V; position p lies
-    in slot p modulo W. cache_lengths and token_counts B int64 as in cached_attention, sink,
-    factor, scale, softcap and both scales of a ring in FP8 too; T may exceed W. chunked: a token
-    sees no position before the last multiple of W up to its own (Llama 4). Only valid tokens enter
-    the ring. -> B,T,H,V and the ring after.
+    query: B,T,H,K; T may exceed W.
+    key, value: B,T,G,K and B,T,G,V; only valid tokens enter the ring.
+    past_key, past_value: the ring, B,G,W,K and B,G,W,V; position p is in slot p modulo W.
+    chunked: a token sees no position before the last multiple of W up to its own (Llama 4).
+
+    All other arguments are as in cached_attention. Returns B,T,H,V and the ring after the call.
     """
     key, past_key = codes(key, past_key, key_scale)
     value, past_value = codes(value, past_value, value_scale)

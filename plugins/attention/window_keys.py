@@ -1,5 +1,7 @@
-"""What a window sees in one call, laid out for several layers, and the ring after it. Letters: B
-batch, T new tokens, W window and slots of the ring, G key heads, K width of keys, V of values."""
+"""Keys and values of a sliding window, concatenated once for several layers, and the ring after it.
+Letters: B batch, T new tokens, W window and slots of the ring, G key heads, K width of keys, V of
+    values.
+"""
 
 from typing import Any
 
@@ -52,14 +54,15 @@ def eager(
     cache_lengths: Tensor,
     token_counts: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Put the new keys and values behind those of the ring, and say who sees which.
+    """Concatenate the ring buffer and the new keys and values, with the mask of the window.
 
-    key B,T,G,K; value B,T,G,V; past_key B,G,W,K; past_value B,G,W,V, a ring as in window_attention;
-    cache_lengths and token_counts B int64 as there. -> keys B,G,W+T,K, values B,G,W+T,V, mask
-    B,T,W+T bool: true within the window, and the two rings after the call.
+    key, value: B,T,G,K and B,T,G,V.
+    past_key, past_value: the ring, B,G,W,K and B,G,W,V, as in window_attention.
+    cache_lengths, token_counts: B int64, as there.
 
-    The rings come out of what was put together, so a runtime that keeps them in place has read the
-    old ones before it writes the new: other layers may still need them.
+    Returns keys B,G,W+T,K, values B,G,W+T,V, the mask B,T,W+T (bool, true within the window), and
+    the ring after the call. The new ring is gathered from the concatenation: a runtime that updates
+    states in place has then read the old ring, which other layers may still need, before it writes.
     """
     return see(key, value, past_key, past_value, cache_lengths, token_counts, False)
 

@@ -1,4 +1,4 @@
-"""Routes by expert, in Triton. Letters: S routes of all places, E experts.
+"""Sorting routes by expert, in Triton. Letters: S routes of all places, E experts.
 
 A tile is up to ROWS routes of one expert.
 """
@@ -16,10 +16,10 @@ from lmcast.plugins.launch.step import Step
 
 @triton.jit
 def sort(chosen, order, counts, routes, E: tl.constexpr, BLOCK: tl.constexpr):
-    """chosen S int64 -> order S: routes by expert, in their own order; counts E: routes of each.
+    """Counting sort by expert: chosen S int64 -> order S, stable, and counts E, the routes of each.
 
-    Program e reads all S twice, from the cache: counts what lies before its own, then places them.
-    Nothing is atomic, so the order is the same every time.
+    Program e reads all S twice, from the cache: it counts the routes of lower experts, then places
+    its own. There are no atomics, so the order is deterministic.
     """
     own = tl.program_id(0)
     lane = tl.arange(0, BLOCK)

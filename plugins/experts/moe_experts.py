@@ -1,5 +1,8 @@
-"""Run each token through its experts, which are feed-forwards. Letters: E experts, R routes of a
-token, D width, I inner width; `...` stands for any leading axes, N for all places in them."""
+"""Mixture of experts: gated feed-forwards of the chosen experts, weighted and summed.
+
+Letters: E experts, R routes of a token, D width, I inner width; `...` stands for any leading axes,
+N for all places in them.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,12 +66,16 @@ def eager(
 ) -> Tensor:
     """Return for each place the weighted sum over its experts of `down(act(gate(x), up(x)))`.
 
-    x ...,D; weights ...,R fp32; chosen ...,R int64, an expert at most once per place; gate and up
-    E,I,D; down E,D,I; biases E,I, E,I and E,D, all or none. gate None: up is its own gate, and
-    there are no biases ('relu' then makes the square of relu, Nemotron 3). activation: a name in
-    ACTIVATIONS; alpha and limit are for 'clipped_swish'. scale_input: weights multiply x before the
-    expert instead of the result (Llama 4). Experts compute in x's dtype, the sum is taken in fp32.
-    -> ...,D in x's dtype.
+    x: ...,D.
+    weights: ...,R fp32.
+    chosen: ...,R int64, expert ids, none twice for a place.
+    gate, up, down: E,I,D, E,I,D and E,D,I; without a gate, up is its own ('relu' is then squared
+        relu, Nemotron 3), and there are no biases.
+    gate_bias, up_bias, down_bias: E,I, E,I and E,D; all or none.
+    activation: a name in ACTIVATIONS; alpha and limit are for 'clipped_swish'.
+    scale_input: weights multiply x before the expert instead of its output (Llama 4).
+
+    Experts compute in x's dtype, the sum is in fp32. Returns ...,D in x's dtype.
     """
     flat, picks = x.flatten(0, -2), chosen.flatten(0, -2)  # N,D and N,R
     shares = weights.flatten(0, -2)

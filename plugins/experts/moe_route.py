@@ -1,5 +1,7 @@
-"""Pick the experts of each token, and what each pick weighs. Letters: E experts, R routes of a
-token, M groups of experts; `...` stands for any leading axes."""
+"""Top-k routing: the experts of each token, and their weights.
+
+Letters: E experts, R routes of a token, M groups of experts; `...` stands for any leading axes.
+"""
 
 from typing import Any
 
@@ -22,10 +24,16 @@ def eager(
 ) -> tuple[Tensor, Tensor]:
     """Score all experts, select by score plus bias, weigh by score alone (arXiv 2412.19437).
 
-    logits ...,E; bias E or None. score: 'softmax' over all experts, or 'sigmoid'. Of `groups` equal
-    runs of experts, the `kept_groups` with the largest sum of their two best are selected from.
-    epsilon: weights are divided by their sum plus this; negative: they are left as they are. Last,
-    they are multiplied by `scale`. -> weights ...,R in fp32, experts ...,R int64, best first.
+    logits: ...,E.
+    bias: E or None; it selects and never weighs.
+    top_k: R.
+    score: 'softmax' over all experts, or 'sigmoid'.
+    groups, kept_groups: of `groups` equal runs of experts, those `kept_groups` with the largest sum
+        of their two best are selected from.
+    epsilon: weights are divided by their sum plus this; negative: they are not.
+    scale: multiplies the weights last.
+
+    Returns weights ...,R in fp32 and experts ...,R int64, best first.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     scores = wide.softmax(-1) if score == "softmax" else wide.sigmoid()

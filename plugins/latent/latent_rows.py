@@ -1,8 +1,8 @@
-"""Rows of latents in Triton: written, attended to in splits, and the splits combined.
+"""Latents in the cache in Triton: appending rows, split attention to them, combining the splits.
 
 Letters as in mla_attention; W = L + R is the width of a row. A tile is up to ROWS queries, of the
-heads of one token or of several, that attend to the same rows of a cache; a split is a part of
-those rows. Scores are powers of two: log2(e) is in their scale.
+heads of one token or of several, that attend to the same rows of a cache; a split is a range of
+those rows (flash decoding). Scores are base-2 logarithms: log2(e) is in their scale.
 """
 
 from typing import Any, NamedTuple
@@ -54,10 +54,10 @@ def attend(
     R: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Return what ROWS take of the latents from start to end, and the logarithm of their weight.
+    """Online softmax over rows start to end: return the mean row, and the log of the weights' sum.
 
-    A row of the cache is read once, for both its score and its value, and none that no query sees:
-    what lies there may be NaN.
+    A row of the cache is read once, for score and value; rows that no query sees are not read: they
+    may be NaN.
     """
     # Below any score, and finite: a power of a difference with -inf is 0, never NaN.
     LEAST: tl.constexpr = -3.4e38
@@ -93,14 +93,14 @@ def attend(
 
 @triton.jit
 def skip(peaks, query, real, split, splits):
-    """Store that a split has nothing for these queries; one alone always has something."""
+    """Store that a split has no rows for these queries; with one split, it always has some."""
     if peaks is not None:
         tl.store(peaks + query.to(tl.int64) * splits + split, float("-inf"), mask=real)
 
 
 @triton.jit
 def keep(mean, weight, taken, partial, peaks, query, real, split, splits, L: tl.constexpr):
-    """Store a split of these queries: as the result, where partial is None, or to be combined."""
+    """Store the result of a split: as the final one where partial is None, else to be combined."""
     column = tl.arange(0, mean.shape[1])
     inside = real[:, None] & (column < L)[None, :]
     if partial is None:
@@ -123,7 +123,7 @@ def combine_splits(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """taken = the mean of the splits by their weights; at least one of a query weighs something."""
+    """taken = the mean of the splits by their weights; of each query, at least one has a weight."""
     program = tl.program_id(0)
     query = (program // tl.cdiv(L, COLUMNS)).to(tl.int64)
     column = program % tl.cdiv(L, COLUMNS) * COLUMNS + tl.arange(0, COLUMNS)

@@ -1,7 +1,7 @@
-"""Attention over a cache of latents, from which every head makes keys and values of its own (MLA).
+"""Multi-head latent attention (MLA): keys and values of all heads are projections of one latent.
 
-Letters: B batch, T new tokens, C capacity of the cache, H heads, N width of queries without a
-position, R width of those with one, L rank of a latent, V width of values.
+Letters: B batch, T new tokens, C capacity of the cache, H heads, N width of the part of queries
+without positions, R width of the part with positions (RoPE), L rank of a latent, V width of values.
 """
 
 from typing import Any
@@ -26,8 +26,8 @@ def attend(
 ) -> Tensor:
     """Attend in the expanded form where mask B,T,C is true -> B,T,H,V; the softmax is in fp32.
 
-    `key_i = key_up_i c`, `value_i = value_up_i c` for every latent c, and
-    `scale * (query_i . key_i + rotated_i . k)` for the key k with a position that all heads share.
+    Of a latent c, `key_i = key_up_i c` and `value_i = value_up_i c`; the score of head i is `scale
+    * (query_i . key_i + rotated_i . k)`, k being the rotated key that all heads share.
     """
     latent, shared = held.split((key_up.shape[2], rotated.shape[3]), -1)  # B,C,L and B,C,R
     key = latent[:, None] @ key_up.mT  # B,H,C,N
@@ -40,7 +40,7 @@ def attend(
 
 
 def write(latent: Tensor, past: Tensor, cache_lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cache with new rows B,T,W behind the held ones, and which a token sees B,T,C."""
+    """Return the cache with rows B,T,W appended, and the mask of what each token sees, B,T,C."""
     position = cache_lengths[:, None] + torch.arange(latent.shape[1], device=latent.device)  # B,T
     present = past.scatter(1, position[:, :, None].expand_as(latent), latent)
     slot = torch.arange(past.shape[1], device=latent.device)
@@ -58,18 +58,24 @@ def eager(
     value_up: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Write the new latents behind the held ones, attend to all, return the cache (DeepSeek-V2,
-    arXiv 2405.04434).
+    """Append latents to the cache, and attend causally to all of it (DeepSeek-V2, arXiv
+    2405.04434).
 
-    query B,T,H,N; rotated B,T,H,R: the part of queries with a position; latent B,T,L+R: the normed
-    latent, then the key with a position; past B,C,L+R; cache_lengths B int64: tokens already held
-    per row; token_counts B int64: how many of the T are valid (rows are padded on the right);
-    key_up H,N,L and value_up H,V,L: what keys and values are made with. C must leave room for T.
-    -> B,T,H,V and the cache after the call. Output beyond token_counts is unspecified but finite,
-    and so is the cache there.
+    query: B,T,H,N, the part without positions.
+    rotated: B,T,H,R, the part with positions.
+    latent: B,T,L+R: the normed latent, then the rotated key that all heads share; written at
+        cache_lengths[b] .. + T - 1, so C must leave room for T.
+    past: the cache, B,C,L+R.
+    cache_lengths: B int64, tokens in the cache of each row.
+    token_counts: B int64, valid tokens of each row; rows are padded on the right.
+    key_up, value_up: H,N,L and H,V,L, the projections of latents to keys and values.
+    scale: multiplies the scores.
 
-    A paged cache would take a pool of blocks and a table B,blocks of where each row's lie instead
-    of `past`, and write through it; nothing else here depends on rows being contiguous.
+    Returns B,T,H,V and the cache after the call. Of tokens beyond token_counts, output and cache
+    are unspecified but finite.
+
+    For a paged cache, `past` would become a pool of blocks and a block table B,blocks to write
+    through; nothing else here depends on rows being contiguous.
     """
     present, mask = write(latent, past, cache_lengths)
     return attend(query, rotated, present, mask, key_up, value_up, scale), present

@@ -1,10 +1,12 @@
-"""mla_attention in Triton, in the absorbed form whatever T is: queries are folded into the space of
-latents, attend to the cache as it lies, in splits, and what they take is unfolded.
+"""mla_attention in Triton, always in the absorbed form.
+
+Queries are multiplied with key_up first, attend to the latents in the cache without copying or
+expanding them, split along the cache, and the result is multiplied with value_up.
 
 The cache `past` is updated in place and returned, as engines bind one memory to a state before and
-after. The host never waits for the GPU: splits follow from the capacity, how long each is from
-cache_lengths on the GPU, and a program with nothing to attend to returns. A long prompt multiplies
-more in this form than in the expanded one, which the operator's body has.
+after. The host never waits for the GPU: the number of splits follows from the capacity, their
+lengths from cache_lengths on the GPU, and a program with nothing to attend to returns. For a long
+prompt this form takes more multiplications than the expanded one, which the operator's body has.
 """
 
 import math

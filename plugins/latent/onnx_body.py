@@ -21,9 +21,9 @@ def times_transposed(op: Builder, a: Value, b: Value, axes: int) -> Value:
 class Style:
     """How a body is written for a runtime.
 
-    product: what multiplies with a transposed matrix. wide: the operator's dtype may be another
-    than fp32, in which scores are compared. by_length: attend to the rows that some token sees, not
-    to the whole cache; they are copied.
+    product: multiplies with a transposed matrix.
+    wide: the operator may compute in another dtype than fp32; scores are then cast to fp32.
+    by_length: attend to the rows that some token sees instead of the whole cache; they are copied.
     """
 
     product: Product = times_transposed
@@ -81,10 +81,10 @@ class Heads:
         return op.CastLike(weight, self.query) if self.style.wide else weight
 
     def absorbed(self, rows: Value, mask: Value) -> Value:
-        """Attend to rows B,S,L+R where mask B,1,T,S is true -> B,T,H,V.
+        """Attend to rows B,S,L+R where mask B,1,T,S is true -> B,T,H,V, in the absorbed form.
 
-        Queries are folded into the latents' space, where all heads attend to the same rows, which
-        are not copied; what heads take of those is unfolded.
+        Queries are multiplied with key_up, so that all heads attend to the same rows, which are not
+        copied; the result, in latents, is multiplied with value_up.
         """
         op, (batch, tokens, heads, _, rotated_width, rank, _) = self.op, self.sizes()
         slots, row_width = op.size(rows, 1), rank + rotated_width
@@ -95,18 +95,20 @@ class Heads:
         return self.unfolded(op.reshape(taken, batch, heads, tokens, row_width), [0, 1, 3, 2])
 
     def folded(self) -> Value:
-        """Return queries in the space of rows, B,H,T,L+R."""
+        """Return queries multiplied with key_up, and their rotated part, B,H,T,L+R."""
         query, rotated = self.by_head()
         return self.op.Concat(query @ self.key_up, rotated, axis=3)
 
     def unfolded(self, taken: Value, columns: list[int]) -> Value:
-        """Return what heads take of rows, which `columns` transposes to B,H,L+R,T, as B,T,H,V."""
+        """Return attended rows, which `columns` transposes to B,H,L+R,T, multiplied with value_up,
+        B,T,H,V."""
         op, (*_, rank, _) = self.op, self.sizes()
         latent = op.Transpose(op.slice(taken, 3, [0], rank), perm=columns)
         return op.Transpose(self.value_up @ latent, perm=[0, 3, 1, 2])
 
     def expanded(self, rows: Value, mask: Value) -> Value:
-        """The same with keys and values of every head, as `attend` of mla_attention."""
+        """Attend in the expanded form, with keys and values of every head (`attend` of
+        mla_attention)."""
         op, (*_, rotated_width, rank, _) = self.op, self.sizes()
 
         def columns(start: Value | list[int], end: Value) -> Value:

@@ -1,5 +1,7 @@
-"""Attention to chosen positions of a cache of latents (DSA). Letters as in mla_attention; K: how
-many positions are chosen for each token."""
+"""MLA over chosen positions of the cache (DeepSeek sparse attention, DSA).
+
+Letters as in mla_attention; K positions chosen for each token.
+"""
 
 from typing import Any
 
@@ -26,9 +28,13 @@ def eager(
     value_up: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Write the new latents behind the held ones and attend to `chosen`, B,T,K int64: positions
-    below C, each once, ascending, at least one of them not after the token; those after it are not
-    seen (DeepSeek-V3.2, arXiv 2512.02556). All else as in mla_attention -> B,T,H,V and the cache.
+    """Append latents to the cache, and attend to `chosen` positions of it (DeepSeek-V3.2, arXiv
+    2512.02556).
+
+    chosen: B,T,K int64, positions below C, ascending, without repeats; at least one is not after
+    the token, and those after it are not seen.
+
+    All other arguments and the results are as in mla_attention.
     """
     present, mask = write(latent, past, cache_lengths)
     mask = mask & torch.zeros_like(mask).scatter(2, chosen, True)
@@ -43,13 +49,16 @@ def shapes(
 
 
 def gathers(op: Builder, tokens: Value, chosen: Value, capacity: Value) -> Value:
-    """Return whether rows are gathered, a bool []: where that reads no more than there are, as in a
-    decoding step. Else all rows are attended to, and those not chosen are masked."""
+    """Return whether to gather the chosen rows, a bool [].
+
+    It is done where it reads no more rows than the cache has, as in a decoding step. Otherwise
+    attention is over all rows, with those not chosen masked.
+    """
     return op.Squeeze(tokens * op.size(chosen, 2) <= capacity)
 
 
 def gathered(heads: Heads, present: Value, chosen: Value, until: Value) -> Value:
-    """Attend in the absorbed form: all heads of a token to its own rows -> B,T,H,V."""
+    """Attend in the absorbed form, each token to its own gathered rows -> B,T,H,V."""
     op = heads.op
     rows = op.GatherND(present, op.Unsqueeze(chosen, [3]), batch_dims=1)  # B,T,K,L+R
     by_token = op.Transpose(heads.folded(), perm=[0, 2, 1, 3])  # B,T,H,L+R

@@ -1,4 +1,4 @@
-"""sparse_attention in Triton: as mla_attention, but each token's heads attend to rows of its own.
+"""sparse_attention in Triton: as mla_attention, but each token attends to its own rows.
 
 The cache `past` is updated in place and returned.
 """

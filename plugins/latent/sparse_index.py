@@ -1,4 +1,4 @@
-"""Choose the positions that each token attends to, by the scores of a small indexer (DSA).
+"""Top-k selection of the positions that each token attends to, by an indexer (DSA).
 
 Letters: B batch, T new tokens, C capacity of the cache, I heads of the indexer, D their width, K
 positions chosen.
@@ -29,14 +29,21 @@ def eager(
     token_counts: Tensor,
     top_k: int,
 ) -> tuple[Tensor, Tensor]:
-    """Write the new keys behind the held ones and choose the positions with the best scores
-    `sum_i weights_i * relu(query_i . key)`, in fp32 (DeepSeek-V3.2, arXiv 2512.02556).
+    """Append keys of the indexer to its cache, and choose the K positions with the best scores.
 
-    query B,T,I,D; weights B,T,I fp32, of any sign; key B,T,D: one for all heads; past_key B,C,D;
-    cache_lengths and token_counts B int64 as in mla_attention. -> positions B,T,K int64, ascending,
-    K the smaller of top_k and C, and the keys after the call. Of equal scores the earlier position
-    is better. Where a token sees fewer than K positions, the first ones after it fill up: whoever
-    attends must not see those.
+    The score, in fp32, is `sum_i weights_i * relu(query_i . key)` (DeepSeek-V3.2, arXiv
+    2512.02556).
+
+    query: B,T,I,D.
+    weights: B,T,I fp32, of any sign.
+    key: B,T,D, one for all heads.
+    past_key: B,C,D.
+    cache_lengths, token_counts: B int64, as in mla_attention.
+    top_k: K is this, but no more than C.
+
+    Returns positions B,T,K int64, ascending, and the keys after the call. Of equal scores the
+    earlier position wins. Where a token sees fewer than K positions, the first ones after it fill
+    up, which attention must mask.
     """
     present, mask = write(key, past_key, cache_lengths)
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -73,8 +80,10 @@ def count(op: Builder, top_k: Attribute, capacity: Value) -> Value:
 
 
 def without_best(op: Builder, scored: Value, count: Value, top_k: int) -> Value:
-    """Return scores B,T,S with -inf for the `count` [1] best, at most top_k: as many TopK as
-    TensorRT's limit asks for, each of what those before have left."""
+    """Return scores B,T,S with -inf in the place of the `count` [1] best, at most top_k.
+
+    TopK in TensorRT has a limit: several are written, each of what those before have left.
+    """
     left, open_places = scored, count
     for _ in range(-(-top_k // MOST)):
         # Where there are fewer than top_k, a later round finds none to take. TopK takes no 0, but
@@ -90,9 +99,9 @@ def without_best(op: Builder, scored: Value, count: Value, top_k: int) -> Value:
 def in_order(op: Builder, taken: Value, count: Value) -> Value:
     """Return the `count` [1] positions where `taken` B,T,S is true, ascending.
 
-    Each goes where its rank says: a second TopK would meet TensorRT's limit again. The rest goes
-    where it is cut off. TensorRT scatters into no fewer places than it scatters, so there are as
-    many, and that one.
+    Each is scattered to the place that its rank, a cumulative sum, gives; the others go to one more
+    place, which is cut off. (A second TopK would meet TensorRT's limit again, and its scatter takes
+    no target smaller than the updates.)
     """
     rank = op.CumSum(op.Cast(taken, to=DataType.INT64), 2) - 1
     place = op.Where(taken, rank, count)

@@ -1,10 +1,8 @@
-"""sparse_index in Triton: all scores, then the best of each token by a radix search for the worst
-score among them.
+"""sparse_index in Triton: all scores, then a radix select of the K best of each token.
 
-Letters as in sparse_index. Scores are kept as integers in the same order, so that digits of them
-can be counted, and only those of slots that a token sees. Counts are the same in any order, and all
-else has one: equal scores are chosen in the order of their slots, every time. The keys `past_key`
-are updated in place and returned.
+Letters as in sparse_index. Scores are stored as integers of the same order, so that their digits
+can be counted, and only for slots that a token sees. The result is deterministic: equal scores are
+chosen in the order of their slots. The keys `past_key` are updated in place and returned.
 """
 
 from typing import Any
@@ -66,9 +64,9 @@ def score_each(
 
 @triton.jit
 def worst(own, seen, K, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the K-th best of the seen scores, and how many that equal it are among the K best."""
+    """Return the K-th best of the seen scores, and how many equal to it are among the K best."""
     BINS: tl.constexpr = 2**BITS
-    LOWEST: tl.constexpr = -(2**31)  # the sign, turned: digits count up from the lowest score
+    LOWEST: tl.constexpr = -(2**31)  # flips the sign bit: digits order as the scores do
     digits = tl.arange(0, BINS)
     found = tl.full([], 0, tl.int32)
     known = tl.full([], 0, tl.int32)  # bits of `found` that are so
@@ -100,8 +98,8 @@ def select(
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The K slots with the best scores of a token, ascending; all and then some, where it sees
-    fewer."""
+    """Write the K slots with the best scores of a token, ascending; where it sees fewer, all of
+    them and the next ones after it."""
     program = tl.program_id(0)
     place = program.to(tl.int64)
     seen = tl.minimum(tl.load(cache_lengths + program // T).to(tl.int32) + program % T + 1, C)

@@ -1,4 +1,4 @@
-"""A stand-in for a tensor: what host code asks of one, and sizes that may be open."""
+"""A stand-in for a tensor, with what host code asks of one; sizes may be symbolic."""
 
 from dataclasses import dataclass
 from math import prod

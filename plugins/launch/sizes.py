@@ -1,8 +1,8 @@
-"""Integers that are not known yet: expressions over axes of inputs, with their bounds.
+"""Symbolic integers: expressions over axes of inputs, with their bounds.
 
-Host code that works with them works for every size within the bounds, or is refused: a comparison
-that the bounds do not decide is a TypeError. What only tunes asks for the `usual` value instead,
-where any answer is right.
+Host code that works with them is right for every size within the bounds, or is refused: a
+comparison that the bounds do not decide is a TypeError. Choices that only affect speed ask for the
+`usual` value.
 """
 
 import operator

@@ -27,7 +27,7 @@ CONSTANT = "constexpr"
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is compiled, and all that tells it from other ways to compile the same function."""
+    """A Triton function with all that its compilation depends on."""
 
     function: Any  # what triton.jit returns
     types: tuple[str, ...]  # of each parameter; pointers begin with '*'

@@ -1,7 +1,7 @@
-"""A short causal convolution of every channel on its own, with what it carries from call to call.
+"""Depthwise causal convolution with a short kernel, and the inputs that it carries between calls.
 
 Letters: B batch, T new tokens, D channels, W taps. As CausalConvWithState of ONNX opset 27, but
-with channels last, as ONNX Runtime has it too: so lie the activations of language models.
+channels last, as activations of language models are, and as in ONNX Runtime.
 """
 
 from typing import Any
@@ -22,11 +22,17 @@ def eager(
     bias: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`out[t] = sum_w weight[w] * x[t - W + 1 + w] + bias`, and the last W - 1 inputs of each row.
+    """`out[t] = sum_w weight[w] * x[t - W + 1 + w] + bias`, with the last W - 1 inputs of each row
+    as state.
 
-    x B,T,D; weight D,1,W; past B,W-1,D: the inputs before the call, oldest first; token_counts B
-    int64: valid tokens of each row (padded on the right); bias D or None. silu: of what comes out.
-    -> B,T,D and the inputs that the next call needs.
+    x: B,T,D.
+    weight: D,1,W.
+    past: B,W-1,D, the inputs before the call, oldest first.
+    token_counts: B int64, valid tokens of each row; rows are padded on the right.
+    bias: D or None.
+    silu: whether SiLU is applied to the sum.
+
+    Returns B,T,D and the inputs that the next call needs, B,W-1,D.
     """
     taps = weight.shape[2]
     whole = torch.cat([past, x], 1)  # B,W-1+T,D
@@ -56,7 +62,7 @@ def body(
     bias: Value | None,
     silu: Attribute,
 ) -> tuple[Value, Value]:
-    """Every token's inputs times the taps, summed up: a Conv would need D as an attribute."""
+    """A sum over taps of shifted inputs: Conv would need D, which is no attribute here."""
     whole, present = carried(op, x, past, token_counts)
     tap = op.range(op.size(weight, 2))
     seen = op.Unsqueeze(op.range(op.size(x, 1)), [1]) + tap  # T,W

@@ -1,7 +1,7 @@
-"""causal_conv in Triton. Letters as there.
+"""causal_conv in Triton; letters as there.
 
 The inputs `past` are updated in place and returned, as engines bind one memory to a state before
-and after: the program of a row's first tokens, which alone reads them, writes them.
+and after. The program of a row's first tokens, the only one that reads them, writes them.
 """
 
 from typing import Any

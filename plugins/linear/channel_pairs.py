@@ -1,8 +1,8 @@
 """Products of queries and keys within a chunk where decay is per channel, in Triton.
 
-Letters as in linear_attention. A program has PART tokens of a chunk, and goes over those before
-them part by part: what is left of a key is split at the start of the program's own tokens, so that
-each half is at most 1. Among its own tokens every pair has its own factors.
+Letters as in linear_attention. A program has PART tokens of a chunk, and loops over the tokens
+before them, PART at a time. The decay of a key is split at the first of the program's own tokens,
+so that both factors are at most 1. Among its own tokens, every pair has its own decay.
 """
 
 import triton

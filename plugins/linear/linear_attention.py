@@ -25,17 +25,21 @@ def eager(
     channels: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Update the matrix S of every head token by token, and read it with the query.
+    """Recurrent linear attention: the state S of each head is updated, then read, token by token.
 
     `S = exp(decay) S + k v^T`, or with beta `S = exp(decay) S; S = S + beta k (v - S^T k)^T`, the
     gated delta rule (arXiv 2412.06464); then `out = scale * S^T q`, all in fp32. Per channel, decay
     multiplies the rows of S (arXiv 2510.26692).
 
-    query and key B,T,G*K; value B,T,H*V: head h uses query and key h // (H / G); past_state
-    B,H,K,V fp32; decay, at most 0: B,T,H fp32, or B,T,H*K where `channels`; token_counts B
-    int64: valid tokens of each row (padded on the right), the others change no state; beta B,T,H or
-    None. normalize: queries and keys are divided by their length first. -> B,T,H*V in value's
-    dtype, where the others read the last state; and the state after the call.
+    query, key: B,T,G*K; head h uses those of group h // (H / G).
+    value: B,T,H*V.
+    past_state: B,H,K,V fp32.
+    decay: at most 0; B,T,H fp32, or B,T,H*K where `channels`.
+    token_counts: B int64, valid tokens of each row (padded on the right); others change no state.
+    beta: B,T,H or None.
+    normalize: queries and keys are divided by their length first.
+
+    Returns B,T,H*V in value's dtype, and the state after the call.
     """
     heads, width = past_state.shape[1:3]
     wide = torch.promote_types(value.dtype, torch.float32)
@@ -76,7 +80,7 @@ def case(
     channels: bool = False,
     scale: float = 1.0,
 ) -> tuple[Any, ...]:
-    """Return arguments for rows of these counts of tokens; sizes: H, G, K, V. Keys are near 1."""
+    """Return arguments for rows with these token counts; sizes: H, G, K, V. Keys are near 1."""
     heads, groups, width, value_width = sizes
     batch, tokens = len(counts), max(counts)
     key = torch.randn(batch, tokens, groups, width)

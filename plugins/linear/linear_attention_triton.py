@@ -1,8 +1,8 @@
-"""linear_attention in Triton: a few tokens one by one, in one launch; more of them by chunks.
+"""linear_attention in Triton: a few tokens recurrently in one launch, more of them in chunks.
 
-Letters as in linear_attention. The matrices `past_state` are updated in place and returned, as
+Letters as in linear_attention. The states `past_state` are updated in place and returned, as
 engines bind one memory to a state before and after; where they are not fp32, new ones are made. The
-host never waits for the GPU: how many tokens are valid is read there.
+host never waits for the GPU, which reads the number of valid tokens itself.
 """
 
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def one_by_one(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK columns of the matrix of one head, all tokens: it is read and written once."""
+    """Recurrent form: BLOCK columns of the state of one head, which is read and written once."""
     program = tl.program_id(0)
     column = program % tl.cdiv(V, BLOCK) * BLOCK + tl.arange(0, BLOCK)
     row = (program // tl.cdiv(V, BLOCK)).to(tl.int64)  # b * H + h

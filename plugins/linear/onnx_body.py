@@ -1,8 +1,8 @@
-"""linear_attention in standard operators: chunk by chunk, in products of matrices.
+"""linear_attention in standard operators, in the chunked form.
 
-Letters as there; C tokens of a chunk, n chunks. Within a chunk a token sees those before it by
-products of queries and keys; what lies before the chunk, by its matrix. For the delta rule, what
-the tokens of a chunk tell each other is a triangular system (arXiv 2406.06484).
+Letters as there; C tokens of a chunk, n chunks. Within a chunk, tokens interact by matrix products
+of queries and keys; with what came before the chunk, through the state. For the delta rule, the
+updates within a chunk are a triangular system (arXiv 2406.06484).
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the operator takes, as B,T,H,X in fp32; what is not valid decays and tells nothing."""
+    """The operator's inputs as B,T,H,X in fp32; tokens beyond token_counts neither decay nor
+    update."""
 
     query: Value
     key: Value
@@ -38,7 +39,8 @@ class Inputs:
         beta: Value | None,
         normalize: bool,
     ) -> "Inputs":
-        """Every head of values gets a query and a key of its own, normed where `normalize`."""
+        """Expand queries and keys to the heads of values, each divided by its length where
+        `normalize`."""
         batch, tokens, heads = op.size(query, 0), op.size(query, 1), op.size(past_state, 1)
         valid = op.range(tokens) < op.Unsqueeze(token_counts, [1])  # B,T
         valid = op.Unsqueeze(op.Unsqueeze(valid, [2]), [3])
@@ -66,7 +68,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the tokens of a chunk stand, computed once ahead of all chunks."""
+    """Masks between the tokens of a chunk, computed once ahead of the scan."""
 
     last: Value  # [1]: C - 1
     earlier: Value  # C,C: token j is before token i
@@ -89,7 +91,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One step of the scan: what it takes, all B,H,C,X."""
+    """The body of the scan over chunks; all inputs are B,H,C,X."""
 
     op: Builder
     channels: bool
@@ -102,9 +104,10 @@ class Chunk:
 
     def pairs(self) -> tuple[Value, Value]:
         """Return the decay from token j to token i, 0 where j is later, B,H,C,C or B,H,C,C,K, and
-        from each to the end of the chunk, B,H,C,X.
+        from each token to the end of the chunk, B,H,C,X.
 
-        Each is a sum of its own: the difference of two long sums would lose what is small.
+        Each is a sum of its own: the difference of two long cumulative sums would lose small
+        decays.
         """
         op, earlier, not_later = self.op, self.places.earlier, self.places.not_later
         decay = self.decay  # B,H,C,1 broadcasts over j
@@ -126,10 +129,10 @@ class Chunk:
         return (x @ op.Transpose(self.key, perm=[0, 1, 3, 2])) * pair
 
     def inverse(self, told: Value) -> Value:
-        """Return the inverse of 1 + told, B,H,C,C and strictly lower.
+        """Return the inverse of 1 + told, where told B,H,C,C is strictly lower triangular.
 
-        Blocks of 1, 2, 4 ... along the diagonal are inverted, and of two neighbours the block below
-        is `- inverse told inverse`. No powers, which could be huge.
+        Blocks of 1, 2, 4 ... along the diagonal are inverted; of two neighbours, the block below
+        the diagonal is `- inverse told inverse`. Powers of told, which could be huge, are not used.
         """
         inverse = self.op.Cast(self.places.same, to=DataType.FLOAT)
         for below in self.places.below:
@@ -138,7 +141,7 @@ class Chunk:
         return inverse
 
     def step(self, state: Value) -> tuple[Value, Value]:
-        """Return the matrix B,H,K,V after the chunk, and what queries read, B,H,C,V."""
+        """Return the state B,H,K,V after the chunk, and its output, B,H,C,V."""
         op = self.op
         pair, behind = self.pairs()
         run = op.CumSum(self.decay, 2)
@@ -170,8 +173,11 @@ def body(
     channels: Attribute,
     scale: Attribute,
 ) -> tuple[Value, Value]:
-    """The last state goes through a Max that changes nothing: where a runtime keeps states in
-    place, a chunk would else write its inner values where the old state still lies."""
+    """Scan over chunks.
+
+    The last state goes through a Max that changes nothing: where a runtime updates states in place,
+    the scan would otherwise write intermediate states where the old one is still to be read.
+    """
     given = Inputs.of(
         op, query, key, value, past_state, decay, token_counts, beta, bool(normalize.value)
     )

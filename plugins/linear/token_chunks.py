@@ -51,8 +51,8 @@ def prepare(
     token_counts,  # B
     beta,  # B,T,H or None
     told,  # B,T,H,C: products of keys where decay is per channel and beta is given, or None
-    behind,  # B,T,H,K: keys, as much as is left of them after their chunk
-    kept,  # B,H,N or B,H,N,K: what is left of the matrix after a chunk
+    behind,  # B,T,H,K: keys, decayed to the end of their chunk
+    kept,  # B,H,N or B,H,N,K: decay of the state over a chunk
     known,  # B,T,H,K: what the matrix before a chunk takes from values, with beta
     news,  # B,T,H,V: and what values are without it
     T,

@@ -1,8 +1,8 @@
-"""Tiles of the tokens of a chunk in Triton: read, written, and how much of each the next ones keep.
+"""Tiles of the tokens of a chunk in Triton: loads, stores, decays, and the triangular inverse.
 
-Letters as in linear_attention; row: where a token's values start; inside: which tokens count. What
-is left between two tokens is a sum of decays after the one and up to the other, never a difference
-of two sums from the start, which a single large decay would leave without digits.
+Letters as in linear_attention; row: where a token's values start; inside: which tokens are valid.
+The decay between two tokens is a sum over those after the one and up to the other, never a
+difference of two cumulative sums, of which a single large decay would leave no digits.
 """
 
 import triton
@@ -45,7 +45,7 @@ def decays(rows, inside, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def pairs(decay, C: tl.constexpr):
-    """Return what is left of token j of a chunk at token i, C,C, from decays C,1; 0 if j > i."""
+    """Return the decay from token j to token i, C,C, from decays C,1; 0 if j > i."""
     row = tl.arange(0, C)
     after = tl.where(row[:, None] > row[None, :], decay, 0.0)
     left = tl.exp(tl.cumsum(after, 0))
@@ -54,10 +54,11 @@ def pairs(decay, C: tl.constexpr):
 
 @triton.jit
 def inverse(told, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Return the inverse of 1 + told, C,C and strictly lower, C a multiple of 16.
+    """Return the inverse of 1 + told, where told C,C is strictly lower triangular, C a multiple of
+    16.
 
-    Blocks of 16 row by row; then, of two neighbours along the diagonal, the block below is
-    `- inverse told inverse`. No powers of told, which could be huge.
+    Blocks of 16 are inverted row by row; then, of two neighbours along the diagonal, the block
+    below it is `- inverse told inverse`. Powers of told, which could be huge, are not used.
     """
     PARTS: tl.constexpr = C // 16
     LEVELS: tl.constexpr = (PARTS > 1) + (PARTS > 2)

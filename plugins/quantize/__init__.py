@@ -1,1 +1,1 @@
-"""Rounding of what quantized weights are multiplied with."""
+"""Low-precision rounding of the inputs of products with quantized weights."""

@@ -1,4 +1,4 @@
-"""What a product with low-precision inputs sees of them: rounded to a format, and back.
+"""Fake quantization of the inputs of a product: rounded to a low-precision format, and back.
 
 Letters: ... any axes, K the axis that is multiplied over.
 """
@@ -19,11 +19,12 @@ LEAST = 2.0**-100  # instead of a largest value of 0
 
 
 def eager(x: Tensor, scale: Tensor | None, format: str, rotation: int) -> Tensor:
-    """x ...,K -> the same shape and dtype, every value one that `format` has.
+    """Round x ...,K to the values that `format` has; the shape and dtype stay.
 
-    scale () fp32: of 'fp8' and 'int8' the static one, of 'nvfp4' what block scales are divided by;
-    None: from the largest value of each token. rotation: a power of two; that many neighbours are
-    first rotated by a normalized Hadamard matrix (0: none), as the weight's columns were.
+    scale: () fp32 or None: the static scale of 'fp8' and 'int8', or what block scales of 'nvfp4'
+        are divided by; None: from the largest value of each token.
+    rotation: a power of two or 0 (none): each run of this many neighbours is first multiplied with
+        a normalized Hadamard matrix, as the weight's columns were.
     """
     wide = x.float()
     if rotation:
