@@ -26,7 +26,7 @@ def spread(weight: Tensor, format: WeightFormat, scales: Tensor, shared: Tensor 
 
 
 def tried(wanted: Tensor, format: WeightFormat, shared: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return candidate scales C,N, as stored, for a transposed block B,N, and their factors C,1,N."""
+    """Return candidate scales C,N, as stored, of a transposed block B,N, and factors C,1,N."""
     most = wanted.abs().amax(0)
     own = format.rule(most, torch.ones(()) if shared is None else shared)
     scales = torch.stack([own, *format.candidates(own)])

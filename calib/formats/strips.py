@@ -196,7 +196,7 @@ def each_strip(
     matrices: Tensor, work: Callable[[int, int, int], None], high: int = 1, values: int = VALUES
 ) -> None:
     """Call work(matrix, first row, end) for all rows of M,N,K, in runs of multiples of `high` rows
-    with about as many values as `size`.
+    that have about `values` values.
 
     Our threads run beside each other only where torch starts none: work is in compiled loops, in
     numpy, or on tensors of less than 2^15 numbers.

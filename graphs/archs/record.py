@@ -12,18 +12,22 @@ from lmcast.graphs.weights.bind import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """One architecture: how its config is read, its model built, its weights found.
+    """One architecture: how its config is read, how its model is built, where its weights are.
 
-    config: a dataclass of the keys that change the graph. inert: keys of its files that change
-    nothing, each with the type of the values at which that holds, as a field of the config would
-    have it (Any: whatever they are); both in the spelling that `tidy` gives. tidy: turns older
-    spellings of a raw config into the Config's own. weights: says where our modules and parameters
-    come from. beside: modules that checkpoints hold beside the text model, or what finds them by a
-    config and the names of tensors: known, and left out. spare: modules and parameters of a layer
-    that checkpoints also store where a layer of ours has none: left out too.
+    name: the model_type.
+    config: a dataclass of the keys that change the graph.
+    build: Config -> the model.
+    weights: the weight table, or Config -> the weight table.
+    tidy: rewrites older spellings of a raw config into those of `config`.
+    inert: further keys that change nothing, in the spelling after `tidy`, each with the type of the
+        values for which that holds, as a field of `config` would have it (Any: all values).
+    beside: modules beside the text model, or what finds them by a config and the names of tensors;
+        they are known, and left out.
+    spare: modules and parameters that checkpoints also store in layers which have no such part;
+        left out too.
     """
 
-    name: str  # the model_type
+    name: str
     config: type
     build: Callable[[Any], Decoder]
     weights: Table | Callable[[Any], Table]
@@ -33,11 +37,12 @@ class Arch:
     spare: tuple[str, ...] = ()
 
     def read(self, raw: Mapping[str, Any], inert: Collection[str] = (), within: str = "") -> Any:
-        """Return the Config of a raw config.json, or raise ConfigError naming the key.
+        """Return the Config of a raw config.json; raises ConfigError that names the key.
 
-        A key that the Config does not have must be in INERT, self.inert or `inert`, or be null,
-        false or empty. within: the path of `raw` in config.json: '' for all of it, else as
-        'text_config.'.
+        A key that is no field of the Config must be in INERT, self.inert or `inert`, or be null,
+        false or empty.
+
+        within: the path of `raw` in config.json, as 'text_config.'; '' where it is the whole file.
         """
         keys = {key: value for key, value in raw.items() if f"{within}{key}" not in inert}
         own = {f"{within}{key}": accepted for key, accepted in self.inert.items()}
@@ -50,7 +55,7 @@ class Arch:
             raise ConfigError(f"{self.name}: {message}") from None
 
     def table(self, config: Any) -> Table:
-        """Return where our modules and parameters come from, for one config."""
+        """Return the weight table for a config."""
         return self.weights(config) if callable(self.weights) else self.weights
 
     def modules_beside(self, config: Any, tensors: Collection[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A feed-forward of which few inner values act (Gemma 3n)."""
+"""A feed-forward with sparse activations (Gemma 3n)."""
 
 import torch
 from torch import Tensor, nn

@@ -90,7 +90,8 @@ class PerLayerInputs(nn.Module):
 
 
 class AltUp(nn.Module):
-    """Predicts all streams before a layer, and corrects them by what it made of the active one.
+    """Predicts all streams before a layer, and corrects them by the layer's output for the active
+    one.
 
     scaled: the corrected active stream is multiplied by a learned factor where it is read.
     """

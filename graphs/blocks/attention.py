@@ -16,10 +16,10 @@ from lmcast.graphs.blocks.step import Mixer, Step
 
 
 class Positions(nn.Module):
-    """What positions do to queries and keys.
+    """How positions enter queries and keys.
 
-    rope: None where nothing rotates. norm acts on both behind the rotation. temperature multiplies
-    queries after that.
+    rope: the rotation, None for none (NoPE). norm: of both, after the rotation. temperature:
+    multiplies queries after that.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Positions(nn.Module):
     def turn(
         self, q: Tensor, k: Tensor, heads: tuple[int, int], step: Step
     ) -> tuple[Tensor, Tensor]:
-        """Return queries and keys B,T,heads*K with their positions; heads: of both."""
+        """Return queries and keys B,T,heads*K after the rotation; heads: of queries, of keys."""
         if self.rope is not None:
             cos, sin = step.table(self.rope)
             q, k = (self.rotation(x, cos, sin, n) for x, n in zip((q, k), heads, strict=True))
@@ -47,14 +47,19 @@ class Positions(nn.Module):
 
 
 class Attention(Mixer):
-    """Causal attention of H query heads to G shared key and value heads.
+    """Causal grouped-query attention: H query heads, G key and value heads.
 
-    rope: what turns queries and keys by their positions, None for nothing (NoPE). keeps: which keys
-    and values it attends to, and carries on. q_norm and k_norm act on B,T,heads*K before the
-    rotation, v_norm on B,T,G*V. gate makes B,T,H*V of the input, and its sigmoid multiplies what
-    the heads give; "query": the matrix of queries makes it, of every head behind its query. scale
-    None: 1/sqrt(K). softcap: bound of scores, None for none. sinks: a learned score of each query
-    head takes its share of the attention and gives nothing. temperature multiplies capped scores.
+    rope: the rotation of queries and keys, None for none (NoPE).
+    keeps: what is cached, and which of it a token attends to: All, Ring, Chunks, Lend.
+    q_norm, k_norm: of B,T,heads*K, before the rotation.
+    v_norm: of B,T,G*V.
+    gate: x -> B,T,H*V, whose sigmoid multiplies the output of the heads; "query": its rows are in
+        the query projection, after the query of each head.
+    scale: of the scores; None: 1/sqrt(K).
+    softcap: of the scores, None for none.
+    sinks: whether each head has a learned score that takes a share of the softmax and gives
+        nothing.
+    temperature: multiplies the capped scores.
     """
 
     cache: Cache | Fp8Cache
@@ -89,7 +94,7 @@ class Attention(Mixer):
         self.states = self.keeps.states(p)
 
     def hold(self, cache: Cache | Fp8Cache) -> None:
-        """Hold keys and values in `cache` from now on; raises ValueError where they are lent."""
+        """Cache keys and values in `cache` from now on; raises ValueError where they are lent."""
         self.states = self.keeps.states(self.projections, cache.dtype)
         self.cache = cache
 
@@ -113,7 +118,8 @@ class Attention(Mixer):
         return self.o(y), present
 
     def queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the queries B,T,H*K, and what gates the output, B,T,H*V or None."""
+        """Return the queries B,T,H*K, and the gate of the output before the sigmoid, B,T,H*V or
+        None."""
         q = self.q(x)
         if self.gate is None:
             return q, None

@@ -59,7 +59,7 @@ class ScaledEmbedding(nn.Embedding):
 
 
 class Scaled(nn.Module):
-    """What a module gives, times a factor that is not rounded to the dtype of the weights."""
+    """The output of a module, times a factor that is not rounded to the dtype of the weights."""
 
     def __init__(self, inner: nn.Module, factor: float):
         super().__init__()
@@ -119,9 +119,9 @@ class Final(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A whole language model. Called on ids it does one full pass with an empty cache.
+    """A decoder-only language model. Called on ids, it does one full pass with an empty cache.
 
-    side: `side(input_ids, x, step)`, run once behind the embedding, hands over what layers take
+    side: `side(input_ids, x, step)`, run once after the embedding, hands over what layers take
     besides x; None where they take nothing.
     """
 

@@ -1,4 +1,4 @@
-"""A layer whose residuals are normed, and weighed against what its branches give."""
+"""A layer with DeepNorm residuals: they are normed, and both summands are scaled."""
 
 from torch import Tensor, nn
 

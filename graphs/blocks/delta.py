@@ -33,10 +33,10 @@ class Inputs(nn.Module):
 
 
 class GroupedInputs(nn.Module):
-    """The same of two matrices, whose rows go by heads of keys (Qwen3-Next).
+    """The same from two matrices, whose rows are grouped by key head (Qwen3-Next).
 
-    Each has the rows of its query, its key, and the values and gates of its heads of values; in the
-    other matrix those of their betas and time steps.
+    A group has the rows of its query, its key, and its values and gates; in the other matrix, those
+    of its betas and time steps.
     """
 
     def __init__(self, dim: int, groups: int, heads: int, key_dim: int, value_dim: int):
@@ -56,10 +56,10 @@ class GroupedInputs(nn.Module):
 
 
 class GatedDeltaNet(Mixer, Wide):
-    """Linear attention by the gated delta rule, in which keys and queries have length 1.
+    """Linear attention by the gated delta rule, with normalized queries and keys.
 
-    Queries, keys and values pass a convolution and `act`. Each head forgets by `exp(A_log) *
-    softplus(dt + dt_bias)` and learns by sigmoid(beta). Then a gated norm of each head.
+    Queries, keys and values pass a convolution and `act`. The log decay of a head is `-exp(A_log) *
+    softplus(dt + dt_bias)`, its step size sigmoid(beta). A gated norm of each head follows.
     """
 
     wide = ("A_log", "dt_bias")

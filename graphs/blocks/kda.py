@@ -18,8 +18,8 @@ from lmcast.plugins.linear.linear_attention import linear_attention
 
 
 class ChannelDecay(Wide):
-    """`-exp(A_log) * softplus(up(down(x)) + dt_bias)`, x B,T,dim -> B,T,D, the logarithm of what a
-    token leaves of each row of the states: A_log is of a head, the rest of a channel; in fp32."""
+    """The log decay of each channel of the states, `-exp(A_log) * softplus(up(down(x)) + dt_bias)`,
+    x B,T,dim -> B,T,D in fp32. A_log is per head, the rest per channel."""
 
     wide = ("A_log", "dt_bias")
 

@@ -1,4 +1,4 @@
-"""Which keys and values attention keeps from call to call, which is also what a token attends to.
+"""What attention caches between calls, which is also what a token attends to.
 
 Each kind declares the states of a layer, and attends: queries B,T,H,K, keys B,T,G,K and values
 B,T,G,V of this call, and the states before it -> B,T,H,V and the states after it.
@@ -24,10 +24,10 @@ States = tuple[Tensor, ...]
 
 
 class Scores(NamedTuple):
-    """What the operators of attention take behind queries, keys, values and lengths, in order.
+    """The last arguments of the attention operators, in order.
 
-    sink H, factor B,T and softcap, 0 for none, as in plugins.attention.attend; key_scale and
-    value_scale () of states in FP8.
+    sink H, factor B,T and softcap (0 for none) are as in plugins.attention.attend; key_scale and
+    value_scale () are of an FP8 cache.
     """
 
     sink: Tensor | None
@@ -40,12 +40,12 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class All:
-    """Everything: a token attends to all positions up to its own."""
+    """Cache of all positions: full causal attention."""
 
     axis: ClassVar[str] = "C"  # of the positions that are lent
 
     def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
-        """Return what a layer carries, in a dtype other than that of the model where given."""
+        """Return the states of a layer, in the model's dtype unless another is given."""
         return _states(p, "C", None, dtype)
 
     def attend(
@@ -58,7 +58,8 @@ class All:
     def lend(
         self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
     ) -> tuple[Tensor, States, States]:
-        """Attend, and also return what others may: keys B,G,C,K, values B,G,C,V, mask B,T,C."""
+        """Attend, and also return what later layers may share: keys B,G,C,K, values B,G,C,V, mask
+        B,T,C."""
         y, (keys, values) = self.attend(q, k, v, past, step, scores)
         held = torch.arange(keys.shape[2], device=keys.device)
         mask = held <= step.positions[:, :, None]  # B,T,C
@@ -67,7 +68,7 @@ class All:
 
 @dataclass(frozen=True)
 class Ring:
-    """The last `window` positions, which are all that a token attends to, itself included."""
+    """Ring buffer of the last `window` positions: sliding-window attention, the token included."""
 
     window: int
     axis: ClassVar[str] = "S"
@@ -83,7 +84,8 @@ class Ring:
     def lend(
         self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
     ) -> tuple[Tensor, States, States]:
-        """Attend, and also return what others may: keys B,G,S,K, values B,G,S,V, mask B,T,S."""
+        """Attend, and also return what later layers may share: keys B,G,S,K, values B,G,S,V, mask
+        B,T,S."""
         lengths = step.cache_lengths, step.token_counts
         keys, values, mask, *present = window_keys(k, v, *past, *lengths)
         more = scores.sink, scores.factor, scores.scale, scores.softcap
@@ -93,8 +95,8 @@ class Ring:
 
 @dataclass(frozen=True)
 class Chunks:
-    """The last `size` positions, of which a token attends to those of its own chunk (Llama 4):
-    from the last multiple of `size` up to itself."""
+    """Ring buffer of the last `size` positions: attention within chunks (Llama 4), from the last
+    multiple of `size` up to the token."""
 
     size: int
 
@@ -108,7 +110,7 @@ class Chunks:
 
 
 class Lend(nn.Module):
-    """As `keeps`; later layers of the same call take keys, values and mask from `loan`."""
+    """As `keeps`; later layers of the call share its keys, values and mask through `loan`."""
 
     def __init__(self, keeps: All | Ring, p: Projections):
         super().__init__()
@@ -120,7 +122,7 @@ class Lend(nn.Module):
         self.loan = Handoff(keys, values, State("mask", ("B", "T", keeps.axis), torch.bool))
 
     def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
-        """Raises ValueError on a dtype: borrowers read keys and values as they are computed."""
+        """Raises ValueError for a dtype: layers that share keys and values read them unquantized."""
         if dtype is not None:
             raise ValueError("a layer that lends keys and values holds them as they are computed")
         return self.keeps.states(p)
@@ -137,7 +139,7 @@ Keeps = All | Ring | Chunks | Lend
 
 
 def windowed(window: int | None, context: int | None = None) -> All | Ring:
-    """Return what a layer keeps whose config.json gives it a window, None for none.
+    """Return the cache of a layer: a ring of `window` positions, or all where it is None or 0.
 
     context: the most tokens the model was made for. A window of as many hides nothing, and its ring
     would be allocated whole from the first token on.

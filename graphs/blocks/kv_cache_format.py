@@ -1,4 +1,4 @@
-"""How attention holds keys and values from call to call.
+"""Number formats of the cache of keys and values.
 
 Letters: B batch, T tokens in this call, G key heads, K width of keys, V of values.
 """
@@ -12,8 +12,8 @@ Scales = tuple[Tensor | None, Tensor | None]
 
 
 class Cache(nn.Module):
-    """Holds numbers as they are computed. Called with what is new, key B,T,G,K and value B,T,G,V,
-    it returns the scales of both, None where there are none."""
+    """An unquantized cache. Called with new keys B,T,G,K and values B,T,G,V, a cache returns the
+    scales of both, None where there are none."""
 
     dtype: torch.dtype | None = None  # of what is held; None: that of the model
 
@@ -22,9 +22,9 @@ class Cache(nn.Module):
 
 
 class Fp8Cache(Wide):
-    """Holds one byte a number, as plugins.fp8_cache does, with a scale of keys and one of values.
+    """An FP8 cache (plugins.attention.fp8_cache) with one scale for keys and one for values.
 
-    Each is a parameter () that stays in fp32.
+    Each scale is a parameter () that stays in fp32.
     """
 
     dtype = torch.float8_e4m3fn

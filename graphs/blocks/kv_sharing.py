@@ -12,9 +12,9 @@ from lmcast.plugins.attention.shared_attention import shared_attention
 
 
 class BorrowingAttention(Mixer):
-    """Attention to what another layer of the same call lends as keeps.Lend; it carries no state.
+    """Attention to keys and values that another layer of the call lends by keeps.Lend; no states.
 
-    loan: that of the lender. q_norm acts on B,T,H*K before the rotation.
+    loan: that of the lender. q_norm: of B,T,H*K, before the rotation.
     """
 
     states: tuple[State, ...] = ()

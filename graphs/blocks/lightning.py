@@ -1,4 +1,4 @@
-"""Lightning attention (arXiv 2401.04658): linear attention whose heads forget at fixed rates.
+"""Lightning attention (arXiv 2401.04658): linear attention with a fixed decay per head.
 
 Letters: B batch, T tokens in this call, H heads, K head width.
 """
@@ -15,10 +15,10 @@ EPS = 1e-6  # of the norm over all heads; no config sets another
 
 
 class Decay(Table):
-    """The logarithm of what every head of one layer keeps from token to token, H in fp32.
+    """The logarithm of the decay of every head of one layer, H in fp32.
 
-    Early heads forget fast, and all of them less in later layers. A table, though no position
-    enters: layers that differ in what they take alone are traced once.
+    Early heads decay fast, and all of them less in later layers. It is a table, though no position
+    enters, so that layers which differ in it alone are traced once.
     """
 
     outputs = ("log",)
@@ -34,9 +34,10 @@ class Decay(Table):
 
 
 class LightningAttention(Mixer):
-    """`S = exp(decay) S + k v^T` and `S^T q` for every head, normed over all heads and gated.
+    """`S = exp(decay) S + k v^T; y = S^T q` for every head, normed over all heads and gated.
 
-    q, k and v are activations of one product, whose rows lie head by head as [q | k | v].
+    q, k and v are activations of one projection, whose rows are ordered by head: [q | k | v] of
+    each.
     """
 
     def __init__(

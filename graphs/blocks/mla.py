@@ -23,7 +23,7 @@ EPS = 1e-6  # of the norms of latents and of the indexer's keys, whatever rms_no
 
 
 def choice() -> Handoff:
-    """Return the handoff from a layer with an indexer to those that attend where it does."""
+    """Return the handoff of chosen positions, from a layer with an indexer to later ones without."""
     return Handoff(State("chosen", ("B", "T", "K"), torch.int64))
 
 
@@ -77,12 +77,13 @@ class HeadWidths(NamedTuple):
 
 
 class LatentAttention(Mixer):
-    """Causal attention whose cache holds latents instead of keys and values.
+    """Causal multi-head latent attention (MLA); the cache has latents instead of keys and values.
 
-    query_rank None: queries are made of x itself. rope None: nothing rotates, R is plain width.
-    temperature multiplies queries. indexer: what limits the positions that a token attends to, and
-    leaves its choice in `chosen` for later layers; chosen alone: where an earlier layer attends;
-    neither: everywhere.
+    query_rank None: queries are projected from x itself. rope None: nothing is rotated, R is plain
+    width. temperature multiplies queries.
+
+    indexer: chooses the positions that a token attends to, and leaves them in `chosen` for later
+    layers. chosen without an indexer: attend where an earlier layer does. Neither: attend to all.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class LatentAttention(Mixer):
         step: Step,
         past: tuple[Tensor, ...],
     ) -> tuple[Tensor | None, *tuple[Tensor, ...]]:
-        """Return the positions to attend to, None for all, and the state of the indexer after."""
+        """Return the positions to attend to, None for all, and the indexer's state after the call."""
         if self.indexer is None:
             return (None if self.chosen is None else step.take(self.chosen)[0],)
         chosen, keys = self.indexer(x, low, turn, step, past[1])

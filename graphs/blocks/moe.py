@@ -1,4 +1,4 @@
-"""Mixture of experts: a router picks experts for every token, which are gated feed-forwards.
+"""Mixture of experts: a router chooses gated feed-forwards for every token.
 
 Letters: B batch, T tokens in this call, E experts, R routes of a token, D width, I inner width.
 """
@@ -99,9 +99,10 @@ def sigmoid_router(
     renormalize: bool,
     scale: float | None,
 ) -> Router:
-    """Return DeepSeek V3's router (arXiv 2412.19437): scores are sigmoids, a correction selects.
+    """Return DeepSeek V3's router (arXiv 2412.19437): sigmoid scores, a bias that only selects.
 
-    renormalize: weights are divided by their sum; scale None: they are not multiplied.
+    renormalize: weights are divided by their sum. scale: multiplies them, None for not at all.
+    groups, kept_groups: as in plugins.experts.moe_route.
     """
     return Router(
         dim,
@@ -157,7 +158,7 @@ class Experts(nn.Module):
 
 
 class GatedShared(nn.Module):
-    """What `inner` makes of each token, times the sigmoid of one number of it (Qwen)."""
+    """The output of `inner`, times a sigmoid gate of one number per token (Qwen)."""
 
     def __init__(self, dim: int, inner: nn.Module):
         super().__init__()
@@ -168,9 +169,9 @@ class GatedShared(nn.Module):
 
 
 class MoE(nn.Module):
-    """The routed experts of each token, plus what `shared` makes of all tokens.
+    """The routed experts of each token, plus the output of `shared` for all tokens.
 
-    enter: what the experts see of a token; leave: the way back from what they give.
+    enter: applied to a token before its experts; leave: applied to their sum.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The projections of attention, written once for all blocks that attend to keys and values."""
+"""The projections of attention, for all blocks that attend to keys and values."""
 
 from dataclasses import dataclass
 

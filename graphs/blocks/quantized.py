@@ -1,4 +1,4 @@
-"""A linear layer whose inputs are rounded to few bits before they are multiplied."""
+"""A linear layer with low-precision inputs: they are rounded before the product."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,10 @@ from lmcast.plugins.quantize.quantize_input import hadamard, quantize_input
 class InputFormat:
     """How the inputs of a linear layer are rounded.
 
-    format: a name of quantize_input, None for not at all. rotation: how many neighbours are turned
-    together first (0: none). static: by a scale that was measured, not by that of each token.
-    smooth: each input is first multiplied with a number of its own.
+    format: a name of quantize_input, None for not at all.
+    rotation: runs of this many inputs are first multiplied with a Hadamard matrix; 0: none.
+    static: with a measured scale, instead of one from each token.
+    smooth: each input channel is first multiplied with a factor of its own.
     """
 
     format: str | None = None
@@ -26,7 +27,7 @@ class InputFormat:
 
 
 class QuantizedLinear(Wide):
-    """`linear(quantize(x * smooth), weight) + bias`, with the parameters of the linear it was."""
+    """`linear(quantize(x * smooth), weight) + bias`, with the parameters of the given layer."""
 
     wide = ("input_scale",)
 

@@ -1,4 +1,4 @@
-"""One call of a model: which tokens are new, and what all layers share about their positions."""
+"""One call of a model: its new tokens, and what all layers share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ Device = torch.device | str
 
 @dataclass(frozen=True)
 class State:
-    """One tensor that a mixer carries from call to call.
+    """A tensor that a mixer carries from call to call.
 
-    `shape` has "B" for the batch and "C" for the capacity in tokens, numbers for the rest; a state
-    without "C" does not grow. `dtype` None means the dtype the model computes in. window: of how
-    many of the last tokens it holds something, None for all.
+    shape: "B" for the batch and "C" for the capacity in tokens, numbers for the rest; a state
+        without "C" does not grow.
+    dtype: None means that of the model.
+    window: how many of the last tokens it is about, None for all.
     """
 
     name: str
@@ -40,7 +41,7 @@ def empty(
 
 
 class Mixer(nn.Module):
-    """What mixes tokens: `forward(x, step, past) -> y, present`, with the states it declares."""
+    """A token mixer: `forward(x, step, past) -> y, present`, with the states it declares."""
 
     states: tuple[State, ...]
 
@@ -56,10 +57,10 @@ class Table(nn.Module):
 
 
 class Handoff(nn.Module):
-    """Tensors of one call that one part of a model leaves for later parts, which hold it too.
+    """Tensors that one part of a model leaves for later parts of the same call.
 
     `tensors` gives their names and axes in order; besides those of State, "T" is the tokens of the
-    call, "S" the positions that a window sees in it and "K" those chosen for each token.
+    call, "S" the positions that a window sees in it, and "K" those chosen for each token.
     """
 
     def __init__(self, *tensors: State):

@@ -9,7 +9,7 @@ NONE: Inert = {}
 
 
 def at_any_value(keys: Iterable[str]) -> dict[str, Any]:
-    """Return keys that change nothing whatever they are."""
+    """Return keys that change nothing, whatever their values."""
     return dict.fromkeys(keys, Any)
 
 

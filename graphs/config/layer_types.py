@@ -1,4 +1,4 @@
-"""What families with a list of layer types, and grouped heads, agree on."""
+"""Keys of config.json with one value per layer, and grouped heads: reading and checking them."""
 
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeVar
@@ -10,16 +10,17 @@ ChunkedType = Literal["chunked_attention", "full_attention"]
 FFNType = Literal["dense", "sparse"]
 
 
-# The kinds of layer that see some positions only, and the key that says how many.
+# Kinds of layer with limited attention, and the key of its size.
 SIZES = {"sliding_attention": "sliding_window", CHUNKED: "attention_chunk_size"}
 
 
 def windows(
     layer_types: Sequence[str], layers: int, size: int | None, kind: str = "sliding_attention"
 ) -> tuple[int | None, ...]:
-    """Return `size` for each layer of that kind, None for those that see everything.
+    """Return the window (or chunk) of each layer: `size` for those of this kind, else None.
 
-    Raises ValueError where the list and the other two do not fit together.
+    Raises ValueError where layer_types does not have one entry per layer, or has that kind without
+    a size.
     """
     if len(layer_types) != layers:
         raise ValueError(
@@ -45,7 +46,7 @@ def windows_from(
 
 
 def full_every(number: int, layers: int) -> tuple[LayerType, ...]:
-    """Return layer types of which each `number`-th is full attention and all others windowed."""
+    """Return layer types: every `number`-th is full attention, all others are windowed."""
     return tuple(
         "sliding_attention" if i % number else "full_attention" for i in range(1, layers + 1)
     )
@@ -55,9 +56,9 @@ T = TypeVar("T")
 
 
 def one_each(name: str, given: T | tuple[T, ...], layers: int) -> tuple[T, ...]:
-    """Return the value of the config key `name` for every layer: one for all, or one for each.
+    """Return the value of a config key for every layer, from one value for all or a list.
 
-    Raises ValueError where the list is not as long as there are layers.
+    Raises ValueError where the list does not have one entry per layer.
     """
     values = given if isinstance(given, tuple) else (given,) * layers
     if len(values) != layers:
@@ -70,7 +71,7 @@ def with_experts(
 ) -> tuple[bool, ...]:
     """Return whether each layer has experts: as listed, or all but the first `dense`.
 
-    Raises ValueError where the list is not as long as there are layers.
+    Raises ValueError where the list does not have one entry per layer.
     """
     if mlp_layer_types is None:
         return tuple(i >= dense for i in range(layers))
@@ -79,10 +80,11 @@ def with_experts(
 
 
 def owners(kinds: Sequence[object], shared: int) -> tuple[int, ...]:
-    """Return for each layer the one whose keys and values it attends to.
+    """Return for each layer the index of the layer whose keys and values it attends to (KV
+    sharing).
 
-    The last `shared` layers attend to those of the last layer of their kind before them, all others
-    to their own. Raises ValueError unless the layers before are of every kind.
+    The last `shared` layers use those of the last layer of their kind before them, all others their
+    own. Raises ValueError unless the layers before are of every kind.
     """
     own = len(kinds) - shared
     last = {kind: i for i, kind in enumerate(kinds[: max(own, 0)])}
@@ -124,7 +126,7 @@ def check_rotated(rotary_dim: int | None, head_dim: int, share: float) -> None:
 def further_predictors(layers: int, count: int, tensors: Collection[str]) -> tuple[str, ...]:
     """Return the modules, `count` at most, that predict further tokens (MTP).
 
-    They are stored as layers behind the last; that they are none, one of their parts tells.
+    They are stored as layers behind the last; one of their parts tells them from real layers.
     """
     behind = (f"model.layers.{layers + n}" for n in range(min(count, len(tensors))))
     return tuple(module for module in behind if f"{module}.eh_proj.weight" in tensors)

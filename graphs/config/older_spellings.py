@@ -29,9 +29,9 @@ def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def worded(raw: Mapping[str, Any], old: str, new: str, words: Sequence[str]) -> dict[str, Any]:
-    """Return `raw` with a list of numbers, `old`, as the list of what they mean, `new`.
+    """Return `raw` with key `new`, a list of words, made from key `old`, a list of numbers.
 
-    Raises ConfigError where `old` is no such list, or differs from a `new` beside it.
+    Raises ConfigError where `old` is no such list, or disagrees with a `new` beside it.
     """
     numbers = raw.get(old)
     if numbers is None:
@@ -109,7 +109,7 @@ def rope_by_layer_type(
 
 
 def rope_with_local_base(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `raw` as rope_by_layer_type does, in the spelling and with the defaults of Gemma 3."""
+    """Fold Gemma 3's rope settings, with its defaults, into `raw` as rope_by_layer_type does."""
     theta = {"full_attention": 1e6, "sliding_attention": 1e4}
     older = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
     return rope_by_layer_type(raw, theta, older)
@@ -128,7 +128,7 @@ def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
 def _merge(
     found: dict[str, Any], outer: Mapping[str, Any], theta: float, at: str
 ) -> dict[str, Any]:
-    """Return one set of rope parameters with what lies beside it in older files."""
+    """Return one set of rope parameters, merged with the keys beside it that older files have."""
     out = {key: value for key, value in found.items() if value is not None}
     old = out.pop("type", None)
     if old is not None and out.setdefault("rope_type", old) != old:
