@@ -27,7 +27,8 @@ __all__ = ["ConfigError", "Definition", "WeightError", "define", "defined", "fil
 
 @dataclass(frozen=True)
 class Definition:
-    """What a checkpoint means: architecture, config, model on meta and source of every weight."""
+    """What a checkpoint means: its architecture, config, model on meta, and where each weight comes
+    from."""
 
     arch: Arch
     config: Any
@@ -48,7 +49,7 @@ class Definition:
 
     @property
     def left_out(self) -> str:
-        """What the checkpoint holds and this model does not: '' or '3 tensors: 3 of visual'."""
+        """Tensors of the checkpoint that this model does not use: '' or '3 tensors: 3 of visual'."""
         counted: dict[str, int] = {}
         beside = self.arch.modules_beside(self.config, self.binding.ignored)
         for name in self.binding.ignored:
@@ -68,10 +69,10 @@ class Definition:
 
     @property
     def active(self) -> int:
-        """How many of the parameters a token is multiplied with.
+        """The number of parameters that one token is multiplied with.
 
-        Of experts those it is routed to; not the embedding, of which it takes one row, unless the
-        head multiplies by it too.
+        Of the experts, those it is routed to; the embedding, of which a token reads one row, counts
+        only where it is also the head.
         """
         heads = {id(m.embed) for m in self.model.modules() if isinstance(m, TiedHead)}
         count = self.parameters
@@ -86,7 +87,7 @@ class Definition:
 
     @property
     def context(self) -> int:
-        """The most tokens that the model was made for."""
+        """The largest context that the model was made for, in tokens."""
         longest: int = self.config.max_position_embeddings
         for table in self.model.tables():
             # Dynamic scaling acts on what lies beyond the maximum; the others include it.
@@ -167,10 +168,10 @@ def defined(
 def fill(
     found: Definition, part: nn.Module, read: Callable[[str], Tensor], dtype: torch.dtype
 ) -> None:
-    """Give the meta parameters of `part`, a module of found.model or the model itself, values.
+    """Load weights into the meta parameters of `part`, in place, as `dtype`.
 
-    read(tensor name) returns the stored values; the parameters become `dtype`, in place. A part
-    can be emptied again with `.to("meta")`.
+    part: a module of found.model, or the model itself. read: tensor name -> stored values.
+    `.to("meta")` empties a part again.
     """
     names = {id(parameter): name for name, parameter in found.model.named_parameters()}
     places = _places(part)
@@ -189,7 +190,8 @@ def fill(
 
 
 def _places(module: nn.Module) -> Mapping[int, Sequence[tuple[nn.Module, str]]]:
-    """Return, by identity, who holds a parameter under which name: several where it is tied."""
+    """Return, by identity of a parameter, the modules that hold it and its name there; several if
+    tied."""
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
         for leaf, held in owner.named_parameters(recurse=False):

@@ -1,6 +1,6 @@
-"""Slices of a MatFormer (arXiv 2310.07707): smaller models that lie within a larger one (Gemma 3n).
+"""Slices of a MatFormer (arXiv 2310.07707): smaller models within a larger one (Gemma 3n).
 
-A slice keeps the first inner values of every feed-forward, and some of the layers.
+A slice has the first inner values of every feed-forward, and some of the layers.
 """
 
 import math
@@ -26,9 +26,9 @@ BY_LAYER = {"side.tokens.weight": 1, "side.project.weight": 0}
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a description of a slice says; layers are numbered as in the whole model.
+    """The description of a slice; layers are numbered as in the whole model.
 
-    intermediate_size: of every layer that is kept, or one for all; None: as they are. layers: those
+    intermediate_size: of every layer that is kept, or one for all; None: unchanged. layers: those
     kept; skip: those left out; neither: all are kept.
     """
 

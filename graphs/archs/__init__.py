@@ -53,13 +53,14 @@ NAMES = (
     "smollm3",
 )
 
-# What a config.json says that does not go by its own name, by model_type and architectures[0]. The
+# Names of architectures whose model_type is another, by model_type and architectures[0]. The
 # files of Grok 2.5 say "git", which at Hugging Face is another model, without experts.
 ALIASES = {("git", "Grok1ForCausalLM"): "grok2"}
 
 
 def name_of(config: Mapping[str, Any]) -> Any:
-    """Return the name of the architecture that a config.json asks for, whether it is defined."""
+    """Return the architecture's name that a config.json asks for, whether or not it is in the
+    catalogue."""
     found, classes = config.get("model_type"), config.get("architectures")
     for (model_type, model_class), name in ALIASES.items():
         if found == model_type and isinstance(classes, list) and classes[:1] == [model_class]:

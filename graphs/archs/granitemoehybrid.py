@@ -1,4 +1,5 @@
-"""Granite 4.0: Mamba-2 and attention in turn, both branches of a layer scaled; experts or none."""
+"""Granite 4.0: Mamba-2 and attention layers, both branches of a layer scaled; with experts or
+dense."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

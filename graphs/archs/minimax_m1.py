@@ -17,7 +17,8 @@ NAMES = {
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a raw config in the spelling of minimax, which has defaults where this has none."""
+    """Rename the keys of a raw config to those of minimax, and add the defaults that it states
+    there."""
     out = worded(raw, "attn_type_list", "layer_types", ("linear_attention", "full_attention"))
     for key in ("layer_types", "postnorm"):
         if out.get(key) is None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a text model with other models around it: how the text is found in them."""
+"""Multimodal checkpoints: finding the text model and its tensors in them."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -15,20 +15,20 @@ TIE = "tie_word_embeddings"
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensors of a multimodal checkpoint are named, by what stands before the names."""
+    """The prefixes of tensor names in a multimodal checkpoint."""
 
     trunk: str  # in place of the 'model.' of a text checkpoint
     head: str  # before its 'lm_head'
     beside: str  # before the modules of the other models
 
     def __call__(self, name: str) -> str:
-        """Return the name of what a text checkpoint calls `name`."""
+        """Return the name of what is `name` in a text checkpoint."""
         if name.startswith("model."):
             return self.trunk + name.removeprefix("model.")
         return self.head + name
 
     def in_text(self, names: Collection[str]) -> list[str]:
-        """Return what a text checkpoint calls those of these names that belong to its trunk."""
+        """Return the text checkpoint's names of those of these tensors that belong to its trunk."""
         return [f"model.{n.removeprefix(self.trunk)}" for n in names if n.startswith(self.trunk)]
 
 
@@ -52,7 +52,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Multimodal:
-    """One multimodal architecture, of which the text model is built and nothing else."""
+    """A multimodal architecture, of which only the text model is built."""
 
     name: str  # the model_type
     texts: Mapping[str, Text]  # by the model_type of text_config; the first where it has none
@@ -137,7 +137,7 @@ class Multimodal:
 
 
 def _moved(table: Table, layout: Layout) -> Table:
-    """Return a weight table of text checkpoints with the names of a layout."""
+    """Prefix the names in a weight table of text checkpoints as in a layout."""
 
     def part(source: Any) -> Any:
         if isinstance(source, EachExpert):

@@ -115,7 +115,8 @@ INERT = {
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a raw config in the spelling of the Config; the list of layers says how many."""
+    """Rename the keys of a raw config to those of the Config; the number of layers follows from
+    their list."""
     found = dict(raw)
     for key in ("layers_block_type", "layer_types"):
         if isinstance(found.get(key), list):

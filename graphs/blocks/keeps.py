@@ -122,7 +122,8 @@ class Lend(nn.Module):
         self.loan = Handoff(keys, values, State("mask", ("B", "T", keeps.axis), torch.bool))
 
     def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
-        """Raises ValueError for a dtype: layers that share keys and values read them unquantized."""
+        """Raises ValueError for a dtype: layers that share keys and values read them as
+        computed."""
         if dtype is not None:
             raise ValueError("a layer that lends keys and values holds them as they are computed")
         return self.keeps.states(p)

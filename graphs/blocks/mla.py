@@ -23,7 +23,7 @@ EPS = 1e-6  # of the norms of latents and of the indexer's keys, whatever rms_no
 
 
 def choice() -> Handoff:
-    """Return the handoff of chosen positions, from a layer with an indexer to later ones without."""
+    """Return the handoff of positions that an indexer chose, for later layers without one."""
     return Handoff(State("chosen", ("B", "T", "K"), torch.int64))
 
 
@@ -159,7 +159,7 @@ class LatentAttention(Mixer):
         step: Step,
         past: tuple[Tensor, ...],
     ) -> tuple[Tensor | None, *tuple[Tensor, ...]]:
-        """Return the positions to attend to, None for all, and the indexer's state after the call."""
+        """Return the positions to attend to, None for all, and the state of the indexer."""
         if self.indexer is None:
             return (None if self.chosen is None else step.take(self.chosen)[0],)
         chosen, keys = self.indexer(x, low, turn, step, past[1])

@@ -1,1 +1,1 @@
-"""What several architectures share of their config.json and of the names of their weights."""
+"""Families: config keys and weight tables that several architectures share."""

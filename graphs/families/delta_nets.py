@@ -1,4 +1,4 @@
-"""What Qwen3-Next and Qwen3.5 share: keys of config.json and weight tables."""
+"""What Qwen3-Next and Qwen3.5 share: config keys and weight tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BESIDE = ("mtp",)  # what predicts further tokens: left out
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaKeys:
-    """The keys that all of them have, for a Config to take over."""
+    """Config keys of the whole family; a Config inherits these fields."""
 
     vocab_size: Size
     hidden_size: Size
@@ -49,7 +49,7 @@ class DeltaKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class SharedExpertKeys:
-    """The keys of those with experts, one of which all tokens share through a gate."""
+    """Config keys of the members with experts, one of which is shared by all tokens and gated."""
 
     moe_intermediate_size: Size = 512
     shared_expert_intermediate_size: Size = 512

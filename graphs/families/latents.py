@@ -1,4 +1,4 @@
-"""What the architectures that follow DeepSeek V3 share: keys of config.json and a weight table."""
+"""What architectures after DeepSeek V3 share: config keys and a weight table."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ from lmcast.graphs.weights.sources import View
 
 @dataclass(frozen=True, kw_only=True)
 class LatentKeys:
-    """The keys under DeepSeek V3's names, for a Config to take over."""
+    """Config keys under DeepSeek V3's names; a Config inherits these fields."""
 
     vocab_size: Size
     hidden_size: Size
@@ -92,7 +92,7 @@ OLDER = {
 
 
 def tidy(raw: Mapping[str, Any], partial: float = 1.0) -> dict[str, Any]:
-    """Return a raw config in the spelling of LatentKeys; partial as in older_spellings.rope."""
+    """Rename older keys of a raw config to those of LatentKeys; partial as in older_spellings.rope."""
     return rope(renamed(raw, OLDER), partial=partial)
 
 

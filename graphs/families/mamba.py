@@ -1,4 +1,4 @@
-"""What architectures with Mamba-2 share: keys of config.json, time steps, a weight table."""
+"""What architectures with Mamba-2 share: config keys, time steps, a weight table."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from lmcast.graphs.weights.bind import Entry
 
 @dataclass(frozen=True, kw_only=True)
 class HybridKeys:
-    """The keys under Bamba's names, for a Config to take over."""
+    """Config keys under Bamba's names; a Config inherits these fields."""
 
     vocab_size: Size
     hidden_size: Size
@@ -59,8 +59,10 @@ HYBRID_INERT: Inert = {"mamba_chunk_size": int, "use_mamba_kernels": bool}
 
 
 def time_steps(limit: tuple[float | None, ...] | None) -> tuple[float | None, float | None]:
-    """Return both bounds of time_step_limit, None for none; raises ValueError if they are no two
-    or in the wrong order."""
+    """Return both bounds of time_step_limit, None for none.
+
+    Raises ValueError unless they are two numbers in ascending order.
+    """
     low, high = limit if limit is not None and len(limit) == 2 else (None, None)
     crossed = low is not None and high is not None and low > high
     if (limit is not None and len(limit) != 2) or crossed:
@@ -75,7 +77,7 @@ INFINITE = (math.inf, {"__float__": "Infinity"})
 
 
 def unlimited(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a raw config with null for an upper bound in time_step_limit that is infinite."""
+    """Replace an infinite upper bound in time_step_limit of a raw config by null."""
     limit = raw.get("time_step_limit")
     if not isinstance(limit, list | tuple) or len(limit) != 2 or limit[1] not in INFINITE:
         return dict(raw)
@@ -83,7 +85,7 @@ def unlimited(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mamba_weights(theirs: str) -> dict[str, Entry]:
-    """Return where a Mamba mixer comes from, by the module that holds it in the checkpoint."""
+    """Return the weight table of a Mamba mixer, by the checkpoint's module that holds it."""
     modules = {"input": "in_proj", "conv": "conv1d", "norm": "norm", "output": "out_proj"}
     plain = {name: name for name in ("A_log", "dt_bias", "D")}
     return {f"layers.{{i}}.mixer.{x}": f"{theirs}.{y}" for x, y in (modules | plain).items()}

@@ -1,4 +1,4 @@
-"""AWQ (AutoAWQ's gemm): integers of four bits in words along the outputs, input-first."""
+"""AWQ (AutoAWQ's gemm): 4-bit integers packed into words along the outputs, input-first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""FP8 as DeepSeek has it: E4M3 numbers, a scale for every block of a matrix or for all."""
+"""DeepSeek's FP8: E4M3 with a scale per block of a matrix, or one for all of it."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What a config.json says of the numbers that any architecture's weights may be stored in."""
+"""The catalogue of quantized storage formats, and what a config.json says about them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -102,7 +102,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformTarget:
-    """What a transform was applied to: weights, which hold it already."""
+    """Weights that a transform was applied to; they are stored transformed."""
 
     location: Literal["weight_input", "weight_output"]
     targets: tuple[str, ...]
@@ -112,7 +112,7 @@ class TransformTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """A rotation of weights and its inverse in others, as of SpinQuant's R1 and R2."""
+    """A rotation of weights, with its inverse in others, as SpinQuant's R1 and R2."""
 
     apply: tuple[TransformTarget, ...]
     type: str

@@ -146,9 +146,9 @@ def _layout(tensors: Tensors, module: str, layer: Layer) -> Layout:
 
 @dataclass(frozen=True)
 class RowPairs:
-    """Integers of four bits, two rows to a byte: N/2,K with row 2i in the low half; scales N,G.
+    """INT4 with two rows to a byte: N/2,K with row 2i in the low half; scales N,G.
 
-    smooth: K numbers that inputs are multiplied with, as part of the weight.
+    smooth: K factors of the inputs, multiplied into the weight.
     """
 
     format: Scheme

@@ -1,4 +1,5 @@
-"""Codes that are stored as Quantized has them: E4M3, pairs of E2M1, int8; scales in any shape."""
+"""Weights stored as Quantized has them: codes of E4M3, of pairs of E2M1 or of int8, and scales of
+any shape."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -28,10 +29,10 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A matrix, or a stack of them, in one tensor with its scales in another.
+    """A matrix, or a stack of them, in one tensor, with its scales in another.
 
-    shared: one more number, multiplied with the scales, or dividing them if `divides`. smooth: K
-    numbers that inputs are multiplied with (ModelOpt's pre_quant_scale), as part of the weight.
+    shared: one more scale, multiplied with the scales, or dividing them if `divides`.
+    smooth: K factors of the inputs (ModelOpt's pre_quant_scale), multiplied into the weight.
     """
 
     format: Scheme

@@ -1,4 +1,4 @@
-"""What a quantized checkpoint holds, and which of it are weights."""
+"""The tensors of a quantized checkpoint, and which of them are weights."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -48,7 +48,8 @@ class Tensors:
         return self.dtypes[name]
 
     def activations(self, weights: Collection[str]) -> frozenset[str]:
-        """Return what the rounding of activations needs, beside these weights and in caches."""
+        """Return the tensors that belong to the quantization of these weights' inputs, and of
+        caches."""
         found = ((name, INPUTS.match(name)) for name in self.shapes)
         modules = {weight.removesuffix(".weight") for weight in weights}
         inputs = {name for name, match in found if match and match[1] in modules}
@@ -57,8 +58,10 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Found:
-    """The quantized weights of a checkpoint by the names that plain ones have, and what lies
-    `beside` them, known and left out."""
+    """The quantized weights of a checkpoint, by the names that plain weights have.
+
+    beside: tensors that are known and left out.
+    """
 
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     beside: frozenset[str] = frozenset()

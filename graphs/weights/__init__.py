@@ -1,1 +1,1 @@
-"""Where the parameters of a model come from: names, views, stacks of experts, quantized parts."""
+"""Weight tables: where parameters come from, as views, stacks of experts, quantized weights."""

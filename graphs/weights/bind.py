@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to our parameters, by table, strict on both sides."""
+"""Binding the tensors of a checkpoint to our parameters, by table, strict on both sides."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ class Binding:
         return stored if kept else asked
 
 
-# The names that most decoder checkpoints share; an architecture adds to or overrides these.
+# Names that most decoder checkpoints share; architectures add to them or override them.
 COMMON: dict[str, Entry] = {
     "embed": "model.embed_tokens",
     "final.norm": "model.norm",
@@ -115,11 +115,15 @@ def bind(
     beside: Iterable[str] = (),
     layouts: Mapping[str, Layout] | None = None,
 ) -> Binding:
-    """Give every parameter of `model` a source among tensors of these names and shapes.
+    """Give every parameter of `model` a source among the tensors of a checkpoint.
 
-    Raises WeightError on a missing or misshaped tensor, and on a surplus one under a module that
-    the model has: the definition would be wrong. `beside` are modules that it does not have.
-    layouts: how quantized weights of these names are stored; their shapes are those of plain ones.
+    table: the weight table.
+    shapes: of all tensors, by name; quantized weights have the shape and name of plain ones.
+    beside: modules that the model does not have, whose tensors are ignored.
+    layouts: how quantized weights are stored, by name.
+
+    Raises WeightError for a missing or misshaped tensor, and for a surplus one below a module that
+    the model has: the definition would be wrong.
     """
     layouts = layouts or {}
     sources = {
@@ -146,7 +150,7 @@ def bind(
 
 
 def spared(model: nn.Module, table: Table, spare: Sequence[str], layers: int) -> tuple[str, ...]:
-    """Return the names in the checkpoint of what is `spare` and layers of the model do not have."""
+    """Return the checkpoint's names of `spare` parts, of layers where the model has none."""
     have = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
     ours = [f"layers.{i}.{name}" for i in range(layers) for name in spare]
     found = [_lookup(name, table) for name in ours if name not in have]
@@ -154,7 +158,7 @@ def spared(model: nn.Module, table: Table, spare: Sequence[str], layers: int) ->
 
 
 def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) -> Source:
-    """Return where one parameter comes from; its shape is right."""
+    """Return the source of one parameter, whose shape has been checked."""
     entry, layer = _lookup(name, table)
     if isinstance(entry, str):
         forms: tuple[Source | EachExpert, ...] = (View(entry),)
@@ -207,7 +211,7 @@ def _stored_as(leaf: Leaf) -> tuple[type, Scheme | None]:
 
 
 def _lookup(name: str, table: Table) -> tuple[Entry, str]:
-    """Return what the table says of a parameter, and the number of its layer ('' outside)."""
+    """Look up a parameter in the table: its entry, and the number of its layer ('' outside layers)."""
     index = re.search(r"\.(\d+)(?=\.|$)", name)
     plain = name if index is None else name[: index.start()] + ".{i}" + name[index.end() :]
     layer = "" if index is None else index[1]
@@ -221,7 +225,7 @@ def _lookup(name: str, table: Table) -> tuple[Entry, str]:
 
 
 def _numbered(entry: Source | EachExpert, layer: str, experts: int) -> Source:
-    """Return an entry with the numbers of the layer and of the experts in its names."""
+    """Fill the numbers of the layer and of the experts into the names of an entry."""
     if isinstance(entry, EachExpert):
         one = _numbered(entry.part, layer, experts)
         return Stack(tuple(_numbered_by(one, "{e}", e) for e in range(experts)))
@@ -233,7 +237,7 @@ def _numbered_by(source: Source, letter: str, number: int | str) -> Source:
 
 
 def renamed(source: Source, change: Callable[[str], str]) -> Source:
-    """Return a source that reads tensors of other names."""
+    """Return a source with the names of its tensors changed."""
     if isinstance(source, View):
         return replace(source, tensor=change(source.tensor))
     assert isinstance(source, Stack | Joined)
@@ -278,7 +282,7 @@ def _copies(
 def _as_stored(
     copy: str, original: str, layouts: Mapping[str, Layout]
 ) -> Iterable[tuple[str, str]]:
-    """Return which stored tensors must be equal for a weight to be the copy of another."""
+    """Return the stored tensors that must be equal where a weight is a copy of another."""
     one, other = layouts.get(copy), layouts.get(original)
     if one is None and other is None:
         return [(copy, original)]

@@ -1,4 +1,4 @@
-"""The kinds of numbers that codes of quantized weights stand for: one record each."""
+"""The number formats of quantized codes, one record each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +11,12 @@ from lmcast.plugins import rounding
 
 @dataclass(frozen=True)
 class Element:
-    """Numbers of few bits.
+    """A low-precision number format.
 
-    name: in schemes and recipes. dtype: what other libraries call the numbers. values: that of
-    every code. integer: codes are integers in two's complement; else a float's bits.
+    name: in schemes and recipes.
+    dtype: the name that other libraries use.
+    values: of every code.
+    integer: codes are two's complement integers, not the bits of a float.
     """
 
     name: str
@@ -28,7 +30,8 @@ class Element:
 
     @property
     def signs(self) -> int:
-        """The highest bit of every code in a byte: added, it makes two's complement unsigned."""
+        """A byte with the sign bits of its codes: adding it turns two's complement into offset
+        binary."""
         return 0x88 if self.bits == 4 else 0x80
 
     @property
@@ -43,7 +46,7 @@ class Element:
         return torch.tensor(self.values)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the numbers of codes, uint8: fp32, of 4 bits two for each byte."""
+        """Return the fp32 numbers of uint8 codes; of 4-bit codes, two for each byte."""
         table = self.table()
         if self.bits == 8:
             return table.index_select(0, codes.flatten().int()).reshape(codes.shape)
@@ -52,8 +55,8 @@ class Element:
         return both[codes.flatten().int()].reshape(*codes.shape[:-1], -1)
 
     def pack(self, codes: Tensor) -> Tensor:
-        """Return codes, one in a byte, as they are stored: of 4 bits in pairs along the last axis,
-        which a 0 fills up."""
+        """Pack codes, one in a byte, as they are stored: 4-bit codes in pairs along the last axis,
+        with a 0 after an odd one."""
         if self.bits == 8:
             return codes
         return pairs(torch.nn.functional.pad(codes, (0, codes.shape[-1] % 2)))

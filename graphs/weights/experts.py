@@ -1,6 +1,7 @@
-"""Weight tables of experts and their routers, in every way that checkpoints hold them.
+"""Weight tables of routers and experts, for each layout that checkpoints use.
 
-Letters: E experts, D width, I inner width. Out-first is rows by outputs, as nn.Linear has them.
+Letters: E experts, D width, I inner width. Out-first is [outputs, inputs], as in nn.Linear;
+in-first is its transpose.
 """
 
 from collections.abc import Mapping
@@ -34,8 +35,8 @@ PER_EXPERT = per_expert("model.layers.{i}.mlp.experts", "gate_proj", "up_proj", 
 
 
 def alternating(theirs: str) -> dict[str, Entry]:
-    """In-first gate_up_proj E,D,2I whose columns alternate, down_proj E,I,D and biases; or, in
-    MXFP4, the same two out-first."""
+    """In-first gate_up_proj E,D,2I with gate and up in alternating columns, down_proj E,I,D, and
+    biases; in MXFP4, the same two out-first."""
     table: dict[str, Entry] = {
         f"{OURS}.down": (
             View(f"{theirs}.down_proj", transposed=True),
@@ -75,19 +76,19 @@ def out_first(theirs: str, inner: int) -> dict[str, View]:
 
 
 def either(*tables: Mapping[str, Source | EachExpert]) -> dict[str, Entry]:
-    """Return what tables of the same keys say, as alternatives; the first is the usual one."""
+    """Merge tables of the same keys into alternatives, the usual one first."""
     return {ours: tuple(table[ours] for table in tables) for ours in tables[0]}
 
 
 def routed(inner: int) -> dict[str, Entry]:
-    """Experts of `mlp.experts`, a matrix each as in most files of the hub, or in stacks as Hugging
-    Face holds them; I is `inner`."""
+    """Experts of `mlp.experts`: one matrix each, as most files on the hub have them, or stacks as
+    in Hugging Face's modules; I is `inner`."""
     return either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", inner))
 
 
 def sparse_block(inner: int) -> dict[str, Entry]:
-    """Router and experts as files of the hub with a `block_sparse_moe` have them, or as Hugging
-    Face names its modules; I is `inner`."""
+    """Router and experts of a `block_sparse_moe`, as files on the hub have them, or as Hugging Face
+    names its modules; I is `inner`."""
     hub, modules = (f"model.layers.{{i}}.{ffn}" for ffn in ("block_sparse_moe", "mlp"))
     router = View(f"{hub}.gate.weight"), View(f"{modules}.gate.weight")
     experts = per_expert(f"{hub}.experts", "w1", "w3", "w2")

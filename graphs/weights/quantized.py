@@ -1,4 +1,4 @@
-"""Quantized weights in one form, whatever file they come from: codes, and scales of their blocks.
+"""Quantized weights in one form, whatever their file format: codes, and scales of blocks.
 
 Letters: ... a stack's axis or none, N rows (output features), K columns (input features).
 """
@@ -25,10 +25,10 @@ class WeightError(InputError):
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the numbers of a weight are stored.
+    """A quantization scheme: the element, and which numbers share a scale.
 
-    shared: block scales are themselves multiplied with one fp32 number (NVFP4). zeros: every block
-    has a code that stands for 0, which is subtracted.
+    shared: block scales are themselves multiplied with one fp32 scale (NVFP4). zeros: blocks have
+    zero points.
     """
 
     element: Element
@@ -43,7 +43,7 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """What a person calls it: 'nvfp4', 'mxfp8', 'fp8', 'int4'."""
+        """The short name of the scheme: 'nvfp4', 'mxfp8', 'fp8', 'int4'."""
         if self.element == E2M1:
             return "nvfp4" if self.shared else "mxfp4"
         if self.element == E4M3:
@@ -56,7 +56,7 @@ class Scheme:
         return (*shape[:-1], shape[-1] * self.bits // 8)
 
     def scales_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return how many blocks a weight has along every axis; the last may be partial."""
+        """Return the number of blocks along every axis; the last may be partial."""
         rows, columns = shape[-2:]
         high, wide = self.block[0] or rows, self.block[1] or columns
         return (*shape[:-2], -(-rows // high), -(-columns // wide))
@@ -70,13 +70,15 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A weight, or rows of it.
+    """A quantized weight, or rows of it.
 
-    codes: uint8; of 8 bits ...,N,K, of 4 bits ...,N,K/2 with the first number in the low half;
-    integers in two's complement. scales: one for each block, as stored. shared: fp32 (...,1,1) or
-    (), multiplied with the scales, or what they are divided by if `divides`. zeros: codes as
-    numbers, in the shape of the scales. first: which row of its blocks the codes begin with, where
-    the scales are those of the whole weight.
+    codes: uint8; ...,N,K for 8 bits, ...,N,K/2 for 4 bits with the first number in the low half;
+        integers are in two's complement.
+    scales: one for each block, as stored.
+    shared: fp32 (...,1,1) or (); multiplies the scales, or divides them if `divides`.
+    zeros: zero points as numbers, in the shape of the scales.
+    first: the row of its block that the codes begin at, where the scales are those of the whole
+        weight.
     """
 
     scheme: Scheme
@@ -92,7 +94,7 @@ class Quantized:
         return (*self.codes.shape[:-1], self.codes.shape[-1] * 8 // self.scheme.bits)
 
     def factors(self) -> Tensor:
-        """Return what every block is multiplied with, fp32."""
+        """Return the factor of every block, fp32."""
         scales = self.scales.float()
         if self.shared is None:
             return scales
@@ -107,7 +109,7 @@ class Quantized:
         return out.mul_(self.spread(self.factors()))
 
     def spread(self, blocks: Tensor) -> Tensor:
-        """Return numbers of blocks as one for every value: ...,N,K or what broadcasts to it."""
+        """Broadcast numbers of blocks to values: ...,N,K or what broadcasts to it."""
         rows, columns = self.shape[-2:]
         high, wide = self.scheme.block
         if high > 1:
@@ -133,7 +135,7 @@ class Layout(Protocol):
 
     @property
     def scheme(self) -> Scheme | None:
-        """What `codes` gives, the format; None where only values can be had."""
+        """The scheme of what `codes` returns; None where only dequantized values are available."""
         ...
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
@@ -145,13 +147,13 @@ class Layout(Protocol):
         ...
 
     def codes(self, read: ReadRows, begin: int, end: int) -> Quantized:
-        """Return entries of axis 0 of the weight as they are."""
+        """Return entries of axis 0 of the weight, quantized."""
         ...
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The form of Quantized itself, under three names: what `lmcast calibrate` writes."""
+    """Quantized itself, in up to three tensors: what `lmcast calibrate` writes."""
 
     scheme: Scheme
     packed: str

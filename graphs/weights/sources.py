@@ -1,4 +1,4 @@
-"""Where the values of a parameter come from: expressions over the tensors of a checkpoint."""
+"""Sources of parameters: expressions over the tensors of a checkpoint."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lmcast.graphs.weights.quantized import Layout, Shapes, WeightError
 
-RUN_VALUES = 1 << 20  # in fp32 4 MiB: what is dequantized at a time
+RUN_VALUES = 1 << 20  # numbers, 4 MiB in fp32: what is dequantized at a time
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ class View:
 
 @dataclass(frozen=True)
 class Packed:
-    """What `values` takes of a quantized weight, whose layout says how it is stored; the view's
-    tensor is the weight's name, which need not be the name of anything stored."""
+    """A view of a quantized weight, with its layout.
+
+    The view's tensor is the weight's name, which need not be the name of a stored tensor.
+    """
 
     values: View
     layout: Layout
@@ -50,7 +52,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Joined:
-    """Parts of one shape, one behind the other along an axis they have."""
+    """Parts of one shape, concatenated along an axis."""
 
     parts: "tuple[Source, ...]"
     axis: int
@@ -61,7 +63,7 @@ Source = Leaf | Stack | Joined
 
 
 def leaves(source: Source) -> Iterator[Leaf]:
-    """Yield what a source is put together from, in the order of its values."""
+    """Yield the views and quantized weights of a source, in the order of its values."""
     if isinstance(source, Stack | Joined):
         for part in source.parts:
             yield from leaves(part)
@@ -79,7 +81,7 @@ def tensors_of(source: Source) -> list[str]:
 
 
 def shape_of(source: Source, shapes: Shapes) -> tuple[int, ...]:
-    """Return the shape that a source gives; raises WeightError where its tensors do not fit."""
+    """Return the shape of a source; raises WeightError where its tensors do not fit together."""
     if isinstance(source, View):
         shape = _selected(source.tensor, source.index, shapes, source.runs)
         if source.transposed:
@@ -127,8 +129,9 @@ def in_runs(tensor: str, shape: tuple[int, ...], runs: int) -> tuple[int, ...]:
 def pieces(
     view: View, shape: tuple[int, ...], step: int
 ) -> Iterator[tuple[int, int, Callable[[Tensor], Tensor]]]:
-    """Divide a tensor of this shape: yield (begin, end) of axis 0, and what takes from those rows
-    the part of a view, `step` entries of its first axis at a time, none of them transposed."""
+    """Divide a stored tensor of this shape: yield (begin, end) of its axis 0, and the function that
+    takes a part of the view from those rows, `step` entries of its first axis at a time, not
+    transposed."""
     whole = shape if view.runs is None else in_runs(view.tensor, shape, view.runs)
     each = shape[0] // whole[0]  # stored rows of an entry of the first axis
     first, *inner = view.index or (slice(None),)
@@ -146,8 +149,8 @@ def pieces(
 def load_into(out: Tensor, source: Source, read: Callable[[str], Tensor]) -> None:
     """Write the values of a source into `out`, converted to its dtype.
 
-    Besides `out`, one stored tensor is in memory at a time (of quantized weights those that belong
-    together, and a few rows of what they give).
+    Beside `out`, memory holds one stored tensor at a time; of a quantized weight, its tensors and a
+    few dequantized rows.
     """
     if isinstance(source, View):
         value = plain(source.tensor, read)
@@ -192,7 +195,7 @@ def alike(a: Tensor, b: Tensor) -> bool:
 
 
 def plain(tensor: str, read: Callable[[str], Tensor]) -> Tensor:
-    """Return a stored tensor; raises WeightError where its bytes need a scale to be numbers."""
+    """Return a stored tensor; raises WeightError for a dtype that means nothing without a scale."""
     value = read(tensor)
     if value.dtype.itemsize == 1 or not value.is_floating_point():
         raise WeightError(f"tensor {tensor} is {value.dtype}, without a scale that is read")
