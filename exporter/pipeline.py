@@ -1,4 +1,4 @@
-"""The way of a checkpoint to an engine, stage by stage."""
+"""The pipeline from a checkpoint to an engine, stage by stage."""
 
 import json
 from collections import Counter
@@ -60,15 +60,15 @@ def export(
     sizes: Sizes | None = None,
     progress: Progress = silent,
 ) -> Engine:
-    """Write `checkpoint` as an engine at `output` and return it loaded.
+    """Write `checkpoint` as an engine at `output`, and return it loaded.
 
-    target: a name of targets.TARGETS. dtype: of COMPUTED, None: lossless. weights: None: link if
-    possible. inert: config keys to ignore. context: most tokens of a row, None: of config.json.
-    full_check: look for NaN in all linked weights, None: up to 8 GiB. tokenizer: refuse a
-    checkpoint without one. matformer: a file with the slice to export. recipe: a directory of
-    `lmcast calibrate`. sms: GPUs of a plan, by default the one at hand; sizes: bounds of a call.
-    Raises InputError for what cannot be exported, CheckFailed for failed parity; nothing is written
-    then.
+    target: a name of targets.TARGETS. dtype: of COMPUTED, None: lossless. weights: "link" or
+    "copy", None: link if possible. parity: prove the engine where it can run here. inert: config
+    keys to ignore. context: capacity of a row in tokens, None: of config.json. full_check: look for
+    NaN in all linked weights, None: up to 8 GiB. tokenizer: refuse a checkpoint without one.
+    matformer: a file with the slice to export. recipe: a directory of `lmcast calibrate`. sms,
+    sizes: GPUs of a plan (None: the one at hand), and bounds of its calls. Raises InputError for
+    what cannot be exported, CheckFailed if parity fails; then nothing is written.
     """
     with progress.stage("reading headers"):
         source, identities = identified(Path(checkpoint))
@@ -95,7 +95,8 @@ def export(
 
 
 def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> Definition:
-    """Return what a checkpoint means; raises InputError, also where it lacks a wanted tokenizer."""
+    """Define a checkpoint's model; raises InputError, also where a required tokenizer is
+    missing."""
     if tokenizer and source.texts.tokenizer is None:
         raise CheckpointError(
             f"{source.path}: tokenizer.json is missing (tekken.json and tokenizer.model are not"
@@ -108,7 +109,7 @@ def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> D
 def take_slice(
     found: Definition, file: str | PathLike[str] | None
 ) -> tuple[Definition, dict[str, Any]]:
-    """Return the slice of a model that a file describes, and the field of engine.json with that."""
+    """Return the slice of a model that a file describes, and its field of engine.json."""
     if file is None:
         return found, {}
     given = parse_object(read_capped(Path(file), SLICE_BYTES), Path(file))
@@ -122,8 +123,8 @@ def take_recipe(
     identities: Sequence[SourceFile],
     fields: dict[str, Any],
 ) -> tuple[Definition, Checkpoint]:
-    """Return what a recipe makes of a model, and the checkpoint with its tensors; add what
-    engine.json says of it to `fields`."""
+    """Apply a recipe: return the quantized definition and the checkpoint with the recipe's
+    tensors; add the recipe's summary for engine.json to `fields`."""
     if recipe is None:
         return found, source
     files = open_recipe(Path(recipe), identities)
@@ -141,7 +142,7 @@ def place_weights(
     full_check: bool | None,
     progress: Progress,
 ) -> Placement:
-    """Link or write the weights, having looked at them; raises InputError for what is wrong."""
+    """Check the weights, and link or write them; raises InputError for what is wrong with them."""
     if found.left_out:
         progress.warn(f"left out {found.left_out}")
     check_copies(found.binding, source)
@@ -186,7 +187,7 @@ def prove(
     plan: Request | None,
     progress: Progress,
 ) -> bool:
-    """Write parity.json, if the engine can run here; raises CheckFailed if it is not eager's equal.
+    """Write parity.json if the engine can run here; raises CheckFailed if parity fails.
 
     Of an engine with a plan for other GPUs than the one at hand, the portable graph is run.
     """
@@ -204,7 +205,8 @@ def prove(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread: sums in another order would make parity.json differ by machine."""
+    """Compute in one thread: another order of summation would make parity.json depend on the
+    machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -282,7 +284,7 @@ def cast(
     directory: Path,
     progress: Progress = silent,
 ) -> ir.Model:
-    """Write and return the graph of a definition for a target, its weights where they lie."""
+    """Write and return the graph of a definition for a target, with its weights attached."""
     with progress.stage("tracing"):
         graph = trace(found, source, format)
         attach(graph, found.binding, placement, source, directory)

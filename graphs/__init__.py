@@ -49,7 +49,7 @@ class Definition:
 
     @property
     def left_out(self) -> str:
-        """Tensors of the checkpoint that this model does not use: '' or '3 tensors: 3 of visual'."""
+        """Tensors that this model does not use, by module: '' or '3 tensors: 3 of visual'."""
         counted: dict[str, int] = {}
         beside = self.arch.modules_beside(self.config, self.binding.ignored)
         for name in self.binding.ignored:

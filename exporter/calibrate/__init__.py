@@ -1,1 +1,1 @@
-"""Calibration, part by part: streams of text through a model, and what each layer is made of."""
+"""Calibration layer by layer: text through a model, and the quantization of each layer."""

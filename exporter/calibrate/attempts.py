@@ -31,12 +31,12 @@ ROUNDING = 1e-9  # of bits, from sums in fp64
 
 
 class CalibrationError(InputError):
-    """What cannot be calibrated as asked."""
+    """A calibration that is impossible as asked."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is calibrated, and how; sample: ids C,T int64 to calibrate on, and held out."""
+    """What is calibrated, and how. sample: ids C,T int64 to calibrate on, and held out."""
 
     found: Definition
     source: Checkpoint
@@ -50,7 +50,7 @@ class Subject:
     kv: str | None
 
     def key(self, formats: Mapping[str, str | None]) -> dict[str, Any]:
-        """Return all that the layers of a run depend on."""
+        """Return everything that the results of layers depend on."""
         return {
             "lmcast": version("lmcast"),
             "source": identity(self.identities),
@@ -65,7 +65,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A calibration that is done: its layers lie in `work`."""
+    """A finished calibration, whose layers are in `work`."""
 
     work: Work
     parts: int
@@ -97,7 +97,8 @@ class Attempts:
             self._end()
 
     def once(self, formats: Mapping[str, str | None] | None = None) -> Attempt:
-        """Calibrate; formats: of weights that have another than the recipe's, None to leave one."""
+        """Calibrate; formats: of weights that have another than the recipe's, None for
+        unquantized."""
         subject, formats = self.subject, formats or {}
         work = self._work(self._number)
         self._number += 1
@@ -118,7 +119,7 @@ class Attempts:
         return Attempt(work, run.parts, report(subject.recipe, subject.preset, run, measured))
 
     def at_bits(self, bits: float) -> Attempt:
-        """Calibrate with formats that need at most so many bits a weight, scales included."""
+        """Calibrate with formats of at most `bits` per weight on average, scales included."""
         options = self._options()
         numbers = self._numbers(options)
         least, most = (
@@ -138,7 +139,7 @@ class Attempts:
     def within(self, kl: float) -> Attempt:
         """Calibrate with the fewest bits whose measured divergence is at most `kl`.
 
-        At most budget.PASSES calibrations. Raises CheckFailed where none of them is that near.
+        At most budget.PASSES calibrations. Raises CheckFailed where none of them reaches it.
         """
         options, attempts = self._options(), list[Attempt]()
         numbers = self._numbers(options)

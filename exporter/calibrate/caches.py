@@ -1,4 +1,4 @@
-"""Scales of keys and values that are held in FP8, from what the unquantized model would hold.
+"""Scales of FP8 caches, from keys and values of the unquantized model.
 
 Letters: B batch, T tokens, G key heads, K head width.
 """
@@ -20,11 +20,11 @@ WHERE = "mixer"  # of a layer
 
 
 class CacheError(InputError):
-    """A model whose layers cannot hold keys and values in FP8."""
+    """A model whose layers cannot cache keys and values in FP8."""
 
 
 def check_caches(model: Decoder) -> None:
-    """Raise CacheError where no layer, or not every attention, can hold its cache in FP8."""
+    """Raise CacheError where no attention, or not all of it, can have an FP8 cache."""
     held = [cast(Layer, layer).mixer for layer in model.layers]
     attention = [mixer for mixer in held if isinstance(mixer, Attention)]
     for index, mixer in enumerate(held):
@@ -42,10 +42,10 @@ def check_caches(model: Decoder) -> None:
 
 
 def scales(stream: Stream, index: int, observer: str) -> tuple[Tensor, Tensor] | None:
-    """Return the scales () of the keys and the values of a layer, None where it has none.
+    """Return the scales () of a layer's keys and values, None where it has none.
 
-    The layer has its weights, and the stream of the unquantized model stands in front of it. Both
-    are seen as they would be held: behind norms and rotation.
+    The layer must have its weights, and the stream of the unquantized model must be at its input.
+    Keys and values are those that would be cached: after norms and rotation.
     """
     mixer = cast(Layer, stream.layers[index]).mixer
     if not isinstance(mixer, Attention):

@@ -1,9 +1,9 @@
 """From a checkpoint and text to a recipe: which weights are quantized, by which algorithm.
 
-Layer by layer, with one layer in fp32 in memory beside what it is packed into. Three models run
-side by side: the one that is not quantized; the one that is kept, whose weights are chosen by what
-they see behind all that is quantized before them; and the base, of the ladder's first algorithm
-alone. On held-out text the divergence of either from the first decides which is written: errors of
+One layer at a time is in memory, in fp32, beside what it is packed into. Three models run side by
+side: the unquantized one; the quantized one, whose weights are chosen for the inputs they get
+behind all layers quantized before; and the base, quantized by the ladder's first algorithm alone.
+The divergence of either from the first on held-out text decides which is written: errors of single
 layers do not tell.
 """
 
@@ -35,13 +35,13 @@ from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.weights.recipe_files import write_recipe
 
 TOKENS, CHUNK = 32768, 512
-HELD_OUT = 4  # chunks that are calibrated on for each that is held out
+HELD_OUT = 4  # chunks to calibrate on for each held-out one
 FEWEST_TOKENS = 64  # of an expert
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found; `report` is that of the recipe."""
+    """The result of a calibration; `report` is that of the recipe."""
 
     output: Path
     report: Mapping[str, Any]
@@ -79,20 +79,22 @@ def calibrate(
     kv: str | None = None,
     progress: Progress = silent,
 ) -> Calibration:
-    """Write a recipe for `checkpoint` to the directory `output`, and return what it is.
+    """Calibrate `checkpoint`, and write the recipe to the directory `output`.
 
-    recipe: a name of PRESETS, or another Preset; None leaves weights as they are. data: text as
-    read_corpus takes it. tokens, chunk, seed: how many to calibrate on, in pieces of which length,
-    which ones. observer: of OBSERVERS, for static scales. ids: token ids C,T int64 to calibrate on
-    and others, held out, instead of text. fewest_tokens: that an expert must see to be calibrated
-    on its own. inert: config keys to ignore. bits: of a weight on average, scales included, over
-    all that can be quantized: some are then wider than the recipe's, or stay as they are. most_kl:
-    the divergence on held-out text that the fewest bits are searched for; several whole
-    calibrations. head: the output head (of a tied one the embedding) is quantized too, as the
-    recipe's weights; it is in no budget, and in memory twice in fp32. kv: FP8_CACHE for keys and
-    values that layers hold in FP8, with scales that the observer chooses. A run that was killed
-    goes on where it was when it is started again with the same arguments. Raises InputError for
-    what cannot be done, CheckFailed for a divergence that is not reached; then nothing is written.
+    recipe: a name of PRESETS, or another Preset; None quantizes no weights.
+    data: text as read_corpus takes it; ids: token ids C,T int64 instead, to calibrate on and held
+        out.
+    tokens, chunk, seed: how many tokens to calibrate on, in chunks of how many, and which.
+    observer: a name of OBSERVERS, for static scales. inert: config keys to ignore.
+    fewest_tokens: that an expert must see to be calibrated on its own.
+    bits: budget per weight, scales included, on average over all that can be quantized: some are
+        then wider than the recipe's, or unquantized. most_kl: search for the fewest bits with at
+        most this divergence on held-out text instead, by several calibrations.
+    head: quantize the output head (or tied embedding) too; it is in no budget, and twice in memory.
+    kv: FP8_CACHE for cached keys and values in FP8, with scales by the observer.
+
+    A run that was killed continues when started again with the same arguments. Raises InputError
+    for what cannot be done, CheckFailed if most_kl is not reached; then nothing is written.
     """
     started = time.monotonic()
     preset = _preset(recipe, observer, kv)
@@ -113,7 +115,7 @@ def calibrate(
 def _write(
     subject: Subject, output: Path, bits: float | None, most_kl: float | None, progress: Progress
 ) -> dict[str, Any]:
-    """Calibrate as a budget asks, write the recipe, and return its report."""
+    """Calibrate within the budget, write the recipe, and return its report."""
     with staged(output, progress) as directory:
         place = Place(directory.parent / output.absolute().name)
         with Attempts(subject, place, progress) as attempts:
@@ -169,7 +171,7 @@ def _named(name: str, observer: str | None, kv: str | None) -> Preset:
 def _text(
     source: Checkpoint, data: str | PathLike[str] | None, tokens: int, chunk: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Return chunks C,T to calibrate on, and such that are held out."""
+    """Read chunks of token ids, C,T each: to calibrate on, and held out."""
     if tokens < 1 or chunk < 2:
         raise CalibrationError(f"{tokens} tokens in chunks of {chunk}; accepted: from 1, from 2")
     text, samples = text_of(source), read_corpus(None if data is None else Path(data))

@@ -1,4 +1,4 @@
-"""Which of several algorithms a weight is quantized by: that with the least error on held-out text.
+"""The choice between algorithms for a weight: the least error on held-out text.
 
 Letters: n rows, K columns.
 """
@@ -20,7 +20,7 @@ HELD_ROWS = 512  # that candidates are compared on: the error of a layer is a su
 
 @dataclass(frozen=True)
 class Held:
-    """Inputs n,K of held-out text, and what they would be in the model that is not quantized."""
+    """Held-out inputs n,K, and the same inputs in the unquantized model."""
 
     x: Tensor
     reference: Tensor | None = None
@@ -28,7 +28,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an algorithm made of a weight; error: of the outputs on held-out rows, relative."""
+    """The result of an algorithm; error: of the outputs on held-out rows, relative."""
 
     algorithm: str
     candidate: Candidate
@@ -52,7 +52,8 @@ def choose(
     preset: Preset,
     observer: str,
 ) -> Choice:
-    """Try what a preset names on a weight N,K fp32, and keep the first of the best."""
+    """Run the algorithms of a preset on a weight N,K fp32, and keep the best, the first of
+    equals."""
     format, inputs = WEIGHTS[preset.weights], preset.inputs
     scale = None
     if inputs.format is not None and inputs.static:

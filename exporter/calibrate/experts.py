@@ -1,4 +1,4 @@
-"""The experts of a layer, each by the tokens that are routed to it.
+"""Calibration of experts, each on the tokens that are routed to it.
 
 Letters: n rows (tokens), E experts, R routes of a token, D width, I inner width.
 """
@@ -27,7 +27,7 @@ FEWEST_HELD = 16  # held-out tokens of an expert that candidates are compared on
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a stack of experts was called with: x n,D; weights n,R; chosen n,R."""
+    """The inputs of a stack of experts: x n,D; weights n,R; chosen n,R."""
 
     x: Tensor
     weights: Tensor
@@ -36,7 +36,10 @@ class Tokens:
 
     @classmethod
     def of(cls, stream: Stream, index: int, name: str, scale_input: bool, file: Path) -> "Tokens":
-        """Collect the calls of a module of a layer; file: where many lie."""
+        """Collect the inputs of a module of a layer.
+
+        file: where many of them are stored.
+        """
         x, done, others = torch.empty(0), 0, []
         for calls in stream.calls(index, [name], 1):
             ((_, (given, weights, chosen)),) = calls
@@ -50,12 +53,12 @@ class Tokens:
         return cls(x, weights, chosen, scale_input)
 
     def routed(self, expert: int) -> Tensor:
-        """Return what an expert sees, n,D."""
+        """Return the inputs of one expert, n,D."""
         row, route = (self.chosen == expert).nonzero(as_tuple=True)
         return self._entering(self.x[row], self.weights[row, route])
 
     def spread(self, most: int) -> Tensor:
-        """Return some of all tokens, spread evenly, as an expert would see them."""
+        """Return a sample of all tokens, evenly spread, as inputs of one expert."""
         every = -(-len(self.x) // most)
         return self._entering(self.x[::every], self.weights[::every].mean(1))
 
@@ -69,13 +72,13 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Rows:
-    """What one expert is calibrated on; empty where there is too little text for any."""
+    """The rows that one expert is calibrated on; empty where there is too little text for any."""
 
     own: Tensor
     held: Tensor
 
     def through(self, stacks: Experts, expert: int) -> "Rows":
-        """Return what the expert's last matrix sees of them."""
+        """Return the inputs of the expert's last matrix for these rows."""
         return Rows(inner(stacks, expert, self.own), inner(stacks, expert, self.held))
 
 
@@ -94,11 +97,12 @@ def quantize(
     presets: Mapping[str, Preset],
     fewest: int,
 ) -> Found:
-    """Quantize the experts one by one, in place, and return what was chosen.
+    """Quantize the experts of a layer one by one, in place; return what was chosen.
 
-    presets: of the stacks that are quantized. An expert that fewer than `fewest` tokens are routed
-    to is calibrated on tokens of the whole layer; where there are too few of those, by its weights
-    alone.
+    presets: of the stacks to quantize.
+
+    An expert with fewer than `fewest` tokens is calibrated on tokens of the whole layer; where
+    those are too few as well, on its weights alone.
     """
     experts = len(stacks.up)
     counts = tokens.counts(experts)
@@ -138,7 +142,7 @@ def stacked(parts: list[Quantized]) -> Quantized:
 
 
 def inner(stacks: Experts, expert: int, x: Tensor) -> Tensor:
-    """Return what the last matrix of an expert sees for x n,D: n,I."""
+    """Return the inputs of an expert's last matrix, n,I, for x n,D."""
 
     def linear(weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight[expert], None if bias is None else bias[expert])

@@ -1,7 +1,7 @@
-"""The output head, or the embedding that is it too: quantized like other weights, not calibrated.
+"""Quantization of the output head or tied embedding, without calibration.
 
-Scales are searched for the least error of the weight itself: no text is needed, and a tied
-embedding is quantized before any text has gone through the model.
+Scales minimize the error of the weight itself: that needs no text, and a tied embedding is
+quantized before any text has gone through the model.
 """
 
 from torch import nn
@@ -39,16 +39,17 @@ def check_head(model: Decoder, preset: Preset) -> None:
 
 
 def is_tied(model: Decoder, head: str) -> bool:
-    """Whether a head is a matrix of what runs before the layers."""
+    """Whether a head is also the matrix of a module before the layers."""
     parts: list[nn.Module] = [model.embed, *([model.side] if model.side is not None else [])]
     weight = model.get_parameter(head)
     return any(weight is p for part in parts for p in part.parameters())
 
 
 def quantized_head(model: Decoder, head: str, preset: Preset) -> tuple[Outcome, dict[str, object]]:
-    """Return what is written of the head, which has its weights, and its record in the report.
+    """Return the tensors to write for the head, which has its weights, and its record for the
+    report.
 
-    The errors of the record are of the weight, not of outputs.
+    The errors in the record are of the weight, not of outputs.
     """
     format, weight = WEIGHTS[preset.weights], model.get_parameter(head)
     scales, shared = format.scales(weight)

@@ -1,6 +1,6 @@
-"""Chunks of text on their way through a model: hidden states between two of its parts.
+"""Hidden states of text between two parts of a model, chunk by chunk.
 
-Letters: C chunks, T tokens of a chunk, W width of what layers give each other, V vocabulary.
+Letters: C chunks, T tokens of a chunk, W width of hidden states, V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,13 +20,13 @@ Call = tuple[str, tuple[Tensor, ...]]  # the module that was called, and with wh
 
 
 class Reached(Exception):
-    """All calls that were waited for have come: the rest of a layer need not run."""
+    """Raised when the last wanted call has come: the rest of the layer need not run."""
 
 
 class Stream:
-    """Chunks that go through the layers of a model one after the other, in fp32.
+    """Hidden states of chunks that go through the layers of a model one after the other, in fp32.
 
-    What layers hand to later ones besides their hidden states stays in memory.
+    Handoffs between layers stay in memory.
     """
 
     def __init__(self, model: Decoder, ids: Tensor, file: Path):
@@ -40,7 +40,7 @@ class Stream:
         self.hidden = torch.empty(0)
 
     def embed(self) -> None:
-        """Enter the model, whose embedding has its weights."""
+        """Run the embedding, which has its weights."""
         for part in self.parts:
             x = self.model.embed(self.ids[part])
             if not self.hidden.numel():
@@ -48,12 +48,13 @@ class Stream:
             self.hidden[part] = x
 
     def beside(self, side: nn.Module) -> None:
-        """Run what hands over to layers, which has its weights."""
+        """Run the module beside the layers that hands over their further inputs; it has its
+        weights."""
         for part, step in zip(self.parts, self.steps, strict=True):
             side(self.ids[part], self.hidden[part], step)
 
     def advance(self, index: int) -> None:
-        """Go through a layer, which has its weights."""
+        """Run a layer, which has its weights, and move to its output."""
         for batch, part in enumerate(self.parts):
             self.hidden[part] = self.output(index, batch)
 
@@ -66,11 +67,11 @@ class Stream:
         batches: int | None = None,
         advance: bool = False,
     ) -> Iterator[list[Call]]:
-        """Yield the calls of some modules of a layer, batch by batch; it has its weights.
+        """Yield the inputs of modules of a layer, which has its weights, batch by batch.
 
-        wanted: how many calls there are, behind which the layer need not run; 0 for an unknown
-        number. batches: of how many, None for all. The stream stays in front of the layer, unless
-        it is to advance.
+        wanted: the number of calls, after which the layer need not run on; 0: unknown.
+        batches: how many, None for all.
+        advance: move to the output of the layer; otherwise the stream stays at its input.
         """
         layer, seen = self.layers[index], list[Call]()
 
@@ -95,12 +96,13 @@ class Stream:
                 seen.clear()
 
     def logits(self, final: nn.Module) -> Iterator[Tensor]:
-        """Yield T,V of one chunk after the other; final: the model's, with its weights."""
+        """Yield the logits T,V of one chunk after the other; final: the model's last part, with
+        weights."""
         for chunk in self.hidden:
             yield final(chunk[None])[0]
 
     def output(self, index: int, batch: int) -> Tensor:
-        """Return what a layer, which has its weights, makes of a batch; the stream stays."""
+        """Return the output of a layer, which has its weights, for a batch; the stream stays."""
         x = self.hidden[self.parts[batch]]
         past = empty(self.model.states()[index], x.shape[0], x.shape[1], x.dtype)
         out: Tensor = self.layers[index](x, self.steps[batch], past)[0]

@@ -1,4 +1,4 @@
-"""One layer: its weights are quantized in the order in which they are used.
+"""Quantization of one layer, weight by weight in the order of use.
 
 Letters: n rows (tokens), N rows and K columns of a weight.
 """
@@ -30,10 +30,15 @@ VARIANTS = ("kept", "base")
 
 @dataclass(frozen=True)
 class Settings:
-    """preset: None to leave all weights as they are. fewest_tokens: of an expert, that its own
-    statistics need. scratch: where files of many activations lie. formats: parameter -> what it has
-    instead of the preset's, None for it is not quantized. head: whether the output head is
-    quantized too. kv: the format that keys and values are held in, None for that of the model."""
+    """How layers are quantized.
+
+    preset: None leaves all weights unquantized.
+    fewest_tokens: that an expert needs for statistics of its own.
+    scratch: directory for files of many activations.
+    formats: parameter -> the format that it has instead of the preset's, None for unquantized.
+    head: whether the output head is quantized too.
+    kv: the format of cached keys and values, None for that of the model.
+    """
 
     preset: Preset | None
     observer: str
@@ -53,14 +58,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Sight:
-    """A stream in front of a layer that is being quantized, and what the layer's linear units see
-    of the same text in the model that is not: by the first name of a unit, n,K."""
+    """A stream at the input of a layer that is being quantized, with the inputs n,K of the
+    layer's linear units in the unquantized model, by the first name of a unit."""
 
     stream: Stream
     reference: Mapping[str, Tensor]
 
     def inputs(self, index: int, unit: Unit) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what a unit sees, n,K batch by batch, in either model."""
+        """Yield the inputs of a unit, n,K, batch by batch, in both models."""
         name, done = unit.names[0], 0
         calls = unit.calls if len(unit.names) == 1 else 1
         for seen in self.stream.calls(index, [name], calls):
@@ -70,9 +75,9 @@ class Sight:
 
 
 def record(stream: Stream, index: int, units: Iterable[Unit], file: Path) -> dict[str, Tensor]:
-    """Go through a layer, and return what the first of each unit of linears sees, n,K.
+    """Run a layer, and return the inputs n,K of each unit of linear layers.
 
-    file: beginning of the names of files where much of it lies.
+    file: prefix of the files that large ones are stored in.
     """
     names = [unit.names[0] for unit in units if not unit.experts]
     kept: dict[str, Tensor] = {}
@@ -95,7 +100,7 @@ def _rows(calls: Iterable[Call]) -> Tensor:
 
 @dataclass
 class Outcome:
-    """A layer in one variant: what is written of it."""
+    """What is written of a layer in one variant."""
 
     weights: dict[str, Scheme] = field(default_factory=dict)
     inputs: dict[str, InputFormat] = field(default_factory=dict)
@@ -142,7 +147,7 @@ class LayerWork:
         self.experts: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
-        """Fill `outcomes`, and return what there is to say of the layer."""
+        """Fill `outcomes`; return the layer's part of the report."""
         for unit in self.units:
             if unit.experts:
                 self._experts(unit)
@@ -173,13 +178,15 @@ class LayerWork:
             round_inputs(self.model, layer, inputs, kept.smooth, choice.scale)
 
     def _presets(self, unit: Unit) -> dict[str, Preset]:
-        """Return how the weights of a unit that are quantized are, by their names in the layer."""
+        """Return the presets of a unit's weights, by their names in the layer; without
+        unquantized ones."""
         leaves = unit.parameters(self.model.layers[self.index])
         found = {leaf: self._preset(f"layers.{self.index}.{leaf}") for leaf in leaves}
         return {leaf: preset for leaf, preset in found.items() if preset is not None}
 
     def _preset(self, parameter: str) -> Preset | None:
-        """Return how a weight is quantized; None where it is not, which is then recorded."""
+        """Return the preset of a weight; None where it stays unquantized, which is then
+        recorded."""
         preset = self.settings.preset_of(parameter)
         if preset is None:
             return None

@@ -1,4 +1,4 @@
-"""How far quantized models are from the one they were made of, at the end of their streams."""
+"""Divergence of quantized models from the unquantized one, at the end of their streams."""
 
 from collections.abc import Mapping
 
@@ -16,10 +16,11 @@ def compare(
     final: nn.Module,
     sizes: Mapping[str, int],
 ) -> dict[str, Measured]:
-    """Compare streams of the same text with one of the model that is not quantized.
+    """Compare streams of the same text with that of the unquantized model.
 
-    reference: that one, and its final part, with its weights. final: that of the
-    others. sizes: bytes of the weights of each, those of the reference as 'reference'.
+    reference: the stream of that model, and its final part with its weights.
+    final: the final part of the others.
+    sizes: bytes of the weights of each, those of the reference as 'reference'.
     """
     stream, unquantized = reference
     compared = {name: Comparison(stream.ids) for name in others}

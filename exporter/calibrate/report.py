@@ -1,4 +1,4 @@
-"""What a recipe says of itself, as data and for a person."""
+"""The report of a recipe, as data and for a person."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +22,7 @@ SHOWN = 3  # names of those that are left for one reason
 def report(
     recipe: str | None, preset: Preset | None, run: Run, measured: Mapping[str, Measured]
 ) -> dict[str, Any]:
-    """Return what was found; nothing in it differs from run to run."""
+    """Return the report; nothing in it differs from run to run."""
     first = preset.ladder[0] if preset else ""
     better = measured["kept"].kl.value < measured["base"].kl.value
     written = "kept" if better or preset is None else "base"  # of weights as they are both are one
@@ -76,7 +76,7 @@ def _weights(
 
 
 def warn(report: Mapping[str, Any], fewest: int, progress: Progress) -> None:
-    """Tell of experts that see too few tokens, and of a recipe of nothing."""
+    """Warn of experts that see too few tokens, and of a recipe that quantizes nothing."""
     experts = [count for stack in report["experts"] for count in stack["tokens"]]
     pooled = sum(len(stack["pooled"]) for stack in report["experts"])
     alone = sum(len(stack["weight_only"]) for stack in report["experts"])
@@ -114,7 +114,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _budget(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how a budget was spent: every weight that is not in the commonest format by name."""
+    """Yield how a budget was spent: by name, every weight that is not in the commonest format."""
     budget = report["budget"]
     for tried in budget["passes"]:
         yield f"measured: KL {tried['kl']:.2e} at {tried['bits']:.2f} bits"
@@ -129,7 +129,8 @@ def _budget(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _places(names: Iterable[str]) -> str:
-    """Return weights of layers in few words: 'layers: mixer.k.weight in 0-3, 7; ...'."""
+    """Return names of weights, those of layers abbreviated: 'layers: mixer.k.weight in 0-3, 7;
+    ...'."""
     by_leaf: dict[str, list[int]] = {}
     for name in names:
         _, index, leaf = name.split(".", 2)

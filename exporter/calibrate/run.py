@@ -1,4 +1,4 @@
-"""Text goes through three models side by side, layer by layer, while one of them is quantized."""
+"""One calibration: text through three models side by side, layer by layer."""
 
 import copy
 import dataclasses
@@ -25,10 +25,10 @@ from lmcast.graphs.weights.sources import tensors_of
 
 
 class Run:
-    """From the embedding to the logits, with one part of the model in memory.
+    """A pass from the embedding to the logits, with one part of the model in memory.
 
-    Results of layers are in `work`, also those of a run before that was killed: such layers are run
-    again, but not quantized again.
+    Results of layers are in `work`, also those of an earlier run that was killed: such layers run
+    again, but are not quantized again.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class Run:
 
     @torch.no_grad()
     def all(self, progress: Progress) -> dict[str, Measured]:
-        """Quantize every layer, and return how far each variant is from the unquantized model."""
+        """Quantize every layer; return the divergence of each variant from the unquantized
+        model."""
         self._enter()
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in self.found.model.layers]
         done = sum(self.work.has(index, VARIANTS) for index in range(self.layers))
@@ -127,7 +128,7 @@ class Run:
             self.work.put(index, variant, outcome.recipe(report), outcome.values)
 
     def _quantize_head(self) -> None:
-        """Give the head, which has its weights, those that are written of it in both variants."""
+        """Give the head the weights that are written of it, in both variants."""
         assert self.head is not None and self.settings.preset is not None
         if not self.work.has(self.layers, VARIANTS):
             outcome, record = quantized_head(self.found.model, self.head, self.settings.preset)

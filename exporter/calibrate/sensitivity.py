@@ -1,12 +1,11 @@
-"""What each weight alone costs the model in each format it may take: what a budget is spent by.
+"""Sensitivity: the error that each weight alone causes in each format, which a budget is spent by.
 
-Letters: n tokens, W width of what layers give each other.
+Letters: n tokens, W width of hidden states.
 
-The error of a weight in a format is, with every other weight as it is: the squared change of the
-hidden states W behind its layer, relative to their squared size, mean over n held-out tokens. Codes
-are the nearest, which is cheap: calibrated ones lose less in every format. A change of the stream
-between layers counts the same in all of them, and divided token by token, so that the few tokens
-with huge states (the first ones of many models) do not decide alone.
+With all other weights unquantized: the squared change of the hidden states W after the weight's
+layer, relative to their squared size, mean over n held-out tokens. Codes are the nearest ones,
+which is cheap; calibrated ones lose less in every format. Every layer counts the same, and so does
+every token, so that the few with huge states (often the first ones) do not decide alone.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What is quantized of a layer, in the order in which its parts are called."""
+"""The weights of a layer that can be quantized, in the order in which they are used."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ FEWEST_OUTPUTS = 32  # gates and the like: little to gain, and much depends on t
 
 @dataclass(frozen=True)
 class Unit:
-    """Modules of a layer, by their names in it, that are called with the same tensor.
+    """Modules of a layer that are called with the same tensor, by their names in the layer.
 
-    calls: how often in all. experts: there is one, and it is a stack of experts.
+    calls: how often, all together. experts: the only module is a stack of experts.
     """
 
     names: tuple[str, ...]
@@ -36,9 +36,9 @@ class Unit:
 
 
 def units(stream: Stream, index: int) -> list[Unit]:
-    """Return what of a layer can be quantized, in the order of its first calls.
+    """Return the units of a layer in the order of their first calls.
 
-    The layer has its weights, and the stream stands in front of it.
+    The layer has its weights, and the stream is at its input.
     """
     layer = stream.layers[index]
     named = dict(layer.named_modules())
@@ -59,7 +59,7 @@ def units(stream: Stream, index: int) -> list[Unit]:
 
 
 def refused(shape: tuple[int, ...], format: WeightFormat, inputs: InputFormat) -> str | None:
-    """Say why a weight ...,N,K is left as it is; None where it can be quantized."""
+    """Return why a weight ...,N,K stays unquantized; None where it can be quantized."""
     outputs, width = shape[-2:]
     if len(shape) == 2 and outputs < FEWEST_OUTPUTS:
         return f"{outputs} outputs: fewer than {FEWEST_OUTPUTS}"
@@ -75,7 +75,7 @@ def refused(shape: tuple[int, ...], format: WeightFormat, inputs: InputFormat) -
 
 
 def left_over(model: nn.Module, quantized: frozenset[str]) -> Iterator[str]:
-    """Yield the matrices that stay as they are."""
+    """Yield the matrices that stay unquantized."""
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2 and name not in quantized:
             yield name

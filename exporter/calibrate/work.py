@@ -1,4 +1,4 @@
-"""Layers that are done, written one by one beside the destination: a killed run goes on there."""
+"""Results of finished layers, written beside the destination: a killed run continues from them."""
 
 import json
 import shutil
@@ -29,10 +29,10 @@ WHOLE = "whole"  # written last into the directory of a layer
 
 
 class Work:
-    """Directories of recipes, each of one layer in one variant.
+    """Directories that are recipes, each of one layer in one variant.
 
-    Used in a with statement: they stay only where it is left by an exception once there are any.
-    number: which one of several of a destination.
+    Used in a with statement: once there are any, they stay only if it is left by an exception.
+    number: which of several calibrations for one destination.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Work:
             self.end()
 
     def begin(self, key: Mapping[str, Any]) -> None:
-        """Keep what a run of the same key has left, and remove that of any other.
+        """Keep the results of a run with the same key, and remove those of any other.
 
-        key: all that the results depend on.
+        key: everything that the results depend on.
         """
         file, text = self.folder / KEY, json.dumps(key, sort_keys=True)
         if file.is_file() and file.read_text(encoding="utf-8") == text:
@@ -69,7 +69,7 @@ class Work:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what only a run needs: hidden states."""
+        """Remove what only the run itself needs: hidden states."""
         for file in self.folder.iterdir():
             if file.is_file() and file.name != KEY:
                 file.unlink()
@@ -78,7 +78,7 @@ class Work:
         return all((self._at(index, variant) / WHOLE).exists() for variant in variants)
 
     def put(self, index: int, variant: str, recipe: Recipe, values: Mapping[str, Tensor]) -> None:
-        """Write what a layer has become."""
+        """Write the results of a layer."""
         folder = self._at(index, variant)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -105,7 +105,7 @@ class Work:
 
 @contextmanager
 def filled(found: Definition, part: nn.Module, source: Checkpoint) -> Iterator[nn.Module]:
-    """Give a part of a model its weights in fp32 for as long as the block runs."""
+    """Give a part of a model its weights, in fp32, for the duration of the block."""
     fill(found, part, source.read, torch.float32)
     try:
         yield part
@@ -114,7 +114,7 @@ def filled(found: Definition, part: nn.Module, source: Checkpoint) -> Iterator[n
 
 
 def joined(parts: Iterable[Recipe]) -> Recipe:
-    """Return one recipe of several, without their reports."""
+    """Merge recipes, without their reports."""
     weights: dict[str, Scheme] = {}
     inputs: dict[str, InputFormat] = {}
     caches: dict[str, str] = {}
@@ -126,7 +126,7 @@ def joined(parts: Iterable[Recipe]) -> Recipe:
 
 
 def install(model: Decoder, files: RecipeFiles, source: Checkpoint) -> None:
-    """Give layers that have their weights what a recipe makes of them, in place."""
+    """Give layers, which have their weights, those of a recipe, in place."""
     read, recipe = files.extend(source).read, files.recipe
     for name, scheme in recipe.weights.items():
         with torch.no_grad():
@@ -146,7 +146,7 @@ def install(model: Decoder, files: RecipeFiles, source: Checkpoint) -> None:
 def hold_cache(
     model: Decoder, name: str, format: str, key_scale: Tensor, value_scale: Tensor
 ) -> None:
-    """Let attention hold keys and values in FP8, by scales ()."""
+    """Make attention cache keys and values in FP8 with scales ()."""
     cache = hold(model, name, format)
     cache.key_scale = nn.Parameter(key_scale.float(), requires_grad=False)
     cache.value_scale = nn.Parameter(value_scale.float(), requires_grad=False)
@@ -159,7 +159,7 @@ def round_inputs(
     smooth: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> None:
-    """Let a linear layer treat its inputs so, whatever it did before; its parameters stay."""
+    """Make a linear layer round its inputs like this, and no other way; its parameters stay."""
     old = model.get_submodule(name)
     weight, bias = old.get_parameter("weight"), dict(old.named_parameters()).get("bias")
     outputs, width = weight.shape

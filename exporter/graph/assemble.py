@@ -1,4 +1,4 @@
-"""Put the traced parts together: one ONNX graph in which every layer is a call of its kind."""
+"""Assembly of the traced parts: one ONNX graph in which every layer is a call of its kind."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -80,7 +80,7 @@ class _Assembly:
         return list(node.outputs)
 
     def give(self, call: Call, values: list[ir.Value]) -> None:
-        """Keep what a part hands over, under the names that later parts ask for."""
+        """Keep the outputs of a part under the names that later parts ask for."""
         for value, name in zip(values, call.gives, strict=True):
             value.name = name
             self.given[name] = value
@@ -106,10 +106,10 @@ class _Assembly:
 
 
 def attach_bodies(model: ir.Model) -> None:
-    """Give the file the body of every operator it uses, for runtimes without a kernel for it.
+    """Add the bodies of all custom operators in use, for runtimes that have no kernels for them.
 
-    Calls whose attributes make another body than those before get a name of their own,
-    'quantize_input__1': ONNX Runtime 1.31 takes no notice of overloads within functions.
+    Calls whose attributes need another body than earlier ones get a name of their own,
+    'quantize_input__1': ONNX Runtime 1.31 ignores overloads within functions.
     """
     bodies: dict[str, dict[bytes, ir.Function]] = {}  # by what they serialize to
     for node in chain(model.graph, *model.functions.values()):

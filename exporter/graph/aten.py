@@ -1,7 +1,7 @@
-"""The dictionary from ATen to ONNX: one entry an operator, in the words of Lowering.
+"""The lowering table from ATen to ONNX: one entry an operator.
 
-An entry takes the lowering, the traced node and the node's arguments as they were traced; it
-returns the ONNX value. What has no entry is refused, so an entry is added only with a test.
+An entry takes the Lowering, the traced node and the node's arguments as traced; it returns the ONNX
+value. An operator without an entry is refused, so an entry is added only with a test.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def std(
 
 
 def _widened(g: Lowering, x: fx.Node) -> tuple[ir.Value, Callable[[ir.Value], ir.Value]]:
-    """Return a value as torch sums it up, in fp32 or wider, and the way back to its dtype."""
+    """Return a value in the dtype that torch accumulates in, fp32 or wider, and the cast back."""
     have = _tensor(x).dtype
     wide = torch.promote_types(have, torch.float32)
     return g.cast(g.value(x), have, wide), lambda value: g.cast(value, wide, have)

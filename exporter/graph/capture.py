@@ -1,4 +1,4 @@
-"""Trace each distinct kind of part of a model once, on meta tensors, with torch.export."""
+"""Capture: each distinct part of a model is traced once, on meta tensors, with torch.export."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -155,7 +155,7 @@ def capture(model: Decoder) -> Captured:
 
 
 def _handoffs(part: nn.Module, shared: Mapping[int, list[Input]]) -> list[Handoff]:
-    """Return the handoffs that a part gives: those it holds and none before it gave."""
+    """Return the handoffs that a part fills: those it holds and no part before it filled."""
     return [m for m in part.modules() if isinstance(m, Handoff) and id(m) not in shared]
 
 
@@ -313,11 +313,12 @@ def _table_names(tables: Sequence[Table]) -> list[list[str]]:
 
 
 def _fingerprint(module: nn.Module, taken: Mapping[int, Sequence[Input]]) -> str:
-    """Return a digest equal for modules that trace alike: same classes, settings and shapes.
+    """Return a digest that is equal for modules with equal traces: same classes, settings and
+    shapes.
 
-    `taken`: what comes into the trace as inputs, by the identity of the table or handoff that it is
-    of; which of them it is and its axes count, not what gives it. A module or tensor that is met
-    again counts as the same one. Attributes that begin with an underscore must follow from others.
+    taken: the table or handoff of each tensor that is an input of the trace, by identity; its
+    position and axes count, not where it comes from. A module or tensor that occurs again counts as
+    the same one. Attributes that begin with an underscore must follow from others.
     """
     found = _Fingerprint(taken)
     found.feed(module)

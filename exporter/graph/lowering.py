@@ -1,4 +1,4 @@
-"""Write one traced part as an ONNX function: a walk over its nodes, with ATEN as the dictionary."""
+"""Lowering of one traced part to an ONNX function: a walk over its nodes with the table ATEN."""
 
 import operator
 import re
@@ -22,7 +22,7 @@ VARIANT = "__"  # between the name of an operator and the number of one of sever
 
 
 def onnx_dtype(dtype: torch.dtype) -> ir.DataType:
-    """Return ONNX's name of one of torch's dtypes."""
+    """Return the ONNX data type of a torch dtype."""
     return ir.DataType(of_torch(dtype).onnx)
 
 
@@ -31,7 +31,7 @@ class LoweringError(RuntimeError):
 
 
 class Lowering:
-    """The ONNX nodes of one part so far; entries of ATEN write through it."""
+    """The ONNX nodes of one part as they are written; entries of ATEN write through it."""
 
     def __init__(self, part: Part):
         self.part = part
@@ -53,9 +53,9 @@ class Lowering:
         domain: str = "",
         main: bool = False,
     ) -> ir.Value:
-        """Append a node of one output and return it.
+        """Append a node of one output, and return it.
 
-        `main` marks the node that a person would look for under the name of the module.
+        main: name the node after its module, under which a person would look for it.
         """
         return self.several(op_type, inputs, attributes, outputs=1, domain=domain, main=main)[0]
 
@@ -98,7 +98,8 @@ class Lowering:
         return self._constants[key]
 
     def value(self, arg: Any) -> Any:
-        """Return what an argument of a traced node is here: a value, or the argument itself."""
+        """Return the ONNX value of a traced argument, or the argument itself where it is no
+        node."""
         if isinstance(arg, fx.Node):
             return self._values[arg]
         if isinstance(arg, list | tuple):
@@ -113,7 +114,7 @@ class Lowering:
         return self.op("Shape", [value], {"start": axis, "end": axis + 1})
 
     def reshape(self, x: ir.Value, before: Sequence[Any], after: Sequence[Any]) -> ir.Value:
-        """Reshape between sizes as torch traced them: numbers or symbols."""
+        """Reshape between traced sizes: integers or symbols."""
         target: list[int] = []
         for i, size in enumerate(after):
             if isinstance(size, int):
@@ -175,7 +176,7 @@ class Lowering:
         return ir.Function(PARTS, self.part.name, graph=graph, attributes=[])
 
     def _output(self, value: ir.Value, before: Sequence[ir.Value]) -> ir.Value:
-        """Return a value as an output of its own: no input, and given out once."""
+        """Return a value that can be an output: no input, and no output already."""
         repeated = any(value is other for other in before)
         return self.op("Identity", [value]) if repeated or not value.producer() else value
 

@@ -1,4 +1,5 @@
-"""In which form each operator of ours is in a graph that was rewritten for a target."""
+"""Count how each custom operator is executed in a graph: by a plugin, a native kernel, or its
+body."""
 
 import re
 from collections import Counter, defaultdict
@@ -15,10 +16,12 @@ BEST = ("plugin", "native", "body")
 
 
 def forms(graph: ir.Model, plugins: bool) -> Forms:
-    """Return the forms by the names of nodes, which begin with those of the calls that they were.
+    """Return operator -> form -> number of calls, from the names of nodes, which begin with the
+    call's.
 
-    'native': nodes among which is one that the runtime has a kernel for; 'body': nothing but plain
-    operators; 'plugin': a node of ours that is left, where these are plugins, a body otherwise.
+    'native': among its nodes is one that the runtime has a kernel for. 'body': only plain
+    operators. 'plugin': the operator's own node is left, in a graph for which these are `plugins`;
+    otherwise 'body'.
     """
     # layers.3.mixer.cached_attention_2.attended: the call, and the operator that it is of.
     name = re.compile(rf"(.*?\.({'|'.join(REGISTRY)})(?:_\d+)?)(?:\.|$)")

@@ -1,7 +1,7 @@
-"""What a graph asks of the runner that loads it, said by the passes that cause it.
+"""Requirements of a graph on its runner, stated by the passes that cause them.
 
-A pass that inserts a node with a condition on how it is run calls `require` where it does so. What
-is gathered goes into engine.json, and a runner obeys it without looking at the graph.
+A pass that inserts a node which must be run in a certain way calls `require`. The result goes into
+engine.json, and a runner obeys it without inspecting the graph.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,7 @@ KEY = "requirements"  # in ir.Model.meta, which is not written into the file
 
 @dataclass(frozen=True)
 class Requirements:
-    """Conditions of one graph; the defaults are those of a graph that no pass has rewritten."""
+    """Requirements of one graph; the defaults are those of a graph that no pass has rewritten."""
 
     # The target's passes replace the runtime's own rewrites, which are to be off.
     optimized: bool = False
@@ -30,12 +30,12 @@ class Requirements:
 
 
 def require(model: ir.Model, **conditions: Any) -> None:
-    """Add conditions, by the names of the fields, to those of a graph."""
+    """Add requirements, by the names of the fields, to those of a graph."""
     model.meta[KEY] = replace(requirements(model), **conditions)
 
 
 def requirements(model: ir.Model) -> Requirements:
-    """Return all that was required of the runner of a graph so far."""
+    """Return the requirements of a graph so far."""
     found = model.meta.get(KEY, Requirements())
     assert isinstance(found, Requirements)
     return found

@@ -1,1 +1,1 @@
-"""Proof that an engine equals eager PyTorch, and what quantization costs."""
+"""Proof that an engine equals eager PyTorch, and the cost of quantization."""

@@ -1,4 +1,4 @@
-"""Where an engine first parts from eager PyTorch: the layer, then the operator within it."""
+"""Bisection: the first layer, then the first operator, that differs from eager PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -57,7 +57,7 @@ class Bisection:
 def find_divergence(
     engine: Engine, found: Definition, source: Checkpoint, row: list[int], times: float
 ) -> Bisection:
-    """Run one prompt with every inner value watched, and compare in order of computation.
+    """Run one prompt, and compare all inner values in the order of computation.
 
     A value diverges when its error from fp64 exceeds `times` eager's own plus FLOOR of its size.
     """
@@ -100,9 +100,9 @@ def _record(into: dict[str, Tensor], name: str) -> Callable[[Any, Any, Any], Non
 def _engine_values(
     engine: Engine, ids: np.ndarray, names: set[str]
 ) -> list[tuple[str, str, np.ndarray]]:
-    """Return (name, operator, value) of the graph's values that eager modules give as well.
+    """Return (name, operator, value) of the graph's values that eager modules have as well.
 
-    No inputs are rounded: what goes to the other side of a tie is no divergence.
+    Inputs are not rounded: a value on the other side of a tie is no divergence.
     """
     model = ir.load(engine.directory / MODEL)
     without_rounding(model)

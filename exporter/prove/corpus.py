@@ -1,4 +1,4 @@
-"""Text to calibrate and to measure with: samples of a file, and their tokens in chunks."""
+"""Text for calibration and measurement: samples of a file, and their tokens in chunks."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +17,9 @@ from lmcast.plugins.errors import InputError
 
 Sample = str | Sequence[Mapping[str, Any]]  # a text, or the messages of a chat
 
-MOST_BYTES = 256 << 20  # 256 MiB: tokenizing that takes minutes, and no method needs so much
+MOST_BYTES = 256 << 20  # 256 MiB: tokenizing that takes minutes, and no method needs more
 Part = Literal["calibration", "choice", "measuring"]
-# The tokens of a corpus fall into so many equal spans, which the parts take in turn. Spans depend
+# The tokens of a corpus are divided into equal spans, which the parts take in turn. Spans depend
 # on nothing else, so that chunks of one length never reach into those of another.
 SPANS = 16
 TURNS: tuple[Part, ...] = ("calibration", "choice", "calibration", "measuring")
@@ -111,12 +111,16 @@ def chunks(
     part: Part = "calibration",
     seed: int = 0,
 ) -> Tensor:
-    """Return `count` chunks of `tokens` ids each, int64 count,tokens; equal input, equal chunks.
+    """Return chunks of token ids, int64 count,tokens; equal input gives equal chunks.
 
-    Every chunk begins with what the tokenizer puts before a text (BOS, where it does). part: of the
-    text, and of no other part: what to calibrate on, to choose by which of several results is best,
-    or to measure the choice with. seed: which chunks, where there are more. Raises CorpusError for
-    too little text.
+    samples, text: what is tokenized, with which tokenizer and chat template.
+    tokens, count: size and number of chunks; each begins with what the tokenizer puts before a text
+        (BOS, where it does).
+    part: of the text; parts do not overlap: for calibration, for choices between results, for
+        measurements.
+    seed: which chunks, where there are more.
+
+    Raises CorpusError for too little text.
     """
     prefix = text.prefix()
     if tokens <= len(prefix) + 1 or count < 1:

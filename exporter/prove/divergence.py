@@ -1,4 +1,4 @@
-"""Two models on the same text, in numbers: perplexity, divergence, and how sure they are.
+"""Comparison of two models on the same text: perplexity, divergence, and standard errors.
 
 Letters: C chunks, T tokens of each, N positions, V vocabulary.
 """
@@ -32,7 +32,7 @@ class Mean:
         return cls(values.double().mean().item(), error)
 
     def exp(self) -> "Mean":
-        """Return e to the power of it; the error goes by the slope there."""
+        """Return its exponential; the error is scaled by the derivative."""
         value = math.exp(self.value)
         return Mean(value, None if self.error is None else self.error * value)
 
@@ -43,7 +43,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class LayerError:
-    """A layer alone: how far its output is from that of the checkpoint's on the same inputs.
+    """The error of one layer on the same inputs as the checkpoint's layer.
 
     error: |difference| / |output| of a token, mean over tokens.
     """
@@ -63,13 +63,15 @@ class Worst:
 
 @dataclass(frozen=True)
 class Measured:
-    """How much worse a model is than its checkpoint. Divergences are in nats.
+    """The loss of a model against its checkpoint; divergences are in nats.
 
-    kl: of the model's prediction from the checkpoint's, KL(checkpoint || model), mean over tokens.
-    top1: share of positions where both find the same token most likely. perplexity_ratio: model to
-    checkpoint, chunk by chunk, so that what makes a text hard cancels. bytes: of weights, as they
-    are stored. by_position: kl of every position, mean over chunks. histogram: (lower edge, upper
-    edge, positions) by kl. layers: None where they were not measured.
+    kl: KL(checkpoint || model) of the next-token distributions, mean over tokens.
+    top1: share of positions with the same most likely token.
+    perplexity_ratio: model to checkpoint, chunk by chunk, so that the difficulty of a text cancels.
+    bytes: of the weights, as stored.
+    by_position: kl at every position, mean over chunks.
+    histogram: (lower edge, upper edge, positions) by kl.
+    layers: None where they were not measured.
     """
 
     chunks: int
@@ -139,7 +141,7 @@ class Measured:
 
 
 class Comparison:
-    """Takes logits of both models piece by piece and keeps a few numbers for each position."""
+    """Collects numbers for each position from the logits of both models, piece by piece."""
 
     def __init__(self, ids: Tensor):
         """ids: C,T int64, the chunks."""
@@ -169,7 +171,7 @@ class Comparison:
     def measured(
         self, bytes: int, reference_bytes: int, layers: tuple[LayerError, ...] | None = None
     ) -> Measured:
-        """Return the numbers once every position was added."""
+        """Return the result, once all positions have been added."""
         assert not self._kl.isnan().any(), "positions are missing"
         loss, reference = self._loss.mean(1), self._reference_loss.mean(1)
         chunk, position = divmod(int(self._kl.argmax()), self._kl.shape[1])

@@ -1,4 +1,4 @@
-"""The eager model, one part in memory at a time: what engines are held against.
+"""The eager reference: a forward pass with one part of the model in memory at a time.
 
 Letters: B rows, T tokens, R positions that logits are wanted at, D width, V vocabulary.
 """
@@ -26,12 +26,15 @@ def full_pass(
     *,
     watch: Watch | None = None,
 ) -> dict[torch.dtype, Tensor]:
-    """Run input_ids B,T int64 through the definition in each dtype: dtype -> logits B,R,V.
+    """Run a definition in several dtypes: dtype -> logits B,R,V.
 
-    counts B int64: valid tokens of each row, padded on the right. rows B,R int64: positions that
-    logits are wanted at, None for all. Every weight is read once per dtype, and memory holds one
-    part of the model at a time, whatever its size. `watch(index, layer, dtype)` is called before a
-    layer runs, with its weights in place, so that hooks can be set.
+    input_ids: B,T int64; counts: B int64, valid tokens of each row, padded on the right.
+    dtypes: to compute in; every weight is read once per dtype.
+    rows: B,R int64, positions that logits are wanted at; None for all.
+    watch: `watch(index, layer, dtype)` is called before a layer runs, with its weights in place, so
+        that hooks can be set.
+
+    Memory holds one part of the model at a time.
     """
     batch = [(input_ids, counts)]
     passes = {dtype: Pass(found, source.read, batch, dtype) for dtype in dtypes}
@@ -46,10 +49,11 @@ def full_pass(
 
 
 class Pass:
-    """Batches on their way through a definition in one dtype; every weight is read once for all.
+    """A forward pass of several batches in one dtype; every weight is read once for all of them.
 
-    batches: ids B,T int64 and how many of each row are valid, B int64. hidden: of each batch B,T,D
-    behind the parts that have run, the embedding at first; the caller sets it.
+    batches: (ids B,T int64, valid tokens of each row B int64).
+    hidden: of each batch, B,T,D after the parts that have run, the embedding at first; the caller
+        updates it.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class Pass:
     def layer(
         self, index: int, inputs: Sequence[Tensor], watch: Watch | None = None
     ) -> list[Tensor]:
-        """Return what a layer makes of inputs B,T,D, one for each batch."""
+        """Return the outputs of a layer for inputs B,T,D, one for each batch."""
         states = self._model.states()[index]
         outputs = []
         with self._filled(self._model.layers[index]) as layer:

@@ -1,4 +1,5 @@
-"""Is the engine what eager PyTorch computes? Errors against fp64, in units of eager's own error.
+"""Parity: does the engine compute what eager PyTorch computes? Errors from fp64, in units of
+eager's.
 
 Letters: B rows, T tokens, V vocabulary.
 """
@@ -49,7 +50,7 @@ WIDEST_WINDOW = 512  # a wider one would take minutes to exceed; the report says
 
 @dataclass(frozen=True)
 class Result:
-    """One way of running the engine, compared at every position it gave logits for."""
+    """One way of running the engine, compared at every position with logits."""
 
     scenario: str
     positions: int
@@ -154,14 +155,14 @@ def check(
     tokens: int = SHORT,
     widest: int = SHORT,
 ) -> Report:
-    """Run the engine in every way a session can and compare with the eager definition.
+    """Run the engine in each way a session can, and compare with the eager definition.
 
-    prompts: token ids; None for ids drawn with a fixed seed, `tokens` long, or longer to exceed the
-    windows of the model up to `widest`.
+    prompts: token ids; None: drawn with a fixed seed, `tokens` long, or longer so as to exceed the
+    model's windows up to `widest`.
 
-    Where inputs of products are rounded to few bits, by a recipe or by kernels, eager rounds them
-    too, and its error from fp64, which does not, bounds the engine's; that nothing else is wrong is
-    shown by the same graph without rounding: 'exact'.
+    Where inputs of products are rounded to low precision, by a recipe or by kernels, eager rounds
+    them too: its error from fp64, which does not round, then bounds the engine's. That all else is
+    right is shown by the same graph without rounding: 'exact'.
     """
     windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
@@ -212,7 +213,7 @@ class _Reference:
 def _reference(
     found: Definition, source: Checkpoint, rows: list[list[int]], dtype: torch.dtype
 ) -> list[_Reference]:
-    """Return what eager computes for every row, in one pass over the weights."""
+    """Return the eager logits of every row, in one pass over the weights."""
     logits = _logits(found, source, rows, (torch.float64, dtype))
     exact, eager = logits[torch.float64].numpy(), logits[dtype].double().numpy()
     ats = [watched(len(row)) for row in rows]
@@ -264,8 +265,8 @@ def _prefill(engine: Engine, rows: list[list[int]]) -> Got:
 def _one_by_one(engine: Engine, rows: list[list[int]]) -> Got:
     """Each row alone, token by token.
 
-    ONNX Runtime's fp32 MatMulNBits adds up a row as exactly as torch; several at once, in 1.31, it
-    adds in one chain, with up to 2.8 times the error (K = 1536).
+    For one token, ONNX Runtime's fp32 MatMulNBits sums as exactly as torch. For several at once,
+    1.31 sums in one chain, with up to 2.8 times the error (K = 1536).
     """
     got: Got = []
     for r, row in enumerate(rows):
@@ -291,7 +292,7 @@ def _steps(engine: Engine, rows: list[list[int]]) -> Got:
 
 
 def _ragged(engine: Engine, rows: list[list[int]]) -> Got:
-    """All rows in one batch, padded; what is held back comes in single tokens.
+    """All rows in one batch, padded; the rest of each in single tokens.
 
     A plan for fewer rows gets them in several batches.
     """

@@ -1,4 +1,5 @@
-"""How much worse than its checkpoint is an engine, or a quantized model that is none yet?"""
+"""Quality: what an engine, or a quantized model before its export, has lost against its
+checkpoint."""
 
 import copy
 import dataclasses
@@ -38,12 +39,15 @@ def quality(
     portable: bool = False,
     progress: Progress = silent,
 ) -> Measured:
-    """Compare an engine with a checkpoint in fp32, eager and not quantized, on held-out text.
+    """Compare an engine with its eager fp32 checkpoint on held-out text.
 
-    Weights that the checkpoint holds quantized count as what they stand for. data: a file as
-    read_corpus takes it. tokens: how many at least, in chunks of `chunk`. recipe: the directory
-    that the engine was made with; the layers of a model are only compared if it is given.
-    portable: as for Engine. Raises InputError where these do not belong together.
+    against: the checkpoint; weights that it stores quantized count as their dequantized values.
+    data: a file as read_corpus takes it.
+    tokens, chunk: how many tokens at least, in chunks of how many.
+    recipe: the directory that the engine was made with; only with it are layers compared.
+    portable: as for Engine.
+
+    Raises InputError where these do not belong together.
     """
     if tokens < 1 or chunk < 1:
         raise CorpusError(f"tokens is {tokens} and chunk {chunk}; accepted: integers from 1")
@@ -77,9 +81,13 @@ def eager_quality(
     ids: Tensor,
     with_layers: bool = False,
 ) -> Measured:
-    """Compare a definition, that `calib.recipe.apply` gave, with a checkpoint's, both in fp32.
+    """Compare a definition from `calib.recipe.apply` with its checkpoint's, both in fp32.
 
-    ids: C,T int64, held-out chunks. Of both, memory holds one part at a time.
+    found, source: the checkpoint's; other, other_source: the quantized one.
+    ids: C,T int64, held-out chunks.
+    with_layers: also compare each layer alone.
+
+    Memory holds one part of each at a time.
     """
     reference = _begin(unrounded(found), source, ids)
     measured = _begin(_own(other), other_source, ids)
@@ -96,12 +104,12 @@ def eager_quality(
 
 
 def weight_bytes(found: Definition, source: Checkpoint) -> int:
-    """Return the size of what a definition reads, as it is stored."""
+    """Return the stored size of the tensors that a definition reads."""
     return sum(source.tensors[tensor].nbytes for tensor in found.binding.tensors())
 
 
 def _own(found: Definition) -> Definition:
-    """Return a definition that can have its weights while another has its own."""
+    """Return a copy of a definition, which can have its weights while the original has its own."""
     return dataclasses.replace(found, model=copy.deepcopy(found.model.to("meta")))
 
 
@@ -161,7 +169,7 @@ def _begin(
 def _run(
     layers: int, reference: Pass, alone: Pass | None, measured: Pass | None = None
 ) -> tuple[LayerError, ...] | None:
-    """Go through all layers; `alone` has each take what the reference gives it, to compare."""
+    """Run all layers; `alone`: each gets the reference's inputs, and is compared by itself."""
     errors = []
     for index in range(layers):
         outputs = reference.layer(index, reference.hidden)

@@ -1,11 +1,11 @@
-"""What an engine rounds, inputs of products and keys and values that it holds; the eager model that
-does the same, and both without.
+"""Rounding within engines, of inputs of products and of caches: the eager model that rounds alike,
+and both without rounding.
 
-Recipes have inputs rounded by quantize_input, keys and values by attention. ONNX Runtime's kernels
-for weights of few bits multiply integers: there each block of inputs is rounded to int8 by its
-largest value. All of it is part of the arithmetic, as fp16 would be: what lies next to a tie goes
-to one side in the engine, to the other in eager, and one step of few bits is far above any bound of
-fp32.
+By a recipe, quantize_input rounds the inputs of products, and attention its cache. Beyond that,
+ONNX Runtime's kernels for low-bit weights multiply integers: they round each block of inputs to
+int8 by its largest value. Such rounding is part of the arithmetic, as that of fp16 would be: a
+value near a tie may go one way in the engine and the other way in eager, and one step of a
+low-precision format is far above any bound of fp32.
 """
 
 import copy
@@ -46,17 +46,19 @@ FP8 = "float8_e4m3fn"  # as engine.json names it
 
 
 def exact_engine(directory: Path, threads: int | None = None) -> Engine:
-    """Return an engine whose portable graph multiplies inputs of products as they are, also where
-    the engine rounds them to few bits, and holds keys and values as they are."""
+    """Return an engine whose portable graph rounds neither inputs of products nor keys and
+    values to low precision."""
     fields = read_manifest(directory).fields
     variant = Variant(exact_model(directory / MODEL), exact_contract(fields))
     return Engine(directory, threads, portable=True, variant=variant)
 
 
 def exact_model(file: Path) -> bytes:
-    """Return a graph that rounds no inputs, if it is loaded without prepacking: without a layout of
-    its own for quantized weights ONNX Runtime 1.31 multiplies with their values. Its states are
-    those of `exact_contract`."""
+    """Return a graph that rounds no inputs, if it is loaded without prepacking.
+
+    Without the kernels' own layout of quantized weights, ONNX Runtime 1.31 multiplies with
+    dequantized values. Its states are those of `exact_contract`.
+    """
     graph = ir.load(file)
     without_rounding(graph)
     model: bytes = ir.to_proto(graph).SerializeToString()
@@ -64,15 +66,15 @@ def exact_model(file: Path) -> bytes:
 
 
 def exact_contract(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what engine.json says of the graph, with keys and values as they are computed."""
+    """Return the `graph` of engine.json with unquantized keys and values."""
     states = [s | ({"dtype": fields["dtype"]} if s["dtype"] == FP8 else {})
               for s in fields["graph"]["states"]]  # fmt: skip
     return {**fields["graph"], "states": states}
 
 
 def without_rounding(graph: ir.Model) -> bool:
-    """Let quantize_input leave its inputs as they are, but for rotation, and attention hold what it
-    computes; say if there is any of either."""
+    """Replace bodies of quantize_input by ones that only rotate, and of attention by ones with
+    unquantized caches; return whether there were any."""
     found = False
     for node in list(chain(graph.graph, *graph.functions.values())):
         key = node.op_identifier()
@@ -96,12 +98,12 @@ def _holds_codes(node: ir.Node) -> bool:
 def _unrounded(
     op: Builder, x: Value, scale: Value | None, format: Attribute, rotation: Attribute
 ) -> Value:
-    """A body of quantize_input that rotates alone."""
+    """The body of quantize_input without the rounding: the rotation alone."""
     return op.CastLike(rotated(op, op.Cast(x, to=DataType.FLOAT), rotation.value), x)
 
 
 def _hold_numbers(graph: ir.Model, node: ir.Node) -> None:
-    """Give attention the body that holds numbers; it keeps its inputs, and takes no scales."""
+    """Give attention its body for unquantized caches; the node keeps its inputs."""
     plugin = REGISTRY[node.op_type.partition(VARIANT)[0]]
 
     def body(op: Builder, **given: Any) -> Any:
@@ -123,8 +125,8 @@ def _is_state(value: ir.Value) -> bool:
 
 
 def unrounded(found: Definition) -> Definition:
-    """Return a definition whose linear layers take their inputs as they are, but for rotation, and
-    whose attention holds keys and values as they are."""
+    """Return a definition whose linear layers do not round their inputs, though they rotate
+    them, and whose attention has unquantized caches."""
     model = copy.deepcopy(found.model.to("meta"))
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
@@ -135,7 +137,7 @@ def unrounded(found: Definition) -> Definition:
 
 
 def with_rounding(found: Definition, products: Mapping[str, int]) -> Definition:
-    """Return a definition in which the inputs of these parameters' products are rounded."""
+    """Return a definition that rounds the inputs of products with these parameters."""
     model = copy.deepcopy(found.model.to("meta"))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for path, module in list(model.named_modules()):
@@ -153,7 +155,7 @@ def with_rounding(found: Definition, products: Mapping[str, int]) -> Definition:
 
 
 def _round_within(module: nn.Module, blocks: Mapping[str, int]) -> None:
-    """Let what a module multiplies with these parameters be rounded while it runs."""
+    """Round the inputs of products with these parameters of a module while it runs."""
     entered: list[ExitStack] = []
 
     def enter(_: nn.Module, inputs: Any) -> None:
@@ -168,7 +170,7 @@ def _round_within(module: nn.Module, blocks: Mapping[str, int]) -> None:
 
 
 class _Experts(nn.Module):
-    """Experts under the same names, with rounded inputs of both products."""
+    """Experts under the same names that round the inputs of both products."""
 
     def __init__(self, experts: Experts, blocks: Mapping[str, int]):
         super().__init__()
@@ -187,7 +189,8 @@ class _Experts(nn.Module):
 
 
 class _RoundedLinear(TorchFunctionMode):
-    """While it is entered, F.linear rounds what it multiplies with parts of these parameters."""
+    """While active, F.linear rounds its input where the weight is (part of) one of these
+    parameters."""
 
     def __init__(self, module: nn.Module, blocks: Mapping[str, int]):
         super().__init__()
@@ -202,12 +205,13 @@ class _RoundedLinear(TorchFunctionMode):
 
 
 def _address(tensor: Tensor) -> int:
-    """Return what tells the parameter that a tensor is a part of."""
+    """Return the address of a tensor's storage, by which a part of a parameter is recognized."""
     return tensor.untyped_storage().data_ptr()
 
 
 def rounded(x: Tensor, block: int) -> Tensor:
-    """Return the values ...,K of x, each block of them rounded to 127 steps of its largest."""
+    """Return x ...,K rounded in blocks: int8 codes with a scale by the largest magnitude of
+    each."""
     wide = x.float().unflatten(-1, (-1, block))
     step = wide.abs().amax(-1, keepdim=True) / 127
     near: Tensor = torch.where(step > 0, (wide / step).round(), 0) * step

@@ -92,7 +92,7 @@ OLDER = {
 
 
 def tidy(raw: Mapping[str, Any], partial: float = 1.0) -> dict[str, Any]:
-    """Rename older keys of a raw config to those of LatentKeys; partial as in older_spellings.rope."""
+    """Rename older keys to those of LatentKeys; partial as in older_spellings.rope."""
     return rope(renamed(raw, OLDER), partial=partial)
 
 

@@ -211,7 +211,7 @@ def _stored_as(leaf: Leaf) -> tuple[type, Scheme | None]:
 
 
 def _lookup(name: str, table: Table) -> tuple[Entry, str]:
-    """Look up a parameter in the table: its entry, and the number of its layer ('' outside layers)."""
+    """Return the table's entry for a parameter, and the number of its layer ('' outside layers)."""
     index = re.search(r"\.(\d+)(?=\.|$)", name)
     plain = name if index is None else name[: index.start()] + ".{i}" + name[index.end() :]
     layer = "" if index is None else index[1]
