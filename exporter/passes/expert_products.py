@@ -1,4 +1,4 @@
-"""The products of all experts, each of its own matrix with its own run of columns.
+"""Products of all experts, each of its matrix with its own run of columns.
 
 Letters: E experts, N rows and K columns of a matrix.
 """
@@ -14,9 +14,11 @@ from lmcast.exporter.passes.rewrite import MICROSOFT, insert
 def products(
     model: ir.Model, at: ir.Node, columns: ir.Value, runs: ir.Value, stack: ir.Value, name: str
 ) -> ir.Value:
-    """Return the products, joined: columns K,routes in runs of these sizes -> N,routes.
+    """Return the products, concatenated: N,routes.
 
-    stack: E,N,K. `name` is what nodes are named after, and the name of the output.
+    columns: K,routes, sorted by expert; runs: the number of columns of each.
+    stack: E,N,K, the matrices.
+    name: of the output, and the prefix of the nodes' names.
     """
     integers = integer_weight(stack)
     if integers is not None and integers.has_kernel:
@@ -35,7 +37,7 @@ def _of_integers(
     stack: IntegerWeight,
     name: str,
 ) -> ir.Value:
-    """Return the same of quantized matrices, whose kernel takes rows."""
+    """The same for quantized matrices, whose kernel takes rows."""
     turn = {"perm": [1, 0]}
     (rows,) = insert(model, at, "Transpose", [columns], turn, name=f"{name}.rows")
     found = [

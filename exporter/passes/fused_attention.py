@@ -1,4 +1,4 @@
-"""Bring Attention into the form that TensorRT has fused kernels for, or into plain operators.
+"""Rewrite Attention for TensorRT's fused kernels, or decompose it into plain operators.
 
 TensorRT for RTX 1.7 has no softcap, takes one width for queries, keys and values, and chooses the
 precision of the softmax itself. Its fused kernels take two bytes a number, and widths of 16 to 256

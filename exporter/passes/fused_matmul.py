@@ -1,4 +1,4 @@
-"""Multiply by a weight as it is stored, [out, in], without a transposed copy of it.
+"""Fuse the transposition of a weight into the product: it is read as stored, [out, in].
 
 before: MatMul(x, Transpose(weight))
 after:  com.microsoft.FusedMatMul(x, weight, transB=1)

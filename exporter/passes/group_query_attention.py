@@ -1,4 +1,4 @@
-"""Attend with ONNX Runtime's kernel, whose cost goes by the tokens held, not by the capacity.
+"""Fuse attention into GroupQueryAttention, whose cost depends on cached tokens, not on capacity.
 
 before: y, key, value = lmcast.cached_attention(q, k, v, past_key, past_value, lengths, counts)
 after:  y, key, value = com.microsoft.GroupQueryAttention(q, k, v, past_key, past_value,

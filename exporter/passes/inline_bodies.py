@@ -1,4 +1,4 @@
-"""Replace an operator of ours that a target has no kernel for by the body that the file carries.
+"""Inline the bodies of custom operators that a target has no kernels for.
 
 before: layers.3.mixer.cached_attention = lmcast.cached_attention(query, ...)
 after:  layers.3.mixer.cached_attention.new_key = Transpose(key), ..., a node for each of the body's

@@ -1,4 +1,4 @@
-"""Replace the calls of all parts by their nodes where states are FP8.
+"""Inline the calls of all parts where states are FP8.
 
 before: layers.3 = Layer0(x, layers.3.key.past, ...), which calls lmcast.cached_attention
 after:  layers.3.mixer.cached_attention = lmcast.cached_attention(..., layers.3.key.past, ...)

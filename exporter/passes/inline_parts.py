@@ -1,4 +1,4 @@
-"""Replace the call of a part by its nodes.
+"""Inline the call of a part.
 
 before: layers.3 = Layer0(x, ..., layers.3.mixer.q.weight, ...)
 after:  layers.3.mixer.q = MatMul(...), ... under the names that the part gives them

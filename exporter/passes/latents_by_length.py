@@ -1,12 +1,12 @@
-"""Give the operators of latent caches bodies whose cost goes by the tokens held.
+"""Attend to the tokens in a latent cache, instead of to its whole capacity.
 
-before: lmcast.mla_attention, its body attending to all rows of the cache, whatever is held
+before: lmcast.mla_attention, its body attending to all rows of the cache, used or not
 after:  the same node, its body attending to the first `max(lengths) + T` rows; likewise
         sparse_attention, where it does not gather, and the scores of sparse_index
 
-The rows are copied once, which is little beside what all heads multiply them with; transposed they
-are not (FusedMatMul). GroupQueryAttention, with the latents as one key head that all share, would
-read the whole cache anew for every head.
+The rows are copied once, which costs little beside the products of all heads with them, and are not
+transposed (FusedMatMul). GroupQueryAttention, with the latents as one shared key head, would read
+the whole cache again for every head.
 """
 
 from collections.abc import Mapping
@@ -37,8 +37,10 @@ def index(
     top_k: Attribute,
     style: Style,
 ) -> tuple[Value, Value]:
-    """As many positions are chosen as the operator says: the rest scores as what is not seen. ONNX
-    Runtime's TopK knows no limit, and puts the chosen ones in order too."""
+    """The body of sparse_index over the rows in use; the others score as unseen positions.
+
+    ONNX Runtime's TopK has no limit, so that a second one puts the chosen positions in order.
+    """
     tokens, capacity = op.size(query, 1), op.size(past_key, 1)
     until = last_seen(op, cache_lengths, tokens)
     present = onnx_body.write(op, past_key, until, key)

@@ -1,4 +1,4 @@
-"""Compute once what several nodes compute alike: same operator, inputs and attributes.
+"""Common subexpression elimination: nodes of equal operator, inputs and attributes are one.
 
 before: a = Cast(n), b = Cast(n), f(a, b)
 after:  a = Cast(n), f(a, a)

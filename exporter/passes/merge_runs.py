@@ -1,13 +1,12 @@
-"""Let weights that lie side by side in a file be one weight of the graph.
+"""Merge weights that are adjacent in a file into one weight of the graph.
 
 before: stack = Concat(weight of expert 0, weight of expert 1, ...), each a range of a file
 after:  stack = Concat(Gather(run 0, rows), Reshape(Gather(run 1, rows), shape), ...)
 
-A run has one row for each of the ranges, of one size and of any stacks, that touch in a file. There
-the matrices of experts lie in the order of their names: down, gate and up of expert 0, then of 1,
-10, 11, 2 ...; files end anywhere. Rows that are evenly spaced are a Slice, and what would change
-nothing is left out. The largest models have 70,000 such matrices, each of which costs a graph 300
-bytes.
+A run has one row for each of the adjacent ranges, which are of one size and of any stacks. In files,
+the matrices of experts are in the order of their names: down, gate and up of expert 0, then of 1,
+10, 11, 2 ..., and a file may end anywhere. Evenly spaced rows become a Slice; a Slice of everything
+is left out. The largest models have 70,000 such matrices, each of which costs a graph 300 bytes.
 """
 
 from collections import Counter
@@ -17,7 +16,7 @@ import onnx_ir as ir
 
 from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace
 
-# Entries that a stack has for each of its runs, at least: with fewer its nodes cost what it saves.
+# Entries of a stack per run, at least: with fewer, the new nodes cost as much as they save.
 FEWEST = 4
 Place = tuple[int, int]  # number of a run, row in it
 
@@ -31,7 +30,7 @@ def merge_runs(model: ir.Model) -> int:
         worth = [s for s, p in zip(stacks, parts, strict=True) if len(p) * FEWEST <= len(s.inputs)]
         if len(worth) == len(stacks):
             break
-        stacks = worth  # without the others the runs may be other ones
+        stacks = worth  # runs depend on which stacks take part
     merging = _Merging(model, runs)
     for node, part in zip(stacks, parts, strict=True):
         replace(model, node, [merging.stack(node, part)])
@@ -39,7 +38,8 @@ def merge_runs(model: ir.Model) -> int:
 
 
 def find_runs(weights: Iterable[ir.ExternalTensor]) -> list[list[ir.ExternalTensor]]:
-    """Return weights in runs: of one file, dtype and size, each where the one before ends."""
+    """Group weights into runs of one file, dtype and size in which each begins where the last
+    ends."""
     runs: list[list[ir.ExternalTensor]] = []
     end = None
     for weight in sorted(weights, key=lambda w: (w.location, w.offset)):
@@ -54,7 +54,7 @@ def find_runs(weights: Iterable[ir.ExternalTensor]) -> list[list[ir.ExternalTens
 
 
 def _is_stack(node: ir.Node) -> bool:
-    """Whether a Concat makes a stack of ranges of files that nothing else reads."""
+    """Whether a Concat stacks ranges of files that no other node reads."""
     return node.attributes["axis"].as_int() == 0 and all(
         value is not None
         and isinstance(value.const_value, ir.ExternalTensor)

@@ -1,4 +1,4 @@
-"""Quantized weights of a graph for ONNX Runtime, and its own operators on their bytes.
+"""INT4 and INT8 weights of a graph as ONNX Runtime's own operators take them.
 
 Letters: E experts, N rows, K columns, G blocks of a row, S blocks of the whole weight.
 """
@@ -14,10 +14,13 @@ from lmcast.exporter.weights.quantized_forms import KERNEL_BLOCKS
 
 @dataclass(frozen=True)
 class IntegerWeight:
-    """Integers of 4 or 8 bits with a scale for each block, as exporter/weights/attach.py puts them.
+    """A 4- or 8-bit integer weight with a scale per block, from exporter/weights/attach.py.
 
-    codes: S,block UINT4 or UINT8. scales: S fp32. zeros: S like codes, None where the middle code
-    stands for 0. shape: N,K or E,N,K. dtype: what the values are cast to.
+    codes: S,block UINT4 or UINT8.
+    scales: S fp32.
+    zeros: S like codes; None where the middle code stands for 0.
+    shape: N,K or E,N,K.
+    dtype: what the dequantized values are cast to.
     """
 
     codes: ir.Value
@@ -100,7 +103,7 @@ def bytes_of(
     index: int = 0,
     parts: int = 1,
 ) -> ir.Value:
-    """Return one of so many equal parts of a weight's bytes as a weight of this shape."""
+    """Return one of `parts` equal parts of a weight's bytes as a weight of this shape."""
     whole = value.const_value
     assert isinstance(whole, ir.ExternalTensor)
     assert whole.offset is not None and whole.length is not None and kind is not None

@@ -1,4 +1,4 @@
-"""Take rows of an embedding of 4 or 8 bits, without dequantizing the others.
+"""Gather rows of a 4- or 8-bit embedding, dequantizing no others.
 
 before: Gather(Reshape(DequantizeLinear(codes, scales, zeros)), ids)
 after:  com.microsoft.GatherBlockQuantized(codes, ids, scales)

@@ -1,4 +1,4 @@
-"""Multiply with integers of 4 or 8 bits as they are stored, without dequantizing the weight.
+"""Fuse products with 4- and 8-bit weights into MatMulNBits, which reads the codes as stored.
 
 before: MatMul(x, Transpose(Reshape(DequantizeLinear(codes, scales, zeros))))
 after:  com.microsoft.MatMulNBits(x, codes, scales)

@@ -1,4 +1,4 @@
-"""One of a stack of weights, as a range of bytes of its own wherever the stack allows it."""
+"""One entry of a stack of weights, as a byte range of its own where possible."""
 
 import math
 from typing import Any
@@ -11,8 +11,8 @@ from lmcast.exporter.passes.rewrite import constant, insert
 def nth(model: ir.Model, at: ir.Node, stack: ir.Value, index: int) -> ir.Value:
     """Return entry `index` of axis 0 of a weight of the graph, without that axis.
 
-    Where the stack was put together by nodes (exporter/weights/attach.py), those are followed to
-    the bytes themselves, so that nothing of the other entries is read.
+    A stack that is assembled by nodes (exporter/weights/attach.py) is followed back to its
+    initializers, so that no other entry is read.
     """
     node = stack.producer()
     if node is None and isinstance(stack.const_value, ir.ExternalTensor):
@@ -121,7 +121,7 @@ def _copy(
 
 
 def _is_stack(value: ir.Value | None, stack: ir.Value) -> bool:
-    """Whether a value has as many axes as a stack, and entries."""
+    """Whether a value has the rank of a stack, and one entry for each of its."""
     own, whole = () if value is None or value.shape is None else _shape(value), _shape(stack)
     return len(own) == len(whole) and own[0] == whole[0]
 

@@ -1,4 +1,4 @@
-"""Multiply rounded inputs as TensorRT has kernels for: codes first, the scale of a token behind.
+"""Low-precision products for TensorRT: codes are multiplied first, the scale of a token last.
 
 What a scale is multiplied with may lie on either side of a product; in front of it, the product is
 one of fp16. Inputs and weight must be in one format, with a scale for each row of the weight, or
@@ -75,7 +75,7 @@ def _grown(op: Builder, product: Value, back: Value) -> Value:
 
 
 def _codes(model: ir.Model, node: ir.Node, format: str) -> list[ir.Value]:
-    """Return the rounded inputs in steps, and what products of them are multiplied with."""
+    """Return the rounded inputs in steps, and the factors of products with them."""
     x, *scale = node.inputs
     assert x is not None and x.dtype is not None
     step = constant(model, node, STEP[format], ir.DataType.FLOAT, f"{node.name}.step")

@@ -75,7 +75,7 @@ def _conv(
     *,
     silu: bool,
 ) -> tuple[Value, Value]:
-    """The kernel reads the old inputs out of `whole`: they may be overwritten where they lie."""
+    """The kernel gets the old inputs as a slice of `whole`: `past` may be updated in place."""
     whole, present = carried(op, x, past, token_counts)
     held = op.slice(whole, 1, [0], op.size(past, 1))
     out, _ = op.several(

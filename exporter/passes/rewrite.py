@@ -1,4 +1,4 @@
-"""What every rewrite does: put new nodes in the place of an old one."""
+"""Helpers of rewrites: insert, replace and inline nodes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +26,11 @@ def insert(
     outputs: int = 1,
     domain: str = "",
 ) -> list[ir.Value]:
-    """Insert a node before another and return its outputs, named after it."""
+    """Insert a node before another; return its outputs, which are named after it.
+
+    op_type, inputs, attributes, outputs, domain: of the node; outputs is their number.
+    name: of the node.
+    """
     node = ir.node(op_type, inputs, attributes or {}, domain=domain, num_outputs=outputs, name=name)
     for i, value in enumerate(node.outputs):
         value.name = name if not i else f"{name}.{i}"
@@ -46,9 +50,9 @@ def replace(model: ir.Model, old: ir.Node, values: Sequence[ir.Value]) -> None:
 
 
 def inline(graph: ir.Graph, call: ir.Node, function: ir.Function) -> None:
-    """Put a function's nodes in the place of a call; they are named after the call.
+    """Replace a call by the nodes of its function, named after the call.
 
-    Attributes that the function takes are filled in. No node of it may have a graph of its own.
+    Attributes that the function takes are filled in; none of its nodes may have a subgraph.
     """
     values: dict[ir.Value, ir.Value | None] = dict.fromkeys(function.inputs)
     values |= dict(zip(function.inputs, call.inputs, strict=False))

@@ -1,4 +1,4 @@
-"""Give every expert matrix products of its own, on its own range of the file.
+"""Split the experts into one matrix product each, over its own range of the weight file.
 
 before: y = lmcast.moe_experts(x, weights, chosen, gate, up, down), with or without a gate
 after:  x as columns, one for each route, sorted by expert and split into one run for each expert;
@@ -92,7 +92,7 @@ class _Split:
         return self.op("Reshape", total, self.op("Shape", self.x, label="shape"), label="out")
 
     def counts(self, picked: ir.Value) -> ir.Value:
-        """Return how many routes every expert has."""
+        """Return the number of routes of every expert."""
         none = self.numbers([0] * self.experts, "none")
         ones = self.op("Expand", self.numbers([1], "one"), self.op("Shape", picked), label="ones")
         return self.op("ScatterElements", none, picked, ones, label="runs", reduction="add")

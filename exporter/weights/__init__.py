@@ -1,1 +1,1 @@
-"""Where the weights of an engine lie: linked, copied, converted or quantized."""
+"""The weights of an engine: linked, copied, converted or quantized."""

@@ -1,4 +1,4 @@
-"""Give every weight of a graph its bytes: a range of a file, or nodes over several of them."""
+"""Attach the weights of a graph: as ranges of files, or computed by nodes from several of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +18,10 @@ from lmcast.graphs.weights.sources import Joined, Packed, Source, Stack, View, i
 def attach(
     graph: ir.Model, binding: Binding, placement: Placement, checkpoint: Checkpoint, directory: Path
 ) -> None:
-    """Point the weights of `graph` at where they lie.
+    """Attach the stored bytes to the weights of `graph`.
 
-    A weight that lies otherwise than the graph wants it (a stack of experts, a transposed or
-    interleaved matrix, a quantized one) is computed by nodes from the tensors as they are stored.
+    A weight that is stored in another layout than the graph needs (a stack of experts, a transposed
+    or interleaved matrix, a quantized weight) is computed by nodes from the stored tensors.
     """
     _Attaching(graph.graph, binding, placement, checkpoint, directory).run()
 
@@ -37,7 +37,7 @@ class _Attaching:
     ):
         self.graph, self.sources, self.checkpoint = graph, binding.sources, checkpoint
         self.placed, self.packed = placement.placed, placement.packed
-        self.linked = placement.mode == "link"  # then `packed` has what sources are made of
+        self.linked = placement.mode == "link"  # then `packed` has the quantized weights of sources
         self.directory = str(directory)
         self.first = graph[0] if len(graph) else None
         self.param, self.dtype, self.count = "", ir.DataType.FLOAT, 0
@@ -77,7 +77,7 @@ class _Attaching:
         return self.node("Concat", parts, {"axis": axis}, shape)
 
     def emit_row(self, part: Source) -> ir.Value:
-        """Return a part of a stack with the axis of the stack in front."""
+        """Return an entry of a stack, with the axis of the stack in front."""
         if isinstance(part, View) and part.whole:
             shape = self.checkpoint.tensors[part.tensor].shape
             return self.initializer(part.tensor, (1, *shape))
@@ -85,7 +85,7 @@ class _Attaching:
         return self.node("Unsqueeze", [found, self.numbers([0])], {}, [1, *_shape(found)])
 
     def whole(self, source: View | Packed) -> ir.Value:
-        """Return what a view selects from."""
+        """Return the value that a view selects from."""
         if isinstance(source, Packed):
             name = source.values.tensor
             weight = self.packed[name]
@@ -96,7 +96,7 @@ class _Attaching:
         return self.initializer(source.tensor, stored)
 
     def unpack(self, name: str, shape: tuple[int, ...], weight: PackedWeight) -> ir.Value:
-        """Return the values of a quantized weight, from its codes and scales."""
+        """Dequantize a weight from its codes and scales."""
         parts = {
             part: self.initializer(part.of(name), given.shape, ir.DataType(given.dtype.onnx))
             for part, given in weight.parts.items()
@@ -118,7 +118,7 @@ class _Attaching:
     def dequantize_parts(
         self, parts: Mapping[Part, ir.Value], shape: tuple[int, ...], weight: PackedWeight
     ) -> ir.Value:
-        """Return a quantized weight as ONNX defines it: codes, with scales of their blocks."""
+        """Dequantize a weight in the standard form, by DequantizeLinear."""
         scales = parts[Part.SCALES]
         kind = scales.dtype
         if Part.SHARED in parts:
@@ -134,7 +134,7 @@ class _Attaching:
         return self.node("DequantizeLinear", taken, attributes, list(shape), kind)
 
     def shared(self, parts: Mapping[Part, ir.Value], divides: bool) -> ir.Value:
-        """Return block scales multiplied with, or divided by, the one of their matrix."""
+        """Return block scales times the shared scale of their matrix, or divided by it."""
         scales, shared = parts[Part.SCALES], parts[Part.SHARED]
         shape, kind = list(_shape(scales)), ir.DataType.FLOAT
         if not divides:
@@ -147,7 +147,7 @@ class _Attaching:
         return self.node("Div", [wide, shared], {}, shape, kind)
 
     def fill(self, shape: tuple[int, ...], code: int, kind: ir.DataType | None) -> ir.Value:
-        """Return one code for every block; ONNX Runtime fills with no numbers of 4 bits."""
+        """Return one code for every block; ONNX Runtime's ConstantOfShape has no 4-bit types."""
         assert kind is not None
         one = ir.tensor([code], dtype=ir.DataType.UINT8)
         sizes = self.numbers(list(shape))
@@ -161,7 +161,7 @@ class _Attaching:
         return self.node("Cast", [value], {"to": kind}, list(_shape(value)), kind)
 
     def select(self, value: ir.Value, index: tuple[slice, ...]) -> ir.Value:
-        """Return the part of a value that slices of its leading axes select."""
+        """Slice the leading axes of a value."""
         before = _shape(value)
         ranges = [range(*part.indices(n)) for part, n in zip(index, before, strict=False)]
         axes = [i for i, r in enumerate(ranges) if r != range(before[i])]
@@ -179,8 +179,10 @@ class _Attaching:
     def initializer(
         self, tensor: str, shape: tuple[int, ...], dtype: ir.DataType | None = None
     ) -> ir.Value:
-        """Return a tensor of the checkpoint, or a part of a quantized weight, as a weight of the
-        graph; dtype: None for that of the checkpoint."""
+        """Return a stored tensor, or a part of a quantized weight, as an initializer.
+
+        dtype: None for that of the checkpoint.
+        """
         if tensor not in self.graph.initializers:
             kind = dtype or onnx_dtype(self.checkpoint.tensors[tensor].dtype)
             value = ir.Value(name=tensor, type=ir.TensorType(kind), shape=ir.Shape(shape))

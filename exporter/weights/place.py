@@ -1,4 +1,4 @@
-"""Where the bytes of every weight lie: linked to the checkpoint, or streamed into the engine."""
+"""Placement of weights: linked to the checkpoint, or streamed into the engine."""
 
 import hashlib
 import json
@@ -36,12 +36,12 @@ WRITE_BYTES = 1 << 20
 
 
 class WeightsError(InputError):
-    """Weights that cannot be placed as asked."""
+    """Weights that cannot be linked or copied as asked."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where one weight of the graph lies. `file` is relative to the engine, absolute if linked."""
+    """The place of one weight's bytes. `file` is relative to the engine, absolute if linked."""
 
     file: str
     offset: int
@@ -68,9 +68,12 @@ class Entry:
 class Placement:
     """All weights of an engine, and the hashes of the files written for them.
 
-    `placed` has parameters that lie as they are, by name, and of those that are linked in parts or
-    otherwise laid out the tensors they are made of, by the checkpoint's name; of quantized ones,
-    which are in `packed` by the same names, their parts (Part.of).
+    placed: by parameter, where it is stored as the graph takes it; of linked parameters in another
+        layout the stored tensors, by the checkpoint's names; of quantized weights their parts
+        (Part.of).
+    hashes: relative path -> sha256.
+    finite: how linked weights were checked; copied ones are read in full.
+    packed: the quantized weights, by the same names.
     """
 
     mode: Mode
@@ -81,7 +84,7 @@ class Placement:
 
 
 def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
-    """Refuse a tensor that is stored again under a tie and differs; raises WeightsError."""
+    """Refuse a tensor that is stored again under a tie with other values; raises WeightsError."""
     for copy, original in binding.copies:
         pairs = zip(checkpoint.blocks(copy), checkpoint.blocks(original), strict=False)
         same = checkpoint.tensors[copy].shape == checkpoint.tensors[original].shape
@@ -99,9 +102,11 @@ def choose_mode(
     asked: Mode | None,
     links_codes: bool,
 ) -> Mode:
-    """Return how weights are placed: linked if every tensor's bytes allow it, unless asked.
+    """Return "link" if a graph can point at the stored bytes of all weights, else "copy".
 
-    links_codes: whether that goes for MXFP4 too: ONNX Runtime's CPU has no kernel for it.
+    asked: what the user wants instead of the default; raises WeightsError where "link" is
+        impossible. By default, quantized weights are copied.
+    links_codes: whether a graph may point at MXFP4 weights too: ONNX Runtime's CPU has no kernel.
     """
     # Quantized ones first: of all reasons it is the one that no --dtype changes.
     packed = [name for name, source in binding.sources.items() if _packed(source)]
@@ -121,13 +126,13 @@ def choose_mode(
 
 
 def _packed(source: Source) -> list[Packed]:
-    """Return the parts of a source that are quantized."""
+    """Return the quantized leaves of a source."""
     return [leaf for leaf in leaves(source) if isinstance(leaf, Packed)]
 
 
 def _as_in_onnx(leaf: Packed) -> bool:
-    """Whether a graph can point at the bytes of a quantized weight: those of MXFP4, which ONNX has
-    too. A recipe's are in no file of the checkpoint."""
+    """Whether a graph can point at the bytes of a quantized weight: those of MXFP4, a type of
+    ONNX too. A recipe's weights are in no file of the checkpoint."""
     layout = leaf.layout
     stored = layout.scheme is not None and layout.scheme.name == "mxfp4"
     return stored and leaf.values.runs is None and not isinstance(layout, Blocks)
@@ -141,7 +146,7 @@ def _not_linkable(
     format: DType,
     links_codes: bool,
 ) -> tuple[StoredTensor, str] | None:
-    """Return a tensor of a source whose bytes no graph can point at, and why; None for none."""
+    """Return a tensor of a source that no graph can point at, and why; None if there is none."""
     for leaf in _packed(source):
         stored, name = checkpoint.tensors[leaf.layout.tensors[0]], leaf.layout.format.name
         if not _as_in_onnx(leaf):
@@ -171,7 +176,12 @@ def place(
     full_check: bool | None = None,
     advance: Progress | None = None,
 ) -> Placement:
-    """Link or stream every parameter of these shapes, quantized ones in this form.
+    """Link or stream every parameter.
+
+    binding, shapes, checkpoint: the sources and shapes of parameters, and what is read.
+    format: the dtype of parameters in the graph; form: of quantized ones.
+    mode, directory: "link", or "copy" into this engine directory.
+    full_check: as in `export`; advance: called with numbers of bytes.
 
     Raises CheckpointError on NaN, Inf or a lossy overflow.
     """
@@ -202,7 +212,7 @@ def place(
 def _linked(
     binding: Binding, checkpoint: Checkpoint, format: DType, report: FiniteReport
 ) -> Placement:
-    """Point at the checkpoint: at whole parameters, and at what the others are made of."""
+    """Link whole parameters where possible, else the stored tensors of their sources."""
     placed: dict[str, Placed] = {}
     packed: dict[str, PackedWeight] = {}
 
@@ -237,7 +247,7 @@ def _parts(name: str, weight: PackedWeight, checkpoint: Checkpoint) -> list[Entr
 
 
 def _typed(binding: Binding, checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint with the scales of MXFP4 as the numbers they are, which have a NaN."""
+    """Return the checkpoint with the scales of MXFP4 typed as E8M0, which has a NaN."""
     packed = (leaf for source in binding.sources.values() for leaf in _packed(source))
     scales = [leaf.layout.tensors[1] for leaf in packed]
     typed = {n: replace(checkpoint.tensors[n], dtype=torch.float8_e8m0fnu) for n in scales}

@@ -1,4 +1,4 @@
-"""Quantized weights in an engine: the tensors they lie in, and the bytes of those as they come.
+"""Quantized weights of an engine: their tensors, and the bytes of those as a stream.
 
 Letters: ... a stack's axis or none, N rows, K columns, G blocks of a row.
 """
@@ -24,7 +24,8 @@ from lmcast.graphs.weights.sources import Packed, pieces
 
 @dataclass(frozen=True)
 class Stored:
-    """A part of a quantized weight: what it is in the graph, and what a run of rows adds."""
+    """A part of a quantized weight: its type in the graph, and what each run of rows
+    contributes."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -36,7 +37,8 @@ class Stored:
 
     @property
     def stored(self) -> tuple[str, tuple[int, ...]]:
-        """Dtype and shape in a safetensors header; of 4 bits it has none: two are a byte."""
+        """Dtype and shape in a safetensors header; 4-bit types, which it lacks, are bytes of two
+        numbers."""
         if self.dtype.safetensors is not None:
             return self.dtype.safetensors, self.shape
         return "U8", (self.nbytes,)
@@ -44,18 +46,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """How a quantized weight lies in an engine.
+    """How a quantized weight is stored in an engine.
 
-    parts: CODES, SCALES, and where it has them SHARED (fp32) and ZEROS. By form:
-
-    standard: for DequantizeLinear in the shape of the weight; `block` columns share a scale and
-    scales are ...,N,G; 0: one for each row (N, or ...,N,1), 1: one for each matrix.
-    rows: every block is a row of codes, with one scale; ONNX Runtime has a fast kernel for that,
-    and its own product takes the same bytes.
-    numbers: codes are plain numbers, and scales in a shape that they are multiplied in.
-
-    offset: the code that stands for 0 everywhere. divides: block scales are divided by the shared
-    one.
+    parts: CODES, SCALES, and if the scheme has them SHARED (fp32) and ZEROS.
+    form: "standard": for DequantizeLinear in the shape of the weight; `block` columns share a
+        scale, and scales are ...,N,G; 0: one for each row (N, or ...,N,1), 1: one for each matrix.
+        "rows": every block is a row of codes with one scale; ONNX Runtime has a fast kernel for
+        that, and MatMulNBits takes the same bytes. "numbers": codes are plain numbers, and scales
+        broadcast to them.
+    offset: the code that stands for 0 everywhere.
+    divides: block scales are divided by the shared one.
     """
 
     sources: tuple[Packed, ...]
@@ -76,7 +76,7 @@ class PackedWeight:
         return format_name(self.scheme)
 
     def blocks(self, checkpoint: Checkpoint, part: Part) -> Iterator[Tensor]:
-        """Yield the numbers of one part in order; of 4 bits two in a byte."""
+        """Yield the numbers of one part in order; 4-bit numbers as bytes of two."""
         given = self.parts[part]
         if part == Part.ZEROS and given.dtype.bits < 8:  # a run of them may end within a byte
             runs = (run for source in self.sources for run in quantized(checkpoint, source, False))
@@ -102,9 +102,9 @@ def format_name(scheme: Scheme) -> str:
 
 
 def quantized(checkpoint: Checkpoint, source: Packed, codes: bool = True) -> Iterator[Quantized]:
-    """Yield a weight in runs of rows or of matrices: codes, and for every row its own scales.
+    """Yield a weight in runs of rows or of matrices: codes, and the scales of every row.
 
-    All finite; raises CheckpointError. codes: whether they are wanted; zeros take their place.
+    codes: whether they are wanted; otherwise zeros. Raises CheckpointError for NaN and Inf.
     """
     layout, view = source.layout, source.values
     scheme = layout.scheme
@@ -143,7 +143,7 @@ def quantized(checkpoint: Checkpoint, source: Packed, codes: bool = True) -> Ite
 
 
 def each_row(run: Quantized, blocks: Tensor) -> Tensor:
-    """Return numbers of blocks as ...,N,G: those of every row."""
+    """Broadcast numbers of blocks to rows: ...,N,G."""
     high, rows = run.scheme.block[0], run.shape[-2]
     if high == 0:
         return blocks.expand(*blocks.shape[:-2], rows, blocks.shape[-1])

@@ -1,4 +1,4 @@
-"""In which form quantized weights lie in an engine: ONNX's own, or what a kernel reads fastest.
+"""The form of quantized weights in an engine: ONNX's own, or that of a runtime's kernels.
 
 Letters: ... a stack's axis or none, N rows, K columns, G blocks of a row.
 """
@@ -46,8 +46,11 @@ def packed_weight(
     dtype: torch.dtype,
     form: WeightForm,
 ) -> PackedWeight | None:
-    """Return how a weight that is computed in `dtype` lies; None where it is not quantized, or is
-    made of quantized weights otherwise than in whole rows of one scheme: then its values are."""
+    """Return how a weight is stored in an engine that computes in `dtype`.
+
+    None where it is not quantized, or made of quantized weights other than by whole rows of one
+    scheme: it is then dequantized.
+    """
     found = tuple(leaf for leaf in leaves(source) if isinstance(leaf, Packed))
     if not found or len(shape) not in (2, 3) or not _in_rows(checkpoint, source):
         return None
@@ -66,7 +69,7 @@ def packed_weight(
 
 
 def without_kernel(binding: Binding) -> str:
-    """Return what of the standard form ONNX Runtime 1.31 has no kernel for on CPU; '': nothing."""
+    """Return what in the standard form ONNX Runtime 1.31 has no CPU kernel for; '' if nothing."""
     schemes = {
         leaf.layout.scheme
         for source in binding.sources.values()
@@ -81,7 +84,7 @@ def without_kernel(binding: Binding) -> str:
 
 
 def _in_rows(checkpoint: Checkpoint, source: Source) -> bool:
-    """Whether a source takes whole rows of quantized weights, one behind the other."""
+    """Whether a source concatenates whole rows of quantized weights."""
     if isinstance(source, Stack | Joined):
         along = isinstance(source, Stack) or source.axis == 0
         return along and all(_in_rows(checkpoint, part) for part in source.parts)
@@ -93,15 +96,15 @@ def _in_rows(checkpoint: Checkpoint, source: Source) -> bool:
 
 
 def _one_each(source: Source) -> bool:
-    """Whether each matrix is one quantized weight or part of one, so that a scale can be shared."""
+    """Whether each matrix is (part of) one quantized weight, so that a scale can be shared."""
     parts = source.parts if isinstance(source, Stack) else (source,)
     return all(isinstance(part, Packed) and part.values.runs is None for part in parts)
 
 
 def _integers(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...]) -> PackedWeight:
-    """Return unsigned integers in blocks that ONNX Runtime's kernels know, where there are some.
+    """Return the form of unsigned integers in blocks of a size that ONNX Runtime's kernels have.
 
-    Smaller blocks than the scheme's repeat its scales.
+    Blocks smaller than the scheme's repeat its scales.
     """
     columns, kernel = shape[-1], KERNEL_CODES[scheme.element]
     wide = math.gcd(scheme.block[1] or columns, columns)
@@ -130,8 +133,8 @@ def _integers(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...])
 def _numbers(
     found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...], alone: bool
 ) -> PackedWeight:
-    """Return FP8 as fp16, which has all its numbers: ONNX Runtime 1.31 takes 18 ns to convert one
-    from FP8 on CPU, and 0.2 ns from fp16."""
+    """Return FP8 as fp16, which has all its numbers: ONNX Runtime 1.31 takes 18 ns to convert a
+    number from FP8 on CPU, and 0.2 ns from fp16."""
     columns = shape[-1]
     block = math.gcd(scheme.block[1] or columns, columns)
     times, of_row = (scheme.block[1] or columns) // block, columns // block
@@ -188,7 +191,7 @@ def _standard(
 def _exact(
     checkpoint: Checkpoint, found: tuple[Packed, ...], scheme: Scheme, dtype: torch.dtype
 ) -> torch.dtype:
-    """Return what scales are multiplied in: `dtype` if it has all of them, else fp32."""
+    """Return the dtype to multiply scales in: `dtype` if it represents all of them, else fp32."""
     if dtype in (scheme.scale, torch.float32):
         return dtype
     for source in found:
@@ -208,7 +211,7 @@ def _scales_shape(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
 
 
 def _one(scales: Tensor, alone: bool) -> Tensor:
-    """Return the scales of all rows, or of each matrix the one that its rows share."""
+    """Return the scales of all rows; of matrices, the one that their rows share."""
     return scales[..., 0, 0] if alone else scales
 
 
@@ -218,7 +221,7 @@ def _shared(run: Quantized) -> Tensor:
 
 
 def _zeros(run: Quantized, offset: int, times: int, of_row: int) -> Tensor:
-    """Return the code of each block that stands for 0: uint8."""
+    """Return the zero point of each block, uint8."""
     assert run.zeros is not None
     zeros = run.zeros.to(torch.int16).repeat_interleave(times, -1)[..., :of_row] + offset
     return (zeros & 255).to(torch.uint8)

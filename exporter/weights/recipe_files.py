@@ -1,4 +1,4 @@
-"""Recipes on disk: recipe.json, and the weights that calibration packed."""
+"""Recipes on disk: recipe.json, and the weights that calibration has packed."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ MOST_BYTES = 64 << 20  # of recipe.json: a few hundred bytes for each weight
 
 @dataclasses.dataclass(frozen=True)
 class RecipeFiles:
-    """A recipe of a directory, and the tensors that lie beside it."""
+    """A recipe from a directory, with its tensors."""
 
     path: Path
     recipe: Recipe
@@ -33,12 +33,12 @@ class RecipeFiles:
     sha256: str  # of recipe.json
 
     def extend(self, source: Checkpoint) -> Checkpoint:
-        """Return a checkpoint that has the tensors of the recipe too."""
+        """Return a checkpoint with the tensors of the recipe added."""
         return dataclasses.replace(source, tensors={**source.tensors, **self.tensors})
 
     def summary(self, found: Definition) -> dict[str, Any]:
-        """Return what engine.json says: parameters by format, layers by how inputs are rounded and
-        by how keys and values are held."""
+        """Return the recipe's entry in engine.json: numbers of parameters by format, and of
+        layers by the formats of inputs and of caches."""
         formats, inputs = Counter[str](), Counter[str]()
         for name, scheme in self.recipe.weights.items():
             formats[format_name(scheme)] += found.model.get_parameter(name).numel()
@@ -52,9 +52,9 @@ class RecipeFiles:
         return {"sha256": self.sha256, **{what: dict(count) for what, count in counts.items()}}
 
     def take(self, found: Definition, source: Checkpoint) -> tuple[Definition, Checkpoint]:
-        """Return the quantized definition, and the checkpoint that has what it reads.
+        """Apply the recipe: return the quantized definition, and the checkpoint with its tensors.
 
-        Raises RecipeError or WeightError where the recipe is of another model.
+        Raises RecipeError or WeightError where the recipe belongs to another model.
         """
         extended = self.extend(source)
         quantized = apply(found, self.recipe, frozenset(self.tensors))
@@ -77,7 +77,7 @@ def write_recipe(directory: Path, recipe: Recipe, identities: Iterable[SourceFil
 
 
 def identity(identities: Iterable[SourceFile]) -> list[dict[str, Any]]:
-    """Return what tells one checkpoint from another: sizes and headers of its files."""
+    """Return the identity of a checkpoint: sizes and headers of its files."""
     return [
         {"name": s.path.name, "size": s.size, "header_sha256": s.header_sha256} for s in identities
     ]
@@ -106,9 +106,9 @@ def recipe_of(
     recipe: Path | None,
     identities: Iterable[SourceFile],
 ) -> RecipeFiles | None:
-    """Return the recipe that an engine was made with, None where it was made without.
+    """Return the recipe that an engine was made with, None for none.
 
-    fields: of its engine.json. Raises RecipeError where another is given, or none.
+    fields: of its engine.json. Raises RecipeError where another one is given, or one is missing.
     """
     made_with = fields.get("recipe")
     if recipe is None:

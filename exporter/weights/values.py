@@ -1,4 +1,4 @@
-"""The values of a parameter as a stream of blocks: memory holds a block, or at most one expert."""
+"""The values of a parameter as a stream of blocks; memory holds a block, or at most one expert."""
 
 import math
 from collections.abc import Callable, Iterator
