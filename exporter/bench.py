@@ -1,10 +1,10 @@
-"""What an engine does on this machine: load, prefill and decode speed, memory, share of bandwidth.
+"""Benchmark of an engine: load, prefill and decode speed, memory, share of the read bandwidth.
 
 The engine runs alone in a fresh process, so that the peaks are its own. Peak private memory is
 anonymous memory (RssAnon): weights read from a mapped file are page cache, which processes share
-and the kernel takes back at will, so they count in the peak RSS only. Where a plan runs, weights
-and states lie in the memory of the GPU: the peak there is of what all processes took since the
-start, and the read bandwidth is the GPU's.
+and the kernel reclaims at will, so they count in the peak RSS only. Of a plan, weights and states
+are in GPU memory: its peak counts all processes since the start, and the read bandwidth is the
+GPU's.
 """
 
 import json
@@ -28,13 +28,13 @@ from lmcast.exporter.runtime.engine import Engine
 from lmcast.plugins.errors import InputError
 
 READ_BYTES = 512 << 20  # 512 MiB: well above the caches
-READS = 5  # the best of these is the bandwidth: whatever else runs only takes from it
+READS = 5  # the fastest of these counts: other processes only slow it down
 WATCH_SECONDS = 0.01
 MB, GB = 1e6, 1e9
 
 
 class BenchError(InputError):
-    """Numbers that nothing can be measured with, or an engine that did not live through it."""
+    """Numbers that make no measurement, or an engine whose process died."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def bench(
     prepack: bool = False,
     portable: bool = False,
 ) -> BenchReport:
-    """Measure an engine in a process of its own, on random token ids picked greedily.
+    """Measure an engine in a process of its own, on random token ids and greedy sampling.
 
     threads: None for all processors of this process. prepack, portable: as for Engine. Raises
     BenchError for numbers below 1 or a process that dies, EngineError for a directory that is no
@@ -135,7 +135,7 @@ def bench(
 
 
 def measured_apart(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `measure` gives in a process of its own; raises BenchError if that dies."""
+    """Return the result of `measure` from a process of its own; raises BenchError if that dies."""
     done = subprocess.run(
         [sys.executable, "-m", __name__, json.dumps(request)],
         capture_output=True,
@@ -160,7 +160,7 @@ def weight_bytes_per_step(engine: Engine) -> int:
 
 
 class Peaks:
-    """The largest memory seen of this process, in bytes; zeros where the system has no /proc."""
+    """Peak memory of this process, in bytes; zeros where the system has no /proc."""
 
     def __init__(self) -> None:
         self.rss = self.private = 0
@@ -200,7 +200,7 @@ def _bytes(size: str) -> int:
 
 
 class GpuPeaks(Peaks):
-    """Also the largest memory of the GPU that was taken since the start."""
+    """Also the peak of GPU memory taken since the start, by all processes."""
 
     def __init__(self, gpu: Any):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Add a compiled plan to an engine that exists: export and build can be on different machines."""
+"""Compile a plan into an existing engine: export and build can be on different machines."""
 
 import os
 import shutil
@@ -19,11 +19,15 @@ def build(
     sizes: Sizes | None = None,
     progress: Progress = silent,
 ) -> Engine:
-    """Compile the portable graph of `engine` for a target, into the engine; return it.
+    """Compile the portable graph of an engine, into the engine; return it.
 
-    target: one that compiles plans; sms: of the GPUs, by default of the one at hand. A plan of the
-    same target and SMs is replaced. Raises EngineError for an engine without a portable graph,
-    BackendError where the plan cannot be built; then the engine is as it was.
+    engine: its directory.
+    target: one that compiles plans.
+    sms: GPUs to compile for, by default the one at hand.
+    sizes: bounds of the plan's calls.
+
+    A plan of the same target and SMs is replaced. Raises EngineError for an engine without a
+    portable graph, BackendError where the plan cannot be built; the engine is then unchanged.
     """
     plans_of = targets.get_plans(target)
     source = Engine(engine)
@@ -48,7 +52,7 @@ def build(
 
 
 def carry(file: Path, to: Path) -> None:
-    """Have a file of one engine in another: by a second name for it, or a copy across disks."""
+    """Hard-link a file of one engine into another; across file systems, copy it."""
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, to)  # the engine that is replaced gives up its own name for it

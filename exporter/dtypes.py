@@ -1,7 +1,7 @@
-"""The dtypes of tensors: what files and libraries call each. One table; it needs no torch.
+"""The table of dtypes: their names in files and libraries. It needs no torch.
 
-Names are torch's, which engine.json has too. What is not in torch (of 4 bits) is named as ml_dtypes
-names it.
+Names are torch's, which engine.json uses too; 4-bit types, which torch lacks, are named as in
+ml_dtypes.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class DType:
 
     @property
     def bytes(self) -> int:
-        """Of one number; of 4 bits two share a byte, and this is not to be asked."""
+        """Bytes of one number; undefined for 4-bit types, of which two share a byte."""
         assert self.bits % 8 == 0, self.name
         return self.bits // 8
 
@@ -82,7 +82,7 @@ COMPUTED: Mapping[str, DType] = {n: DTYPES[n] for n in ("float32", "float16", "b
 
 
 def of_torch(dtype: "torch.dtype") -> DType:
-    """Return the entry of one of torch's dtypes; raises KeyError for one that is not here."""
+    """Return the entry of a torch dtype; raises KeyError for one that the table lacks."""
     return DTYPES[str(dtype).removeprefix("torch.")]
 
 

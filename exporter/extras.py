@@ -1,4 +1,4 @@
-"""What a module that is not installed asks for: the extra of lmcast that has it."""
+"""The extra of lmcast that installs a missing module."""
 
 EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export"}  # module -> extra
 

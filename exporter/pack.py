@@ -1,4 +1,4 @@
-"""Make a linked engine self-contained: its weights move from the checkpoint into the engine."""
+"""Make a linked engine self-contained: its weights are copied from the checkpoint."""
 
 import shutil
 from collections.abc import Callable, Iterator

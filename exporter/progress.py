@@ -1,4 +1,4 @@
-"""Telling a person how far a long job is: on a terminal, and only where it takes a while."""
+"""Progress of long jobs, shown on terminals only, and only after a while."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,18 +7,18 @@ Step = Callable[[int], None]
 
 
 class Progress:
-    """Hears of stages and warnings; this one says nothing."""
+    """Receives stages and warnings; this one prints nothing."""
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Step]:
-        """Enclose one stage; call what it yields with the number of bytes or steps done."""
+        """Enclose a stage; it yields a function to call with numbers of bytes or steps done."""
         yield lambda done: None
 
     def warn(self, message: str) -> None:
-        """Say something that the user should know of a job that goes on."""
+        """Warn the user of something; the job goes on."""
 
     def say(self, message: str) -> None:
-        """Say what a long stage will take, before it begins."""
+        """Announce the cost of a long stage before it begins."""
 
 
 silent = Progress()

@@ -1,8 +1,8 @@
-"""The targets of an export: one record holds every fact of one, and nothing else asks for a name.
+"""The targets of an export: one record holds every fact about each; nothing else tests for names.
 
 A new target is an entry of TARGETS, its passes and its runner. What a record refers to is imported
-when it is called: the command line names targets before anything heavy is loaded, and an engine is
-run without what exports one.
+when it is called: the command line names targets before anything heavy is loaded, and engines run
+without what exports them.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,6 +34,7 @@ class Plans:
 
     order: (SMs, context of the engine, sizes) -> a request that can be fulfilled here.
     build: (engine directory, fields of engine.json, request, progress) -> the plan's entry there.
+
     Both raise BackendError.
     """
 
@@ -43,20 +44,21 @@ class Plans:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A runtime that engines are made for: what an export does for it, and how it is run.
+    """A runtime that engines are made for: how to export for it, and how to run the result.
 
-    name: on the command line and in engine.json. about: what an engine of it is, for --help.
+    name: on the command line and in engine.json.
+    about: for --help.
     passes: the rewrites of the portable graph, in order.
     weight_form: how quantized weights are stored.
-    dtype: what is computed in unless asked; None: what most weights are stored in.
-    links_codes: whether a graph for it may point at quantized weights of the checkpoint whose
-    form is ONNX's own (MXFP4), which it must then have kernels for.
-    requires: of the runner (Requirements), beside what passes add.
-    refuse: (sources of the weights, dtype, whether the engine is to be run here) -> None; raises
-    EngineError for what the runtime has no kernels for.
-    prepare: of an engine, import what its runner needs; return the GPU at hand, None: the CPU.
+    dtype: the default dtype to compute in; None: that of most weights.
+    links_codes: whether its graph may point at quantized weights of the checkpoint that are stored
+        in ONNX's own form (MXFP4); it must have kernels for them.
+    requires: Requirements on the runner, beside those of passes.
+    refuse: (sources of the weights, dtype, whether the engine is to run here) -> None; raises
+        EngineError for what the runtime has no kernels for.
+    prepare: import what the engine's runner needs; return the GPU at hand, None for the CPU.
     run: load the graph or the plan of an engine; raises InputError where it cannot run here.
-    plans: None where the engine's own graph is what is run.
+    plans: how plans are compiled; None where the engine's own graph is run.
     """
 
     name: str
@@ -73,8 +75,8 @@ class Target:
 
     @property
     def carried(self) -> "Target":
-        """The target whose graph is in the engine: of one with plans the portable one, which
-        travels with them to other GPUs and runs where none of them does."""
+        """The target whose graph the engine has: itself, or for plans the portable one, whose
+        graph is shipped with them for other GPUs and CPUs."""
         return self if self.plans is None else get(PORTABLE)
 
     def order(self, sms: tuple[int, ...], context: int, sizes: "Sizes | None") -> "Request | None":
@@ -88,7 +90,7 @@ class Target:
         request: "Request | None",
         progress: "Progress",
     ) -> dict[str, Any]:
-        """Build the plan of a request, if there is one; return what engine.json says of it."""
+        """Build the plan of a request, if there is one; return the new fields of engine.json."""
         if self.plans is None or request is None:
             return {}
         return {"plans": [self.plans.build(engine, fields, request, progress)]}

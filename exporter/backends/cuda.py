@@ -1,4 +1,4 @@
-"""The GPU at hand, by way of torch: its memory, one stream for all work on it, CUDA graphs."""
+"""The GPU at hand, through torch: its memory, one stream for all work, CUDA graphs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lmcast.plugins.errors import InputError
 
-DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # of Linux, and of Windows's Linux
-READS = 5  # the best of these is the bandwidth: whatever else runs only takes from it
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # on Linux, and on WSL
+READS = 5  # the fastest of these counts: other processes only slow it down
 
 
 class DeviceError(InputError):
@@ -18,7 +18,7 @@ class DeviceError(InputError):
 
 
 class Cuda:
-    """The current CUDA device. What is enqueued on its one stream runs in order."""
+    """The current CUDA device. All work is on one stream, and runs in order."""
 
     def __init__(self) -> None:
         require_gpu()
@@ -34,7 +34,7 @@ class Cuda:
         return self._stream.cuda_stream
 
     def active(self) -> AbstractContextManager[object]:
-        """Have torch allocate for, and enqueue on, the stream."""
+        """Make torch allocate for the stream, and enqueue on it."""
         return torch.cuda.stream(self._stream)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -42,17 +42,18 @@ class Cuda:
         return torch.zeros(shape, dtype=dtype, device="cuda")
 
     def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return page-locked memory of this machine, which copies need not wait for."""
+        """Return pinned host memory, to and from which copies are asynchronous."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def wait(self) -> None:
-        """Return when all that was enqueued is done."""
+        """Block until all enqueued work is done."""
         self._stream.synchronize()
 
     def capture(self, work: Callable[[], bool]) -> Callable[[], None] | None:
-        """Return what enqueues the same work again, None where it cannot be captured.
+        """Capture work in a CUDA graph; return its replay, None where it cannot be captured.
 
-        Only within `active`. The work is recorded, not done; it says whether it was enqueued.
+        Only within `active`. The work is recorded, not executed; it returns whether it was
+        enqueued.
         """
         graph, done = torch.cuda.CUDAGraph(), False
         try:
@@ -68,7 +69,7 @@ class Cuda:
         return total - free
 
     def bandwidth(self, size: int) -> float:
-        """Return bytes a second, reading `size` bytes of device memory."""
+        """Measure the read bandwidth of device memory over `size` bytes, in bytes a second."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         milliseconds: list[float] = []
         with self.active():
@@ -83,7 +84,7 @@ class Cuda:
 
 
 def require_gpu() -> None:
-    """Refuse to go on without a GPU that torch can use; raises DeviceError that says why."""
+    """Raise DeviceError with the reason unless torch can use a GPU."""
     if torch.cuda.is_available():
         return
     found = any(Path(driver).exists() for driver in DRIVERS)

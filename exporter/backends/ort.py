@@ -1,8 +1,8 @@
 """ONNX Runtime, imported here and nowhere else, with its telemetry off.
 
-Version 1.31 writes a device id and a queue of events below ~/.cache and sends them to its makers.
-Only the environment before the first import stops that: disable_telemetry_events() comes after the
-files are written. A user's own ORT_DISABLE_TELEMETRY is left as it is.
+Version 1.31 writes a device id and a queue of events below ~/.cache, and sends them to its makers.
+Only an environment variable before the first import prevents that: disable_telemetry_events() comes
+after the files are written. A user's own ORT_DISABLE_TELEMETRY is respected.
 """
 
 import os

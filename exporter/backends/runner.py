@@ -1,4 +1,4 @@
-"""What a backend offers to a session: one graph or plan, loaded, and memory for its states."""
+"""The interface of a backend to a session: one loaded graph or plan, and memory for its states."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,17 @@ Shaped = tuple[str, tuple[int, ...], str]  # a state's name, sizes and dtype
 
 
 class SessionError(InputError, IndexError):
-    """Token ids or lengths that the engine cannot take, or states that no memory is left for."""
+    """Token ids or lengths that the engine cannot take, or states that do not fit into memory."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How a graph is loaded; a plan is what it was compiled to, and takes none of it.
+    """How a graph is loaded; plans, which are compiled, use none of it.
 
-    threads: None for all cores. prepack: copy weights into the layout that kernels like best, also
-    where the graph does not require it. model: bytes of a graph to load in place of the engine's.
+    threads: None for all cores.
+    prepack: copy weights into the kernels' preferred layout, also where the graph does not require
+        it.
+    model: bytes of a graph to load instead of the engine's.
     """
 
     threads: int | None = None
@@ -33,7 +35,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a plan takes: its sizes are fixed when it is built."""
+    """The largest sizes of a call, which are fixed when a plan is built."""
 
     rows: int
     context: int  # tokens that a row holds: the capacity of its states
@@ -43,19 +45,19 @@ class Limits:
 
 
 class Runner(Protocol):
-    """A loaded graph or plan. States are its own: a session keeps them and hands them back.
+    """A loaded graph or plan. Its states are opaque: a session keeps them and passes them back.
 
     Letters: B rows of a call, T tokens, R rows of logits, V vocabulary.
     """
 
     @property
     def limits(self) -> Limits | None:
-        """The sizes that it was compiled for; None where any will do."""
+        """The sizes that it was compiled for; None where it takes any."""
         ...
 
     @property
     def place(self) -> str:
-        """What has the memory that states lie in, in words."""
+        """The device whose memory states take, in words."""
         ...
 
     @property
@@ -64,13 +66,13 @@ class Runner(Protocol):
         ...
 
     def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
-        """Return the bytes that states would take, and those that there are."""
+        """Return the bytes that states would take, and those available."""
         ...
 
     def allocate(self, states: Sequence[Shaped]) -> Any:
-        """Return states of zeros; the first axis of each is the rows of the session.
+        """Return zeroed states; the first axis of each is the rows of the session.
 
-        Raises SessionError where there is no memory for them.
+        Raises SessionError where they do not fit into memory.
         """
         ...
 
@@ -80,6 +82,6 @@ class Runner(Protocol):
         """Run once over these rows of the states, and return the logits B,R,V as the only item.
 
         inputs: int64, by the names of the graph's inputs: input_ids B,T, cache_lengths B,
-        token_counts B, logit_rows B,R. The states afterwards hold those tokens too.
+        token_counts B, logit_rows B,R. The states are updated.
         """
         ...

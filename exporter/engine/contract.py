@@ -1,4 +1,4 @@
-"""What engine.json says of an engine: the architecture, the graph contract, the sources."""
+"""The description of an engine in engine.json: architecture, graph contract, sources."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -73,7 +73,7 @@ def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, 
 def contract(
     found: Definition, format: DType, placement: Placement, graph: ir.Model
 ) -> dict[str, Any]:
-    """Return what a runtime must know to run the graph."""
+    """Return the contract of the graph: what a runtime must know to run it."""
     return {
         "file": MODEL,
         "weights": placement.mode,
@@ -93,7 +93,7 @@ def contract(
 
 
 def eos_ids(source: Checkpoint) -> list[int]:
-    """Return the ids that end a text: of generation_config.json, else of config.json.
+    """Return the ids that end a text: from generation_config.json, else from config.json.
 
     Of a multimodal config.json: its own, else those of its text_config.
     """

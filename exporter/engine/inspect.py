@@ -1,4 +1,4 @@
-"""What a checkpoint or an engine is: parameters, weights by format, bytes of state, files."""
+"""Inspection of a checkpoint or an engine: parameters, weights by format, states, files."""
 
 import math
 from collections import Counter
@@ -22,7 +22,8 @@ class InspectError(InputError):
 
 @dataclass(frozen=True)
 class StateSize:
-    """Decode state in numbers and bytes; what grows by the token, what does not."""
+    """The decode state in numbers and bytes, divided into what grows per token and what does
+    not."""
 
     format: str
     elements_per_token: int
@@ -33,7 +34,7 @@ class StateSize:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that `lmcast inspect` says."""
+    """The result of `lmcast inspect`."""
 
     path: str
     kind: str  # 'checkpoint' or 'engine'
@@ -191,8 +192,7 @@ def _tokens(asked: int | None, longest: int) -> int:
 
 
 def count_weights(stored: "list[StoredTensor]", binding: "Binding") -> dict[str, dict[str, int]]:
-    """Return tensors and bytes by format, of tensors as they are stored; those of quantized weights
-    count with their scales."""
+    """Return tensors and bytes by stored format; quantized weights count with their scales."""
     layouts = binding.layouts
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:

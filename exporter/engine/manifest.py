@@ -1,4 +1,4 @@
-"""engine.json: what an engine directory holds, as a closed list, and whether that is still so."""
+"""engine.json: the complete list of an engine's files, and verification against it."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class EngineError(InputError):
 
 
 class DamagedError(ValueError):
-    """What is wrong with engine.json or model.sig, without its path."""
+    """A defect of engine.json or model.sig, without its path."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,15 @@ def write_manifest(
     *,
     advance: Advance | None = None,
 ) -> None:
-    """Write engine.json for all that lies in the directory; equal content gives equal bytes.
+    """Write engine.json for everything in the directory; equal content gives equal bytes.
 
-    A signature that lies there is removed: it was made for what was there before.
+    A signature in it is removed, as it was made for other content.
 
-    fields: JSON values (no NaN), none of them named as in RESERVED. hashes: sha256 already
-    known, by relative path; those files are not read again. advance: called with a number of
-    bytes as they are hashed, from several threads. Raises EngineError for anything in the
-    directory that is neither a directory nor a regular file.
+    fields: JSON values (no NaN), none named as in RESERVED.
+    hashes: known sha256 by relative path; those files are not read again.
+    advance: called with numbers of hashed bytes, from several threads.
+
+    Raises EngineError for anything in the directory that is neither a directory nor a regular file.
     """
     assert not RESERVED & fields.keys(), f"reserved: {RESERVED & fields.keys()}"
     (directory / SIGNATURE).unlink(missing_ok=True)
@@ -141,11 +142,13 @@ def is_recipe(directory: Path) -> bool:
 def verify(
     directory: Path, *, quick: bool = False, advance: Advance | None = None
 ) -> list[Problem]:
-    """Return every difference between an engine and its manifest; empty when it is whole.
+    """Return all differences between an engine and its manifest; none where it is whole.
 
-    quick: existence, kind and size of the listed files and the identity of linked sources, as a
-    loader needs; otherwise also surplus files and every sha256. advance: as in write_manifest.
-    Raises EngineError where there is no engine at all.
+    quick: check existence, kind and size of the listed files and the identity of linked sources, as
+        a loader needs; otherwise also surplus files and every sha256.
+    advance: as in write_manifest.
+
+    Raises EngineError where there is no engine.
     """
     try:
         manifest = _parse(directory, read_regular(directory / ENGINE_JSON))
@@ -195,12 +198,12 @@ def _self_digest(body: Mapping[str, Any]) -> str:
 
 
 def open_without_waiting(path: str, flags: int) -> int:
-    """An opener for files that anybody may have put there: a link is an error, a FIFO no wait."""
+    """An opener for untrusted files: a link is an error, and a FIFO does not block."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def read_regular(path: Path) -> bytes:
-    """Return a small file; raises DamagedError for one that is too large or no regular file."""
+    """Return a small regular file; raises DamagedError for anything else."""
     try:
         with open(path, "rb", opener=open_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -243,7 +246,7 @@ def _parse(directory: Path, data: bytes) -> Manifest:
 
 
 def _check_self(body: Mapping[str, Any], data: bytes) -> None:
-    """Compare values by digest and layout by writing again: no byte may differ."""
+    """Check engine.json against its own digest, and its bytes against a fresh rendering."""
     rest = {key: value for key, value in body.items() if key != "self"}
     try:
         intact = body.get("self") == _self_digest(rest) and _render(body) == data

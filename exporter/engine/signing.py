@@ -1,7 +1,7 @@
-"""Signatures of engines: model.sig, by model-signing and an elliptic-curve key, with no network.
+"""Signatures of engines: model.sig, by model-signing with an elliptic-curve key, offline.
 
-It covers every other file of an engine, byte for byte. Of the files that a linked engine points
-into it covers what engine.json records of them: path, size, time and header, not the weights.
+It covers every other file of an engine, byte for byte. Of the checkpoint files that a linked engine
+points into, it covers what engine.json records: path, size, time and header, not the weights.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ def sign(engine: Path, key: Path) -> Signed:
 
 
 def verify(engine: Path, key: Path) -> list[Problem]:
-    """Return every difference of an engine from its manifest and from what `key` has signed.
+    """Return all differences of an engine from its manifest, and from what `key` has signed.
 
     Raises InputError for what is no engine or no public key, and for an engine without a signature.
     """
@@ -137,7 +137,8 @@ def _named_key(path: Path) -> object:
 
 
 def _contents() -> "Config":
-    """Return what is hashed: all but the signature, which has no say in what to leave out."""
+    """Return what is hashed: all but the signature itself, which must not choose what to leave
+    out."""
     from model_signing import hashing
 
     class Contents(hashing.Config):
@@ -157,7 +158,8 @@ def _require() -> None:
 
 
 def _read_key(path: Path, wanted: Literal["public", "private"]) -> "EllipticCurvePublicKey":
-    """Return a public key, or that of a private one; raises SigningError for any other file."""
+    """Return a public key, or the public part of a private one; raises SigningError for other
+    files."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey

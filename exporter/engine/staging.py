@@ -1,4 +1,4 @@
-"""A directory appears whole or not at all: written beside its destination, then renamed."""
+"""Atomic directories: written beside the destination, then renamed."""
 
 import ctypes
 import errno
@@ -30,12 +30,12 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 def staged(destination: Path, progress: Progress = silent) -> Iterator[Path]:
     """Yield an empty directory that becomes the destination when the block ends normally.
 
-    The destination may be absent, an empty directory, a recipe or an lmcast engine, which is
-    exchanged in one step, its signature too, of which progress hears; it is untouched until then.
-    After any exception, Ctrl-C, SIGTERM and SIGHUP (which become SystemExit) nothing of this run is
-    left; what a killed run left is removed by the next one. Raises EngineError when the destination
-    is anything else or is being written by another process, and when the disk is full, read-only or
-    not ours.
+    The destination may be absent, an empty directory, a recipe or an lmcast engine. It is untouched
+    until then, and exchanged in one step, its signature too, of which progress hears. After any
+    exception, Ctrl-C, SIGTERM and SIGHUP (which become SystemExit), nothing of this run is left;
+    the remains of a killed run are removed by the next one. Raises EngineError where the
+    destination is anything else or is being written by another process, and where the disk is full,
+    read-only or not ours.
     """
     place = _place(destination)
     with Signals() as signals, _refusing(place):
@@ -59,7 +59,7 @@ def staged(destination: Path, progress: Progress = silent) -> Iterator[Path]:
 
 
 def recover(destination: Path) -> bool:
-    """Put back an engine that a killed run had moved aside; say whether there was one.
+    """Put back an engine that a killed run had moved aside; return whether there was one.
 
     A loader calls this when the destination is missing. Raises EngineError as staged does.
     """
@@ -71,7 +71,7 @@ def recover(destination: Path) -> bool:
 
 
 def _place(destination: Path) -> Place:
-    """Fix the destination as an absolute path: the working directory may change meanwhile."""
+    """Resolve the destination to an absolute path: the working directory may change later."""
     path = os.path.abspath(destination) if destination.name in ("", "..") else destination
     place = Path(os.path.realpath(Path(path).parent), Path(path).name)
     if not place.name or os.path.ismount(place):
@@ -82,7 +82,7 @@ def _place(destination: Path) -> Place:
 
 
 def _check_replaceable(destination: Path) -> None:
-    """Refuse whatever a rename must not replace."""
+    """Refuse a destination that must not be replaced."""
     try:
         mode = os.lstat(destination).st_mode
     except FileNotFoundError:
@@ -107,7 +107,7 @@ def _is_ours(directory: Path) -> bool:
 
 @contextmanager
 def _refusing(place: Place) -> Iterator[None]:
-    """Turn what the surroundings refuse into one line that names the path."""
+    """Turn errors of the file system into one line that names the path."""
     try:
         yield
     except OSError as error:
@@ -222,7 +222,7 @@ def _put_back(place: Place) -> bool:
 
 
 def _sweep(place: Place) -> None:
-    """Remove what dead runs left; the lock is held, so no living run owns any of it."""
+    """Remove the remains of dead runs; the lock is held, so they are no living run's."""
     _put_back(place)
     for path in place.leftovers():
         with suppress(FileNotFoundError):

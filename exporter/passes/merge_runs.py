@@ -3,7 +3,7 @@
 before: stack = Concat(weight of expert 0, weight of expert 1, ...), each a range of a file
 after:  stack = Concat(Gather(run 0, rows), Reshape(Gather(run 1, rows), shape), ...)
 
-A run has one row for each of the adjacent ranges, which are of one size and of any stacks. In files,
+A run has a row for each of the adjacent ranges, which are of one size and of any stacks. In files,
 the matrices of experts are in the order of their names: down, gate and up of expert 0, then of 1,
 10, 11, 2 ..., and a file may end anywhere. Evenly spaced rows become a Slice; a Slice of everything
 is left out. The largest models have 70,000 such matrices, each of which costs a graph 300 bytes.

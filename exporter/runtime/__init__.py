@@ -1,1 +1,1 @@
-"""Running an engine: sessions, generation, sampling, texts. Imports no torch and no graphs."""
+"""Running engines: sessions, generation, sampling, texts. It imports neither torch nor graphs."""

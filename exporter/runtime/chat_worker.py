@@ -1,7 +1,7 @@
-"""The program that renders chat templates; runtime/text.py runs it in a process of its own.
+"""The process that renders chat templates, started by runtime/text.py.
 
-Templates come from strangers. The sandbox keeps them from Python's internals, but nothing inside
-a process bounds the time and memory of every operator, method and filter: limits on a process do.
+Templates are untrusted. The sandbox keeps them from Python's internals, but nothing within a
+process bounds the time and memory of every operator, method and filter: limits on a process do.
 """
 
 import json
@@ -17,7 +17,7 @@ TEXT_LIMIT = 16 << 20  # characters of all rendered chats together
 
 
 def limit_process() -> None:
-    """From here on this process can neither grow nor run long."""
+    """Limit the memory and time of this process from here on."""
     limits = {
         resource.RLIMIT_CPU: CPU_SECONDS,
         resource.RLIMIT_AS: MEMORY_BYTES,

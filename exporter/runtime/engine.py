@@ -28,7 +28,7 @@ Prompt = str | Messages | Sequence[int]
 
 @dataclass(frozen=True)
 class Summary:
-    """What an export wrote, for a person and for a machine."""
+    """The result of an export, for a person and for a machine."""
 
     path: str
     architecture: str
@@ -76,7 +76,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Variant:
-    """A graph to run in place of an engine's own, over the same weights."""
+    """A graph to run instead of an engine's own, over the same weights."""
 
     model: bytes  # ONNX
     contract: Mapping[str, Any]  # as `graph` of engine.json
@@ -85,11 +85,15 @@ class Variant:
 class Engine:
     """One engine directory, checked and ready to run.
 
-    Raises EngineError where files are missing or resized or where the checkpoint that a linked
-    engine points into has moved or changed. The graph itself is loaded on first use: a plan, where
-    there are some, for the GPU at hand, or the portable graph in ONNX Runtime, which threads and
-    prepack are for. portable: that graph in any case. variant: another graph
-    in its place.
+    The graph itself is loaded on first use: a plan for the GPU at hand, where there are plans, or
+    the portable graph in ONNX Runtime.
+
+    threads, prepack: for ONNX Runtime, as in `load`.
+    portable: run the portable graph in any case.
+    variant: another graph in its place.
+
+    Raises EngineError where files are missing or resized, or where the checkpoint that a linked
+    engine points into has moved or changed.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class Engine:
 
     @property
     def linked(self) -> bool:
-        """Whether the weights lie in the checkpoint, not in the engine."""
+        """Whether the weights are in the checkpoint, not in the engine."""
         return bool(self.manifest.fields["graph"]["weights"] == "link")
 
     def summary(self) -> Summary:
@@ -143,7 +147,8 @@ class Engine:
 
     @property
     def target(self) -> Target:
-        """What runs it here; raises EngineError for a target that this lmcast does not know."""
+        """The target that it runs as here; raises EngineError for one that this lmcast does not
+        know."""
         target = targets.get(self.manifest.fields["target"])
         return target if self.runs_plan else target.carried
 
@@ -196,9 +201,13 @@ class Engine:
     ) -> list[Generated]:
         """Continue prompts: texts, lists of messages, or lists of token ids.
 
-        max_new_tokens: None for NEW_TOKENS, or what the context leaves. chat: put a text into the
-        chat template as a user's message; None: where there is one. Sampling is greedy unless
-        given. Raises InputError before anything runs.
+        max_new_tokens: None for NEW_TOKENS, or what the context leaves.
+        sampling: None for greedy.
+        stop: strings that end a text.
+        chat: put a text into the chat template as a user's message; None: if there is a template.
+        on_token: called with a row and its new piece of text.
+
+        Raises InputError before anything runs.
         """
         ids = self.encode([prompts] if isinstance(prompts, str) else prompts, chat)
         session, longest = self.session(max(1, len(ids))), max(map(len, ids), default=0)
@@ -251,8 +260,9 @@ def load(
 ) -> Engine:
     """Return the engine of a directory.
 
-    threads: for its kernels, None for all cores. prepack: copy the weights into memory in the
-    kernels' own layout: slower to load and as much private memory as the weights, but faster.
+    threads: for its kernels, None for all cores.
+    prepack: copy the weights into the kernels' preferred layout: faster, but slower to load, and
+        with as much private memory as the weights.
     portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
     """
     return Engine(engine_dir, threads, prepack, portable)

@@ -26,7 +26,7 @@ class GenerateError(InputError):
 
 
 class Session(Protocol):
-    """What generation needs of a session: append, and how many tokens a row can hold."""
+    """The part of a session that generation uses."""
 
     @property
     def context(self) -> int | None: ...
@@ -38,7 +38,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Generated:
-    """One row: what was asked and what came."""
+    """One finished row: the prompt and its continuation."""
 
     prompt: tuple[int, ...]
     ids: tuple[int, ...]  # every token picked; the one that ended the row included
@@ -59,8 +59,12 @@ def generate(
 ) -> list[Generated]:
     """Continue each prompt until an id of eos_ids, a stop string or max_new_tokens.
 
-    session is fresh, with one row per prompt. on_token(row, piece) gets text as soon as it is
-    certain; the pieces of a row join to its text, and no part of a stop string is among them.
+    session: fresh, with one row per prompt.
+    prompts: token ids.
+    text: the tokenizer, None for ids only.
+    on_token: called with a row and its new text as soon as that is certain; the pieces of a row
+        join to its text, and contain no part of a stop string.
+
     Raises GenerateError before anything runs, SamplingError for logits that are not finite.
     """
     if text is None and on_token is not None:
@@ -121,7 +125,7 @@ def check_request(
 
 @dataclass
 class Row:
-    """One sequence while it grows."""
+    """One sequence being generated."""
 
     history: list[int]  # prompt and picked tokens
     shown: "Shown | None"
@@ -159,10 +163,10 @@ class Row:
 
 @dataclass
 class Shown:
-    """The text of one row as it may be shown: nothing of a stop string or behind it.
+    """The text of a row as far as it can be shown: up to a stop string, or what may become one.
 
-    The stop string that is complete first counts, the longest of those that end together; so the
-    text does not depend on where tokens begin.
+    The first complete stop string counts, the longest of those that end together; so the text does
+    not depend on how it is divided into tokens.
     """
 
     stream: TextStream
@@ -172,7 +176,7 @@ class Shown:
     held: str = ""  # what could begin a stop string
 
     def push(self, token: int) -> str:
-        """Return text that the token made certain to be shown."""
+        """Return the text that this token made certain."""
         return self._add(self.stream.push(token), final=False)
 
     def finish(self) -> str:

@@ -1,4 +1,4 @@
-"""Picking the next token from logits, as Hugging Face's logits processors define it.
+"""Sampling of the next token from logits, as Hugging Face's logits processors define it.
 
 Letters: B rows, V vocabulary.
 """
@@ -20,9 +20,9 @@ class SamplingError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are picked; temperature 0 takes the most likely one. None: not applied.
+    """Sampling options, applied in the order repetition_penalty, temperature, top_k, top_p, min_p.
 
-    The order is repetition_penalty, temperature, top_k, top_p, min_p.
+    temperature 0 takes the most likely token. None: not applied.
     """
 
     temperature: float = 0.0
@@ -67,7 +67,7 @@ def check_integer(name: str, value: object, low: int, remedy: str) -> None:
 
 
 class Sampler:
-    """Picks tokens for a batch. Each row has a random stream of its own.
+    """Samples tokens for a batch; each row has a random stream of its own.
 
     The stream of row i follows from the seed and i alone, and each pick takes one number from it,
     so a row's tokens do not depend on its neighbours.
@@ -118,7 +118,7 @@ class Sampler:
 
 
 def penalize(logits: np.ndarray, history: Sequence[int], penalty: float) -> np.ndarray:
-    """Return V logits where tokens of the history are less likely, if penalty is above 1."""
+    """Return V logits with those of tokens in the history lowered, if penalty is above 1."""
     if penalty == 1:
         return logits
     seen = np.asarray(history, dtype=np.int64)
@@ -130,10 +130,7 @@ def penalize(logits: np.ndarray, history: Sequence[int], penalty: float) -> np.n
 
 
 def candidates(scores: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids that may be picked, in ascending order, and a float64 weight for each.
-
-    Weights are probabilities but for a common factor.
-    """
+    """Return the ids that can be sampled, ascending, with unnormalized float64 probabilities."""
     kept = np.arange(len(scores))
     if s.top_k is not None and s.top_k < len(scores):
         # As many more as tie with the last one.

@@ -129,7 +129,7 @@ def check_messages(messages: object) -> None:
 
 
 def run_worker(request: str) -> list[str]:
-    """Let chat_worker answer the request, and return the rendered texts."""
+    """Send a request to chat_worker; return the rendered texts."""
     specs = [find_spec(name) for name in ("jinja2", "markupsafe")]
     folders = [str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin]
     # -I -S: no start-up files, no user packages, no variables of ours; only the folders above.
@@ -161,10 +161,10 @@ def run_worker(request: str) -> list[str]:
 
 
 class TextStream:
-    """Turns ids into text as they come, in constant time for each.
+    """Incremental detokenizer, in constant time per token.
 
-    What `push` returned so far, with `finish` at the end, is `Text.decode` of all ids. No text is
-    returned before it is certain, so no character that later ids could change.
+    What `push` has returned, with `finish` at the end, is `Text.decode` of all ids. Text is
+    returned once it is certain: later ids change no character of it.
     """
 
     def __init__(self, tokenizer: "Tokenizer"):
@@ -217,7 +217,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class ByteLevelStream:
-    """Tokens are bytes in disguise; text is their UTF-8."""
+    """Tokens of byte-level BPE: each spells bytes, whose UTF-8 is the text."""
 
     def __init__(self) -> None:
         self._alphabet = byte_alphabet()
@@ -237,7 +237,7 @@ class ByteLevelStream:
 class PieceStream:
     """Tokens are pieces of text, decoded one by one except at the beginning of the text.
 
-    With byte fallback a run of tokens like <0xE4> is text only as a whole, so a run is held until
+    With byte fallback, a run of tokens like <0xE4> is text only as a whole, and is delayed until
     another token ends it.
     """
 
@@ -269,7 +269,8 @@ class PieceStream:
 
 
 class WholeStream:
-    """For decoders whose text depends on what follows without bound: all of it, at the end."""
+    """Decodes everything at the end: for decoders whose text depends on later tokens without
+    bound."""
 
     def __init__(self, tokenizer: "Tokenizer"):
         self._tokenizer = tokenizer

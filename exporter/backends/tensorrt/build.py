@@ -1,7 +1,7 @@
-"""Build a plan in a process of its own, look at what came out, and say of it what engine.json does.
+"""Build a plan in a process of its own, inspect it, and describe it for engine.json.
 
-The plan is checked to be for every SM that was asked for, with every plugin and every fused
-attention that the graph has: a part that fell back to something slower is an error, not a surprise.
+The plan must be for every SM that was asked for, and have every plugin and fused attention of the
+graph: a part that fell back to something slower is an error, not a surprise.
 """
 
 import json
@@ -34,9 +34,9 @@ KEPT_LINES = 5  # of what a process says before it ends
 
 
 def order(target: str, sms: tuple[int, ...], context: int, sizes: Sizes) -> Request:
-    """Return a request that the library here can fulfil; raises BackendError for any other.
+    """Return a request that the installed library can fulfil; raises BackendError for any other.
 
-    context: tokens that a row of the engine may hold.
+    context: capacity of a row of the engine, in tokens.
     """
     library = libraries.require(target)
     return resolve(target, libraries.choose_sms(library, sms), context, sizes)
@@ -47,8 +47,8 @@ def build_plan(
 ) -> dict[str, Any]:
     """Build a plan into an engine directory; return its entry of engine.json.
 
-    fields: of engine.json, which may be still to be written. Raises BackendError, also where the
-    library ends the process, and where the plan lacks what it should have.
+    fields: of engine.json, which may not be written yet. Raises BackendError, also where the
+    library aborts the process or the plan lacks a part.
     """
     layers, graph = fields["layers"], fields["graph"]
     weights = weight_bytes(fields) + request.widen * weight_bytes(fields, NARROW)
@@ -88,7 +88,7 @@ def estimate(weights: int, layers: int) -> tuple[int, float]:
 
 
 def require_memory(weights: int) -> None:
-    """Refuse a build that this machine has no memory for, rather than be killed in it."""
+    """Refuse a build that would exceed this machine's memory, and be killed."""
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     need, _ = estimate(weights, 0)
     if need > have:
@@ -99,7 +99,7 @@ def require_memory(weights: int) -> None:
 
 
 def run(job: Job, progress: Progress) -> dict[str, Any]:
-    """Run the worker and follow it; return what it says of the plan."""
+    """Run the worker, and follow it; return its facts about the plan."""
     # -P: nothing is imported from the working directory.
     command = [sys.executable, "-P", "-m", WORKER, job.as_json()]
     with tempfile.TemporaryFile() as noise:
@@ -124,7 +124,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
 
 
 def follow(events: Iterator[str], progress: Progress) -> dict[str, Any]:
-    """Show the events of a worker until it ends; return the last, or the messages before it."""
+    """Show the events of a worker until it ends; return the last one, or its messages."""
     messages: deque[str] = deque(maxlen=KEPT_LINES)
     with ExitStack() as stage:
         for line in events:

@@ -1,4 +1,4 @@
-"""Keys and values in FP8: which SMs hold them, and which a plan may write where they lie."""
+"""FP8 caches in plans: which SMs have them, and which states a plan may update in place."""
 
 from collections.abc import Iterator
 
@@ -26,9 +26,9 @@ def require(graph: ir.Model, request: Request) -> None:
 def in_place(graph: ir.Model) -> list[str]:
     """Return the states whose new values a plan may write over the old ones.
 
-    A slot gets what it has, to the bit, or what this call puts there, and that alone is computed of
-    it: whoever reads it late reads either, and both give the same. A ring moves, and is not among
-    them. TensorRT itself aliases states of wider numbers only.
+    Such a state is the old one with some slots overwritten, and nothing else is computed from the
+    old one: a slot that is read after its update gives the same result. A ring moves its slots, and
+    is not among them. States of wider dtypes are aliased by TensorRT itself.
     """
     ends = {str(value.name): value for value in graph.graph.outputs}
     return [state for state in _held(graph) if _written(ends[f"{state}.present"], f"{state}.past")]

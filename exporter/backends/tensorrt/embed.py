@@ -23,7 +23,7 @@ PACKAGE = "lmcast_tensorrt"  # has the library of plugins that replay recipes
 
 
 def embed(graph: ir.Model, request: Request) -> list[str]:
-    """Give every operator that is left its recipe; return the states that these update in place.
+    """Give every remaining custom operator its launch plan; return the states updated in place.
 
     Raises BackendError where the plugins are not installed.
     """

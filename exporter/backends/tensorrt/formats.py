@@ -1,4 +1,4 @@
-"""Number formats in plans: the first SM that has each, and what it is called."""
+"""Number formats in plans: their names there, and the first SM with arithmetic for each."""
 
 import math
 from collections import Counter
@@ -66,7 +66,7 @@ KEEPS_CODES = {"DequantizeLinear", "Transpose", "Cast", "CastLike"}
 
 @dataclass(frozen=True)
 class Weight:
-    """A quantized weight of a graph: the node that makes numbers of its codes."""
+    """A quantized weight of a graph: the node that dequantizes it."""
 
     node: ir.Node
     codes: ir.Value
@@ -110,7 +110,7 @@ def weights(graph: ir.Model) -> Iterator[Weight]:
 
 
 def _makers(value: ir.Value) -> Iterator[ir.Node]:
-    """Yield the nodes that a value comes from, by their first inputs."""
+    """Yield the nodes upstream of a value, along first inputs."""
     while (node := value.producer()) is not None:
         yield node
         if not node.inputs or (first := node.inputs[0]) is None:
@@ -119,7 +119,7 @@ def _makers(value: ir.Value) -> Iterator[ir.Node]:
 
 
 def stored(scales: ir.Value) -> ir.DataType:
-    """Return what scales are stored in, before they are multiplied with one that they share."""
+    """Return the dtype of stored scales, before they are multiplied with a shared one."""
     *_, value = [scales, *(node.inputs[0] for node in _makers(scales) if node.inputs)]
     assert value is not None and value.dtype is not None
     return value.dtype
@@ -192,7 +192,7 @@ def products(graph: ir.Model) -> dict[str, str]:
 
 
 def _codes(value: ir.Value | None) -> ir.DataType | None:
-    """Return the format of codes that a value is made of by nothing but casts and scales."""
+    """Return the format of the codes behind a value, through casts and scales only."""
     while (node := value.producer() if value else None) and node.op_type in KEEPS_CODES:
         value = node.inputs[0]
         if node.op_type == "DequantizeLinear":

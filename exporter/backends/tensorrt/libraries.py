@@ -1,4 +1,4 @@
-"""The two TensorRT libraries: how each is found, and what it can build here, as it says itself."""
+"""The two TensorRT libraries: finding each, and what it can build here."""
 
 import re
 from collections.abc import Mapping

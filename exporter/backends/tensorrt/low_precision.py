@@ -1,10 +1,10 @@
-"""Bring quantized weights into forms that TensorRT builds; none changes a value.
+"""Rewrite quantized weights into forms that TensorRT builds, without changing a value.
 
-Scales that are powers of two come as BF16, which has all of them: E8M0 is no type of an initializer
-there, and as bytes they become scales of fp16, which ends at 2^-24. A scale for each row or for all
-goes along with the cast behind it; of blocks and of 4 bits it does not, and a cast stays. A block
-that is a whole row is a scale for each row. Blocks that are cut off at the last column are
-TensorRT's own TRT_BlockDequantize.
+Power-of-two scales become BF16, which represents them all: TensorRT has no initializers of E8M0,
+and as bytes they would become fp16, which ends at 2^-24. A scale per row or per matrix takes the
+dtype of the cast after it; block scales and those of 4-bit codes do not, and keep the cast. A block
+that is a whole row is a scale per row. Partial blocks at the last column become TensorRT's
+TRT_BlockDequantize.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ CHUNK = 16 << 20  # codes that are looked up at once: each takes 8 bytes of indi
 
 @dataclass(frozen=True)
 class Made:
-    """Bytes of an initializer that are not those of its file, but are looked up for each of them.
+    """An initializer whose bytes are looked up from those of its file, one by one.
 
-    table: for 256 bytes, what one becomes: a number, or two in a row.
+    table: 256 entries, each the number for a byte, or two numbers.
     """
 
     table: np.ndarray
@@ -43,7 +43,7 @@ class Made:
 
 
 def rewrite(graph: ir.Model, request: Request) -> None:
-    """Give all quantized weights forms that build; wider ones where an SM lacks theirs."""
+    """Rewrite all quantized weights; widen those that an SM has no arithmetic for, if asked."""
     for weight in list(weights(graph)):
         if request.widen and weight.lacking(request.sms):
             widen(weight)
@@ -59,7 +59,7 @@ def rewrite(graph: ir.Model, request: Request) -> None:
 
 
 def widen(weight: Weight) -> None:
-    """Store E2M1 as E4M3, two bytes for one: that has all of its values."""
+    """Store E2M1 codes as E4M3, which has all their values, in twice the bytes."""
     numbers = E2M1.decode(torch.arange(256, dtype=torch.uint8)[:, None]).numpy()
     wider = NUMBERS[weight.kind].wider
     assert wider is not None
@@ -67,7 +67,7 @@ def widen(weight: Weight) -> None:
 
 
 def in_bfloat16(graph: ir.Model, weight: Weight) -> None:
-    """Store powers of two as BF16, and cast what they are multiplied with afterwards."""
+    """Store power-of-two scales as BF16, and cast the dequantized weight afterwards."""
     if MADE not in weight.scales.meta:
         powers = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e8m0fnu)
         wide = powers.astype(np.float32).astype(ml_dtypes.bfloat16)
@@ -82,8 +82,8 @@ def in_bfloat16(graph: ir.Model, weight: Weight) -> None:
 
 
 def by_rows(weight: Weight) -> None:
-    """Have a matrix whose blocks are whole rows as one with a scale for each row: of INT8 TensorRT
-    for RTX 1.7 compiles no other ('operand.h: CHECK(is_value()) failed')."""
+    """Turn block scales of whole rows into one scale per row: for INT8, TensorRT for RTX 1.7
+    compiles nothing else ('operand.h: CHECK(is_value()) failed')."""
     tensor, attributes = weight.scales.const_value, weight.node.attributes
     assert isinstance(tensor, ir.ExternalTensor)
     del attributes["block_size"]
@@ -93,7 +93,7 @@ def by_rows(weight: Weight) -> None:
 
 
 def in_blocks(graph: ir.Model, weight: Weight) -> None:
-    """Dequantize blocks of which the last ends early."""
+    """Dequantize blocks of which the last is partial."""
     node = weight.node
     along = [1] * (len(_sizes(weight.codes)) - 1)
     shape = {"block_shape": [*along, node.attributes["block_size"].as_int()]}
@@ -103,8 +103,8 @@ def in_blocks(graph: ir.Model, weight: Weight) -> None:
 
 
 def with_cast(graph: ir.Model, weight: Weight) -> None:
-    """Let a weight with one scale for each row be made in the format that it is cast to; of 4 bits
-    TensorRT for RTX 1.7 compiles that for scales of the same format alone."""
+    """Dequantize a weight with one scale per row directly into the dtype that it is cast to; for
+    4 bits, TensorRT for RTX 1.7 compiles only scales of that same dtype."""
     if OF_ONNX[weight.kind].bits == 4:
         return
     users = [user for user, _ in weight.node.outputs[0].uses()]

@@ -1,4 +1,4 @@
-"""The library that the parser of TensorRT for RTX looks for, under the name that it looks for."""
+"""The library that the parser of TensorRT for RTX opens, under the name that it uses."""
 
 import ctypes
 from importlib.util import find_spec
@@ -10,12 +10,12 @@ OPENED = "libtensorrt_rtx.so"
 
 
 def provide_parser_library(module: ModuleType) -> None:
-    """Make the parser of `module`, TensorRT as imported, take plugins where there are any.
+    """Make the parser of `module`, the imported TensorRT, able to load plugins.
 
-    That of TensorRT for RTX 1.7 opens libtensorrt_rtx.so when it meets the first one, and NVIDIA's
-    packages hold libtensorrt_rtx.so.1 alone: the process would end there. The loader knows what is
-    loaded by the name inside of it, which no link to a file changes. So lmcast_tensorrt holds an
-    empty library of that name, which needs the real one and so leads to its functions.
+    With its first plugin, that of TensorRT for RTX 1.7 opens libtensorrt_rtx.so, but NVIDIA's
+    packages have only libtensorrt_rtx.so.1: the process would end there. The loader identifies
+    libraries by the SONAME inside, which a link cannot change. So lmcast_tensorrt has an empty
+    library of that name that depends on the real one.
     """
     plugins = find_spec(PLUGINS)
     if module.__name__ == "tensorrt_rtx" and plugins is not None:

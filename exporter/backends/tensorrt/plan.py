@@ -1,4 +1,4 @@
-"""What a plan says of itself. No GPU is needed: a plan holds its graph as text beside the code."""
+"""What a plan contains, read without a GPU: its graph is stored as text beside the code."""
 
 import mmap
 import re
@@ -34,10 +34,8 @@ class Plan:
     products: Mapping[str, frozenset[str]]  # layer -> formats of its operands, 'mixed' of several
 
     def check(self, request: Request, operators: Mapping[str, Mapping[str, int]]) -> None:
-        """Refuse a plan that lacks what it should have; operators: name -> form -> how many.
-
-        Raises BackendError.
-        """
+        """Refuse a plan that lacks operators; operators: name -> form -> how many. Raises
+        BackendError."""
         if self.sms != request.sms:
             raise BackendError(f"the plan is for SMs {list(self.sms)}, not {list(request.sms)}")
         for name, forms in operators.items():
@@ -54,7 +52,8 @@ class Plan:
             )
 
     def check_products(self, products: Mapping[str, str]) -> None:
-        """Refuse a plan that multiplies in other formats; products: layer -> that of its operands.
+        """Refuse a plan that multiplies in other formats; products: layer -> format of the
+        operands.
 
         Raises BackendError.
         """
@@ -66,8 +65,11 @@ class Plan:
                 )
 
     def wider(self, codes: Mapping[str, int]) -> list[str]:
-        """Return what the plan holds in wider numbers than its graph, whose weights take `codes`
-        bytes by format: the same values, in a larger file."""
+        """Return the weights that the plan stores in wider formats than its graph: same values,
+        larger file.
+
+        codes: bytes by format in the graph.
+        """
         return [
             f"the plan has {self.constants.get(format, 0):,} bytes of {format} for {size:,} of the"
             " graph: TensorRT stores the others as wider numbers"
@@ -77,7 +79,7 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """Return what a plan says; it may be larger than memory, and is only looked through."""
+    """Return what a plan contains; the file, which may be larger than memory, is streamed."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         sms = {int(sm[2:]) for found in TARGETS.findall(data) for sm in found.split()}
         fused = Counter(name.decode() for name in FUSED.findall(data))

@@ -1,4 +1,4 @@
-"""The plans of an engine: which one runs here, or why none does; and loading it."""
+"""The plans of an engine: choosing the one that runs here, or saying why none does; loading it."""
 
 import hashlib
 import mmap
@@ -25,7 +25,7 @@ PLUGINS = "lmcast_tensorrt"  # the package with the plugins of our operators
 
 @dataclass(frozen=True)
 class Plan:
-    """What engine.json says of one plan."""
+    """The entry of one plan in engine.json."""
 
     file: str
     target: str
@@ -39,7 +39,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plan as TensorRT has it, with what it runs on."""
+    """A plan loaded in TensorRT, with the device it runs on."""
 
     plan: Plan
     directory: Path  # of its engine
@@ -80,7 +80,7 @@ def read_plans(manifest: Manifest) -> list[Plan]:
 
 
 def choose(manifest: Manifest) -> tuple[Plan, Cuda, ModuleType]:
-    """Return the first plan that runs here, the GPU and the library.
+    """Return the first plan that runs here, with the GPU and the library.
 
     Raises InputError that says what would make one run.
     """

@@ -1,4 +1,4 @@
-"""What a plan is to be built for, and the sizes that it takes."""
+"""The request for a plan: GPUs, and bounds of its calls."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ MOST_BATCH = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Bounds of a call that a plan is to take; None: a usual one, or what the context leaves."""
+    """Bounds of a plan's calls; None: a usual value, or what the context leaves."""
 
     max_batch: int = 1
     max_context: int | None = None  # tokens that a row can hold
@@ -55,7 +55,8 @@ class Request:
 
     @property
     def profiles(self) -> list[dict[str, Range]]:
-        """The ranges of the axes of the graph: of a decoding step, then of a prompt.
+        """The optimization profiles: ranges of the graph's axes for a decoding step, then for a
+        prompt.
 
         B rows, T tokens of a call, R rows of logits; C, the capacity, is fixed.
         """
@@ -68,7 +69,7 @@ class Request:
 
 
 def resolve(target: str, sms: tuple[int, ...], context: int, sizes: Sizes) -> Request:
-    """Return a checked request; context: of the engine. Raises BackendError for what is no size."""
+    """Return a checked request; context: of the engine. Raises BackendError for invalid sizes."""
     capacity = _within("max-context", sizes.max_context, min(CONTEXT, context), context)
     most = _within("max-tokens", sizes.max_tokens, min(TOKENS, capacity), capacity)
     batch = _within("max-batch", sizes.max_batch, 1, MOST_BATCH)

@@ -1,8 +1,8 @@
-"""Running a plan: states on the GPU, a context for prompts, one with a CUDA graph for each step.
+"""Running a plan: states on the GPU, one context for prompts, one with a CUDA graph per step.
 
-TensorRT keeps in a context what a captured graph refers to, so that a context whose graph is still
-to be run may not be changed: decoding steps have contexts of their own, never bound again. All work
-is on one stream, so all contexts share the memory that a call needs beside its states.
+A captured CUDA graph refers to data in its TensorRT context, so the context must not change while
+the graph may still run: decoding steps have contexts of their own, which are never bound again. All
+work is on one stream, so that all contexts share their scratch memory.
 """
 
 import math
@@ -56,7 +56,7 @@ def open_runner(manifest: Manifest) -> "Runner":
 
 @dataclass
 class State:
-    """One state on the device. back: where a call writes it, None for where it lies."""
+    """One state on the device. back: where a call writes it, None if in place."""
 
     name: str
     front: Tensor
@@ -73,7 +73,7 @@ class State:
 
 @dataclass
 class Step:
-    """A context for decoding steps over states as they lie; replay: its graph, once captured."""
+    """A context for decoding steps over fixed states; replay: its CUDA graph, once captured."""
 
     context: Any
     tried: bool = False  # to capture it
@@ -82,7 +82,7 @@ class Step:
 
 @dataclass(eq=False)
 class Held:
-    """What a plan keeps of one session."""
+    """The contexts and buffers that a plan keeps for one session."""
 
     rows: int
     states: list[State]
@@ -98,7 +98,7 @@ class Held:
 
 
 class Call:
-    """The inputs and the logits of one call, here and on the device."""
+    """The inputs and the logits of one call, on the host and on the device."""
 
     def __init__(self, device: Cuda, sizes: tuple[int, int, int], vocab: int, dtype: torch.dtype):
         self.device, (rows, tokens, wanted) = device, sizes
@@ -114,7 +114,7 @@ class Call:
         self.logits = device.zeros((rows, wanted, vocab), dtype)
 
     def address(self, name: str) -> int:
-        """Return where an input lies on the device."""
+        """Return the device address of an input."""
         return self._inputs.data_ptr() + 8 * self._starts[name]
 
     def put(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -132,7 +132,7 @@ class Call:
 
 
 class Runner:
-    """One loaded plan. Sessions share it; their states are apart."""
+    """One loaded plan, shared by sessions with separate states."""
 
     def __init__(self, loaded: Loaded, fields: Mapping[str, Any]):
         self._loaded, self.gpu, self._engine = loaded, loaded.device, loaded.engine
@@ -203,7 +203,8 @@ class Runner:
             return [call.get()]
 
     def _step(self, held: Held) -> None:
-        """Enqueue a step; the first binds a context, the second captures it for all others."""
+        """Enqueue a decoding step: the first binds a context, the second captures it for all
+        others."""
         step = held.steps.get(held.swapped)
         if step is None:
             context = self._idle.pop() if self._idle else self._context(STEP)
@@ -231,7 +232,7 @@ class Runner:
         self._execute(self._prompt)
 
     def _some_rows(self, call: Call, held: Held, rows: slice) -> None:
-        """Run over some rows; their states are afterwards where those of the other rows are."""
+        """Run over some rows; the states of the others keep their places."""
         bound: list[Bound] = []
         for state in held.states:
             place = state.front[rows]
@@ -260,7 +261,7 @@ class Runner:
         return context
 
     def _bind(self, context: Any, call: Call, states: Sequence[Bound]) -> None:
-        """Tell a context the sizes of its inputs and where all tensors lie."""
+        """Set the input sizes and all addresses of a context."""
         done = [context.set_tensor_address("logits", call.logits.data_ptr())]
         outputs = {"logits": tuple(call.logits.shape)}
         for name in self._given:

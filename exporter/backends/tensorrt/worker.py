@@ -1,4 +1,4 @@
-"""A process that builds one plan: some graphs make the library abort, and that must end it alone.
+"""A process that builds one plan: some graphs make the library abort, which must end it alone.
 
 Argument: a Job as JSON. Each line on standard output is an event as JSON: {"stage": name, "total":
 steps}, {"done": steps}, {"message": text} and at the end {"built": facts} or {"error": text}.
@@ -60,7 +60,7 @@ def read_job(text: str) -> Job:
 
 @dataclass
 class Build:
-    """One build on its way: the library, and what it says."""
+    """One build in progress: the library, and its messages."""
 
     trt: ModuleType
     request: Request
@@ -68,7 +68,7 @@ class Build:
     messages: list[str] = field(default_factory=list)
 
     def logger(self) -> Any:
-        """Return a logger that keeps what is wrong; the library's own would print it."""
+        """Return a logger that collects errors; the library's own would print them."""
 
         def log(_: Any, severity: Any, message: str) -> None:
             if severity <= self.trt.ILogger.Severity.ERROR and NOT_AN_ERROR not in message:
@@ -78,7 +78,7 @@ class Build:
         return type("Logger", (self.trt.ILogger,), {"log": log})()
 
     def monitor(self) -> Any:
-        """Return what the builder tells how far it is; only its outermost phases are shown."""
+        """Return a progress monitor for the builder; only its outermost phases are shown."""
         outer = set[str]()
 
         def phase_start(_: Any, name: str, parent: str | None, steps: int) -> None:
@@ -114,7 +114,7 @@ def prepare(file: str, request: Request) -> ir.Model:
 
 
 def parse(build: Build, parser: Any, graph: ir.Model, job: Job) -> list[Any]:
-    """Hand a graph to the parser, weights by pointer; return what must outlive the build."""
+    """Parse a graph, with weights by pointer; return the objects that must outlive the build."""
     data = ir.to_proto(graph).SerializeToString()
     mapped: dict[str, np.ndarray] = {}
     made: list[np.ndarray] = []
@@ -170,7 +170,7 @@ def configure(build: Build, builder: Any, graph: ir.Model) -> Any:
 
 
 def write(build: Build, builder: Any, network: Any, config: Any, output: Path) -> None:
-    """Build the plan into a file as it comes, without a second copy of it in memory."""
+    """Build the plan, and stream it into a file without a second copy in memory."""
     with open(output, "wb") as file:
         methods = {"write": lambda _, data: file.write(data)}
         writer = type("Writer", (build.trt.IStreamWriter,), methods)()
@@ -180,7 +180,7 @@ def write(build: Build, builder: Any, network: Any, config: Any, output: Path) -
 
 
 def advised(message: str) -> str:
-    """Return what the library says, behind what can be done about it if that is known."""
+    """Return the library's message, after the remedy if one is known."""
     for pattern, advice in ADVICE:
         if found := re.search(pattern, message):
             return f"{advice.format(*found.groups())} ({message})"
@@ -188,7 +188,7 @@ def advised(message: str) -> str:
 
 
 def run(job: Job, tell: Tell) -> dict[str, Any]:
-    """Build one plan; return what there is to say of it. Raises InputError."""
+    """Build one plan; return the facts about it. Raises InputError."""
     request = job.request
     library = libraries.require(request.target)
     trt = libraries.load(library)
@@ -223,7 +223,7 @@ def run(job: Job, tell: Tell) -> dict[str, Any]:
 
 
 def serve(text: str, events: TextIO) -> None:
-    """Build the plan of a job as JSON; write what happens as events."""
+    """Build the plan of a job given as JSON; write events."""
 
     def tell(**event: Any) -> None:
         events.write(json.dumps(event) + "\n")
