@@ -18,7 +18,7 @@ from lmcast.graphs.config.layer_types import one_each, owners
 from lmcast.graphs.config.reading import ConfigError, Count, Size, parse
 from lmcast.graphs.weights.sources import Joined, Packed, Source, View
 
-# What the config of an architecture has that can be sliced.
+# Keys in the config of an architecture that can be sliced.
 NEEDED = {"intermediate_size", "layer_types", "num_kv_shared_layers", "activation_sparsity_pattern"}
 # Parameters that hold the parts of all layers side by side, and along which axis.
 BY_LAYER = {"side.tokens.weight": 1, "side.project.weight": 0}

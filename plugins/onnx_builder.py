@@ -229,7 +229,7 @@ class Builder:
         return self._append("Loop", inputs, {"body": graph}, "", 1)[0]
 
     def _subgraph(self, name: str, block: Block, given: Mapping[str, Typed]) -> ir.Graph:
-        """A subgraph sees what was written before it, and nothing else sees what it writes."""
+        """A subgraph sees what was written before it; what it writes is visible to it alone."""
         inputs = [self.input(own, typed) for own, typed in given.items()]
         outer, known = self.nodes, self._written
         self.nodes, self._written = [], known.new_child()

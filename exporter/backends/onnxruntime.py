@@ -123,7 +123,7 @@ class Runner:
         for name, value in zip(inputs, held, strict=True):  # which must outlive the run
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
-            binding.bind_output(name, "cpu")  # in new memory: what was returned is the caller's
+            binding.bind_output(name, "cpu")  # in new memory: earlier results belong to the caller
         self._session.run_with_iobinding(binding)
         values = binding.get_outputs_as_ortvaluevector()
         return [values[i].numpy() for i in range(len(outputs))]

@@ -1,4 +1,4 @@
-"""`lmcast export` and `lmcast build`: what makes engines."""
+"""`lmcast export` and `lmcast build`: making engines."""
 
 import gc
 from pathlib import Path
@@ -49,7 +49,7 @@ def export(
 
     For NVIDIA GPUs, here or elsewhere: --target tensorrt-rtx --sm 89,120 --max-context 8192
     """
-    # What a trace makes lives to its end: looking for garbage took a fifth of an export.
+    # The objects of a trace live to its end: garbage collection took a fifth of an export.
     gc.disable()
     from lmcast.exporter.pipeline import export as run
     from lmcast.exporter.progress import Terminal

@@ -1,7 +1,7 @@
-"""What several commands share: options, prompts as they are typed, and how results are printed.
+"""Options shared by commands, prompts as they are typed, and printing of results.
 
 A group of options comes with a function that takes their values out of a command's keyword
-arguments and returns them under the names of the function behind the command.
+arguments, and returns them under the names of the library's function.
 """
 
 import json

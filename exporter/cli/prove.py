@@ -1,4 +1,4 @@
-"""`lmcast parity` and `lmcast quality`: what holds engines against their checkpoints."""
+"""`lmcast parity` and `lmcast quality`: engines against their checkpoints."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`lmcast generate` and `lmcast bench`: what runs engines."""
+"""`lmcast generate` and `lmcast bench`: running engines."""
 
 import json
 from dataclasses import asdict

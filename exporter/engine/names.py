@@ -1,4 +1,4 @@
-"""What the files of an engine directory are called."""
+"""Names of the files in an engine directory."""
 
 ENGINE_JSON = "engine.json"
 SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it

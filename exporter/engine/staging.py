@@ -15,7 +15,7 @@ from lmcast.exporter.engine.manifest import EngineError, is_engine, is_recipe
 from lmcast.exporter.engine.names import SIGNATURE
 from lmcast.exporter.progress import Progress, silent
 
-# What the surroundings can do to any write; other errors are defects and keep their traceback.
+# Errors that any write can meet; others are defects, and keep their traceback.
 REFUSALS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.EMFILE,

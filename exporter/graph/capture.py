@@ -90,7 +90,7 @@ class _Layer(nn.Module):
 
 
 class _Side(nn.Module):
-    """What is computed beside the layers; its handoffs go out as tensors."""
+    """The module beside the layers; its handoffs go out as tensors."""
 
     def __init__(self, side: nn.Module, given: Sequence[Handoff]):
         super().__init__()
@@ -326,7 +326,7 @@ def _fingerprint(module: nn.Module, taken: Mapping[int, Sequence[Input]]) -> str
 
 
 class _Fingerprint:
-    """A digest that grows by what it is fed."""
+    """A digest of the values fed to it."""
 
     def __init__(self, taken: Mapping[int, Sequence[Input]]):
         self.digest = hashlib.sha256()

@@ -43,7 +43,7 @@ class IntegerWeight:
 
 
 def integer_weight(value: ir.Value | None) -> IntegerWeight | None:
-    """Return what a value is dequantized from; None where it is anything else."""
+    """Return the weight that a value is dequantized from; None for anything else."""
     node, dtype = _maker(value), ir.DataType.FLOAT
     if node is not None and node.op_type == "Cast":
         dtype = ir.DataType(node.attributes["to"].as_int())

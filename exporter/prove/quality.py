@@ -114,9 +114,9 @@ def _own(found: Definition) -> Definition:
 
 
 def _definition(engine: Engine, source: Checkpoint) -> Definition:
-    """Return what a checkpoint means, cut as the engine is; raises EngineError for another model.
+    """Define a checkpoint's model, sliced as the engine is; raises EngineError for another model.
 
-    The engine may come from a quantized copy of the checkpoint: its config.json may differ.
+    The engine may come from a quantized copy of the checkpoint, with another config.json.
     """
     fields = engine.manifest.fields
     found = defined(source.config, source.tensors, fields["inert"])

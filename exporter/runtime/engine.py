@@ -127,7 +127,7 @@ class Engine:
         return bool(self.manifest.fields["graph"]["weights"] == "link")
 
     def summary(self) -> Summary:
-        """Return what there is to say about the engine."""
+        """Return the summary of the engine."""
         fields = self.manifest.fields
         parity = self.directory / PARITY
         return Summary(

@@ -32,7 +32,7 @@ class Session:
         self.context, self.batch = context, batch
         self._runner, self._graph, self._vocab = runner, graph, vocab
         self._require_memory(context if self._limits else min(FIRST_CAPACITY, context))
-        self.lengths = np.zeros(batch, np.int64)  # tokens held per row
+        self.lengths = np.zeros(batch, np.int64)  # cached tokens per row
         self._capacity = 0
         self._states: Any = []
 

@@ -71,7 +71,7 @@ def _view(source: View | Packed) -> View:
 
 
 def _rows(checkpoint: Checkpoint, source: View | Packed) -> _Rows:
-    """Return how the whole of what a view looks at is read."""
+    """Return how all the rows that a view looks at are read."""
     if isinstance(source, Packed):
         return _unpacked(checkpoint, source.layout)
     stored = checkpoint.tensors[source.tensor]

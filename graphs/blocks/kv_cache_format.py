@@ -15,7 +15,7 @@ class Cache(nn.Module):
     """An unquantized cache. Called with new keys B,T,G,K and values B,T,G,V, a cache returns the
     scales of both, None where there are none."""
 
-    dtype: torch.dtype | None = None  # of what is held; None: that of the model
+    dtype: torch.dtype | None = None  # of the cache; None: that of the model
 
     def forward(self, key: Tensor, value: Tensor) -> Scales:
         return None, None

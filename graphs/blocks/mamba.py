@@ -18,13 +18,14 @@ from lmcast.plugins.linear.linear_attention import linear_attention
 
 
 class Mamba(Mixer, Wide):
-    """A state space of every head, `S = exp(-dt exp(A_log)) S + dt x B^T` and `y = S C + D x`.
+    """Mamba-2: `S = exp(-dt exp(A_log)) S + dt x B^T; y = S C + D x` for every head.
 
-    `input` makes of every token the gate I, then x I, B and C of each group G*N, then dt H; x, B
-    and C pass a convolution and `act`. `dt = softplus(dt + dt_bias)`, no less than the first and no
-    more than the second of `time_steps`. Heads h*G/H share B and C. Then a norm over each of
-    `norm_groups` (None: as many as G) runs of I that silu(gate) multiplies first, and `output`.
-    bias: of `input` and `output`. Between the projections all is fp32 but the convolution.
+    `input` projects a token to the gate I, then x I, B and C of each group G*N, then dt H; x, B and
+    C pass a convolution and `act`. `dt = softplus(dt + dt_bias)`, clamped to `time_steps`. Head h
+    uses B and C of group h*G/H. A norm over each of `norm_groups` (None: G) runs of I, which
+    silu(gate) multiplies first, and `output` follow.
+
+    bias: of `input` and `output`. All is fp32 between the projections but the convolution.
     """
 
     wide = ("A_log", "dt_bias", "D")

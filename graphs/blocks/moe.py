@@ -36,9 +36,10 @@ ExpertActivation = Literal[
 class Router(Wide):
     """x B,T,D -> weights B,T,R fp32 and experts B,T,R int64, by the rules of moe_route.
 
-    epsilon: None leaves the weights as they are; else they are divided by their sum plus it.
-    correction: a bias on the scores that selects and never weighs. softcap: what the logits go
-    through first. in_fp32: the product with the matrix is taken in fp32.
+    epsilon: weights are divided by their sum plus this; None: they are not.
+    correction: has a bias on the scores that selects and never weighs.
+    softcap: of the logits.
+    in_fp32: the product with the matrix is in fp32.
     """
 
     wide = ("correction",)

@@ -69,10 +69,12 @@ class Handoff(nn.Module):
 
 
 class Step:
-    """What every part of one call may read.
+    """What all parts of one call share.
 
-    cache_lengths B int64: tokens held before the call. token_counts B int64: valid tokens of this
-    call. positions B,T int64. `shared`: tensors of tables and handoffs, by the identity of either.
+    cache_lengths: B int64, cached tokens before the call.
+    token_counts: B int64, valid tokens of this call.
+    positions: B,T int64.
+    shared: tensors of tables and handoffs, by the identity of either.
     """
 
     def __init__(
@@ -97,5 +99,5 @@ class Step:
         self._shared[id(handoff)] = tuple(tensors)
 
     def take(self, handoff: Handoff) -> tuple[Tensor, ...]:
-        """Return what an earlier part left; KeyError if none did."""
+        """Return the tensors that an earlier part left; raises KeyError if none did."""
         return self._shared[id(handoff)]

@@ -62,7 +62,7 @@ class Awq:
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Awq:
-    """Return the settings of a quantization_config; raises ConfigError for what is not read."""
+    """Parse a quantization_config; raises ConfigError for keys and values that are not read."""
     path = at.rpartition(": ")[2]
     return parse(Awq, raw, at, {**inert, **at_any_value(f"{path}{key}" for key in INERT)})
 

@@ -199,7 +199,7 @@ class CompressedTensors:
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> CompressedTensors:
-    """Return the settings of a quantization_config; raises ConfigError for what is not read."""
+    """Parse a quantization_config; raises ConfigError for keys and values that are not read."""
     groups, transforms = raw.get("config_groups"), raw.get("transform_config")
     if not groups:
         raise ConfigError(f"{at}config_groups is {groups!r:.80}; accepted: an object")

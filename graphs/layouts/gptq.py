@@ -78,7 +78,7 @@ class Gptq:
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Gptq:
-    """Return the settings of a quantization_config; raises ConfigError for what is not read."""
+    """Parse a quantization_config; raises ConfigError for keys and values that are not read."""
     path = at.rpartition(": ")[2]
     return parse(Gptq, raw, at, {**inert, **at_any_value(f"{path}{key}" for key in INERT)})
 

@@ -190,7 +190,7 @@ class RowPairs:
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> ModelOpt:
-    """Return the settings of a quantization_config; raises ConfigError for what is not read."""
+    """Parse a quantization_config; raises ConfigError for keys and values that are not read."""
     path = at.rpartition(": ")[2]
     layers = raw.get("quantized_layers") or {}
     if not isinstance(layers, Mapping):

@@ -62,7 +62,7 @@ class Quark:
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Quark:
-    """Return the settings of a quantization_config; raises ConfigError for what is not read."""
+    """Parse a quantization_config; raises ConfigError for keys and values that are not read."""
     path = at.rpartition(": ")[2]
     outer = {**inert, **at_any_value(f"{path}{key}" for key in OUTER)}
     groups = raw.get("layer_quant_config") or {}

@@ -11,7 +11,7 @@ import torch
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.weights.quantized import Layout, Shapes, WeightError
 
-# Scales of what a layer takes, beside its weight; and of what a cache keeps: known, and left out.
+# Scales of a layer's inputs, beside its weight, and of caches: known, and left out.
 INPUTS = re.compile(
     r"(.+?)(\.|_)(activation_scale|input_scale|input_global_scale|input_zero_point|output_scale)$"
 )
@@ -21,7 +21,7 @@ E8M0 = (torch.uint8, torch.float8_e8m0fnu)  # a byte either way
 
 
 def is_activation(name: str) -> bool:
-    """Tell whether a tensor is a scale of what is no weight."""
+    """Whether a tensor is a scale of inputs or of a cache, not of a weight."""
     return bool(INPUTS.match(name) or CACHE.search(name))
 
 

@@ -40,7 +40,7 @@ class EachExpert:
     part: Source
 
 
-# What a table says of one of our modules (a path) or of one parameter (where it comes from; of
+# An entry of a table: for one of our modules (a path) or one parameter (where it comes from; of
 # several forms the first that the checkpoint has). '{i}' is the number of the layer.
 Entry = str | Source | EachExpert | tuple[Source | EachExpert, ...]
 Table = Mapping[str, Entry]

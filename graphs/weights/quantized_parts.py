@@ -18,7 +18,7 @@ class Part(StrEnum):
         return f"{parameter}.{self}"
 
 
-# Behind it the name of what was cut out of a part: 'P.codes.3'.
+# A name after it is a slice of the part: 'P.codes.3'.
 _NAME = re.compile(rf"(.*)\.(?:{'|'.join(Part)})(?:\.|$)")
 
 

@@ -1,1 +1,1 @@
-"""Attention over cached keys and values: full, in windows, lent to later layers."""
+"""Attention with cached keys and values: full, sliding-window, and shared between layers."""

@@ -1,6 +1,6 @@
-"""Attention to keys and values under a mask: what the operators of this folder share. Letters: B
-batch, T new tokens, S positions, H query heads, G key heads, K width of queries and keys, V width
-of values."""
+"""Grouped-query attention under a mask, for the operators of this folder. Letters: B batch, T
+new tokens, S positions, H query heads, G key heads, K width of queries and keys, V width of
+values."""
 
 import torch
 from torch import Tensor

@@ -1,10 +1,9 @@
-"""A cache of keys and values in FP8: one byte a number, and one scale for all of a layer's keys and
-one for its values. Letters: B batch, T new tokens, S slots, G key heads, K width.
+"""FP8 caches: E4M3 codes, with one scale for all of a layer's keys and one for its values. Letters:
+B batch, T new tokens, S slots, G key heads, K width.
 
-Codes are E4M3 numbers; what is put into the cache, moved within it and taken out again are codes as
-the model computes them, all of which fp16 and bfloat16 have too. Neither the standard nor ONNX
-Runtime 1.31 moves E4M3 itself, and TensorRT for RTX 1.7 only appends it; a cast to its own dtype
-and back changes no code.
+What is written to the cache, moved within it and read again are codes in the dtype of the model:
+fp16 and bfloat16 represent all of E4M3, so that casts change no code. Neither the standard nor ONNX
+Runtime 1.31 moves E4M3 itself, and TensorRT for RTX 1.7 only appends it.
 """
 
 import torch

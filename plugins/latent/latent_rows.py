@@ -19,7 +19,7 @@ from lmcast.plugins.launch.step import Step
 
 @triton.jit
 def write(new, cache, cache_lengths, T, C, W: tl.constexpr):
-    """Write new B,T,W behind what the cache B,C,W holds; a row without room is written nowhere."""
+    """Append new rows B,T,W to the cache B,C,W; a row without room is dropped."""
     program = tl.program_id(0)
     b = program // T
     slot = tl.load(cache_lengths + b) + program % T
@@ -31,7 +31,7 @@ def write(new, cache, cache_lengths, T, C, W: tl.constexpr):
 
 @triton.jit
 def part(rows, inside, SIZE: tl.constexpr):
-    """Return the first SIZE values of each row, padded to what a product takes; zeros outside."""
+    """Load the first SIZE values of each row, padded to a size that tl.dot takes; zeros outside."""
     PADDED: tl.constexpr = triton.next_power_of_2(SIZE) if SIZE > 16 else 16
     column = tl.arange(0, PADDED)
     mask = inside[:, None] if SIZE == PADDED else inside[:, None] & (column < SIZE)[None, :]
@@ -178,7 +178,7 @@ def split_count(tiles: Count, slots: Count) -> int:
 
 
 def writing(new: Tensor, cache: Tensor, cache_lengths: Tensor) -> Step:
-    """Return the launch that writes new rows into a cache where it lies."""
+    """Return the launch that appends rows to a cache in place."""
     if not cache.is_contiguous():
         raise InputError(f"a cache has strides {cache.stride()}; accepted: contiguous, in place")
     batch, tokens, width = new.shape

@@ -44,7 +44,7 @@ def attend_chosen(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A tile of the heads of one token, and a split of what is chosen for it."""
+    """A tile of the heads of one token, and a split of the positions chosen for it."""
     # Programs side by side gather the same rows: all but one of them from the L2 cache.
     program = tl.program_id(0)
     tiles: tl.constexpr = (H + ROWS - 1) // ROWS

@@ -15,7 +15,7 @@ from lmcast.plugins.latent.onnx_body import PORTABLE, Style, last_seen
 from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
 from lmcast.plugins.plugin import Close, Plugin, triton
 
-UNSEEN = torch.finfo(torch.float32).min  # below any score, above that of what is taken already
+UNSEEN = torch.finfo(torch.float32).min  # below any score, above TAKEN
 TAKEN = float("-inf")
 MOST = 3840  # of one TopK in TensorRT
 

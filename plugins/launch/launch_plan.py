@@ -1,6 +1,6 @@
-"""Recipes: what an operator launches, as text that a plugin without Python replays.
+"""Launch plans: the kernel launches of an operator, as text that a plugin replays without Python.
 
-Tokens between white space. A recipe is
+Tokens are separated by white space. A launch plan is
 
     lmcast-recipe 1
     kernels K    then K times:  NAME THREADS SHARED_BYTES N    then N times:  SM OFFSET SIZE
@@ -14,8 +14,8 @@ AXIS is I.A, axis A of input I; inputs are the tensors that are given, in the op
 OFFSET and SIZE are of a cubin in the blob beside the text, for SM (89). TYPE is fp32, fp16, bf16,
 i32 or i64. ALIAS is -1, or the input that kernels update in place: the output begins as its copy,
 unless it lies in the same memory. The first case is taken whose ranges, ends included, all hold.
-Buffers are of so many bytes, of any content, 16-byte aligned as all tensors are. A launch is of
-kernel number KERNEL, of so many programs (none: no launch), with its arguments in order:
+Buffers have EXPR bytes, of any content, 16-byte aligned as all tensors are. A launch is of kernel
+number KERNEL, with EXPR programs (0: no launch) and its arguments in order:
 
     ARG:   in I | out O | buf B | null | i32 EXPR | fp32 NUMBER
     EXPR:  INTEGER | AXIS | + E E | - E E | * E E | / E E | % E E | min E E | max E E
@@ -79,7 +79,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe before anything is compiled."""
+    """A launch plan before anything is compiled."""
 
     kernels: tuple[Kernel, ...]
     outputs: tuple[str, ...]
@@ -217,10 +217,10 @@ def written(drawn: Draft, cubins: Sequence[Mapping[int, Cubin]]) -> tuple[str, b
 def recipe(
     operator: str, arguments: Sequence[Any], cases: Sequence[Case], sms: Sequence[int]
 ) -> tuple[str, bytes]:
-    """Return the recipe of an operator (see `draft`) and its cubins for these SMs, as one blob.
+    """Return the launch plan of an operator (see `draft`), and one blob of its cubins for these SMs.
 
     Raises also InputError where a kernel does not fit an SM. Each kernel is compiled once in a
-    process, for all recipes.
+    process, for all launch plans.
     """
     knobs.runtime.interpret = False  # TRITON_INTERPRET is for kernels that run
     drawn = draft(operator, arguments, cases)

@@ -154,7 +154,7 @@ def _less(first: Count, second: Count) -> bool:
 
 
 def _factored(size: Count) -> tuple[Count, int]:
-    """Return what is multiplied by a number, and the number."""
+    """Return an expression without its constant factor, and that factor."""
     if isinstance(size, int):
         return 1, size
     if size.name == "*" and isinstance(size.parts[1], int):

@@ -53,7 +53,7 @@ def convolve(
     ROWS: tl.constexpr,  # all tokens, or at least W - 1
     COLUMNS: tl.constexpr,
 ):
-    """ROWS tokens and COLUMNS channels; the first of each row also writes what is carried on."""
+    """ROWS tokens and COLUMNS channels; the first program of each row also writes the new state."""
     program = tl.program_id(0)
     parts, tiles = tl.cdiv(D, COLUMNS), tl.cdiv(T, ROWS)
     column = program % parts * COLUMNS + tl.arange(0, COLUMNS)

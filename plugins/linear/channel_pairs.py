@@ -39,8 +39,8 @@ def look(
     key,  # B,T,G,K
     decay,  # B,T,H,K
     token_counts,  # B
-    seen,  # B,T,H,C: what a query finds in the keys of its chunk
-    told,  # B,T,H,C: the same of keys, or None
+    seen,  # B,T,H,C: decayed products of a query with the keys of its chunk
+    told,  # B,T,H,C: the same for keys, or None
     T,
     H: tl.constexpr,
     G: tl.constexpr,

@@ -53,8 +53,8 @@ def prepare(
     told,  # B,T,H,C: products of keys where decay is per channel and beta is given, or None
     behind,  # B,T,H,K: keys, decayed to the end of their chunk
     kept,  # B,H,N or B,H,N,K: decay of the state over a chunk
-    known,  # B,T,H,K: what the matrix before a chunk takes from values, with beta
-    news,  # B,T,H,V: and what values are without it
+    known,  # B,T,H,K: times the state before a chunk, subtracted from new values (beta)
+    news,  # B,T,H,V: new values before that
     T,
     H: tl.constexpr,
     G: tl.constexpr,
@@ -105,8 +105,8 @@ def carry(
     token_counts,  # B
     past,  # B,H,K,V
     state,  # B,H,K,V: may be past
-    states,  # B,H,N,K,V: the matrix before each chunk
-    added,  # B,T,H,V: what is new in values, where the matrix takes from them
+    states,  # B,H,N,K,V: the state before each chunk
+    added,  # B,T,H,V: new values, where the state corrects them (beta)
     T,
     H: tl.constexpr,
     K: tl.constexpr,

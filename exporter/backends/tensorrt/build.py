@@ -30,7 +30,7 @@ BASE_BYTES, TIMES_WEIGHTS = 500_000_000, 5
 BASE_SECONDS, SECONDS_OF_LAYER = 5, 0.6
 # Weights that --widen makes twice as large, as engine.json names them.
 NARROW = [name for name, format in WEIGHTS.items() if NUMBERS[onnx(format.scheme.element)].wider]
-KEPT_LINES = 5  # of what a process says before it ends
+KEPT_LINES = 5  # of the output of a process before it ends
 
 
 def order(target: str, sms: tuple[int, ...], context: int, sizes: Sizes) -> Request:

@@ -19,7 +19,7 @@ from lmcast.exporter.dtypes import OF_ONNX
 from lmcast.exporter.passes.rewrite import insert, replace
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
 
-PACKAGE = "lmcast_tensorrt"  # has the library of plugins that replay recipes
+PACKAGE = "lmcast_tensorrt"  # has the library of plugins that replay launch plans
 
 
 def embed(graph: ir.Model, request: Request) -> list[str]:
@@ -59,7 +59,7 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
 
 
 def cases_of(request: Request) -> list[dict[str, Any]]:
-    """Return the calls that recipes are made for, in the order in which they are tried.
+    """Return the calls that launch plans are made for, in the order in which they are tried.
 
     The profiles of the plan, but first a step of one row: one place alone takes a shorter way.
     """
@@ -89,7 +89,7 @@ def attributes(text: str, blob: bytes) -> Mapping[str, Any]:
 
 
 def given(node: ir.Node) -> list[Any]:
-    """Return the arguments of an operator of ours as recipes take them."""
+    """Return the arguments of a custom operator as launch plans take them."""
     from lmcast.plugins.launch.launch_plan import Given
 
     tensors = iter(node.inputs)
@@ -108,7 +108,7 @@ def given(node: ir.Node) -> list[Any]:
 
 
 def describe(node: ir.Node, text: str) -> list[str]:
-    """Give the outputs the shapes that a recipe says, where a trace left sizes open.
+    """Set the shapes of outputs from a launch plan, where a trace left sizes open.
 
     Returns the states that it updates in place.
     """
@@ -125,7 +125,7 @@ def describe(node: ir.Node, text: str) -> list[str]:
 
 
 def _size(axis: str, inputs: list[ir.Value]) -> int | str:
-    """Return a size that a recipe says: a number, or I.A, axis A of input I."""
+    """Return a size of a launch plan: a number, or I.A, axis A of input I."""
     source, _, at = axis.partition(".")
     if not at:
         return int(axis)

@@ -17,8 +17,12 @@ from lmcast.graphs.weights.quantized_parts import parameter_of
 
 @dataclass(frozen=True)
 class Numbers:
-    """An element in plans. name: what people call it; plan: what plans do. first_sm: the first with
-    arithmetic for it. wider: what has every number of it and more."""
+    """An element in plans.
+
+    name: what people call it; plan: its name in plans.
+    first_sm: the first SM with arithmetic for it.
+    wider: an element with all its values.
+    """
 
     name: str
     plan: str
@@ -126,7 +130,7 @@ def stored(scales: ir.Value) -> ir.DataType:
 
 
 def require(graph: ir.Model, request: Request) -> None:
-    """Refuse what an SM has no arithmetic for; raises BackendError that names it."""
+    """Refuse formats that an SM has no arithmetic for; raises BackendError that names one."""
     known = {ir.DataType(dtype.onnx) for dtype in PLAIN}
     for weight in weights(graph):
         known |= {weight.kind, stored(weight.scales)}

@@ -25,7 +25,7 @@ LAYER = re.compile(r"( \[profile \d+\])?(_U\d+)?$")
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found in the bytes of a plan."""
+    """The contents of a plan, as far as its bytes tell."""
 
     sms: tuple[int, ...]
     fused: Mapping[str, int]  # the name of an attention kernel -> how often it is called

@@ -33,7 +33,7 @@ class Plan:
     sizes: Mapping[str, int]  # by the names of the options that it was built with
     library: str  # 'tensorrt_rtx 1.7.1.116': plans are for this version alone
     plugins: tuple[str, ...]  # operators of ours in it that are plugins
-    in_place: frozenset[str]  # states written where they lie, besides what TensorRT aliases
+    in_place: frozenset[str]  # states updated in place, beside those that TensorRT aliases
     widen: bool = False  # whether weights of 4 bits were stored as ones of 8
 
 
