@@ -217,7 +217,7 @@ def written(drawn: Draft, cubins: Sequence[Mapping[int, Cubin]]) -> tuple[str, b
 def recipe(
     operator: str, arguments: Sequence[Any], cases: Sequence[Case], sms: Sequence[int]
 ) -> tuple[str, bytes]:
-    """Return the launch plan of an operator (see `draft`), and one blob of its cubins for these SMs.
+    """Return an operator's launch plan (see `draft`), with its cubins for these SMs as one blob.
 
     Raises also InputError where a kernel does not fit an SM. Each kernel is compiled once in a
     process, for all launch plans.

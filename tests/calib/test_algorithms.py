@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.algorithms import ALGORITHMS, Candidate, output_error
-from lmcast.calib.algorithms.candidate import fitted, turned
+from lmcast.calib.algorithms.candidate import fitted, rotated_columns
 from lmcast.calib.algorithms.gptq import gptq, inverse_root
 from lmcast.calib.algorithms.problem import LEAST_DAMPING, Problem
 from lmcast.calib.formats import WEIGHTS, WeightFormat
@@ -165,7 +165,7 @@ def test_the_target_makes_good_what_inputs_have_lost():
 def test_smoothing_and_turning_change_nothing_but_rounding():
     weight, x = layer()
     smooth, inputs = torch.rand(WIDTH) + 0.5, InputFormat("mxfp4", rotation=32, smooth=True)
-    seen = turned(x * smooth, inputs)
+    seen = rotated_columns(x * smooth, inputs)
     torch.testing.assert_close(
         seen @ fitted(weight, inputs, smooth).T, x @ weight.T, atol=1e-4, rtol=1e-4
     )

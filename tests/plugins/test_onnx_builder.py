@@ -138,6 +138,7 @@ def test_an_attribute_is_a_reference():
     [
         (lambda op, x: op.Softmax(x, axes=-1), "Softmax has no attribute \\['axes'\\]"),
         (lambda op, x: op.MatMul(x), "MatMul takes 2 to 2 inputs, not 1"),
+        (lambda op, x: op.node("TopK", x, [1]), "TopK has 2 outputs or more, not 1"),
     ],
 )
 def test_what_the_standard_does_not_have_is_refused(write: Callable[..., Any], message: str):
