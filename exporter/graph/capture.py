@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -253,10 +254,12 @@ class _Programs:
 
     def get(self, key: tuple[Any, ...], trace: Callable[[], ExportedProgram]) -> ExportedProgram:
         program = self._kept.pop(key, None)
-        self._kept[key] = trace() if program is None else program
+        if program is None:
+            program = trace()
+        self._kept[key] = program
         if len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
-        return self._kept[key]
+        return program
 
 
 _programs = _Programs()
@@ -333,7 +336,10 @@ class _Fingerprint:
         self.taken, self.order, self.met = taken, list(taken), dict[int, int]()
 
     def write(self, text: str) -> None:
-        self.digest.update(text.encode())
+        """Feed a text behind its length: (1, 23) and (12, 3) have the same digits."""
+        data = text.encode()
+        self.digest.update(b"%d:" % len(data))
+        self.digest.update(data)
 
     def feed(self, value: Any) -> None:
         if id(value) in self.taken:
@@ -342,16 +348,20 @@ class _Fingerprint:
         elif isinstance(value, Tensor | nn.Module):
             self.object(value)
         elif isinstance(value, dict):
+            self.write(f"dict of {len(value)}")
             for key, item in value.items():
                 self.write(repr(key))
                 self.feed(item)
         elif isinstance(value, list | tuple):
-            self.write(str(len(value)))
+            self.write(f"list of {len(value)}")
             for item in value:
                 self.feed(item)
         elif callable(value):
-            name = f"{value.__module__}.{value.__qualname__}"
-            assert "<" not in name, f"{name}: a setting must be a function that its module names"
+            name = f"{value.__module__}.{getattr(value, '__qualname__', '<unnamed>')}"
+            bound = isinstance(value, MethodType)  # of an object, which counts too
+            assert "<" not in name and not bound, (
+                f"{name}: a setting must be a function that its module names"
+            )
             self.write(name)
         else:
             text = repr(value)

@@ -24,6 +24,7 @@ class Scaled(nn.Module):
         self.act: Callable[[Tensor], Tensor] = torch.relu
         self.weight = nn.Parameter(torch.empty(width, dtype=dtype, device="meta"))
         self.table = torch.arange(4.0)
+        self.sizes: Any = (1, 23)
         self.steps = [nn.Linear(4, 4, device="meta"), nn.Linear(4, 4, device="meta")]
 
 
@@ -73,6 +74,9 @@ def frozen() -> Scaled:
 DIFFERENT: dict[str, Callable[[], nn.Module]] = {
     "a number": lambda: changed(factor=3),
     "the type of a number": lambda: changed(factor=2.0),
+    "other numbers of the same digits": lambda: changed(sizes=(12, 3)),
+    "the same numbers, nested": lambda: changed(sizes=((1,), 23)),
+    "a dict": lambda: changed(sizes={1: 23}),
     "a function": lambda: changed(act=torch.sigmoid),
     "one more setting": lambda: changed(more=None),
     "a shape": lambda: Scaled(width=1),
@@ -159,7 +163,23 @@ def test_the_last_used_are_kept(monkeypatch):
     assert len(kept._kept) == 2
 
 
-@pytest.mark.parametrize("setting", [lambda x: x, object()], ids=["lambda", "object"])
+def test_a_program_that_another_thread_takes_meanwhile_is_given_all_the_same(monkeypatch):
+    class TakenAtOnce(dict[Any, Any]):
+        """What another thread pops as soon as it is there."""
+
+        def __setitem__(self, key: Any, value: Any) -> None:
+            pass
+
+    kept = capture._Programs()
+    monkeypatch.setattr(kept, "_kept", TakenAtOnce())
+    assert kept.get(("a",), lambda: "program") == "program"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [lambda x: x, object(), partial(torch.relu), nn.ReLU().forward],
+    ids=["lambda", "object", "partial", "method of an object"],
+)
 def test_a_setting_that_does_not_say_what_it_is_is_refused(setting: Any):
     with pytest.raises(AssertionError, match="a setting must"):
         capture._trace("A", changed(factor=setting), [X], OUT)
