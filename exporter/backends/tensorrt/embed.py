@@ -31,7 +31,7 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
     if not nodes:
         return []
     for package, install in (
-        (PACKAGE, "lmcast-tensorrt (in the sources: pip install ./plugins/tensorrt)"),
+        (PACKAGE, "lmcast-tensorrt (in the sources: pip install ./plugins/native)"),
         ("triton", f"'lmcast[{libraries.LIBRARIES[request.target].extra}]'"),
     ):
         if find_spec(package) is None:
