@@ -105,9 +105,3 @@ def test_pip_installs(command: str):
         words.append("--no-build-isolation")
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("command", commands("python"))
-def test_scripts_exist(command: str):
-    script = next(word for word in shlex.split(command)[1:] if word.endswith(".py"))
-    assert (ROOT / script).is_file()

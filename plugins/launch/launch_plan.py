@@ -214,7 +214,7 @@ def written(drawn: Draft, cubins: Sequence[Mapping[int, Cubin]]) -> tuple[str, b
     return "\n".join(lines) + "\n", blob
 
 
-def recipe(
+def compiled_plan(
     operator: str, arguments: Sequence[Any], cases: Sequence[Case], sms: Sequence[int]
 ) -> tuple[str, bytes]:
     """Return an operator's launch plan (see `draft`), with its cubins for these SMs as one blob.

@@ -22,7 +22,7 @@ from torch import Tensor
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.launch import cubins
 from lmcast.plugins.launch.buffer import Buffer
-from lmcast.plugins.launch.launch_plan import Bounds, Case, Given, draft, recipe, written
+from lmcast.plugins.launch.launch_plan import Bounds, Case, Given, draft, written
 from lmcast.plugins.launch.sizes import Size, bounds, least, most, text, usual
 from lmcast.plugins.plugin import Plugin
 
@@ -215,23 +215,23 @@ def test_recipes_of_released_sizes_compile(tmp_path: Path):
 
 
 def test_layers_of_one_shape_compile_once(compiles: list[str]):
-    first = recipe("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90])
+    first = compiled_plan("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90])
     # One place alone needs no order, and few places have smaller tiles than many.
     names = ["combine", *["down_each", "gate_up"] * 3, "sort"]
     assert sorted(compiles) == sorted(2 * names)
-    assert recipe("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90]) == first
+    assert compiled_plan("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90]) == first
     assert len(compiles) == 16
-    recipe("causal_conv", CONVOLUTION, [DECODE], [80])
-    recipe("causal_conv", [*CONVOLUTION[:5], True], [DECODE], [80])
+    compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80])
+    compiled_plan("causal_conv", [*CONVOLUTION[:5], True], [DECODE], [80])
     assert compiles[16:] == ["convolve"]
 
 
 def test_what_does_not_fit_is_refused(compiles: list[str]):
-    assert recipe("causal_conv", CONVOLUTION, [DECODE], [80])
+    assert compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80])
     with pytest.raises(InputError, match=r"convolve needs 102400 .* SM 89 has 101376"):
-        recipe("causal_conv", CONVOLUTION, [DECODE], [80, 89])
+        compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80, 89])
     with pytest.raises(InputError, match=r"SM 70 is not known; accepted: \[75, 80"):
-        recipe("causal_conv", CONVOLUTION, [DECODE], [70])
+        compiled_plan("causal_conv", CONVOLUTION, [DECODE], [70])
 
 
 def test_what_would_bind_a_recipe_to_one_size_is_refused():

@@ -40,12 +40,12 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
                 f"{names}: TensorRT runs these as plugins, which need the package {package}, which"
                 f" is not installed: pip install {install}"
             )
-    from lmcast.plugins.launch.launch_plan import recipe
+    from lmcast.plugins.launch.launch_plan import compiled_plan
 
     cases = cases_of(request)
     updated = []
     for node in nodes:
-        text, blob = recipe(node.op_type, given(node), cases, request.sms)
+        text, blob = compiled_plan(node.op_type, given(node), cases, request.sms)
         updated += describe(node, text)
         present = [value for value in node.inputs if value is not None]
         made = insert(
