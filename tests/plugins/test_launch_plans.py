@@ -22,7 +22,7 @@ from torch import Tensor
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.launch import cubins
 from lmcast.plugins.launch.buffer import Buffer
-from lmcast.plugins.launch.launch_plan import Bounds, Case, Given, draft, written
+from lmcast.plugins.launch.launch_plan import Bounds, Case, Given, compiled_plan, draft, written
 from lmcast.plugins.launch.sizes import Size, bounds, least, most, text, usual
 from lmcast.plugins.plugin import Plugin
 
