@@ -102,7 +102,7 @@ def test_refused(found: str, instead: str, said: str | None):
     shapes = SHAPES if said is not None else [[17, 3], *SHAPES[1:]]
     with pytest.raises(ValueError, match=r".") as raised:
         schedule(recipe, IMAGE_BYTES, shapes)
-    assert (said or "no case of the recipe is for inputs of shapes [17,3] [4,5,6] [7]") in str(
+    assert (said or "no case of the launch plan is for inputs of shapes [17,3] [4,5,6] [7]") in str(
         raised.value
     )
 
@@ -323,4 +323,5 @@ def test_plan_holds_recipe_and_kernels(built: tuple[dict, Path]):
 def test_parser_refuses_a_wrong_recipe(built: tuple[dict, Path]):
     found, _ = built
     assert found["refused"] == []
-    assert found["reasons"][0].endswith("recipe, token 53 is 'more', not the end of the recipe")
+    reason = "launch plan, token 53 is 'more', not the end of the launch plan"
+    assert found["reasons"][0].endswith(reason)

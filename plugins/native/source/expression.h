@@ -9,7 +9,7 @@
 
 namespace lmcast {
 
-// What is wrong with a recipe, or with shapes that it is used for.
+// What is wrong with a launch plan, or with shapes that it is used for.
 struct RecipeError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };

@@ -1,4 +1,4 @@
-// The kernels of a recipe on the GPUs that they were asked for on.
+// The kernels of a launch plan on the GPUs that they were asked for on.
 #pragma once
 
 #include <map>

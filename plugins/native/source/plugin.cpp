@@ -61,7 +61,7 @@ int64_t bound(Recipe const& recipe, DynamicPluginTensorDesc const* inputs, int32
 
 void expect_outputs(Recipe const& recipe, int32_t count) {
     if (static_cast<size_t>(count) != recipe.outputs.size())
-        throw RecipeError("the node has " + std::to_string(count) + " outputs, its recipe " +
+        throw RecipeError("the node has " + std::to_string(count) + " outputs, its launch plan " +
                           std::to_string(recipe.outputs.size()));
 }
 
@@ -155,7 +155,7 @@ void copy(Copy const& copy, Memory const& memory, cuda::Stream stream) {
                  "cuMemcpyDtoDAsync");
 }
 
-// Where a recipe's buffers shrink as an axis grows, too little was reserved: no kernel may write.
+// Where buffers shrink as an axis grows, too little was reserved: no kernel may write.
 void expect_workspace(Content const& content, int64_t needed, void const* memory) {
     int64_t const reserved = content.workspace;
     bool const enough = reserved < 0 || needed <= reserved;
@@ -206,7 +206,7 @@ v_1_0::IPluginV3* Plugin::clone() noexcept {
     return made;
 }
 
-// What is wrong with a recipe for these inputs ends the build here, and not the first run.
+// What is wrong with a launch plan for these inputs ends the build here, and not the first run.
 int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t input_count,
                                 DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
     return succeeds(*content_, [&] {

@@ -1,4 +1,4 @@
-// One node of a graph, computed by a recipe; whatever its operator, the class is the same.
+// One node of a graph, computed by a launch plan; whatever its operator, the class is the same.
 #pragma once
 
 #include <atomic>

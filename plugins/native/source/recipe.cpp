@@ -51,7 +51,7 @@ public:
         several("outputs", 1, [&] { recipe.outputs.push_back(output()); });
         updated_once(recipe.outputs);
         several("cases", 1, [&] { recipe.cases.push_back(one_case(recipe)); });
-        if (!next().empty()) fail("the end of the recipe");
+        if (!next().empty()) fail("the end of the launch plan");
         return recipe;
     }
 
@@ -72,7 +72,7 @@ private:
         std::string const shown(token_.substr(0, 40));
         std::string const found = shown.empty() ? "the end" : "'" + shown + "'";
         throw RecipeError(
-            "recipe, token " + std::to_string(count_) + " is " + found + ", not " + accepted);
+            "launch plan, token " + std::to_string(count_) + " is " + found + ", not " + accepted);
     }
 
     void word(std::string_view expected) {
@@ -142,7 +142,7 @@ private:
         for (Output const& output : outputs)
             if (output.alias >= 0 && !updated.insert(output.alias).second)
                 throw RecipeError(
-                    "recipe: two outputs are made from input " + std::to_string(output.alias));
+                    "launch plan: two outputs are made from input " + std::to_string(output.alias));
     }
 
     Term dim() {

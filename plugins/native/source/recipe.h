@@ -1,4 +1,5 @@
-// A recipe: how one node of a graph is computed by kernels that were compiled ahead of time.
+// A launch plan: how one node of a graph is computed by kernels that were compiled ahead of time.
+// Its text and the attribute that holds it are called "recipe".
 //
 // It is text, in a plan from anywhere: whatever it says is checked when it is read, or when it is
 // used, and refused with a RecipeError. The grammar, as tokens between white space:

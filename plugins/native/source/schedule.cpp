@@ -30,7 +30,7 @@ std::string text(Shapes const& shapes) {
 size_t first_that_fits(Recipe const& recipe, Shapes const& shapes) {
     for (size_t i = 0; i < recipe.cases.size(); ++i)
         if (fits(recipe.cases[i], shapes)) return i;
-    throw RecipeError("no case of the recipe is for inputs of shapes " + text(shapes));
+    throw RecipeError("no case of the launch plan is for inputs of shapes " + text(shapes));
 }
 
 // Returns where each buffer starts, and last the bytes of all.

@@ -1,4 +1,4 @@
-// What a recipe does for inputs of given shapes: the same values for a GPU, and for tests without.
+// What a launch plan does for inputs of given shapes: the same for a GPU, and for tests without.
 #pragma once
 
 #include <cstdint>
