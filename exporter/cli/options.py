@@ -29,7 +29,7 @@ recipe = click.option(
     "--recipe",
     type=PATH,
     metavar="DIR",
-    help="Weights and inputs in few bits, as `lmcast calibrate` wrote them.",
+    help="Low-precision weights and inputs, as `lmcast calibrate` wrote them.",
 )
 portable = click.option(
     "--portable", is_flag=True, help="Run the graph on this CPU, where the engine has plans."
