@@ -1,7 +1,8 @@
 """Capture: each distinct part of a model is traced once, on meta tensors, with torch.export."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
@@ -283,8 +284,20 @@ def _export(
 
     # The results of operators on symbolic shapes are hardly ever met again: keeping them took more
     # than a quarter of a trace.
-    with config.patch(fake_tensor_cache_enabled=False):
+    with config.patch(fake_tensor_cache_enabled=False), _no_stack_traces():
         return torch.export.export(module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
+
+
+@contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Let nodes not keep the lines of Python that they come from, which took a tenth of a trace."""
+    config = torch.fx.config  # a module of plain variables, without a patch()
+    before = config.do_not_emit_stack_traces
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def _size(axis: int | str) -> int:

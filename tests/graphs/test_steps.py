@@ -41,9 +41,9 @@ LINES = [
     Line("minimax/gains, wide heads, blocks", 4 * 4 * 16 * 16, 2 * 2 * 16),
     Line("bamba/Bamba-9B", 2 * (8 * 12 * 8 + 3 * (64 + 2 * 12)), 2 * 2 * 2 * 8, ("cpu",)),
     Line("granitemoehybrid/granite-4.0-h-tiny", 3 * (8 * 12 * 8 + 3 * (64 + 2 * 12)), 2 * 2 * 8),
-    Line("nemotron_h/Nemotron-Nano-9B-v2", 2 * (6 * 12 * 8 + 3 * (48 + 4 * 12)), 2 * 2 * 16,
+    Line("nemotron_h/Nemotron-Nano-9B-v2", 2 * (8 * 12 * 8 + 3 * (64 + 4 * 12)), 2 * 2 * 16,
          ("cpu",)),
-    Line("nemotron_h/Nemotron-3-Super", 2 * (6 * 12 * 8 + 3 * (48 + 4 * 12)), 2 * 2 * 16),
+    Line("nemotron_h/Nemotron-3-Super", 2 * (8 * 12 * 8 + 3 * (64 + 4 * 12)), 2 * 2 * 16),
 ]  # fmt: skip
 # Without attention: nothing grows.
 ALONE = [

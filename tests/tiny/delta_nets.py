@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "qwen3_5_moe": {"plain": {**OUTER, "text_config": SPARSE_TEXT}},
     "qwen3_5_moe_text": {
-        "plain": {**SPARSE, "linear_value_head_dim": 8},
+        "plain": SPARSE,
         "all experts, halves, tied": {
             **SPARSE,
             "num_experts": 5,

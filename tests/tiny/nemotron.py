@@ -13,7 +13,7 @@ STEPS = {"time_step_min": 1e-7, "time_step_max": 1.0, "time_step_floor": 0.3}
 SIZES: dict[str, Any] = {
     **STEPS,
     "head_dim": 16,
-    "mamba_num_heads": 6,
+    "mamba_num_heads": 8,
     "mamba_head_dim": 8,
     "n_groups": 2,
     "ssm_state_size": 12,
