@@ -1,7 +1,7 @@
 """A process of its own that compiles Triton kernels, where the tests' own process interprets them.
 
     python tests/plugins/compiled_kernels.py build 89       # cubins for SM89, on any machine
-    python tests/plugins/compiled_kernels.py build 80 0 73  # of these steps alone
+    python tests/plugins/compiled_kernels.py build 80,90 0 73  # of these steps alone
     python tests/plugins/compiled_kernels.py run  # all cases of every operator, on this GPU
     python tests/plugins/compiled_kernels.py recipes FOLDER 89 120  # two recipes for these SMs
 
@@ -30,7 +30,7 @@ from lmcast.plugins.experts import moe_experts_triton, moe_route_triton
 from lmcast.plugins.experts.moe_experts import ACTIVATIONS
 from lmcast.plugins.latent import mla_attention_triton, sparse_attention_triton, sparse_index_triton
 from lmcast.plugins.launch.launch_plan import Bounds, Given, compiled_plan
-from lmcast.plugins.launch.step import Step
+from lmcast.plugins.launch.step import Kernel, Step
 from lmcast.plugins.plugin import REGISTRY
 
 # Qwen3-30B-A3B: places N to each size of tile, for one place alone, decode and prefill.
@@ -130,27 +130,27 @@ def stack(cubin: bytes) -> int:
     return max(int(found) for found in re.findall(r"STACK:(\d+)", usage))
 
 
-def build(arch: str, *chosen: str) -> list[dict[str, Any]]:
-    """Compile all steps for an SM, or the chosen ones by number, and say what came out."""
-    built = []
-    for number, step in enumerate(steps()):
-        if chosen and str(number) not in chosen:
-            continue
-        target = GPUTarget("cuda", int(arch), 32)
-        kernel = step.compiled
-        made = triton.compile(kernel.source(), target=target, options=kernel.options)
-        cubin = made.asm["cubin"]
-        built.append(
-            {
-                "step": number,
-                "kernel": made.metadata.name,
-                "elf": cubin[:4] == b"\x7fELF" and f".text.{made.metadata.name}".encode() in cubin,
-                "arch": f"sm_{arch}".encode() in cubin,
-                "shared": made.metadata.shared,
-                "stack": stack(cubin),
-            }
-        )
-    return built
+def build(archs: str, *chosen: str) -> list[dict[str, Any]]:
+    """Compile all steps for these SMs, or the chosen ones by number, and say what came out."""
+    every = enumerate(steps())
+    wanted = [(n, step.compiled) for n, step in every if not chosen or str(n) in chosen]
+    return [built(n, kernel, int(arch)) for arch in archs.split(",") for n, kernel in wanted]
+
+
+def built(number: int, kernel: Kernel, arch: int) -> dict[str, Any]:
+    """Compile the kernel of a step for an SM, and say what came out."""
+    target = GPUTarget("cuda", arch, 32)
+    made = triton.compile(kernel.source(), target=target, options=kernel.options)
+    cubin = made.asm["cubin"]
+    return {
+        "sm": arch,
+        "step": number,
+        "kernel": made.metadata.name,
+        "elf": cubin[:4] == b"\x7fELF" and f".text.{made.metadata.name}".encode() in cubin,
+        "arch": f"sm_{arch}".encode() in cubin,
+        "shared": made.metadata.shared,
+        "stack": stack(cubin),
+    }
 
 
 def run() -> list[dict[str, Any]]:

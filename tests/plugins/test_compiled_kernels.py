@@ -55,24 +55,23 @@ def largest(built: list[dict]) -> set[int]:
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], list[dict]]]:
-    """Return a function from an SM to what was built; two at once, as each waits for ptxas."""
-    folder, started, answers = tmp_path_factory.mktemp("triton"), {}, {}
+    """Return a function from an SM to what was built: for WHOLE in a process, then for ALIKE."""
+    folder, made, started = tmp_path_factory.mktemp("triton"), [], []
 
-    def start(archs: tuple[int, ...], *chosen: int) -> None:
-        for arch in archs:
-            task = ("build", str(arch), *map(str, chosen))
-            started[arch] = compiled(folder / str(arch), *task)
+    def build(archs: tuple[int, ...], *chosen: int) -> None:
+        task = ("build", ",".join(map(str, archs)), *map(str, chosen))
+        started.append(compiled(folder, *task))
+        made.extend(answer(started[-1]))
 
     def get(arch: int) -> list[dict]:
-        if arch not in started:
-            start(ALIKE, *largest(get(89)))
-        if arch not in answers:
-            answers[arch] = answer(started[arch])
-        return answers[arch]
+        if not made:
+            build(WHOLE)
+        if arch in ALIKE and all(b["sm"] != arch for b in made):
+            build(ALIKE, *largest(get(89)))
+        return [b for b in made if b["sm"] == arch]
 
-    start(WHOLE)
     yield get
-    for process in started.values():
+    for process in started:
         process.kill()
         process.communicate()
 
