@@ -190,7 +190,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (NANO2, {"time_step_limit": [0.1]}, r"time_step_limit is \[0.1\]; accepted: the least"),
     (NANO2, {"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06, but layer_norm_epsilon"),
     (NANO2, {"mamba_num_groups": 3}, "n_groups is 2, but mamba_num_groups, which means the same"),
-    (NANO2, {"n_groups": 4}, "6 heads of Mamba are not a multiple of its 4 groups"),
+    (NANO2, {"n_groups": 3}, "8 heads of Mamba are not a multiple of its 3 groups"),
     (NANO2, {"attention_bias": True}, "attention_bias is True"),
     (NANO2, {"tie_word_embeddings": True}, "tie_word_embeddings is True"),
     (NANO2, {"sliding_window": 8}, "sliding_window = 8, which nothing reads"),
