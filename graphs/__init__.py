@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.graphs import archs
-from lmcast.graphs.archs.multimodal import Multimodal
+from lmcast.graphs.archs.multimodal import Multimodal, as_stored
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
@@ -126,25 +126,32 @@ def define(
             f"config.json: {within}num_hidden_layers is {layers},"
             f" but the checkpoint has {len(shapes)} tensors"
         )
-    try:
-        with torch.device("meta"):
-            model = arch.build(typed)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{name}: config.json: {within}{error}") from None
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise ConfigError(
-            f"{name}: config.json: {within or 'it'} asks for a weight beyond any memory: {error}"
-        ) from None
-    model.eval()
+    model = _on_meta(arch, typed, within)
+    if not within:
+        arch = as_stored(arch, typed, shapes)
     table = arch.table(typed)
     beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
     beside += tuple(quantized.beside)
     binding = bind(model, table, shapes, beside, quantized.layouts)
     return Definition(arch, typed, model, binding)
+
+
+def _on_meta(arch: Arch, config: Any, within: str) -> Decoder:
+    """Return the model of a Config on meta; raises ConfigError where that describes none."""
+    at = f"{arch.name}: config.json: {within}"
+    try:
+        with torch.device("meta"):
+            return arch.build(config).eval()
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{at}{error}") from None
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ConfigError(
+            f"{at}{'' if within else 'it'} asks for a weight beyond any memory: {error}"
+        ) from None
 
 
 class HasShape(Protocol):

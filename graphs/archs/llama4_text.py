@@ -20,7 +20,7 @@ from lmcast.graphs.config.older_spellings import rope
 from lmcast.graphs.config.reading import Count, Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON, Table
-from lmcast.graphs.weights.experts import in_first
+from lmcast.graphs.weights.experts import either, in_first, per_expert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,10 @@ def build(c: Config) -> Decoder:
 
 def weights(c: Config) -> Table:
     ours, theirs = "layers.{i}.ffn", "model.layers.{i}.feed_forward"
-    table = {**COMMON, **in_first(f"{theirs}.experts", c.intermediate_size)}
+    stacks = in_first(f"{theirs}.experts", c.intermediate_size)
+    # As tools unfold them to quantize each expert by itself.
+    single = per_expert(f"{theirs}.experts", "gate_proj", "up_proj", "down_proj")
+    table = {**COMMON, **either(stacks, single)}
     table[f"{ours}.router"] = f"{theirs}.router"
     for name in ("gate", "up", "down"):
         table[f"{ours}.{name}"] = f"{theirs}.{name}_proj"
@@ -122,4 +125,8 @@ def weights(c: Config) -> Table:
 
 TIDY = partial(rope, theta=500000.0)
 
-ARCH = Arch(name="llama4_text", config=Config, build=build, weights=weights, tidy=TIDY)
+INERT = {
+    "for_llm_compressor": bool,  # how tensors of experts are named, by which they are found
+    "nope_layer_interval": Literal[4],  # what no_rope_layer_interval is by default
+}
+ARCH = Arch(name="llama4_text", config=Config, build=build, weights=weights, tidy=TIDY, inert=INERT)

@@ -1,4 +1,4 @@
-"""Multimodal checkpoints: finding the text model and its tensors in them."""
+"""Multimodal checkpoints, and texts taken out of them: finding the text model and its tensors."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, refuse_unread
-from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed
+from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed, root_of
 from lmcast.graphs.weights.quantized import Shapes, WeightError
 
 TIE = "tie_word_embeddings"
@@ -36,6 +36,10 @@ class Layout:
 # Face's modules since 4.52, which other tools write.
 HUB = Layout("language_model.model.", "language_model.", "")
 MODULES = Layout("model.language_model.", "", "model.")
+MARKS: Mapping[Layout | None, tuple[str, ...]] = {
+    HUB: ("language_model.",),
+    MODULES: ("model.language_model.",),
+}
 
 
 @dataclass(frozen=True)
@@ -88,37 +92,17 @@ class Multimodal:
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
         text = self.texts[kind]
-
-        def beside(c: Any, tensors: Collection[str]) -> tuple[str, ...]:
-            own = map(layout, text.arch.modules_beside(c, layout.in_text(tensors)))
-            return (*(layout.beside + module for module in self.beside), *own)
-
-        arch = replace(
-            text.arch,
-            name=self.name,
-            weights=lambda c: _moved(text.arch.table(c), layout),
-            beside=beside,
-        )
+        arch = replace(laid_out(text.arch, layout, self.beside), name=self.name)
         return arch, {**text.defaults, **raw, TIE: tie}
 
     def _layout(self, shapes: Shapes) -> Layout:
         """Return how these tensors are named; raises WeightError for two ways at once."""
         modules = tuple(f"{module}." for module in self.beside)
-        marks = {
-            HUB: ("language_model.", *modules),
-            MODULES: ("model.language_model.", "lm_head.", *(f"model.{m}" for m in modules)),
+        marks: dict[Layout | None, tuple[str, ...]] = {
+            HUB: (*MARKS[HUB], *modules),
+            MODULES: (*MARKS[MODULES], "lm_head.", *(f"model.{m}" for m in modules)),
         }
-        found = {
-            layout: [name for name in shapes if name.startswith(prefixes)]
-            for layout, prefixes in marks.items()
-        }
-        if found[HUB] and found[MODULES]:
-            raise WeightError(
-                f"tensors {min(found[HUB])} and {min(found[MODULES])} are named in two ways;"
-                " accepted is either as on the hub (language_model.model...) or as Hugging Face's"
-                " modules (model.language_model...), throughout"
-            )
-        return MODULES if found[MODULES] else HUB
+        return _one_of(marks, shapes) or HUB
 
     def _tie(self, outer: bool | None, inner: bool | None, stored: bool) -> bool:
         """Return whether the head is the embedding; raises ConfigError where nothing tells.
@@ -134,6 +118,44 @@ class Multimodal:
                 " no lm_head is stored that would settle it; make them equal"
             )
         return self.tied and not stored
+
+
+def as_stored(arch: Arch, config: Any, shapes: Shapes) -> Arch:
+    """Return a text architecture that finds its tensors, named as in text checkpoints or, since
+    transformers 5 writes the text of a multimodal checkpoint so, as in that.
+
+    Raises WeightError for mixed names.
+    """
+    own = f"{root_of(arch.table(config))}.layers."
+    layout = _one_of({None: (own,), **MARKS}, shapes)
+    return arch if layout is None else laid_out(arch, layout)
+
+
+def laid_out(arch: Arch, layout: Layout, others: Collection[str] = ()) -> Arch:
+    """Return a text architecture for the tensors of a layout; others: modules of other models."""
+
+    def beside(c: Any, tensors: Collection[str]) -> tuple[str, ...]:
+        own = map(layout, arch.modules_beside(c, layout.in_text(tensors)))
+        return (*(layout.beside + module for module in others), *own)
+
+    return replace(arch, weights=lambda c: _moved(arch.table(c), layout), beside=beside)
+
+
+def _one_of(marks: Mapping[Layout | None, tuple[str, ...]], shapes: Shapes) -> Layout | None:
+    """Return the layout whose marks begin names of tensors; raises WeightError for two."""
+    found = {
+        layout: min(names)
+        for layout, prefixes in marks.items()
+        if (names := [name for name in shapes if name.startswith(prefixes)])
+    }
+    if len(found) > 1:
+        raise WeightError(
+            f"tensors {' and '.join(found.values())} are named in two ways; accepted is either as"
+            " in text checkpoints (model.layers...), as multimodal ones are on the hub"
+            " (language_model.model...) or as Hugging Face's modules (model.language_model...),"
+            " throughout"
+        )
+    return next(iter(found), None)
 
 
 def _moved(table: Table, layout: Layout) -> Table:

@@ -137,7 +137,7 @@ def bind(
     copies = tuple(sorted(pair for tie in ties for pair in _as_stored(*tie, layouts)))
     rest = sorted(shapes.keys() - used - {copy for copy, _ in ties})
     rest = [name for name in rest if not LEFTOVERS.search(name)]
-    root = _root(table)
+    root = root_of(table)
     built = {path for name in used for path in _ancestors(name, root)}
     for name in rest:
         paths = [name, *_ancestors(name, root)]
@@ -294,7 +294,7 @@ def _as_stored(
     return zip(one.tensors, other.tensors, strict=True)
 
 
-def _root(table: Table) -> str:
+def root_of(table: Table) -> str:
     """Return the module of the checkpoint that holds the layers: 'model'."""
     paths = (entry for name, entry in table.items() if name.startswith("layers.{i}"))
     return next(p.partition(".{i}")[0].rpartition(".")[0] for p in paths if isinstance(p, str))

@@ -55,7 +55,7 @@ def alternating(theirs: str) -> dict[str, Entry]:
     return table
 
 
-def in_first(theirs: str, inner: int) -> dict[str, Entry]:
+def in_first(theirs: str, inner: int) -> dict[str, View]:
     """In-first gate_up_proj E,D,2I, gate before up, and down_proj E,I,D; I is `inner`."""
     both = f"{theirs}.gate_up_proj"
     return {

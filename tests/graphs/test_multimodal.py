@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import case, defined, logits, oracle, prompt, read
+from tiny import CASES, case, defined, logits, oracle, prompt, read
 from torch import Tensor
 
 from lmcast.exporter import export
 from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.cli import main
 from lmcast.exporter.engine.contract import eos_ids
-from lmcast.graphs import ConfigError, WeightError, define, load
-from lmcast.graphs.archs.multimodal import HUB, MODULES
+from lmcast.graphs import ConfigError, WeightError, archs, define, load
+from lmcast.graphs.archs.multimodal import HUB, MODULES, Layout, Multimodal
 
 NAMES = ("gemma3/linear on full", "gemma3/untied", "mistral3/mistral, untied")
 TIE = "tie_word_embeddings"
@@ -230,3 +230,86 @@ def test_a_key_named_as_inert_is_passed_over(key, checkpoint):
     assert define(changed, shapes, [key]).config.vocab_size == 97
     with pytest.raises(ConfigError, match="new_key"):
         define(changed, shapes, ["text_config.other"])
+
+
+# Texts of a multimodal checkpoint, by themselves: the prefix of their tensors is found.
+TEXTS = [name for name in archs.NAMES if not isinstance(archs.get(name), Multimodal)]
+TAKEN_OUT = [(name, layout) for name in TEXTS for layout in (HUB, MODULES)]
+TAKEN_OUT.remove(("nemotron_h", MODULES))  # below backbone, which no class has beside a tower
+BESIDE = ("mtp.layers.0.mlp.up_proj.weight", "model.visual.blocks.0.attn.qkv.weight")
+
+
+def taken_out(
+    name: str, layout: Layout, checkpoint: Any
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Return a text's config, its tensors, and these with the names of a multimodal checkpoint."""
+    config, tensors = read(checkpoint(next(c for c in CASES if c.architecture == name)))
+    return config, tensors, {layout(n): tensor for n, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(("name", "layout"), TAKEN_OUT, ids=lambda x: getattr(x, "trunk", x))
+def test_a_text_keeps_the_names_of_the_checkpoint_it_is_from(name, layout, checkpoint):
+    config, tensors, renamed = taken_out(name, layout, checkpoint)
+    others = dict.fromkeys(BESIDE, torch.zeros(3))
+    found = defined(config, {**renamed, **others})
+    want = [layout(n) for n in defined(config, tensors).binding.tensors()]
+    assert found.binding.tensors() == want
+    assert set(found.binding.ignored) >= set(BESIDE)
+    assert "1 of model.visual" in found.left_out
+    assert "1 of mtp" in found.left_out
+    with pytest.raises(WeightError, match="named in two ways"):
+        defined(config, {**renamed, **tensors})
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "qwen3_5_moe_text", "gemma3n_text"])
+def test_texts_that_hugging_face_reads_by_other_names(name, checkpoint, tmp_path):
+    config, tensors, renamed = taken_out(name, MODULES, checkpoint)
+    (model_class,) = config["architectures"]
+    config["architectures"] = [model_class.replace("CausalLM", "ConditionalGeneration")]
+    first = next(c for c in CASES if c.architecture == name)
+    write(tmp_path, config, renamed)
+    theirs = oracle(first, tmp_path, prompt())
+    assert torch.equal(theirs, oracle(first, checkpoint(first), prompt()))
+    assert torch.equal(logits(config, renamed), logits(config, tensors))
+
+
+def in_stacks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with the experts of a layer stacked, out-first and gate before up."""
+    out = {n: tensor for n, tensor in tensors.items() if ".experts." not in n}
+    for module in {n.partition(".experts.")[0] + ".experts" for n in tensors if ".experts." in n}:
+        count = len([n for n in tensors if n.startswith(module) and n.endswith("down_proj.weight")])
+        gate, up, down = (
+            torch.stack([tensors[f"{module}.{e}.{part}_proj.weight"] for e in range(count)])
+            for part in ("gate", "up", "down")
+        )
+        out |= {f"{module}.gate_up_proj": torch.cat([gate, up], 1), f"{module}.down_proj": down}
+    return out
+
+
+def test_experts_of_a_text_one_by_one_or_in_stacks(checkpoint):
+    config, _, single = taken_out("qwen3_5_moe_text", MODULES, checkpoint)
+    stacks = in_stacks(single)
+    assert len(stacks) < len(single)
+    assert torch.equal(logits(config, stacks), logits(config, single))
+
+
+def one_by_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with Llama 4's stacks of experts, in-first, unfolded into matrices."""
+    out = {n: tensor for n, tensor in tensors.items() if ".experts." not in n}
+    for name, stack in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+        if not module.endswith(".experts"):
+            continue
+        for e, matrix in enumerate(stack):
+            split = matrix.mT.chunk(len(parts[leaf]))
+            for part, rows in zip(parts[leaf], split, strict=True):
+                out[f"{module}.{e}.{part}.weight"] = rows.contiguous()
+    return out
+
+
+def test_experts_of_llama_4_one_by_one(checkpoint):
+    config, tensors = read(checkpoint("llama4/dense layers"))
+    single = one_by_one(tensors)
+    assert len(single) > len(tensors)
+    assert torch.equal(logits(config, single), logits(config, tensors))

@@ -302,6 +302,7 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (MAVERICK, {"no_rope_layers": [1, 1, 1, 0]}),
     (MAVERICK, {"no_rope_layers": [1, 1, 1, 0, 1, 1]}),
     (MAVERICK, {"moe_layers": [1, 3]}),
+    (MAVERICK, {"nope_layer_interval": 4, "for_llm_compressor": True}),
     (MAVERICK, {"layer_types": [CHUNKED, CHUNKED, CHUNKED, FULL]}),
     (MIMO_FLASH, {"hybrid_layer_pattern": None}),
     (
@@ -339,6 +340,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (SCOUT, {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
     (SCOUT, {"no_rope_layers": [1, 2, 0, 1]}, r"no_rope_layers\[1\] is 2"),
     (SCOUT, {"no_rope_layers": None, "no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+    (SCOUT, {"nope_layer_interval": 2}, "nope_layer_interval is 2; implemented: 4"),
     (SCOUT, {"moe_layers": [-1]}, r"moe_layers\[0\] is -1"),
     (SCOUT, {"moe_layers": None, "interleave_moe_layer_step": 0}, "interleave_moe_layer_step is 0"),
     (SCOUT, {"num_experts_per_tok": 5}, "num_experts_per_tok is 5; accepted: at most the 4"),
