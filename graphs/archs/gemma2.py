@@ -1,7 +1,8 @@
 """Gemma 2: norms on both sides of each branch, softcaps, a window in every other layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,7 +15,7 @@ from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
-from lmcast.graphs.config.older_spellings import rope
+from lmcast.graphs.config.older_spellings import renamed, rope
 from lmcast.graphs.config.reading import Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON, SANDWICH
@@ -107,5 +108,10 @@ WEIGHTS = {
     **SANDWICH,
 }
 
+
+def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return rope(renamed(raw, {"sliding_window_size": "sliding_window"}))
+
+
 INERT = {"use_bidirectional_attention": Literal[False]}
-ARCH = Arch(name="gemma2", config=Config, build=build, weights=WEIGHTS, tidy=rope, inert=INERT)
+ARCH = Arch(name="gemma2", config=Config, build=build, weights=WEIGHTS, tidy=tidy, inert=INERT)

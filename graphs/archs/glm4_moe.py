@@ -112,7 +112,11 @@ def beside(c: Config, tensors: Collection[str]) -> tuple[str, ...]:
     return further_predictors(c.num_hidden_layers, c.num_nextn_predict_layers, tensors)
 
 
-INERT = {"scoring_func": Literal["sigmoid"], "topk_method": Literal["noaux_tc"]}
+INERT = {
+    "moe_router_dtype": Literal["float32"],
+    "scoring_func": Literal["sigmoid"],
+    "topk_method": Literal["noaux_tc"],
+}
 ARCH = Arch(
     name="glm4_moe",
     config=Config,

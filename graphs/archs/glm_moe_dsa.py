@@ -165,6 +165,7 @@ INERT = {
     **SIGMOID_INERT,
     "rope_interleave": Literal[True],
     "indexer_rope_interleave": Literal[True],
+    "index_share_for_mtp_iteration": bool,  # of predictors of further tokens, which are left out
 }
 ARCH = Arch(
     name="glm_moe_dsa",

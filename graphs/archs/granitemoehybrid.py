@@ -31,9 +31,8 @@ from lmcast.graphs.weights.bind import COMMON, SCALED_ENDS, Table
 from lmcast.graphs.weights.experts import ALL, OURS, either, out_first
 from lmcast.graphs.weights.sources import View
 
-# As released, and as Hugging Face 5 writes them.
-LayerType = Literal["mamba", "linear_attention", "attention", "full_attention"]
-MAMBA: tuple[LayerType, ...] = ("mamba", "linear_attention")
+LayerType = Literal["linear_attention", "full_attention"]
+MAMBA: LayerType = "linear_attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ def build(c: Config) -> Decoder:
     def layer(kind: str) -> Layer:
         return Layer(
             pre_mixer=norm(),
-            mixer=mamba(c) if kind in MAMBA else attention(c, positions),
+            mixer=mamba(c) if kind == MAMBA else attention(c, positions),
             post_mixer=branch(),
             pre_ffn=norm(),
             ffn=feed_forward(c),
@@ -121,7 +120,7 @@ def build(c: Config) -> Decoder:
 
     embed = nn.Embedding(c.vocab_size, dim)
     head = TiedHead(embed) if c.tie_word_embeddings else nn.Linear(dim, c.vocab_size, bias=False)
-    given = (MAMBA[0],) * c.num_hidden_layers if c.layer_types is None else c.layer_types
+    given = (MAMBA,) * c.num_hidden_layers if c.layer_types is None else c.layer_types
     kinds: tuple[str, ...] = one_each("layer_types", given, c.num_hidden_layers)
     return Decoder(
         embed=Scaled(embed, c.embedding_multiplier),

@@ -9,7 +9,7 @@ from torch import nn
 
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
-from lmcast.graphs.blocks.decoder import Decoder, Layer
+from lmcast.graphs.blocks.decoder import Decoder, Layer, TiedHead
 from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.kda import KimiDeltaAttention
 from lmcast.graphs.blocks.mla import HeadWidths, LatentAttention
@@ -57,6 +57,9 @@ class Config(LatentKeys):
     max_position_embeddings: Size = 1048576
     rms_norm_eps: Positive = 1e-5
     routed_scaling_factor: Positive | None = 2.446
+    # As the code on the hub reads it; transformers' own class uses a head that is stored, and to
+    # equal the embedding is asked of that.
+    tie_word_embeddings: bool = False
 
     def kinds(self) -> tuple[LayerType, ...]:
         """Return how each layer attends: as listed, or else as Hugging Face decides."""
@@ -165,11 +168,13 @@ def build(c: Config) -> Decoder:
             ffn=experts(c) if sparse else dense(c),
         )
 
+    embed = nn.Embedding(c.vocab_size, c.hidden_size)
+    head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
     return Decoder(
-        embed=nn.Embedding(c.vocab_size, c.hidden_size),
+        embed=embed,
         layers=[layer(*each) for each in zip(c.sparse(), c.kinds(), strict=True)],
         norm=norm(),
-        head=nn.Linear(c.hidden_size, c.vocab_size, bias=False),
+        head=TiedHead(embed) if c.tie_word_embeddings else head,
     )
 
 
@@ -228,7 +233,6 @@ INERT = {
     "rope_interleave": bool,  # nothing rotates
     "rope_parameters": None,
     "rope_theta": Positive,
-    "tie_word_embeddings": Literal[False],  # Hugging Face's class ties nothing
     "use_grouped_topk": Literal[True],
 }
 ARCH = Arch(

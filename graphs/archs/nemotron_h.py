@@ -10,7 +10,7 @@ from torch import nn
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks import moe
 from lmcast.graphs.blocks.attention import Attention
-from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.ffn import ActivationName, PlainMLP
 from lmcast.graphs.blocks.mamba import Mamba
 from lmcast.graphs.blocks.norm import WideRMSNorm
@@ -33,7 +33,6 @@ PATTERN: dict[str, LayerType] = {
     "-": "mlp",
     "E": "moe",
 }
-OLDER_TYPES: dict[str, LayerType] = {"mamba": "linear_attention", "attention": "full_attention"}
 OLDER = {
     "layers_block_type": "layer_types",
     "hybrid_override_pattern": "layer_types",
@@ -82,6 +81,9 @@ class Config:
     layer_norm_epsilon: Positive = 1e-5
     norm_eps: Positive | None = None  # the same again
     rms_norm_eps: Positive | None = None
+    # As the code on the hub reads it; transformers' own class uses a head that is stored, and to
+    # equal the embedding is asked of that.
+    tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
         kinds: tuple[str, ...] = one_each("layer_types", self.layer_types, self.num_hidden_layers)
@@ -109,7 +111,6 @@ INERT = {
     **at_any_value(_INERT.split()),
     "attention_bias": Literal[False],
     "scoring_func": Literal["sigmoid"],
-    "tie_word_embeddings": Literal[False],
     "topk_method": Literal["noaux_tc"],
 }
 
@@ -118,9 +119,6 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the keys of a raw config to those of the Config; the number of layers follows from
     their list."""
     found = dict(raw)
-    for key in ("layers_block_type", "layer_types"):
-        if isinstance(found.get(key), list):
-            found[key] = [OLDER_TYPES.get(str(kind), kind) for kind in found[key]]
     if found.get("hybrid_override_pattern") is not None:
         found["hybrid_override_pattern"] = _listed(found["hybrid_override_pattern"])
     found = unlimited(renamed(found, OLDER))
@@ -186,11 +184,13 @@ def build(c: Config) -> Decoder:
         "mlp": lambda: TokenByToken(mlp(c, c.intermediate_size)),
         "moe": lambda: TokenByToken(experts(c)),
     }
+    embed = nn.Embedding(c.vocab_size, dim)
+    head = TiedHead(embed) if c.tie_word_embeddings else nn.Linear(dim, c.vocab_size, bias=False)
     return Decoder(
-        embed=nn.Embedding(c.vocab_size, dim),
+        embed=embed,
         layers=[SingleLayer(norm(), mixers[kind]()) for kind in c.layer_types],
         norm=norm(),
-        head=nn.Linear(dim, c.vocab_size, bias=False),
+        head=head,
     )
 
 

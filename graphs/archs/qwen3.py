@@ -1,6 +1,7 @@
 """Qwen3, dense: GQA with a norm on each head of queries and keys."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -90,4 +91,5 @@ WEIGHTS = {
     **HEAD_NORMS,
 }
 
-ARCH = Arch(name="qwen3", config=Config, build=build, weights=WEIGHTS, tidy=rope)
+INERT = {"use_qk_norm": Literal[True]}
+ARCH = Arch(name="qwen3", config=Config, build=build, weights=WEIGHTS, tidy=rope, inert=INERT)

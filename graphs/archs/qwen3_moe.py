@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -116,5 +116,9 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     return rope(renamed(raw, {"num_local_experts": "num_experts"}))
 
 
-INERT = {"max_window_layers": int}
+INERT = {
+    "max_window_layers": int,
+    "shared_expert_intermediate_size": Literal[0],  # no expert is shared
+    "use_qk_norm": Literal[True],
+}
 ARCH = Arch(name="qwen3_moe", config=Config, build=build, weights=weights, tidy=tidy, inert=INERT)

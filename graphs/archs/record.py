@@ -6,6 +6,7 @@ from typing import Any
 
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.config.inert import Inert, at_any_value
+from lmcast.graphs.config.older_spellings import layer_types_of_today
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.weights.bind import Table
 
@@ -18,7 +19,8 @@ class Arch:
     config: a dataclass of the keys that change the graph.
     build: Config -> the model.
     weights: the weight table, or Config -> the weight table.
-    tidy: rewrites older spellings of a raw config into those of `config`.
+    tidy: rewrites older spellings of a raw config into those of `config`; kinds of layers are in
+        the words of today already.
     inert: further keys that change nothing, in the spelling after `tidy`, each with the type of the
         values for which that holds, as a field of `config` would have it (Any: all values).
     beside: modules beside the text model, or what finds them by a config and the names of tensors;
@@ -48,7 +50,12 @@ class Arch:
         own = {f"{within}{key}": accepted for key, accepted in self.inert.items()}
         at = f"config.json: {within}"
         try:
-            return parse(self.config, self.tidy(keys), at, {**own, **at_any_value(inert)})
+            return parse(
+                self.config,
+                self.tidy(layer_types_of_today(keys)),
+                at,
+                {**own, **at_any_value(inert)},
+            )
         except ConfigError as error:
             message = str(error)  # of tidy, which does not know where its keys lie
             message = message if at in message else message.replace("config.json: ", at, 1)

@@ -3,8 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Literal, TypeVar
 
-# "attention" is an older name of full_attention.
-LayerType = Literal["sliding_attention", "full_attention", "attention"]
+LayerType = Literal["sliding_attention", "full_attention"]
 CHUNKED = "chunked_attention"
 ChunkedType = Literal["chunked_attention", "full_attention"]
 FFNType = Literal["dense", "sparse"]

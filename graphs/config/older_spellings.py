@@ -5,6 +5,14 @@ from typing import Any
 
 from lmcast.graphs.config.reading import ConfigError
 
+# Kinds of layer, in words that transformers renamed: what files say -> today's, in any family.
+OLDER_LAYER_TYPES = {
+    "attention": "full_attention",
+    "deepseek_sparse_attention": "indexed_attention",
+    "mamba": "linear_attention",
+}
+LAYER_TYPE_KEYS = ("layer_types", "layers_block_type")
+
 ROPE_KEYS = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 
 
@@ -25,6 +33,15 @@ def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
                 f"config.json: {new} is {out[new]!r:.80}, but {old}, which means the same, is"
                 f" {value!r:.80}"
             )
+    return out
+
+
+def layer_types_of_today(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `raw` with the kinds of its layers in the words of today."""
+    out = dict(raw)
+    for key in LAYER_TYPE_KEYS:
+        if isinstance(kinds := out.get(key), list | tuple):
+            out[key] = [OLDER_LAYER_TYPES.get(k, k) if isinstance(k, str) else k for k in kinds]
     return out
 
 

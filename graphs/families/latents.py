@@ -67,6 +67,7 @@ LATENT_INERT: Inert = {"head_dim": Any, "moe_layer_freq": Literal[1]}
 # Also of those whose scores are sigmoids, with a correction that selects (arXiv 2412.19437).
 SIGMOID_INERT: Inert = {
     **LATENT_INERT,
+    "moe_router_dtype": Literal["float32"],
     "scoring_func": Literal["sigmoid"],
     "topk_method": Literal["noaux_tc"],
 }

@@ -1,9 +1,10 @@
 """What architectures with Mamba-2 share: config keys, time steps, a weight table."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import torch
 
 from lmcast.graphs.config.inert import Inert
 from lmcast.graphs.config.layer_types import head_width
@@ -61,27 +62,35 @@ HYBRID_INERT: Inert = {"mamba_chunk_size": int, "use_mamba_kernels": bool}
 def time_steps(limit: tuple[float | None, ...] | None) -> tuple[float | None, float | None]:
     """Return both bounds of time_step_limit, None for none.
 
-    Raises ValueError unless they are two numbers in ascending order.
+    A least below 0 is none, as no step is. Raises ValueError unless they are two numbers in
+    ascending order, the least finite in fp32.
     """
     low, high = limit if limit is not None and len(limit) == 2 else (None, None)
-    crossed = low is not None and high is not None and low > high
+    crossed = low is not None and low > (LARGEST if high is None else high)
     if (limit is not None and len(limit) != 2) or crossed:
         raise ValueError(
             f"time_step_limit is {list(limit or ())}; accepted: the least and the greatest"
         )
-    return low, high
+    return low if low is not None and low > 0 else None, high
 
 
-# No bound, as json itself has it, and as Hugging Face 5 writes it.
-INFINITE = (math.inf, {"__float__": "Infinity"})
+LARGEST = torch.finfo(torch.float32).max  # steps are fp32, and clamped at it they are as they were
 
 
 def unlimited(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace an infinite upper bound in time_step_limit of a raw config by null."""
+    """Replace an upper bound in time_step_limit of a raw config that bounds nothing by null."""
     limit = raw.get("time_step_limit")
-    if not isinstance(limit, list | tuple) or len(limit) != 2 or limit[1] not in INFINITE:
+    if not isinstance(limit, list | tuple) or len(limit) != 2 or not _unbounded(limit[1]):
         return dict(raw)
     return {**raw, "time_step_limit": [limit[0], None]}
+
+
+def _unbounded(high: object) -> bool:
+    """Tell whether a bound is infinite, as json has it or as Hugging Face 5 writes it, or is so in
+    fp32."""
+    if isinstance(high, int | float):
+        return high >= LARGEST
+    return high == {"__float__": "Infinity"}
 
 
 def mamba_weights(theirs: str) -> dict[str, Entry]:

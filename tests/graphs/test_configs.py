@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CASES, defined, read
+from tiny import CASES, Case, defined, logits, read
 
-from lmcast.graphs import ConfigError, Definition, archs
+from lmcast.graphs import ConfigError, Definition, WeightError, archs
 from lmcast.graphs.config.inert import INERT
+from lmcast.graphs.config.older_spellings import LAYER_TYPE_KEYS, OLDER_LAYER_TYPES
 
 BY_NAME = pytest.mark.parametrize("name", sorted(archs.NAMES))
 
@@ -86,3 +87,57 @@ def test_inert_keys_change_nothing_where_they_are_accepted(name, checkpoint):
             else:
                 with pytest.raises(ConfigError, match=f"{key} is"):
                     defined(whole, tensors)
+
+
+def with_layer_types() -> list[Case]:
+    """Return the first case of each text architecture whose config lists kinds of layers."""
+    first = {}
+    for case in CASES:
+        listed = case.settings.keys() & set(LAYER_TYPE_KEYS)
+        if listed and case.settings[min(listed)]:
+            first.setdefault(case.architecture, case)
+    return list(first.values())
+
+
+@pytest.mark.parametrize("case", with_layer_types(), ids=lambda case: case.name)
+def test_kinds_of_layers_have_older_names(case, checkpoint):
+    config, tensors = read(checkpoint(case))
+    older = {new: old for old, new in OLDER_LAYER_TYPES.items()}
+    keys = config.keys() & set(LAYER_TYPE_KEYS)
+    todays = {key: [OLDER_LAYER_TYPES.get(kind, kind) for kind in config[key]] for key in keys}
+    words = {key: [older.get(kind, kind) for kind in config[key]] for key in keys}
+    assert words != todays
+    found = defined({**config, **words}, tensors).config
+    assert found == defined({**config, **todays}, tensors).config
+
+
+TIE = "tie_word_embeddings"
+NEVER_TIED = ("grok2",)  # no code of its makers ties, and none says so
+
+
+def with_tie(config: dict[str, Any], flag: bool) -> dict[str, Any]:
+    """Return a config that says so wherever it can be said."""
+    inner = {"text_config": {**config["text_config"], TIE: flag}} if "text_config" in config else {}
+    return {**config, TIE: flag, **inner}
+
+
+@BY_NAME
+@torch.no_grad()
+def test_a_head_may_be_the_embedding(name, checkpoint):
+    config, tensors = read(checkpoint(next(c for c in CASES if c.architecture == name)))
+    if name in NEVER_TIED:
+        with pytest.raises(ConfigError, match=f"{TIE} = True"):
+            defined(with_tie(config, True), tensors)
+        return
+    prefix = "language_model." if any(n.startswith("language_model.") for n in tensors) else ""
+    (embed,) = (n for n in tensors if n.endswith(("embed_tokens.weight", "embeddings.weight")))
+    head = f"{prefix}lm_head.weight"
+    without = {n: tensor for n, tensor in tensors.items() if n != head}
+    untied = with_tie(config, False), {**without, head: tensors[embed].clone()}
+    tied = with_tie(config, True), without
+    assert torch.equal(logits(*tied), logits(*untied))
+    with pytest.raises(WeightError, match=r"lm_head\.weight is missing"):
+        defined(untied[0], without)
+    again, other = defined(tied[0], untied[1]), defined(*untied)
+    assert again.binding.copies == ((head, embed),)
+    assert again.parameters == other.parameters - tensors[embed].numel()

@@ -583,6 +583,7 @@ REFUSED: list[tuple[str, Change, str]] = [
         {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
         "short_factor",
     ),
+    ("gemma2/gemma-2-2b", {"sliding_window_size": 9}, "sliding_window is 8, but sliding_window_s"),
     ("mistral/window", {"sliding_window": 0}, "sliding_window"),
     ("mistral/window", {"sliding_window": -8}, "sliding_window"),
     ("mistral/window", {"attention_bias": True}, "attention_bias"),
@@ -644,7 +645,10 @@ WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_t
 
 # Settings that say what holds anyway: by default, or because of another.
 SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    ("gemma2/gemma-2-2b", {"sliding_window_size": 8}),
+    ("gemma2/gemma-2-2b", {"sliding_window": DROP, "sliding_window_size": 8}),
     ("gemma3_text/final cap, bias, scalar", {"attn_logit_softcapping": None}),
+    ("qwen3/plain", {"use_qk_norm": True}),
     ("granite/plain", dict.fromkeys(GRANITE, DROP), dict.fromkeys(GRANITE, 1)),
     ("granite/granite-3.0-2b-base", {"rope_theta": 10000}, {"rope_theta": DROP}),
     ("granite/plain", {**DEFAULTS, "attention_bias": DROP, "mlp_bias": DROP, "head_dim": 8}),

@@ -165,7 +165,6 @@ REFUSED: list[tuple[str, Change, str]] = [
     (HUB, {"moe_layer_freq": 2}, "moe_layer_freq is 2"),
     (HUB, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = .*nothing reads"),
     (HUB, {"rope_parameters": {"rope_type": "default"}}, "rope_parameters is .*'default'"),
-    (HUB, {"tie_word_embeddings": True}, "tie_word_embeddings is True"),
     (HUB, {"num_key_value_heads": 2}, "num_key_value_heads is 2"),
     (HUB, {"model_max_length": 64}, "max_position_embeddings is 1048576, but model_max_length"),
     (HUB, {"linear_head_dim": 16}, f"linear_head_dim is 16, but {NESTED}.head_dim.* is 12"),
@@ -180,7 +179,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (HUB, nested(kda_layers=[1, 2, 3.0]), r"kda_layers is \[1, 2, 3.0\]; accepted"),
     (HUB, nested(kda_layers=[1, 2, 3, 6]), "layer_types has 6 entries; num_hidden_layers is 5"),
     (HUB, nested(num_heads=0), "linear_num_heads is 0; accepted: 1"),
-    (PLAIN, {"layer_types": [LINEAR, "mamba", LINEAR, FULL]}, r"layer_types\[1\] is 'mamba'"),
+    (PLAIN, {"layer_types": [LINEAR, "ssm", LINEAR, FULL]}, r"layer_types\[1\] is 'ssm'"),
     (PLAIN, {"mlp_layer_types": ["sparse"]}, "mlp_layer_types has 1 entries"),
 ]  # fmt: skip
 

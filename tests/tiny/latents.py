@@ -308,6 +308,8 @@ SHOWN: list[tuple[str, Change]] = [
 
 # Settings that say what holds anyway: by default, or because of another.
 SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
+    (V3, {"moe_router_dtype": "float32"}),
+    (SHARED, {"index_share_for_mtp_iteration": True, "moe_router_dtype": "float32"}),
     (V3, {"head_dim": 7, "qk_head_dim": 20}, {}),
     (V3, {"num_key_value_heads": None}, {}),
     (V3, {"n_routed_experts": DROP, "num_local_experts": 8}, {}),
@@ -324,6 +326,7 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
 
 # What define refuses, beside what the command does (malformed_latents).
 REFUSED: list[tuple[str, Change, str]] = [
+    (SHARED, {"moe_router_dtype": "bfloat16"}, "moe_router_dtype is 'bfloat16'"),
     (V3, {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
     (V3, {"topk_method": "greedy"}, "topk_method is 'greedy'"),
     (V3, {"index_topk": 8}, "index_topk = 8, which nothing reads"),

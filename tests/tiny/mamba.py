@@ -187,6 +187,8 @@ SHOWN: list[tuple[str, Change]] = [
 SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (TINY, {"time_step_limit": [0.0, math.inf]}, {"time_step_limit": DROP}),
     (TINY, {"time_step_limit": [0.0, INFINITY]}, {"time_step_limit": None}),
+    (TINY, {"time_step_limit": [0.0, 3.4028234663852886e38]}, {"time_step_limit": None}),
+    (BAMBA_9B, {"time_step_limit": [0.0, 1e308]}),
     (TINY, {"mamba_d_head": "auto", "mamba_chunk_size": 256}, {}),
     (TINY, {"layer_types": TURNED}, {}),
     (TINY, {"layer_types": DROP, "layers_block_type": TURNED}, {}),
@@ -205,6 +207,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (TINY, {"mamba_n_groups": 3}, "mamba_n_groups is 3; accepted: a divisor of mamba_n_heads, 8"),
     (TINY, {"time_step_limit": [0.1]}, r"time_step_limit is \[0.1\]; accepted: the least"),
     (TINY, {"time_step_limit": [0.2, 0.1]}, r"time_step_limit is \[0.2, 0.1\]; accepted"),
+    (TINY, {"time_step_limit": [1e39, math.inf]}, r"time_step_limit is \[1e\+39, None\]; accepted"),
     (TINY, {"time_step_limit": [math.inf, math.inf]}, r"time_step_limit\[0\] is inf"),
     (TINY, {"layer_types": ["mamba"]}, "layer_types has 1 entries; num_hidden_layers is 4"),
     (TINY, {"layer_types": []}, "layer_types has 0 entries; num_hidden_layers is 4"),

@@ -180,7 +180,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (HF, {"partial_rotary_factor": 0.25}, "rotary_dim is 8, but partial_rotary_factor.* 4 of"),
     (HF, {"layer_types": LAYERS[:3]}, "layer_types has 3 entries; num_hidden_layers is 4"),
     (HF, {"layer_types": []}, "layer_types has 0 entries; num_hidden_layers is 4"),
-    (HF, {"layer_types": [*LAYERS[:3], "mamba"]}, r"layer_types\[3\] is 'mamba'"),
+    (HF, {"layer_types": [*LAYERS[:3], "ssm"]}, r"layer_types\[3\] is 'ssm'"),
     (HF, {"attn_type_list": [0, 0, 0, 1]}, "attn_type_list = .*, which nothing reads"),
     (HF, {"layernorm_mlp_alpha": 3.5}, "layernorm_mlp_alpha = 3.5, which nothing reads"),
     (HF, {"num_experts": 4}, "num_local_experts is 8, but num_experts"),

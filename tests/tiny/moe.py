@@ -223,6 +223,8 @@ RELEASED: dict[str, dict[str, dict[str, Any]]] = {
 
 AIR, M2, MINI = "glm4_moe/GLM-4.5-Air", "minimax_m2/MiniMax-M2", "afmoe/Trinity-Mini"
 
+QWEN3 = "qwen3_moe/Qwen3-30B-A3B"
+
 GROUPED = "glm4_moe/groups, scale, bias, norms"
 
 # A comparison with Hugging Face proves nothing of a setting that does not show in the logits.
@@ -242,7 +244,7 @@ SHOWN: list[tuple[str, Change]] = [
     (MINI, {"sliding_window": 7}),
     (MINI, {"layer_types": [SLIDING] * 4}),
     (MINI, {"rope_theta": 900}),
-    ("qwen3_moe/Qwen3-30B-A3B", {"norm_topk_prob": False}),
+    (QWEN3, {"norm_topk_prob": False}),
     ("qwen3_moe/dense layers, window, gelu", {"sliding_window": 7}),
 ]
 
@@ -253,6 +255,9 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (AIR, {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1000}}, {}),
     (AIR, {"num_nextn_predict_layers": DROP, "num_mtp_layers": 0}, {}),
     (AIR, {"num_nextn_predict_layers": 0}, {}),
+    (AIR, {"moe_router_dtype": "float32"}, {}),
+    (QWEN3, {"shared_expert_intermediate_size": 0, "use_qk_norm": True}, {}),
+    (QWEN3, {"shared_expert_intermediate_size": None, "use_qk_norm": None}, {}),
     (M2, {"rotary_dim": None, "partial_rotary_factor": 0.5}, {}),
     (M2, {"num_local_experts": DROP, "num_experts": 8}, {}),
     (MINI, {"layer_types": None}, {}),
@@ -262,6 +267,9 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
 
 # What define refuses, beside what the command does (malformed_moe).
 REFUSED: list[tuple[str, Change, str]] = [
+    (QWEN3, {"shared_expert_intermediate_size": 24}, "shared_expert_intermediate_size is 24"),
+    (QWEN3, {"use_qk_norm": False}, "use_qk_norm is False"),
+    (AIR, {"moe_router_dtype": "float16"}, "moe_router_dtype is 'float16'"),
     (M2, {"attn_type_list": [1, 1]}, "attn_type_list has 2 entries; num_hidden_layers is 3"),
     (M2, {"attn_type_list": [1, 0, 1]}, r"attn_type_list\[1\] is 0"),
     (M2, {"rotary_dim": 32}, "rotary_dim is 32.*head_dim 16"),
