@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from lmcast.exporter.passes.rewrite import insert
-from lmcast.exporter.weights.quantized_forms import KERNEL_BLOCKS
+from lmcast.exporter.weights.quantized_forms import has_kernel
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class IntegerWeight:
 
     @property
     def has_kernel(self) -> bool:
-        return self.block in KERNEL_BLOCKS
+        return has_kernel(self.block, self.shape[-1], self.bits, self.zeros is not None)
 
 
 def integer_weight(value: ir.Value | None) -> IntegerWeight | None:

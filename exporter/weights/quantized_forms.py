@@ -20,7 +20,7 @@ from lmcast.graphs.weights.quantized import Quantized, Scheme
 from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Joined, Packed, Source, Stack, leaves
 
-KERNEL_BLOCKS = (128, 64, 32, 16)  # columns that share a scale in those kernels
+KERNEL_BLOCKS = (128, 64, 32, 16)  # columns that share a scale in those kernels, best first
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,13 @@ KERNEL_CODES: Mapping[Element, KernelCodes] = {
     INT8: KernelCodes(DTYPES["uint8"], 128),
     E2M1: KernelCodes(DTYPES["uint8"], 128, 0.5),
 }
+
+
+def has_kernel(block: int, columns: int, bits: int, zeros: bool) -> bool:
+    """Whether ONNX Runtime 1.31 has kernels for integers of `bits` bits, of which `block` columns
+    share a scale, and `zeros`, a zero point: in MatMulNBits every row of those ends with a byte."""
+    whole_bytes = columns // block * bits % 8 == 0
+    return block in KERNEL_BLOCKS and (whole_bytes or not zeros)
 
 
 def packed_weight(
@@ -104,14 +111,17 @@ def _one_each(source: Source) -> bool:
 def _integers(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...]) -> PackedWeight:
     """Return the form of unsigned integers in blocks of a size that ONNX Runtime's kernels have.
 
-    Blocks smaller than the scheme's repeat its scales.
+    Blocks smaller than the scheme's repeat its scales. Where no size has a kernel, blocks are as
+    large as they can be, and DequantizeLinear takes them.
     """
     columns, kernel = shape[-1], KERNEL_CODES[scheme.element]
     wide = math.gcd(scheme.block[1] or columns, columns)
-    fitting = [b for b in KERNEL_BLOCKS if wide % b == 0]
-    if scheme.zeros and kernel.dtype.bits == 4:  # its rows of zeros end with a byte
-        fitting = [b for b in fitting if columns // b % 2 == 0]
-    block = fitting[0] if fitting else wide
+    fitting = (
+        block
+        for block in KERNEL_BLOCKS
+        if wide % block == 0 and has_kernel(block, columns, kernel.dtype.bits, scheme.zeros)
+    )
+    block = next(fitting, wide)
     times = (scheme.block[1] or columns) // block
     of_row = columns // block
     rows = math.prod(shape[:-1]) * of_row

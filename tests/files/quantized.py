@@ -186,13 +186,14 @@ def gptq(
     columns, most = weight.shape[1], (1 << bits) - 1
     group = columns if group == -1 else group
     order = torch.arange(columns) // group if order is None else order
-    blocks = torch.stack([weight[:, order == g] for g in range(columns // group)], 1)  # N,G,w
+    blocks = [weight[:, order == g] for g in range(-(-columns // group))]  # the last may be shorter
+    least, largest = (torch.stack([f(b, 1) for b in blocks], 1) for f in (torch.amin, torch.amax))
     if sym:
-        scales = (blocks.abs().amax(2) / (most / 2)).half()
+        scales = (torch.maximum(-least, largest) / (most / 2)).half()
         zeros = torch.full(scales.shape, float(1 << bits - 1))
     else:
-        scales = ((blocks.amax(2) - blocks.amin(2)) / most).half()
-        zeros = (-blocks.amin(2) / scales.float()).round().clamp(1, most)
+        scales = ((largest - least) / most).half()
+        zeros = (-least / scales.float()).round().clamp(1, most)
     factor, zero = scales.float()[:, order], zeros[:, order]
     numbers = (weight / factor + zero).round().clamp(0, most)
     leaves = {
