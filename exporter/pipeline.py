@@ -97,6 +97,10 @@ def export(
 def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> Definition:
     """Define a checkpoint's model; raises InputError, also where a required tokenizer is
     missing."""
+    if tokenizer and source.texts.problem is not None:
+        raise CheckpointError(
+            f"{source.texts.problem}; or pass --no-tokenizer for an engine that takes token ids"
+        )
     if tokenizer and source.texts.tokenizer is None:
         raise CheckpointError(
             f"{source.path}: tokenizer.json is missing (tekken.json and tokenizer.model are not"

@@ -25,7 +25,7 @@ def identified(path: str | Path) -> "tuple[Checkpoint, list[SourceFile]]":
     from lmcast.exporter.checkpoint.identity import SourceFile
 
     source = open_checkpoint(path)
-    files = sorted({stored.file for stored in source.tensors.values()})
+    files = sorted({file for stored in source.tensors.values() for file in stored.files})
     return source, [SourceFile.of(file) for file in files]
 
 
@@ -64,9 +64,12 @@ def _open_gguf(path: Path) -> "Checkpoint":
 
 
 def _only_gguf(folder: Path) -> Path | None:
-    """The GGUF file of a directory that holds no safetensors file."""
-    names = Folder.at(folder).names()
-    found = [name for name in names if name.lower().endswith(".gguf")]
+    """The GGUF file, or the first part of one, of a directory without safetensors files."""
+    from lmcast.exporter.checkpoint.gguf.names import models
+
+    root = Folder.at(folder)
+    names = root.names()
+    found = models(names)
     if not found or any(
         name.endswith((".safetensors", ".safetensors.index.json")) for name in names
     ):
@@ -75,4 +78,5 @@ def _only_gguf(folder: Path) -> Path | None:
         raise CheckpointError(
             f"{folder}: has {len(found)} GGUF files ({found[0]}, {found[1]}, ...); give one of them"
         )
-    return Folder.at(folder).find(found[0])
+    root.find(found[0])  # a link that leaves the directory is refused
+    return root.root / found[0]

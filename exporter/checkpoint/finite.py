@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import open_regular, read_into
-from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor, read_rows
 
 FULL_BYTES = 8 << 30  # up to here everything is read unless the caller says otherwise
 CHUNK_BYTES = 4 << 20  # 4 MiB: the checks run in cache, right behind the read
@@ -123,7 +123,7 @@ def check_finite(
 def _units(stored: StoredTensor) -> tuple[int, int, int]:
     """How many pieces can be read on their own; stored bytes and elements of each."""
     elements = math.prod(stored.shape)
-    count = elements if stored.decode is None else stored.shape[0] // stored.row_multiple
+    count = elements if stored.linkable else stored.shape[0] // stored.row_multiple
     return count, stored.nbytes // count, elements // count
 
 
@@ -162,6 +162,8 @@ def _check(descriptor: int, stored: StoredTensor, runs: list[Run]) -> int:
     """Check runs of a tensor, all at once as long as they are good; return the bytes read."""
     _, unit_bytes, unit_elements = _units(stored)
     counts = [stop - start for start, stop in runs]
+    if stored.assembly is not None:
+        return _check_assembled(stored, runs, unit_bytes, unit_elements)
     raw = _buffer(sum(counts) * unit_bytes)
     rest = raw.data
     for (start, _), count in zip(runs, counts, strict=True):
@@ -176,6 +178,15 @@ def _check(descriptor: int, stored: StoredTensor, runs: list[Run]) -> int:
         for (start, _), block in zip(runs, blocks, strict=True):
             check_block(stored, block, start * unit_elements)
     return len(raw)
+
+
+def _check_assembled(
+    stored: StoredTensor, runs: list[Run], unit_bytes: int, unit_elements: int
+) -> int:
+    for start, stop in runs:
+        rows = read_rows(stored, start * stored.row_multiple, stop * stored.row_multiple)
+        check_block(stored, rows, start * unit_elements)
+    return sum(stop - start for start, stop in runs) * unit_bytes
 
 
 def _buffer(size: int) -> np.ndarray:

@@ -28,6 +28,20 @@ class Decoder(Protocol):
     def __call__(self, raw: np.ndarray) -> Tensor: ...
 
 
+class Assembly(Protocol):
+    """Rows of axis 0 that are put together from several stored tensors."""
+
+    @property
+    def format(self) -> str:
+        """The name of the stored format: 'Q4_1'."""
+        ...
+
+    @property
+    def files(self) -> frozenset[Path]: ...
+
+    def __call__(self, start: int, stop: int) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where one tensor lies and what reading it gives. No byte of it has been read."""
@@ -39,12 +53,24 @@ class StoredTensor:
     offset: int  # of the first byte, from the start of the file
     nbytes: int  # as stored
     decode: Decoder | None = None  # None: the bytes are the values
-    row_multiple: int = 1  # decode takes rows of axis 0 in multiples of this (whole heads)
+    row_multiple: int = 1  # decode and assembly take rows of axis 0 in multiples of this
+    assembly: Assembly | None = None  # where the bytes are no one run; then offset says nothing
 
     @property
     def linkable(self) -> bool:
         """Whether a graph may point at the stored bytes themselves."""
-        return self.decode is None
+        return self.decode is None and self.assembly is None
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """All files that reading this tensor reads."""
+        return frozenset({self.file}) if self.assembly is None else self.assembly.files
+
+    @property
+    def format(self) -> str | None:
+        """The name of the stored format, None where the bytes are the values."""
+        made_by = self.assembly or self.decode
+        return None if made_by is None else made_by.format
 
 
 @dataclass(frozen=True)
@@ -55,6 +81,7 @@ class Texts:
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, ...
     generation: Mapping[str, Any] = field(default_factory=dict)  # generation_config.json
+    problem: str | None = None  # why there is no tokenizer although the checkpoint has one
 
 
 @dataclass(frozen=True)
@@ -80,27 +107,13 @@ class Checkpoint:
         value_bytes = stored.dtype.itemsize * math.prod(stored.shape[1:])
         unit = stored.row_multiple
         step = max(1, limit // max(row_bytes, value_bytes) // unit) * unit
-        with open_regular(stored.file) as descriptor:
-            for start in range(0, rows, step):
-                part = np.empty(min(step, rows - start) * row_bytes, np.uint8)
-                # Read, not mapped: a map crashes the process when the file is truncated meanwhile.
-                offset = stored.offset + start * row_bytes
-                read_into(descriptor, part.data, offset, stored.file)
-                if stored.decode is not None:
-                    yield stored.decode(part)
-                else:
-                    shape = (-1, *stored.shape[1:]) if stored.shape else ()
-                    yield torch.from_numpy(part).view(stored.dtype).reshape(shape)
+        for start in range(0, rows, step):
+            block = read_rows(stored, start, min(start + step, rows))
+            yield block if stored.shape else block.reshape(())
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Return rows start..stop-1 (axis 0) of a tensor whose bytes are its values."""
-        stored = self.tensors[name]
-        assert stored.decode is None
-        row_bytes = stored.nbytes // stored.shape[0]
-        part = np.empty((stop - start) * row_bytes, np.uint8)
-        with open_regular(stored.file) as descriptor:
-            read_into(descriptor, part.data, stored.offset + start * row_bytes, stored.file)
-        return torch.from_numpy(part).view(stored.dtype).reshape(stop - start, *stored.shape[1:])
+        """Return rows start..stop-1 (axis 0) of a tensor."""
+        return read_rows(self.tensors[name], start, stop)
 
     def read(self, name: str) -> Tensor:
         """Return the whole tensor, in its dtype and in private memory."""
@@ -111,3 +124,24 @@ class Checkpoint:
             flat[done : done + block.numel()] = block.reshape(-1)
             done += block.numel()
         return whole
+
+
+def read_rows(stored: StoredTensor, start: int, stop: int) -> Tensor:
+    """Return rows start..stop-1 (axis 0) of a tensor with axes, in private memory.
+
+    Raises CheckpointError if the file is gone or ends early.
+    """
+    unit = stored.row_multiple
+    if start % unit or stop % unit:  # what lies across their ends is read whole
+        first = start - start % unit
+        return read_rows(stored, first, -(-stop // unit) * unit)[start - first : stop - first]
+    if stored.assembly is not None:
+        return stored.assembly(start, stop)
+    row_bytes = stored.nbytes // (stored.shape[0] if stored.shape else 1)
+    part = np.empty((stop - start) * row_bytes, np.uint8)
+    with open_regular(stored.file) as descriptor:
+        # Read, not mapped: a map crashes the process when the file is truncated meanwhile.
+        read_into(descriptor, part.data, stored.offset + start * row_bytes, stored.file)
+    if stored.decode is not None:
+        return stored.decode(part)
+    return torch.from_numpy(part).view(stored.dtype).reshape(stop - start, *stored.shape[1:])

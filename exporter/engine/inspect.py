@@ -163,7 +163,7 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
         for s in carried
     ]
     tokens = _tokens(context, found.context)
-    sizes = {t.file: t.file.stat().st_size for t in source.tensors.values()}
+    sizes = {f: f.stat().st_size for t in source.tensors.values() for f in t.files}
     return Inspection(
         path=str(path),
         kind="checkpoint",
@@ -196,8 +196,8 @@ def count_weights(stored: "list[StoredTensor]", binding: "Binding") -> dict[str,
     layouts = binding.layouts
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:
-        if tensor.decode is not None:
-            name = tensor.decode.format
+        if tensor.format is not None:
+            name = tensor.format
         elif tensor.name in layouts:
             name = layouts[tensor.name].format.name
         else:

@@ -9,10 +9,13 @@ from files.gguf import HEAD_DIM, HIDDEN, LAYERS, VOCAB, stored, tiny_gguf, value
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, quants
 from tiny import defined
 
+from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf import open_gguf
 from lmcast.exporter.checkpoint.gguf.config import FAMILIES
 
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+# Kinds that the package only names: of intermediate results, whole numbers, and too new.
+UNDECODED = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64", "Q1_0")
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DOWN = "model.layers.0.mlp.down_proj.weight"
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -99,6 +102,36 @@ def test_random_blocks_decode_by_definition(tmp_path: Path, kind: str) -> None:
     assert not checkpoint.tensors[DOWN].linkable
     # Equal bits: the same float32 operations in the same order.
     np.testing.assert_array_equal(found.flatten()[: len(wanted)].numpy(), np.array(wanted))
+
+
+@pytest.mark.parametrize("kind", GGMLQuantizationType)
+def test_every_kind_decodes_as_the_package_does_or_is_refused(
+    tmp_path: Path, kind: GGMLQuantizationType
+) -> None:
+    """Random bytes, NaN among them; in one go, in small blocks, and in a part of the rows."""
+    size, length = GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng(kind)
+    raw = random.integers(0, 256, (HIDDEN, 512 // size * length), np.uint8)
+    path = tiny_gguf(tmp_path / "a.gguf", "qwen3", blk__0__ffn_down__weight=(raw, kind.name))
+    if kind.name in UNDECODED:
+        with pytest.raises(NotImplementedError):
+            quants.dequantize(raw, kind)
+        with pytest.raises(CheckpointError, match=f"is of type {kind.name}; accepted: F32, F16"):
+            open_gguf(path)
+        return
+    checkpoint = open_gguf(path)
+    with np.errstate(all="ignore"):
+        wanted = quants.dequantize(raw, kind).view(np.uint32)
+    for found in (
+        checkpoint.read(DOWN),
+        torch.cat(list(checkpoint.blocks(DOWN, 4096))),
+        torch.cat([checkpoint.rows(DOWN, 0, 7), checkpoint.rows(DOWN, 7, HIDDEN)]),
+    ):
+        plain = PLAIN.get(kind.name)
+        assert found.dtype == (plain or torch.float32)
+        bits = found.float().numpy().view(np.uint32)
+        both_nan = (bits << 1 > 0xFF000000) & (wanted << 1 > 0xFF000000)  # F16 may quieten one
+        assert ((bits == wanted) | both_nan).all()
 
 
 # Largest error of a type, in units of the largest value of its block.

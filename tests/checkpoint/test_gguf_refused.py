@@ -65,7 +65,7 @@ DAMAGED = [
     ("no rows", info(UP, 12, U64(0)), "rows of F16"),
     ("huge rows", info(UP, 12, HUGE), "truncated"),
     ("odd block", info(UP, 4, U64(100) + U64(8) + U32(8)), "in blocks of 32"),
-    ("type Q2_K", info(UP, 20, U32(10)), "is of type Q2_K"),
+    ("type Q8_1", info(UP, 20, U32(9)), "is of type Q8_1"),
     ("type unknown", info(UP, 20, U32(250)), "number 250"),
     ("quantized norm", info(NORM, 12, U32(8)), "one axis and type Q8_0"),
     ("offset beyond", info(UP, 24, U64(1 << 59)), "truncated"),
@@ -90,7 +90,8 @@ def test_damaged_files_are_refused(tmp_path: Path, change, message: str) -> None
 
 UNSUPPORTED = [
     ("gpt2", {}, {}, "general.architecture is 'gpt2'"),
-    ("llama", {}, {"split.count": 3}, "one part of a split GGUF"),
+    ("llama", {}, {"split.count": 3}, "one of the 3 parts of a split GGUF, but is not named so"),
+    ("llama", {}, {"split.count": "3"}, "accepted: 1 to 99999 parts"),
     ("llama", {}, {"general.alignment": 48}, "power of two"),
     ("llama", {"block_count": None}, {}, "llama.block_count is missing"),
     ("llama", {"block_count": 1 << 31}, {}, "tensors; it is damaged"),

@@ -83,7 +83,7 @@ def write_gguf(
     general: dict[str, Any] | None = None,
     alignment: int = 32,
 ) -> Path:
-    """Write a file; `metadata` overrides the model's own keys, and None removes one.
+    """Write a file; `metadata` overrides the model's own keys, and None removes one, or all.
 
     `general` holds full keys. A Python int is written as uint32, a float as float32.
     """
@@ -91,7 +91,7 @@ def write_gguf(
     writer.add_name("tiny")
     if alignment != 32:
         writer.add_custom_alignment(alignment)
-    own = BASE | EXTRA.get(arch, {}) | (metadata or {})
+    own = {} if metadata is None else BASE | EXTRA.get(arch, {}) | metadata
     keys = {f"{arch}.{name}": value for name, value in own.items()} | (general or {})
     for key, value in keys.items():
         if isinstance(value, bool):
@@ -124,4 +124,4 @@ def tiny_gguf(
     """Write a whole tiny model; `replaced` adds or replaces tensors, '__' standing for '.'."""
     tensors = {name: stored(array, kind) for name, array in values(arch).items()}
     tensors |= {name.replace("__", "."): tensor for name, tensor in replaced.items()}
-    return write_gguf(path, arch, tensors, metadata, general)
+    return write_gguf(path, arch, tensors, metadata or {}, general)

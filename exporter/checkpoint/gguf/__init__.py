@@ -1,6 +1,5 @@
 """A GGUF file, shown as the Hugging Face checkpoint that it was converted from."""
 
-import os
 from pathlib import Path
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
@@ -12,7 +11,7 @@ def open_gguf(path: Path) -> Checkpoint:
 
     Reads the header only. F32, F16 and BF16 tensors that llama.cpp stores as Hugging Face does are
     linkable; the others are decoded row by row (quantized types to float32). Raises CheckpointError
-    for whatever is damaged, unsupported or not understood.
+    for whatever is damaged, unsupported or not understood; a tokenizer that is so is only wanting.
     """
     try:
         import gguf  # noqa: F401
@@ -22,16 +21,18 @@ def open_gguf(path: Path) -> Checkpoint:
         ) from None
     # These import the gguf package.
     from lmcast.exporter.checkpoint.gguf.config import hugging_face_config
-    from lmcast.exporter.checkpoint.gguf.header import read_header
     from lmcast.exporter.checkpoint.gguf.metadata import Metadata
+    from lmcast.exporter.checkpoint.gguf.parts import read_whole
     from lmcast.exporter.checkpoint.gguf.tensors import hugging_face_tensors
     from lmcast.exporter.checkpoint.gguf.texts import hugging_face_texts
 
-    header = read_header(Path(os.path.realpath(path)))
+    header = read_whole(path)
     metadata = Metadata(header.path, header.metadata)
     config = hugging_face_config(header, metadata)
     tensors = hugging_face_tensors(header, config)
     texts = hugging_face_texts(metadata, config["vocab_size"])
-    metadata.require_all_read()
+    unread = metadata.unread(metadata.architecture)
+    if unread is not None:
+        raise unread
     config |= {key: value for key, value in texts.generation.items() if key not in config}
     return Checkpoint(path, config, tensors, texts)

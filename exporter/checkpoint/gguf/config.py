@@ -47,10 +47,6 @@ def family(metadata: Metadata) -> Family:
             f"general.architecture is {name!r}; accepted: {', '.join(FAMILIES)}. Use the original"
             " Hugging Face checkpoint instead"
         )
-    if metadata.has("split.count") and metadata.integer("split.count") > 1:
-        raise metadata.error(
-            "is one part of a split GGUF; join the parts first: llama-gguf-split --merge"
-        )
     return FAMILIES[name]
 
 
@@ -162,8 +158,8 @@ def _factors(entry: Entry, metadata: Metadata, head_dim: int) -> np.ndarray:
             f" [{head_dim // 2}]"
         )
     raw = bytearray(entry.nbytes)
-    with open_regular(metadata.path) as descriptor:
-        read_into(descriptor, memoryview(raw), entry.offset, metadata.path)
+    with open_regular(entry.path) as descriptor:
+        read_into(descriptor, memoryview(raw), entry.offset, entry.path)
     return np.frombuffer(raw, "<f4")
 
 

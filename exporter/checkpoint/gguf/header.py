@@ -8,12 +8,12 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, quants
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import open_regular, read_into
@@ -23,7 +23,6 @@ LARGEST_HEADER = 64 << 20  # bytes; Gemma's 262,144 tokens take 6.5 MB
 MOST_KEYS = 10_000
 MOST_TENSORS = 100_000
 MOST_ELEMENTS = 1 << 22  # of all arrays together: the tokens, scores, types and merges
-READABLE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 KINDS = {kind.value: kind for kind in GGMLQuantizationType}
 VALUES = {kind.value: kind for kind in GGUFValueType}
 SCALARS = {
@@ -41,10 +40,24 @@ SCALARS = {
 }
 
 
+def _decodes(kind: GGMLQuantizationType) -> bool:
+    """Tell whether the gguf package decodes a kind of numbers: some it only names."""
+    with np.errstate(all="ignore"):
+        try:
+            quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        except (NotImplementedError, KeyError):
+            return False
+    return True
+
+
+READABLE = tuple(kind.name for kind in GGMLQuantizationType if _decodes(kind))
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor as the file lists it."""
 
+    path: Path
     name: str
     kind: GGMLQuantizationType
     shape: tuple[int, ...]  # in PyTorch's order: the file lists the fastest axis first
@@ -181,9 +194,7 @@ def _entries(cursor: _Cursor, tensors: int, alignment: Any) -> dict[str, Entry]:
             raise cursor.error(f"tensor {entry.name!r} is there twice")
         found[entry.name] = entry
     start = -(-cursor.at // alignment) * alignment
-    placed = {
-        name: Entry(name, e.kind, e.shape, start + e.offset, e.nbytes) for name, e in found.items()
-    }
+    placed = {name: replace(entry, offset=start + entry.offset) for name, entry in found.items()}
     end, before = start, "the header"
     for entry in sorted(placed.values(), key=lambda e: e.offset):
         if entry.offset < end:
@@ -217,4 +228,5 @@ def _entry(cursor: _Cursor, name: str, alignment: int) -> Entry:
         raise cursor.error(f"{what} has one axis and type {label}; accepted there: F32, F16, BF16")
     if offset % alignment:
         raise cursor.error(f"{what} is at offset {offset}, not a multiple of {alignment}")
-    return Entry(name, KINDS[number], shape, offset, math.prod(shape) // block * block_bytes)
+    nbytes = math.prod(shape) // block * block_bytes
+    return Entry(cursor.path, name, KINDS[number], shape, offset, nbytes)

@@ -75,18 +75,20 @@ class Metadata:
             raise self.error(f"{key} is {value}; the vocabulary has {count} tokens")
         return value
 
-    def require_all_read(self) -> None:
-        """Raise CheckpointError for a key of the model or the tokenizer that nothing has read."""
+    def unread(self, space: str) -> CheckpointError | None:
+        """Return what to raise for a key of `space` ('llama', 'tokenizer') that nothing has read
+        and that says something; None if there is none."""
         for key, value in self.values.items():
-            space, _, name = key.partition(".")
-            if space not in (self.architecture, "tokenizer") or key in self.read:
+            first, _, name = key.partition(".")
+            if first != space or key in self.read:
                 continue
             known = key in INERT or name in INERT or name.startswith("chat_template.")
             if not known and not key.endswith(INERT_ENDS) and value not in (0, "", []):
-                raise self.error(
+                return self.error(
                     f"sets {key} = {value!r:.80}, which nothing reads; the result could be wrong."
                     " Convert the original checkpoint directly instead"
                 )
+        return None
 
     def _typed(self, key: str, kinds: tuple[type[T], ...], accepted: str, default: T | None) -> T:
         self.read.add(key)

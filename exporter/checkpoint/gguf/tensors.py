@@ -109,7 +109,7 @@ def _stored(header: Header, entry: Entry, config: Mapping[str, Any]) -> StoredTe
         name=name,
         dtype=torch.float32 if plain is None or offset else plain,
         shape=entry.shape,
-        file=header.path,
+        file=entry.path,
         offset=entry.offset,
         nbytes=entry.nbytes,
         decode=decode,

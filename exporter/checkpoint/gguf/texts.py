@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf.metadata import Metadata
 from lmcast.exporter.checkpoint.tensors import Texts
 
@@ -38,14 +39,26 @@ SPLITS = {
 
 
 def hugging_face_texts(metadata: Metadata, vocab_size: int) -> Texts:
-    """Return what the file says about text; a tokenizer that cannot be rebuilt is refused.
+    """Return what the file says about text; of a tokenizer that cannot be rebuilt, why not.
 
     `vocab_size` is the number of embeddings; the file may have fewer tokens, not more.
     """
+    template, generation = _chat_template(metadata), _generation(metadata, vocab_size)
+    try:
+        tokenizer, special = _rebuilt(metadata, vocab_size)
+        unread = metadata.unread("tokenizer")
+        if tokenizer is not None and unread is not None:
+            raise unread
+    except CheckpointError as error:
+        return Texts(chat_template=template, generation=generation, problem=str(error))
+    return Texts(tokenizer, template, special, generation)
+
+
+def _rebuilt(metadata: Metadata, vocab_size: int) -> tuple[bytes | None, dict[str, str]]:
+    """Return tokenizer.json, None if the file has none, and the special tokens by role."""
     model = metadata.text("tokenizer.ggml.model", "none")
     if model in NO_TOKENIZER:
-        metadata.text("tokenizer.ggml.pre", "none")
-        return Texts(chat_template=_chat_template(metadata))
+        return None, {}
     builders = {"gpt2": _byte_level, "llama": _sentence_piece}
     if model not in builders:
         raise metadata.error(
@@ -55,12 +68,8 @@ def hugging_face_texts(metadata: Metadata, vocab_size: int) -> Texts:
     tokens, kinds = _vocabulary(metadata, vocab_size)
     content = builders[model](metadata, tokens, kinds)
     content["post_processor"] = _post_processor(metadata, model, tokens)
-    return Texts(
-        tokenizer=json.dumps(content, ensure_ascii=False).encode(),
-        chat_template=_chat_template(metadata),
-        special_tokens=_special_tokens(metadata, tokens),
-        generation=_generation(metadata, len(tokens)),
-    )
+    data = json.dumps(content, ensure_ascii=False).encode()
+    return data, _special_tokens(metadata, tokens)
 
 
 def _special_tokens(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
