@@ -8,7 +8,6 @@ GPU's.
 """
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from lmcast.exporter.cores import limited, usable
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.plugins.errors import InputError
 
@@ -95,12 +95,12 @@ def bench(
 ) -> BenchReport:
     """Measure an engine in a process of its own, on random token ids and greedy sampling.
 
-    threads: None for all processors of this process. prepack, portable: as for Engine. Raises
-    BenchError for numbers below 1 or a process that dies, EngineError for a directory that is no
-    whole engine.
+    threads: at most the processors of this process; None for all of them. prepack, portable: as for
+    Engine. Raises BenchError for numbers below 1 or a process that dies, EngineError for a
+    directory that is no whole engine.
     """
     engine = Engine(engine_dir, portable=portable)
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    threads = usable() if threads is None else threads
     setting: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
@@ -110,6 +110,7 @@ def bench(
     for name, value in setting.items():
         if value < 1:
             raise BenchError(f"{name} is {value}; accepted: an integer from 1")
+    setting["threads"] = limited(threads)
     if prompt_tokens + new_tokens > engine.context:
         raise BenchError(
             f"{prompt_tokens} prompt_tokens and {new_tokens} new_tokens are more than the context"

@@ -17,6 +17,7 @@ from torch import Tensor
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import open_regular, read_into
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor, read_rows
+from lmcast.exporter.cores import usable
 
 FULL_BYTES = 8 << 30  # up to here everything is read unless the caller says otherwise
 CHUNK_BYTES = 4 << 20  # 4 MiB: the checks run in cache, right behind the read
@@ -105,7 +106,7 @@ def check_finite(
     total = sum(s.nbytes for s in chosen)
     if full is None:
         full = total <= FULL_BYTES
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(MOST_THREADS, usable())
     read = 0
     for file, group in groupby(chosen, key=lambda s: s.file):
         jobs = _jobs(task for stored in group for task in _tasks(stored, full))

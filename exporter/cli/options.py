@@ -43,13 +43,19 @@ def run_options(command: Command) -> Command:
         is_flag=True,
         help="Copy the weights for faster kernels: more memory and load time.",
     )
-    threads = click.option("--threads", type=int, help="Default: all cores.")
+    threads = click.option(
+        "--threads", type=int, help="At most the processors at hand.  [default: all]"
+    )
     return threads(prepack(portable(command)))
 
 
 def of_run(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the values of run_options, as load takes them."""
-    return {name: given.pop(name) for name in ("threads", "prepack", "portable")}
+    """Take the values of run_options, as load takes them; say so where threads are too many."""
+    from lmcast.exporter.cores import limited
+    from lmcast.exporter.progress import Terminal
+
+    threads = limited(given.pop("threads"), lambda message: Terminal().warn(message))
+    return {"threads": threads} | {name: given.pop(name) for name in ("prepack", "portable")}
 
 
 SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens", "widen")

@@ -12,6 +12,7 @@ import numpy as np
 
 from lmcast.exporter import targets
 from lmcast.exporter.backends.runner import Loading, Runner
+from lmcast.exporter.cores import limited
 from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
 from lmcast.exporter.engine.names import PARITY, TEMPLATE, TOKENIZER
 from lmcast.exporter.engine.staging import recover
@@ -105,8 +106,7 @@ class Engine:
         variant: Variant | None = None,
     ):
         self.directory = Path(directory)
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads is {threads}; accepted: an integer from 1")
+        threads = limited(threads)
         recover(self.directory)
         self.manifest: Manifest = read_manifest(self.directory)
         problems = verify(self.directory, quick=True)
@@ -260,7 +260,7 @@ def load(
 ) -> Engine:
     """Return the engine of a directory.
 
-    threads: for its kernels, None for all cores.
+    threads: for its kernels, at most the processors that this process may use; None for all.
     prepack: copy the weights into the kernels' preferred layout: faster, but slower to load, and
         with as much private memory as the weights.
     portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
