@@ -81,6 +81,10 @@ def test_everywhere(tmp_path: Path, monkeypatch, lmcast):
         given.append(loading.threads)
         return runner(manifest, loading)
 
+    def measured(request):
+        given.append(request["threads"])
+        raise InputError("enough")
+
     runner = onnxruntime.open_runner
     monkeypatch.setattr(cores, "usable", lambda: 1)
     monkeypatch.setattr(onnxruntime, "open_runner", opened)
@@ -89,8 +93,8 @@ def test_everywhere(tmp_path: Path, monkeypatch, lmcast):
     export(tmp_path / "checkpoint", engine, parity=False)
     with pytest.warns(UserWarning, match="threads is 1000; this process may use 1"):
         load(engine, threads=1000).logits([[1]])
-    monkeypatch.setattr(bench, "measured_apart", lambda request: given.append(request["threads"]))
-    with pytest.warns(UserWarning, match="threads is 1000"), pytest.raises(TypeError):
+    monkeypatch.setattr(bench, "measured_apart", measured)
+    with pytest.warns(UserWarning, match="threads is 1000"), pytest.raises(InputError, match="eno"):
         bench.bench(engine, 4, 2, threads=1000)
     status, out, error = lmcast("generate", engine, "1 2", "--ids", "-n", 2, "--threads", 1000)
     assert error == "warning: threads is 1000; this process may use 1, so it runs in 1\n"
