@@ -1,9 +1,18 @@
-"""Progress of long jobs, shown on terminals only, and only after a while."""
+"""Progress of long jobs on standard error: a bar on a terminal, lines everywhere else."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock, Timer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Step = Callable[[int], None]
+# Before a stage is named in a line: what is over sooner, and most of what is refused, says nothing.
+PATIENCE = 1.0  # seconds
+PARTS = 10  # lines of a stage, at most
 
 
 class Progress:
@@ -25,33 +34,27 @@ silent = Progress()
 
 
 class Terminal(Progress):
-    """Shows the stages on standard error with rich: a bar where a total is known."""
+    """Shows the stages on standard error: a bar of rich's where a total is known.
+
+    Where that is no terminal, or one that is to have no codes (TERM=dumb, NO_COLOR), in lines.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
 
         self.console = Console(stderr=True)
+        # Not console.is_terminal: FORCE_COLOR asks a log for colours, not for a moving bar.
+        moves = self.console.file.isatty() and not self.console.is_dumb_terminal
+        self.draws = moves and not self.console.no_color
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Step]:
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-        from rich.progress import Progress as Bar
-
-        columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
-        if total:
-            columns += [BarColumn(), DownloadColumn()]
-        # Piped output stays silent: rich draws on terminals only.
-        with Bar(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as bar:
-            task = bar.add_task(name, total=total)
-            yield lambda done: bar.advance(task, done)
+        if not self.draws:
+            with Lines(self.say, name, total).shown() as step:
+                yield step
+            return
+        with bar(self.console, name, total) as step:
+            yield step
 
     def warn(self, message: str) -> None:
         self.console.print(
@@ -59,5 +62,52 @@ class Terminal(Progress):
         )
 
     def say(self, message: str) -> None:
-        if self.console.is_terminal:
-            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(console: "Console", name: str, total: int | None) -> Iterator[Step]:
+    """Draw a stage in place, and remove it at its end."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
+    if total:
+        columns += [BarColumn(), DownloadColumn()]
+    with Bar(*columns, console=console, transient=True) as drawn:
+        task = drawn.add_task(name, total=total)
+        yield lambda done: drawn.advance(task, done)
+
+
+class Lines:
+    """A stage in lines: its name once it has taken a while, then each tenth of it."""
+
+    def __init__(self, say: Callable[[str], None], name: str, total: int | None):
+        self._say, self._name, self._total = say, name, total
+        self._done, self._part, self._started = 0, 0, time.monotonic()
+        self._lock = Lock()  # steps may come from several threads, and the name from a timer
+
+    @contextmanager
+    def shown(self) -> Iterator[Step]:
+        timer = Timer(PATIENCE, self._say, [f"{self._name} ..."])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield self._step
+        finally:
+            timer.cancel()
+
+    def _step(self, done: int) -> None:
+        with self._lock:
+            self._done += done
+            part = PARTS * self._done // self._total if self._total else 0
+            seconds = time.monotonic() - self._started
+            if self._part < part < PARTS and seconds >= PATIENCE:
+                self._say(f"{self._name}: {100 * part // PARTS} % after {seconds:.0f} s")
+                self._part = part

@@ -35,8 +35,10 @@ def verify(engine: Path, key: Path | None, as_json: bool) -> None:
     """
     from lmcast.exporter.engine import manifest, signing
     from lmcast.exporter.engine.names import SIGNATURE
+    from lmcast.exporter.progress import Terminal
 
-    problems = signing.verify(engine, key) if key else manifest.verify(engine)
+    with Terminal().stage("hashing"):
+        problems = signing.verify(engine, key) if key else manifest.verify(engine)
     if as_json:
         listed = [{"path": p.path, "message": p.message} for p in problems]
         click.echo(json.dumps({"ok": not problems, "problems": listed}, indent=1))
@@ -72,8 +74,11 @@ def sign(engine: Path, key: Path, as_json: bool) -> None:
     Example: lmcast sign engine --key PRIVATE.pem
     """
     from lmcast.exporter.engine.signing import sign as run
+    from lmcast.exporter.progress import Terminal
 
-    report(run(engine, key), as_json)
+    with Terminal().stage("hashing"):
+        signed = run(engine, key)
+    report(signed, as_json)
 
 
 @click.command()

@@ -96,5 +96,8 @@ def bench(engine: Path, as_json: bool, **given: Any) -> None:
     Example: lmcast bench engine --prompt-tokens 512
     """
     from lmcast.exporter.bench import bench as run
+    from lmcast.exporter.progress import Terminal
 
-    report(run(engine, **given), as_json)
+    with Terminal().stage("measuring"):
+        measured = run(engine, **of_run(given), **given)
+    report(measured, as_json)

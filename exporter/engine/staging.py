@@ -48,7 +48,8 @@ def staged(destination: Path, progress: Progress = silent) -> Iterator[Path]:
             try:
                 os.mkdir(staging)
                 yield staging
-                _sync_tree(staging)
+                with progress.stage("flushing to the disk"):
+                    _sync_tree(staging)
                 with signals.held():
                     _publish(place, staging, owner)
                 if signed:
