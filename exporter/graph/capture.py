@@ -1,16 +1,15 @@
 """Capture: each distinct part of a model is traced once, on meta tensors, with torch.export."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from lmcast.exporter.graph.fingerprint import fingerprint
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.step import Handoff, State, Step, Table
 
@@ -136,7 +135,7 @@ def capture(model: Decoder) -> Captured:
         inputs = [shared[id(m)] for m in taken]
         given = _handoffs(layer, shared)
         gives = _hand(given, prefix, dtype, shared)
-        kind = _fingerprint(layer, {id(m): own for m, own in zip(taken, inputs, strict=True)})
+        kind = fingerprint(layer, {id(m): own for m, own in zip(taken, inputs, strict=True)})
         if kind not in kinds:
             wrapped = _Layer(layer, taken, given)
             kinds[kind] = _layer(f"Layer{len(kinds)}", wrapped, kind, x, inputs, states, gives)
@@ -232,7 +231,7 @@ def _trace(
 
     kind: the fingerprint of a layer. nesting: how a layer's trailing inputs group into tuples.
     """
-    kind = _fingerprint(module, {}) if kind is None else kind
+    kind = fingerprint(module, {}) if kind is None else kind
     shapes = tuple((axes, dtype) for _, axes, dtype in inputs)
     program = _programs.get(
         (kind, shapes, nesting, torch.get_default_dtype(), torch.is_grad_enabled()),
@@ -326,77 +325,3 @@ def _table_names(tables: Sequence[Table]) -> list[list[str]]:
         number = "" if seen[kind] == 1 else str(seen[kind])
         names.append([f"{kind}{number}.{output}" for output in table.outputs])
     return names
-
-
-def _fingerprint(module: nn.Module, taken: Mapping[int, Sequence[Input]]) -> str:
-    """Return a digest that is equal for modules with equal traces: same classes, settings and
-    shapes.
-
-    taken: the table or handoff of each tensor that is an input of the trace, by identity; its
-    position and axes count, not where it comes from. A module or tensor that occurs again counts as
-    the same one. Attributes that begin with an underscore must follow from others.
-    """
-    found = _Fingerprint(taken)
-    found.feed(module)
-    return found.digest.hexdigest()
-
-
-class _Fingerprint:
-    """A digest of the values fed to it."""
-
-    def __init__(self, taken: Mapping[int, Sequence[Input]]):
-        self.digest = hashlib.sha256()
-        self.taken, self.order, self.met = taken, list(taken), dict[int, int]()
-
-    def write(self, text: str) -> None:
-        """Feed a text behind its length: (1, 23) and (12, 3) have the same digits."""
-        data = text.encode()
-        self.digest.update(b"%d:" % len(data))
-        self.digest.update(data)
-
-    def feed(self, value: Any) -> None:
-        if id(value) in self.taken:
-            axes = [tensor[1:] for tensor in self.taken[id(value)]]
-            self.feed((self.order.index(id(value)), axes))
-        elif isinstance(value, Tensor | nn.Module):
-            self.object(value)
-        elif isinstance(value, dict):
-            self.write(f"dict of {len(value)}")
-            for key, item in value.items():
-                self.write(repr(key))
-                self.feed(item)
-        elif isinstance(value, list | tuple):
-            self.write(f"list of {len(value)}")
-            for item in value:
-                self.feed(item)
-        elif callable(value):
-            name = f"{value.__module__}.{getattr(value, '__qualname__', '<unnamed>')}"
-            bound = isinstance(value, MethodType)  # of an object, which counts too
-            assert "<" not in name and not bound, (
-                f"{name}: a setting must be a function that its module names"
-            )
-            self.write(name)
-        else:
-            text = repr(value)
-            assert " at 0x" not in text, f"{text}: a setting must print what it is"
-            self.write(text)
-
-    def object(self, value: Tensor | nn.Module) -> None:
-        if id(value) in self.met:
-            self.write(f"again {self.met[id(value)]}")
-            return
-        self.met[id(value)] = len(self.met)
-        if isinstance(value, Tensor):
-            self.write(repr((value.dtype, tuple(value.shape), value.stride(), value.requires_grad)))
-            if not value.is_meta:
-                self.digest.update(value.numpy(force=True).tobytes())
-            return
-        self.write(f"{type(value).__module__}.{type(value).__qualname__}")
-        for key in sorted(value.__dict__):
-            if not key.startswith("_") and key != "training":
-                self.write(key)
-                self.feed(value.__dict__[key])
-        parts = (value._parameters, value._buffers, value._modules)
-        for name, part in (item for held in parts for item in held.items()):
-            self.write(name)
-            self.feed(part)
