@@ -13,7 +13,7 @@ from lmcast.graphs import Definition
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
-from lmcast.graphs.weights.bind import Binding, wide
+from lmcast.graphs.weights.bind import wide
 from lmcast.graphs.weights.elements import ELEMENTS
 from lmcast.graphs.weights.quantized import Blocks, Scheme
 from lmcast.graphs.weights.quantized_parts import Part
@@ -117,8 +117,8 @@ def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definitio
             raise RecipeError(f"the recipe has no tensor {name}; calibrate again")
     if unknown := recipe.weights.keys() - sources.keys():
         raise RecipeError(f"the recipe is of another model: {min(unknown)} is no weight of this")
-    old = found.binding
-    binding = Binding(sources, old.copies, old.ignored, old.wide | frozenset(wide(model)))
+    kept = found.binding.wide | frozenset(wide(model))
+    binding = dataclasses.replace(found.binding, sources=sources, wide=kept)
     return dataclasses.replace(found, model=model, binding=binding)
 
 

@@ -147,9 +147,9 @@ def place_weights(
     progress: Progress,
 ) -> Placement:
     """Check the weights, and link or write them; raises InputError for what is wrong with them."""
+    check_copies(found.binding, source)
     if found.left_out:
         progress.warn(f"left out {found.left_out}")
-    check_copies(found.binding, source)
     total = sum(source.tensors[tensor].nbytes for tensor in found.binding.tensors())
     shapes = {n: tuple(p.shape) for n, p in found.model.named_parameters()}
     name = "checking weights" if mode == "link" else "writing weights"

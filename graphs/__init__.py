@@ -19,7 +19,7 @@ from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.catalogue import take
 from lmcast.graphs.layouts.tensors import Tensors, is_activation
-from lmcast.graphs.weights.bind import Binding, WeightError, bind, spared
+from lmcast.graphs.weights.bind import Binding, WeightError, bind, require_zeros, spared
 from lmcast.graphs.weights.sources import View, alike, load_into, plain, tensors_of
 
 __all__ = ["ConfigError", "Definition", "WeightError", "define", "defined", "fill", "load"]
@@ -55,7 +55,8 @@ class Definition:
         for name in self.binding.ignored:
             known = (module for module in beside if name.startswith(f"{module}."))
             other = name.split(".")
-            module = next(known, other[-1] if is_activation(name) else ".".join(other[:2]))
+            alone = is_activation(name) or name in self.binding.zeros
+            module = next(known, other[-1] if alone else ".".join(other[:2]))
             counted[module] = counted.get(module, 0) + 1
         shown = [f"{count} of {module}" for module, count in sorted(counted.items())]
         more = ", ..." if len(shown) > 6 else ""
@@ -219,5 +220,7 @@ def load(checkpoint: str | PathLike[str], dtype: torch.dtype = torch.float32) ->
             raise WeightError(
                 f"tensor {copy} differs from {original}, which config.json ties it to"
             )
+    for name in found.binding.zeros:
+        require_zeros(name, source.read(name))
     fill(found, found.model, source.read, dtype)
     return found.model

@@ -20,7 +20,7 @@ from lmcast.exporter.targets import WeightForm
 from lmcast.exporter.weights.quantized import PackedWeight
 from lmcast.exporter.weights.quantized_forms import packed_weight
 from lmcast.exporter.weights.values import values
-from lmcast.graphs.weights.bind import Binding
+from lmcast.graphs.weights.bind import Binding, require_zeros
 from lmcast.graphs.weights.quantized import Blocks
 from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed, Source, View, alike, leaves, tensors_of
@@ -84,7 +84,11 @@ class Placement:
 
 
 def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
-    """Refuse a tensor that is stored again under a tie with other values; raises WeightsError."""
+    """Refuse a tensor that is stored again under a tie with other values, and a bias beside a layer
+    without one that is not all zeros; raises WeightsError or WeightError."""
+    for name in binding.zeros:
+        for block in checkpoint.blocks(name):
+            require_zeros(name, block)
     for copy, original in binding.copies:
         pairs = zip(checkpoint.blocks(copy), checkpoint.blocks(original), strict=False)
         same = checkpoint.tensors[copy].shape == checkpoint.tensors[original].shape

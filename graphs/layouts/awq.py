@@ -46,9 +46,11 @@ class Awq:
                 raise ConfigError(
                     f"modules_to_not_convert has {left!r}, but {module} is quantized; one is wrong"
                 )
-        return Found({f"{x}.weight": self._layout(tensors, x) for x in modules})
+        return Found({f"{x}.weight": self.layout(tensors, x) for x in modules})
 
-    def _layout(self, tensors: Tensors, module: str) -> "OutputWords":
+    def layout(self, tensors: Tensors, module: str) -> "OutputWords":
+        """Return how a module's weight is stored; raises WeightError where its tensors do not
+        fit."""
         packed, zeros, scales = (f"{module}.{x}" for x in ("qweight", "qzeros", "scales"))
         for name in (packed, zeros):
             tensors.dtype(name, (torch.int32,), packed)

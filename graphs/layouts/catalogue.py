@@ -5,8 +5,17 @@ from typing import Any
 
 from lmcast.graphs.config.inert import NONE, Inert
 from lmcast.graphs.config.reading import ConfigError, parse
-from lmcast.graphs.layouts import awq, compressed_tensors, gptq, modelopt, quark
+from lmcast.graphs.layouts import (
+    auto_round,
+    awq,
+    compressed_tensors,
+    gptq,
+    mlx,
+    modelopt,
+    quark,
+)
 from lmcast.graphs.layouts.block_fp8 import Fp8Settings
+from lmcast.graphs.layouts.fbgemm_fp8 import FbgemmFp8
 from lmcast.graphs.layouts.gpt_oss import Mxfp4Settings
 from lmcast.graphs.layouts.tensors import Found, Settings, Tensors
 
@@ -14,12 +23,31 @@ KEY = "quantization_config"
 Read = Callable[[Mapping[str, Any], str, Inert], Settings]
 METHODS: Mapping[str, Read] = {
     "fp8": lambda raw, at, inert: parse(Fp8Settings, raw, at, inert),
+    "fbgemm_fp8": lambda raw, at, inert: parse(FbgemmFp8, raw, at, inert),
     "mxfp4": lambda raw, at, inert: parse(Mxfp4Settings, raw, at, inert),
     "compressed-tensors": compressed_tensors.read,
     "modelopt": modelopt.read,
     "gptq": gptq.read,
     "awq": awq.read,
+    "auto-round": auto_round.read,
     "quark": quark.read,
+    "mlx": mlx.read,
+}
+# Of sections without a quant_method, whose they are.
+UNNAMED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "modelopt": modelopt.is_own,
+    "mlx": mlx.is_own,
+}
+# Method -> the architectures whose tensors it leaves as they are; without an entry: all.
+ONLY: Mapping[str, frozenset[str]] = {"mlx": mlx.ARCHITECTURES}
+# What to do about the methods of others: those that transformers undoes itself, those whose
+# library does, the rest.
+PLAIN = "take the release that is not quantized"
+UNDONE = "load it with transformers, model.dequantize() and save_pretrained() that, or " + PLAIN
+BY_PARTS = "dequantize() every weight with its library and save_pretrained() that, or " + PLAIN
+REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(("bitsandbytes", "higgs"), UNDONE),
+    **dict.fromkeys(("hqq", "quanto", "torchao"), BY_PARTS),
 }
 
 
@@ -40,20 +68,19 @@ def take(
     if multimodal and isinstance(text := rest.get("text_config"), Mapping):
         places["text_config."] = rest["text_config"] = dict(text)
     found: dict[str, Settings] = {}
-    known = ", ".join(METHODS)
     try:
         for within, raw in places.items():
-            path, given = f"{within}{KEY}", raw.get(KEY)
-            if path in inert or not isinstance(given, Mapping):
-                continue
-            if "quant_method" not in given:
-                raise ConfigError(f"config.json: {path}.quant_method is missing; accepted: {known}")
-            method = given["quant_method"]
-            if not isinstance(method, str) or method not in METHODS:
-                raise ConfigError(
-                    f"config.json: {path}.quant_method is {method!r:.80}; accepted: {known}"
-                )
-            found[path] = METHODS[method](raw.pop(KEY), f"config.json: {path}.", inert)
+            for key in (KEY, mlx.KEY):
+                path, given = f"{within}{key}", raw.get(key)
+                if path in inert or not isinstance(given, Mapping):
+                    continue
+                method = _method(given, path)
+                if name not in ONLY.get(method, {name}):
+                    raise ConfigError(
+                        f"config.json: {path} is of {method}, which changes tensors of this"
+                        f" architecture; {PLAIN}, or one quantized otherwise"
+                    )
+                found[path] = METHODS[method](raw.pop(key), f"config.json: {path}.", inert)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     if not found:
@@ -66,3 +93,18 @@ def take(
         return settings.find(tensors), rest
     except ConfigError as error:
         raise ConfigError(f"{name}: config.json: {first}.{error}") from None
+
+
+def _method(section: Mapping[str, Any], path: str) -> str:
+    """Return what reads a section; raises ConfigError where nothing does."""
+    unnamed = (name for name, is_own in UNNAMED.items() if is_own(section))
+    method = section["quant_method"] if "quant_method" in section else next(unnamed, None)
+    if isinstance(method, str) and method in METHODS:
+        return method
+    known = ", ".join(METHODS)
+    if method is None:
+        raise ConfigError(f"config.json: {path}.quant_method is missing; accepted: {known}")
+    raise ConfigError(
+        f"config.json: {path}.quant_method is {method!r:.80}; accepted: {known};"
+        f" {REMEDIES.get(str(method), PLAIN)}"
+    )

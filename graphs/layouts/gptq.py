@@ -53,9 +53,11 @@ class Gptq:
         modules = tensors.modules("qweight")
         if not modules:
             raise ConfigError("quant_method is 'gptq', but no tensor is quantized (X.qweight)")
-        return Found({f"{x}.weight": self._layout(tensors, x) for x in modules})
+        return Found({f"{x}.weight": self.layout(tensors, x) for x in modules})
 
-    def _layout(self, tensors: Tensors, module: str) -> "InputFirst":
+    def layout(self, tensors: Tensors, module: str) -> "InputFirst":
+        """Return how a module's weight is stored; raises WeightError where its tensors do not
+        fit."""
         packed = f"{module}.qweight"
         for name in (packed, f"{module}.qzeros"):
             tensors.dtype(name, (torch.int32,), packed)

@@ -1,6 +1,6 @@
 """NVIDIA ModelOpt: one algorithm for all modules, or one for each that is listed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from lmcast.graphs.layouts.tensors import E8M0, FLOATS, Found, Tensors, by_wildc
 from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, halves, pairs
 from lmcast.graphs.weights.quantized import Layout, Quantized, ReadRows, Scheme, Shapes, WeightError
 
-MIXED, AWQ = "MIXED_PRECISION", "W4A16_AWQ"
+METHOD, MIXED, AWQ = "modelopt", "MIXED_PRECISION", "W4A16_AWQ"
 # Algorithm -> the sizes that its groups may have; None: it has none. Others are refused.
 ALGORITHMS: Mapping[str, tuple[int, ...] | None] = {
     "FP8": None,
@@ -25,7 +25,8 @@ ALGORITHMS: Mapping[str, tuple[int, ...] | None] = {
     AWQ: (32, 64, 128, 256),
 }  # fmt: skip
 USUAL = {AWQ: 128}  # where no group_size is given
-PRODUCER = ("producer",)
+INERT = ("producer", "kv_cache_quant_algo")
+IGNORED = "exclude_modules"  # what hf_quant_config.json, and some of config.json, call `ignore`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +107,45 @@ class ModelOpt:
             require_listed(modules, tensors, "ignore", self.ignore, by_wildcard)
             layers = dict.fromkeys(modules, self.of_all())
         else:
-            layers = dict(self.quantized_layers)
-            missing = sorted(layers.keys() ^ set(modules))
-            if missing:
-                kind = "is" if missing[0] in layers else "is not"
-                raise ConfigError(
-                    f"quantized_layers and the tensors differ: {missing[0]} {kind} in the list;"
-                    " accepted: exactly the modules with X.weight_scale"
-                )
+            layers = self._listed(modules, tensors)
         layouts = {f"{x}.weight": _layout(tensors, x, layer) for x, layer in layers.items()}
         return Found(layouts, tensors.activations(layouts))
+
+    def _listed(self, modules: Sequence[str], tensors: Tensors) -> dict[str, Layer]:
+        """Return how each of several modules is quantized: as the nearest entry says of it or of
+        a module above it."""
+        listed, entries = dict(self.quantized_layers), {}
+        for module in modules:
+            entry = next((path for path in _upwards(module) if path in listed), None)
+            if entry is None:
+                raise ConfigError(
+                    f"quantized_layers does not list {module}, nor a module above it, but it is"
+                    " quantized (it has a weight_scale); one is wrong"
+                )
+            entries[module] = entry
+        if stray := sorted(listed.keys() - set(entries.values())):
+            raise ConfigError(
+                f"quantized_layers lists {stray[0]}, but nothing at or below it is quantized (no"
+                " X.weight_scale); one is wrong"
+            )
+        for name, shape in tensors.shapes.items():
+            module = name.removesuffix(".weight")
+            if module == name or module in entries or len(shape) != 2:
+                continue
+            above = next((path for path in _upwards(module) if path in listed), None)
+            if above and not any(by_wildcard(entry, module) for entry in self.ignore):
+                raise ConfigError(
+                    f"quantized_layers lists {above}, but the weight of {module} is plain; one is"
+                    " wrong"
+                )
+        return {module: listed[entry] for module, entry in entries.items()}
+
+
+def _upwards(module: str) -> Iterator[str]:
+    """Yield the path of a module, and of every module above it."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
 
 
 def _layout(tensors: Tensors, module: str, layer: Layer) -> Layout:
@@ -189,9 +219,16 @@ class RowPairs:
         return Quantized(self.format, pairs(rows), read(self.scales, begin, end))
 
 
+def is_own(raw: Mapping[str, Any]) -> bool:
+    """Tell whether ModelOpt wrote a quantization_config, which need not name its quant_method."""
+    producer = raw.get("producer")
+    return isinstance(producer, Mapping) and producer.get("name") == METHOD
+
+
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> ModelOpt:
     """Parse a quantization_config; raises ConfigError for keys and values that are not read."""
     path = at.rpartition(": ")[2]
+    raw = _spelled(raw, at)
     layers = raw.get("quantized_layers") or {}
     if not isinstance(layers, Mapping):
         raise ConfigError(f"{at}quantized_layers is {layers!r:.80}; accepted: an object")
@@ -201,8 +238,19 @@ def read(raw: Mapping[str, Any], at: str, inert: Inert) -> ModelOpt:
         if not isinstance(layer, Mapping):
             raise ConfigError(f"{within[:-1]} is {layer!r:.80}; accepted: an object")
         parsed.append((name, parse(Layer, layer, within, inert)))
-    known = {**inert, **at_any_value(f"{path}{key}" for key in PRODUCER)}
+    known = {**inert, **at_any_value(f"{path}{key}" for key in INERT)}
     return parse(ModelOpt, {**raw, "quantized_layers": parsed}, at, known)
+
+
+def _spelled(raw: Mapping[str, Any], at: str) -> dict[str, Any]:
+    """Return a section with its quant_method, and its list of plain modules as `ignore`."""
+    section = {"quant_method": METHOD, **raw}
+    listed = section.pop(IGNORED, None)
+    if section.get("ignore") is None:
+        section["ignore"] = listed or []
+    elif listed not in (None, section["ignore"]):
+        raise ConfigError(f"{at}ignore and {IGNORED} differ; make them equal, or leave one")
+    return section
 
 
 def of_file(raw: Mapping[str, Any], shown: str) -> dict[str, Any]:
@@ -213,25 +261,29 @@ def of_file(raw: Mapping[str, Any], shown: str) -> dict[str, Any]:
     inner = raw.get("quantization")
     if not isinstance(inner, Mapping):
         raise ConfigError(f"{shown}: quantization is {inner!r:.80}; accepted: an object")
-    beyond = sorted(raw.keys() - {"quantization", "producer"})
+    method = raw.get("quant_method", METHOD)
+    if method != METHOD:
+        raise ConfigError(f"{shown}: quant_method is {method!r:.80}; accepted: {METHOD!r}")
+    beyond = sorted(raw.keys() - {"quantization", "producer", "quant_method"})
     if beyond:
         raise ConfigError(f"{shown}: sets {', '.join(beyond)}, which nothing reads")
-    section = {"quant_method": "modelopt", **inner}
-    section["ignore"] = section.pop("exclude_modules", None) or []
-    section["kv_cache_scheme"] = section.pop("kv_cache_quant_algo", None)
-    return section
+    return _spelled(inner, f"{shown}: quantization.")
 
 
-def agreed(
-    given: Mapping[str, Any], other: Mapping[str, Any], shown: tuple[str, str]
-) -> dict[str, Any]:
+def agreed(given: object, other: Mapping[str, Any], shown: tuple[str, str]) -> dict[str, Any]:
     """Return one section of two that must say the same, by the names of their files.
 
     Raises ConfigError naming the key where they differ.
     """
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"{shown[0]}: quantization_config is {given!r:.80}; accepted: an object, as"
+            f" {shown[1]} has"
+        )
+    given = _spelled(given, f"{shown[0]}: quantization_config.")
     for key in ("quant_method", "quant_algo", "ignore", "quantized_layers", "group_size"):
         one, two = given.get(key), other.get(key)
-        one, two = (sorted(x) if isinstance(x, list) else x for x in (one, two))
+        one, two = (sorted(x, key=str) if isinstance(x, list) else x for x in (one, two))
         if key in ("group_size", "quantized_layers") and None in (one, two):
             continue
         if one != two:

@@ -1,12 +1,12 @@
 """Binding the tensors of a checkpoint to our parameters, by table, strict on both sides."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmcast.graphs.weights.quantized import Layout, Scheme, Shapes, WeightError
 from lmcast.graphs.weights.sources import (
@@ -51,14 +51,16 @@ class Binding:
     """Where every parameter comes from.
 
     `copies` are tensors stored again under a tie: each must equal the other, value by value.
-    `ignored` are tensors of modules that this definition does not build. `wide` are parameters that
-    stay in fp32 where they are stored so, whatever the others are computed in.
+    `ignored` are tensors of modules that this definition does not build, and `zeros` those among
+    them that must be all zeros: biases of layers that have none, which GPTQ's tools write. `wide`
+    are parameters that stay in fp32 where they are stored so, whatever the others are computed in.
     """
 
     sources: Mapping[str, Source]
     copies: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...]
     wide: frozenset[str] = frozenset()
+    zeros: tuple[str, ...] = ()
 
     def tensors(self) -> list[str]:
         """Return the names of all tensors that parameters are made of, once each."""
@@ -139,14 +141,35 @@ def bind(
     rest = [name for name in rest if not LEFTOVERS.search(name)]
     root = root_of(table)
     built = {path for name in used for path in _ancestors(name, root)}
+    zeros = tuple(name for name in rest if _bias_beside(name, used, shapes))
     for name in rest:
+        if name in zeros:
+            continue
         paths = [name, *_ancestors(name, root)]
         if any(path in built for path in paths) and not any(path in beside for path in paths):
             raise WeightError(
                 f"tensor {name} {list(shapes[name])} belongs to a module of this architecture, but"
                 " nothing reads it: config.json does not describe this checkpoint"
             )
-    return Binding(sources, copies, tuple(rest), frozenset(wide(model)))
+    return Binding(sources, copies, tuple(rest), frozenset(wide(model)), zeros)
+
+
+def _bias_beside(name: str, used: Collection[str], shapes: Shapes) -> bool:
+    """Tell whether a tensor is in name and shape the bias of a matrix that is read."""
+    module, _, leaf = name.rpartition(".")
+    weight = f"{module}.weight"
+    if leaf != "bias" or weight not in used:
+        return False
+    return len(shapes[weight]) == 2 and tuple(shapes[name]) == tuple(shapes[weight][:1])
+
+
+def require_zeros(name: str, value: Tensor) -> None:
+    """Raise WeightError where a part of one of Binding.zeros is not zero."""
+    if value.any():
+        raise WeightError(
+            f"tensor {name} is not all zeros, but nothing reads it: config.json describes a layer"
+            " without a bias; accepted: a bias of zeros, or a config.json that asks for one"
+        )
 
 
 def spared(model: nn.Module, table: Table, spare: Sequence[str], layers: int) -> tuple[str, ...]:

@@ -75,6 +75,13 @@ def out_first(theirs: str, inner: int) -> dict[str, View]:
     }
 
 
+def switched(theirs: str) -> dict[str, View]:
+    """Out-first gate_proj and up_proj E,I,D and down_proj E,D,I: a stack each, as MLX has them."""
+    return {
+        f"{OURS}.{name}": View(f"{theirs}.{name}_proj.weight") for name in ("gate", "up", "down")
+    }
+
+
 def either(*tables: Mapping[str, Source | EachExpert]) -> dict[str, Entry]:
     """Merge tables of the same keys into alternatives, the usual one first."""
     return {ours: tuple(table[ours] for table in tables) for ours in tables[0]}
@@ -82,8 +89,11 @@ def either(*tables: Mapping[str, Source | EachExpert]) -> dict[str, Entry]:
 
 def routed(inner: int) -> dict[str, Entry]:
     """Experts of `mlp.experts`: one matrix each, as most files on the hub have them, or stacks as
-    in Hugging Face's modules; I is `inner`."""
-    return either(PER_EXPERT, out_first("model.layers.{i}.mlp.experts", inner))
+    in Hugging Face's modules or in MLX's; I is `inner`."""
+    theirs = "model.layers.{i}.mlp"
+    return either(
+        PER_EXPERT, out_first(f"{theirs}.experts", inner), switched(f"{theirs}.switch_mlp")
+    )
 
 
 def sparse_block(inner: int) -> dict[str, Entry]:

@@ -220,6 +220,45 @@ def awq(weight: Tensor, group: int = 32) -> tuple[Leaves, Tensor]:
     return leaves, exact
 
 
+def fbgemm(weight: Tensor) -> tuple[Leaves, Tensor]:
+    scales = weight.abs().amax(1, True) / 448
+    codes = (weight / scales).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": scales}, fp8(codes) * scales
+
+
+def mlx(weight: Tensor, bits: int = 4, group: int = 32) -> tuple[Leaves, Tensor]:
+    """A step and the least value of each group, in bf16; words have the first number lowest."""
+    blocks = weight.unflatten(1, (-1, group))
+    least, most = blocks.amin(2), (1 << bits) - 1
+    scales = ((blocks.amax(2) - least) / most).bfloat16()
+    biases = least.bfloat16()
+    factor, base = wide(scales, weight.shape[1]), wide(biases, weight.shape[1])
+    numbers = ((weight - base) / factor).round().clamp(0, most)
+    leaves = {
+        "weight": as_words(numbers, bits).view(torch.uint32), "scales": scales, "biases": biases,
+    }  # fmt: skip
+    return leaves, (numbers.double() * factor + base).float()  # exact before it is rounded
+
+
+def nvfp4(weight: Tensor) -> tuple[Leaves, Tensor]:
+    """ModelOpt's tensors."""
+    shared = weight.abs().amax() / (6 * 448)
+    blocks = weight.unflatten(1, (-1, 16))
+    scales = (blocks.abs().amax(2) / 6 / shared).to(torch.float8_e4m3fn)
+    factor = wide(fp8(scales) * shared, weight.shape[1])
+    codes = ((weight / factor)[..., None] - E2M1).abs().argmin(-1)
+    packed = (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8)
+    leaves = {"weight": packed, "weight_scale": scales, "weight_scale_2": shared}
+    return leaves, E2M1[codes] * factor
+
+
+def fp8_tensor(weight: Tensor) -> tuple[Leaves, Tensor]:
+    """ModelOpt's tensors."""
+    scale = weight.abs().amax() / 448
+    codes = (weight / scale).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": scale}, fp8(codes) * scale
+
+
 def mxfp4(weight: Tensor, seed: int = 0) -> tuple[Leaves, Tensor]:
     """Quark's tensors; of codes every one, whatever the weight was."""
     rows, columns = weight.shape
@@ -239,6 +278,15 @@ AWQ = {
     "quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
     "modules_to_not_convert": None,
 }  # fmt: skip
+FBGEMM = {
+    "quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": [],
+}  # fmt: skip
+AUTO_ROUND = {
+    "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4,
+    "group_size": 32, "sym": True, "data_type": "int", "iters": 200, "autoround_version": "0.5.1",
+    "block_name_to_quantize": "model.layers", "low_gpu_mem_usage": True, "seqlen": 512,
+}  # fmt: skip
+MLX = {"group_size": 32, "bits": 4, "mode": "affine"}
 QUARK_WEIGHT = {
     "dtype": "fp4", "qscheme": "per_group", "group_size": 32, "scale_format": "e8m0", "ch_axis": -1,
     "is_dynamic": False, "observer_cls": "PerBlockMXObserver", "round_method": "half_even",

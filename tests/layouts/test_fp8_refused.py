@@ -95,8 +95,8 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
      r"in one block; accepted: \[\] or \[1\]"),
     ("key_unknown", settings(kv_cache_scheme="static"), ConfigError,
      "quantization_config.kv_cache_scheme = 'static', which nothing reads"),
-    ("method_other", settings(quant_method="fbgemm_fp8"), ConfigError,
-     "quantization_config.quant_method is 'fbgemm_fp8'; accepted: fp8, mxfp4, compressed-tensors"),
+    ("method_other", settings(quant_method="fp6"), ConfigError,
+     "quantization_config.quant_method is 'fp6'; accepted: fp8, fbgemm_fp8, .*take the release"),
     ("config_missing", lambda c, _: c.pop(CONFIG), WeightError,
      r"weight_scale_inv .*nothing reads it: config.json does not describe this checkpoint"),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,22 @@ CASES: dict[str, Any] = {
     "gptq, desc_act": lambda: (files.GPTQ | {"desc_act": True}, files.disordered),
     "awq": lambda: (files.AWQ, files.awq),
     "quark": lambda: (files.QUARK, files.mxfp4),
+    "fbgemm": lambda: (files.FBGEMM, files.fbgemm),
+    "auto-round": lambda: (files.AUTO_ROUND, files.gptq),
+    "auto-round, v2": lambda: (
+        files.AUTO_ROUND | {"packing_format": "auto_round", "sym": False},
+        partial(files.gptq, sym=False, v1=False),
+    ),
+    "auto-round, awq": lambda: (
+        files.AUTO_ROUND | {"packing_format": "auto_round:auto_awq"}, files.awq
+    ),
+    "mlx": lambda: (files.MLX, files.mlx),
+    "mlx, int8": lambda: (
+        {"group_size": 64, "bits": 8}, partial(files.mlx, bits=8, group=64)
+    ),
 }  # fmt: skip
-# What cannot stay as it is: a group of columns is no run of them.
-VALUES_ONLY = {"gptq, desc_act"}
+# What cannot stay as it is: a group of columns is no run of them, a bias is no multiple of a scale.
+VALUES_ONLY = {"gptq, desc_act", "mlx", "mlx, int8"}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +134,90 @@ def test_groups_of_several_formats(plain):
     bare = {name: group | {"format": None} for name, group in groups.items()}
     with pytest.raises(ConfigError, match="format is 'mixed-precision'; then every group must"):
         defined(config | {CONFIG: settings | {"config_groups": bare}}, stored)
+
+
+@torch.no_grad()
+def test_modules_with_settings_of_their_own(plain):
+    config, tensors = plain
+    wide = partial(files.gptq, bits=8, group=64)
+    one, exact = quantized(tensors, wide, lambda name: "down_proj" in name)
+    stored, other = quantized(one, files.gptq, lambda name: "down_proj" not in name)
+    exact |= {name: value for name, value in other.items() if "down_proj" not in name}
+    own = {"bits": 8, "group_size": 64, "data_type": "int", "act_bits": 16}
+    for name in (".*down_proj", "model.layers.0.mlp.down_proj"):
+        extra = {name: own, "lm_head": {"bits": 16, "data_type": "float"}}
+        if name.startswith("model"):
+            extra |= {"1.mlp.down_proj": own}  # by its name before by a pattern
+        settings = files.AUTO_ROUND | {"extra_config": extra}
+        got = ours(config | {CONFIG: settings}, stored)(prompt())
+        assert torch.equal(got, ours(config, exact)(prompt()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3/bias, tied", "qwen3_moe/plain"])
+def test_what_mlx_writes(name, tmp_path):
+    """Embeddings and routers are quantized too, experts are stacks; the section is there twice."""
+    config, tensors = small(name, tmp_path / "plain")
+    stored, exact = quantized(tensors, files.mlx, lambda weight: "experts" not in weight)
+    more = [n for n in tensors if n.endswith(("embed_tokens.weight", "mlp.gate.weight"))]
+    own: dict[str, Any] = {}
+    for weight in more:
+        module = weight.removesuffix(".weight")
+        leaves_of, exact[weight] = files.mlx(stored.pop(weight), 8, 64)
+        stored |= {f"{module}.{leaf}": value for leaf, value in leaves_of.items()}
+        own[module] = {"group_size": 64, "bits": 8}
+    for layer, matrix in product(range(2), ("gate_proj", "up_proj", "down_proj")):
+        experts = f"model.layers.{layer}.mlp.experts."
+        names = [n for n in tensors if n.startswith(experts) and f".{matrix}." in n]
+        made = [files.mlx(stored.pop(n)) for n in names]
+        exact |= {n: value for n, (_, value) in zip(names, made, strict=True)}
+        for leaf in made[0][0] if made else ():
+            module = f"model.layers.{layer}.mlp.switch_mlp.{matrix}"
+            stored[f"{module}.{leaf}"] = torch.stack([leaves_of[leaf] for leaves_of, _ in made])
+    section = files.MLX | own
+    made = write(tmp_path / "made", config | {CONFIG: section, "quantization": section}, stored)
+    assert torch.equal(load(made)(prompt()), ours(config, exact)(prompt()))
+    source = open_checkpoint(made)
+    wanted = dict(ours(config, exact).named_parameters())
+    for parameter, origin in defined(source.config, source.tensors).binding.sources.items():
+        got = torch.cat([block.flatten() for block in values(source, origin)]).float()
+        assert torch.equal(got.reshape(wanted[parameter].shape), wanted[parameter]), parameter
+    alone = {**config, "quantization": section}
+    assert torch.equal(ours(alone, stored)(prompt()), ours(config, exact)(prompt()))
+    with pytest.raises(ConfigError, match="quantization_config and quantization differ"):
+        defined(config | {CONFIG: section, "quantization": section | {"bits": 8}}, stored)
+
+
+def test_architectures_whose_tensors_mlx_changes_are_refused(tmp_path):
+    config, tensors = small("qwen3_next/plain", tmp_path / "plain")
+    with pytest.raises(ConfigError, match=r"qwen3_next: .* is of mlx, which changes tensors of th"):
+        defined(config | {"quantization": files.MLX}, tensors)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["gptq", "none"])
+def test_biases_of_zeros_where_there_are_none(method, plain, tmp_path):
+    config, tensors = plain
+    stored, exact = quantized(tensors, files.gptq) if method == "gptq" else (tensors, tensors)
+    settings = {CONFIG: files.GPTQ} if method == "gptq" else {}
+    at = "model.layers.1.mlp"
+    zeros = {f"{at}.{x}_proj.bias": torch.zeros(len(exact[f"{at}.{x}_proj.weight"]))
+             for x in ("gate", "up", "down")}  # fmt: skip
+    made = write(tmp_path / "made", config | settings, stored | zeros)
+    assert torch.equal(load(made)(prompt()), ours(config, exact)(prompt()))
+    assert inspect(made).left_out == "3 tensors: 3 of bias"
+    export(made, tmp_path / "engine", tokenizer=False, parity=False)
+    zeros[f"{at}.up_proj.bias"][3] = 1e-8
+    made = write(tmp_path / "other", config | settings, stored | zeros)
+    for use in (load, lambda path: export(path, tmp_path / "more", tokenizer=False)):
+        with pytest.raises(
+            WeightError, match=r"up_proj.bias is not all zeros, but .*ithout a bias"
+        ):
+            use(made)
+    assert not (tmp_path / "more").exists()
+    for name, value in ((f"{at}.up_proj.bias", torch.zeros(3)), (f"{at}.bias", torch.zeros(256))):
+        with pytest.raises(WeightError, match=f"{name} .* nothing reads it"):
+            defined(config | settings, stored | {name: value})
 
 
 def test_scales_of_activations_and_caches_are_left_out(plain, tmp_path):
@@ -251,7 +349,9 @@ def test_a_head_that_repeats_a_quantized_embedding(tmp_path):
 # Engines
 
 
-@pytest.mark.parametrize("name", ["int4, asymmetric", "nvfp4", "gptq, desc_act", "mxfp8"])
+@pytest.mark.parametrize("name", [
+    "int4, asymmetric", "nvfp4", "gptq, desc_act", "mxfp8", "fbgemm", "auto-round", "mlx",
+])  # fmt: skip
 def test_an_engine_is_proven(name, plain, tmp_path):
     config, tensors = plain
     settings, pack = CASES[name]()

@@ -25,6 +25,9 @@ MADE: dict[str, Any] = {
     "gptq": lambda: (files.GPTQ, files.gptq),
     "awq": lambda: (files.AWQ, files.awq),
     "quark": lambda: (files.QUARK, files.mxfp4),
+    "fbgemm": lambda: (files.FBGEMM, files.fbgemm),
+    "auto-round": lambda: (files.AUTO_ROUND, files.gptq),
+    "mlx": lambda: (files.MLX, files.mlx),
     "modelopt": lambda: (
         {"quant_method": "modelopt", "quant_algo": "mxfp4", "ignore": ["lm_head"]}, files.mxfp4
     ),
@@ -68,7 +71,8 @@ def plain(_: Settings, tensors: Tensors) -> None:
 
 def bare(_: Settings, tensors: Tensors) -> None:
     """Take away what tells quantized weights from others."""
-    for name in [n for n in tensors if n.endswith((".weight_scale", ".qweight", ".weight_packed"))]:
+    leaves = (".weight_scale", ".qweight", ".weight_packed", ".biases")
+    for name in [name for name in tensors if name.endswith(leaves)]:
         tensors.pop(name)
 
 
@@ -117,7 +121,9 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
     ("int4", key("config_groups", "group_0", "targets", to=["re:.*experts.*"]), ConfigError,
      "config_groups has no target for model.layers.0.mlp.down_proj, which is quantized"),
     ("int4", key("quant_method", to="bitsandbytes"), ConfigError,
-     f"{CONFIG}.quant_method is 'bitsandbytes'; accepted: .*gptq"),
+     f"{CONFIG}.quant_method is 'bitsandbytes'; accepted: .*gptq.*transformers, model.dequantize"),
+    ("int4", key("quant_method", to="hqq"), ConfigError, "'hqq'; .*with its library and save_pret"),
+    ("int4", key("quant_method", to="aqlm"), ConfigError, "'aqlm'; .*; take the release that is"),
     ("int4", lambda s, _: s.pop("quant_method"), ConfigError, "quant_method is missing; accepted"),
     ("int4", key("quant_method", to=["awq"]), ConfigError, r"quant_method is \['awq'\]; accep"),
     ("int4", plain, ConfigError, f"ignore does not list {Q}, whose weight is plain while others"),
@@ -183,6 +189,38 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
     ("quark", plain, ConfigError, f"exclude does not list {Q}"),
     ("quark", tensor("weight_scale", lambda t: t.float()), WeightError,
      "weight_scale is torch.float32; accepted: float8_e8m0fnu, uint8"),
+    ("fbgemm", key("modules_to_not_convert", to=[Q]), ConfigError,
+     f"modules_to_not_convert has '{Q}', but {Q} is quantized"),
+    ("fbgemm", key("modules_to_not_convert", to=["mlp.up_proj"]), ConfigError, "up_proj is quanti"),
+    ("fbgemm", plain, ConfigError, f"modules_to_not_convert does not list {Q}"),
+    ("fbgemm", key("activation_scale_ub", to=-1.0), ConfigError, "activation_scale_ub is -1.0; ac"),
+    ("fbgemm", tensor("weight_scale", lambda t: t[:9]), WeightError, r"shape \[9, 1\], .* in rows"),
+    ("fbgemm", bare, ConfigError, "quant_method is 'fbgemm_fp8', but no tensor has scales"),
+    ("auto-round", key("packing_format", to="auto_round:llm_compressor"), ConfigError,
+     "packing_format is 'auto_round:llm_compressor'; accepted: auto_round:auto_gptq, "),
+    ("auto-round", key("packing_format", to="auto_round:awq"), WeightError, "scales has shape"),
+    ("auto-round", key("bits", to=2), ConfigError, f"{CONFIG}.bits is 2; implemented: 4, 8"),
+    ("auto-round", key("data_type", to="mx_fp"), ConfigError, "data_type is 'mx_fp'; implemented"),
+    ("auto-round", key("super_bits", to=6), ConfigError, "super_bits = 6, which nothing reads"),
+    ("auto-round", key("extra_config", to={Q: {"bits": 16}}), ConfigError,
+     f"extra_config has {Q} in 16 bits, but it is quantized"),
+    ("auto-round", key("extra_config", to={Q: {"bits": 3}}), ConfigError, f"{Q}: bits is 3; imple"),
+    ("auto-round", key("extra_config", to={Q: {"rotation": 1}}), ConfigError, "rotation = 1, whi"),
+    ("auto-round", key("extra_config", to={".*q_proj": {"group_size": 64}}), WeightError,
+     rf"{Q}.scales has shape \[4, 128\], .* in groups of 64; accepted: \[2, 128\]"),
+    ("auto-round", key("extra_config", to={"(": {"bits": 8}}), ConfigError, r"'\(' is no pattern"),
+    ("auto-round", bare, ConfigError, "quant_method is 'auto-round', but no tensor is quantized"),
+    ("mlx", key("bits", to=3), ConfigError, f"{CONFIG}.bits is 3; implemented: 4, 8"),
+    ("mlx", key("mode", to="mxfp4"), ConfigError, "mode is 'mxfp4'; implemented: 'affine'"),
+    ("mlx", key(Q, to=False), ConfigError, f"{Q} is false, but its weight is quantized"),
+    ("mlx", key(Q, to={"group_size": 64}), WeightError,
+     rf"{Q}.scales has shape \[128, 4\], .* in runs of 64 in a row; accepted: \[128, 2\]"),
+    ("mlx", key(Q, to={"scheme": 1}), ConfigError, f"{CONFIG}.{Q}.scheme = 1, which nothing reads"),
+    ("mlx", key("sym", to=True), ConfigError, f"{CONFIG}.quant_method is missing; accepted: fp8"),
+    ("mlx", tensor("biases", lambda t: t.float()), WeightError, "biases is torch.float32; acc"),
+    ("mlx", tensor("weight", lambda t: t[None]), WeightError, r"does not fit .* \[1, 128, 16\] in"),
+    ("mlx", tensor("weight", lambda t: t[0]), WeightError, r"weight has shape \[16\]; accepted: a"),
+    ("mlx", bare, ConfigError, "it is a quantization of MLX, but no tensor is quantized"),
     ("modelopt", key("quant_algo", to="MXFP8"), WeightError, "weight is torch.uint8; accepted: f"),
     ("modelopt", key("quant_algo", to="NVFP4"), WeightError, "weight_scale is torch.uint8; acc"),
     ("modelopt", key("quant_algo", to="W4A8_AWQ"), ConfigError,
