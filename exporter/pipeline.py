@@ -21,7 +21,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
-from lmcast.exporter.engine.names import MODEL, PARITY, TEMPLATE, TOKENIZER
+from lmcast.exporter.engine.names import MODEL, PARITY
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
@@ -30,6 +30,7 @@ from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.parity import check
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.targets import Target
+from lmcast.exporter.texts import check_vocabulary, without_texts, write_texts
 from lmcast.exporter.weights.attach import attach
 from lmcast.exporter.weights.place import Mode, Placement, check_copies, choose_mode, place
 from lmcast.exporter.weights.quantized_forms import without_kernel
@@ -63,15 +64,15 @@ def export(
     """Write `checkpoint` as an engine at `output`, and return it loaded.
 
     target: a name of targets.TARGETS. dtype: of COMPUTED, None: lossless. weights: "link" or
-    "copy", None: link if possible. parity: prove the engine where it can run here. inert: config
-    keys to ignore. context: capacity of a row in tokens, None: of config.json. full_check: look for
-    NaN in all linked weights, None: up to 8 GiB. tokenizer: refuse a checkpoint without one.
-    matformer: a file with the slice to export. recipe: a directory of `lmcast calibrate`. sms,
-    sizes: GPUs of a plan (None: the one at hand), and bounds of its calls. Raises InputError for
-    what cannot be exported, CheckFailed if parity fails; then nothing is written.
+    "copy", None: link if possible. parity: prove the engine if it runs here. inert: config keys to
+    ignore. context: capacity of a row in tokens, None: of config.json. full_check: look for NaN in
+    all linked weights, None: up to 8 GiB. tokenizer: False for token ids alone. matformer: a file
+    with the slice. recipe: a directory of `lmcast calibrate`. sms, sizes: GPUs of a plan (None: the
+    one at hand), bounds of its calls. Raises InputError or CheckFailed; then nothing is written.
     """
     with progress.stage("reading headers"):
         source, identities = identified(Path(checkpoint))
+        source = source if tokenizer else without_texts(source)
         found, part = take_slice(understand(source, inert, tokenizer), matformer)
         found, source = take_recipe(found, source, recipe, identities, part)
     own = part | {"inert": sorted(inert), "context": choose_context(found, context)}
@@ -85,8 +86,8 @@ def export(
         given = format, mode, made_for, directory, full_check, progress
         placement = place_weights(found, source, *given)
         graph = cast(found, source, made_for, format, placement, directory, progress)
-        write_texts(source, directory, identities)
         fields = own | describe(found, source, target, format, placement, graph, identities)
+        fields |= write_texts(source, directory, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(directory, fields, plan, progress)
         write_manifest(directory, fields, placement.hashes)
         if parity and prove(directory, found, source, format, plan, progress):
@@ -107,7 +108,9 @@ def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> D
             " read); add it (save_pretrained of the fast tokenizer writes it), or pass"
             " --no-tokenizer for an engine that takes token ids"
         )
-    return defined(source.config, source.tensors, inert)
+    found = defined(source.config, source.tensors, inert)
+    check_vocabulary(source, found.config.vocab_size)
+    return found
 
 
 def take_slice(
@@ -296,17 +299,3 @@ def cast(
         passes.run(graph, target.carried.passes())
     (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     return graph
-
-
-def write_texts(source: Checkpoint, directory: Path, identities: Sequence[SourceFile]) -> None:
-    """Write what the engine takes as it is, after all else was read; refuse what has changed."""
-    for file in identities:
-        file.check()
-    texts = source.texts
-    if texts.tokenizer is not None:
-        (directory / TOKENIZER).write_bytes(texts.tokenizer)
-    if texts.chat_template is not None:
-        (directory / TEMPLATE).write_text(texts.chat_template, encoding="utf-8")
-    if texts.generation:
-        text = json.dumps(dict(texts.generation), indent=1, sort_keys=True) + "\n"
-        (directory / "generation_config.json").write_text(text, encoding="utf-8")

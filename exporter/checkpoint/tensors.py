@@ -78,10 +78,11 @@ class Texts:
     """What a checkpoint says about text; absent parts are None or empty."""
 
     tokenizer: bytes | None = None  # contents of tokenizer.json
-    chat_template: str | None = None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)  # by name; mostly "default"
     special_tokens: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token, ...
     generation: Mapping[str, Any] = field(default_factory=dict)  # generation_config.json
     problem: str | None = None  # why there is no tokenizer although the checkpoint has one
+    notes: tuple[str, ...] = ()  # what an export warns of: sources that contradict each other
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from lmcast.exporter.checkpoint.added_tokens import Tokens, complete, read_tokens
+from lmcast.exporter.checkpoint.chat_templates import read_chat_templates
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
 from lmcast.exporter.checkpoint.strict_json import parse_object
@@ -11,29 +13,54 @@ from lmcast.exporter.checkpoint.tensors import Texts
 
 TOKENIZER_BYTES = 256 << 20  # 256 MiB; the largest in use have about 35
 JSON_BYTES = 16 << 20
-SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 
 
 def read_texts(folder: Folder) -> Texts:
-    """Read tokenizer, chat template, special tokens and generation settings; all are optional.
+    """Read tokenizer, chat templates, special tokens and generation settings; all are optional.
 
-    Raises CheckpointError for a file that is present and unusable.
+    Raises CheckpointError for a file that is present and unusable, or contradicts another.
     """
     config = _object(folder, "tokenizer_config.json")
+    templates, notes = read_chat_templates(folder, config)
+    tokens = read_tokens(folder, config)
+    notes += tokens.notes
+    data = _tokenizer(folder)
+    if data is not None:
+        tokenizer = Tokenizer.from_str(data.decode())
+        changed, more = complete(tokenizer, tokens, folder)
+        notes += more + _unread(config, tokenizer, tokens)
+        data = tokenizer.to_str().encode() if changed else data
     return Texts(
-        tokenizer=_tokenizer(folder),
-        chat_template=_chat_template(folder, config),
-        special_tokens=_special_tokens(folder, config),
+        tokenizer=data,
+        chat_templates=templates,
+        special_tokens={name: token.content for name, token in tokens.named.items()},
         generation=_object(folder, "generation_config.json"),
+        notes=notes,
     )
+
+
+def _unread(config: dict[str, Any], tokenizer: Tokenizer, tokens: Tokens) -> tuple[str, ...]:
+    """Name what tokenizer_config.json says of encoding and tokenizer.json does not do.
+
+    transformers 5 follows tokenizer.json too, except for split_special_tokens.
+    """
+    notes = []
+    ids = tokenizer.encode("x").ids
+    for key, name, end in (("add_bos_token", "bos_token", 0), ("add_eos_token", "eos_token", -1)):
+        if (token := tokens.named.get(name)) is None or not isinstance(config.get(key), bool):
+            continue
+        puts = bool(ids) and ids[end] == tokenizer.token_to_id(token.content)
+        if puts != config[key]:
+            notes.append(
+                f"tokenizer_config.json: {key} is {str(config[key]).lower()}; tokenizer.json, which"
+                f" counts, puts {token.content if puts else 'none'} there"
+            )
+    if config.get("split_special_tokens"):
+        notes.append(
+            "tokenizer_config.json: split_special_tokens is true, which is not done: special tokens"
+            " in a text stay whole"
+        )
+    return tuple(notes)
 
 
 def _object(folder: Folder, name: str) -> dict[str, Any]:
@@ -63,48 +90,3 @@ def _tokenizer(folder: Folder) -> bytes | None:
             f"{folder.root / 'tokenizer.json'}: the tokenizers library refuses it: {error}"
         ) from None
     return data
-
-
-def _chat_template(folder: Folder, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja wins over tokenizer_config.json; of named templates 'default' is used."""
-    data = folder.read("chat_template.jinja", JSON_BYTES)
-    if data is not None:
-        return _text(data, folder, "chat_template.jinja")
-    template = config.get("chat_template")
-    if isinstance(template, list) and all(
-        isinstance(t, dict) and isinstance(t.get("name"), str) for t in template
-    ):
-        named = {t["name"]: t.get("template") for t in template}
-        if len(named) != len(template):
-            raise CheckpointError(
-                f"{folder.root / 'tokenizer_config.json'}: chat_template has one name twice"
-            )
-        template = named.get("default")
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(
-            f"{folder.root / 'tokenizer_config.json'}: chat_template is a "
-            f"{type(template).__name__}; a string or a list of {{name, template}} is accepted"
-        )
-    return template
-
-
-def _special_tokens(folder: Folder, config: dict[str, Any]) -> dict[str, str]:
-    """special_tokens_map.json overrides a tokenizer_config.json without added_tokens_decoder."""
-    merged = {key: ("tokenizer_config.json", config.get(key)) for key in SPECIAL_TOKENS}
-    if "added_tokens_decoder" not in config:
-        legacy = _object(folder, "special_tokens_map.json")
-        merged |= {
-            key: ("special_tokens_map.json", legacy[key]) for key in SPECIAL_TOKENS if key in legacy
-        }
-    result = {}
-    for key, (file, value) in merged.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if value is None:
-            continue
-        if not isinstance(content, str):
-            raise CheckpointError(
-                f"{folder.root / file}: {key} is {value!r}; a string or an object with a string "
-                "'content' is accepted"
-            )
-        result[key] = content
-    return result

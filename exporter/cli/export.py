@@ -28,7 +28,7 @@ from lmcast.exporter.cli.options import PATH, as_json, inert, of_plan, plan_opti
 @inert
 @click.option("--check", default="auto", show_default=True, type=click.Choice(["auto", "full"]),
               help="Search linked weights for NaN; auto: samples above 8 GiB.")  # fmt: skip
-@click.option("--no-tokenizer", is_flag=True, help="Accept a checkpoint without a tokenizer.")
+@click.option("--no-tokenizer", is_flag=True, help="Make an engine that takes token ids.")
 @click.option("--matformer-config", "matformer", type=PATH, metavar="FILE",
               help="Export a slice: JSON with intermediate_size, and layers or skip.")  # fmt: skip
 @recipe

@@ -6,6 +6,7 @@ arguments, and returns them under the names of the library's function.
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +89,91 @@ def of_plan(given: dict[str, Any]) -> dict[str, Any]:
     return {"sms": parse_sms(sm) if sm else (), "sizes": Sizes(**sizes)}
 
 
+def chat_options(command: Command) -> Command:
+    """Add what a chat template is given beside the messages."""
+    for option in (
+        click.option(
+            "--chat-kwargs",
+            metavar="JSON",
+            help='For the chat template: \'{"enable_thinking": false, "tools": [...]}\'.',
+        ),
+        click.option("--template", metavar="NAME", help="A chat template that has a name."),
+        click.option("--system", help="A system message for the chat template."),
+        click.option(
+            "--chat/--no-chat", default=None, help="Use the chat template. Default: if any."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def of_chat(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the values of chat_options but for `system`, as Engine.generate takes them."""
+    text, template = given.pop("chat_kwargs"), given.pop("template")
+    try:
+        value = json.loads(text) if text is not None else {}
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--chat-kwargs is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise click.UsageError(f"--chat-kwargs needs a JSON object, got {text!r:.80}")
+    if template is not None:
+        if "chat_template" in value:
+            raise click.UsageError("--template and chat_template of --chat-kwargs: give one.")
+        value["chat_template"] = template
+    return {"chat": given.pop("chat"), "chat_kwargs": value}
+
+
+def sampling_options(command: Command) -> Command:
+    """Add how tokens are picked."""
+    for option in (
+        click.option("--seed", type=int, help="Same seed, same text."),
+        click.option("--repetition-penalty", type=float, help="[default: 1.0]"),
+        click.option("--min-p", type=float),
+        click.option("--top-p", type=float),
+        click.option("--top-k", type=int),
+        click.option("--temperature", type=float, help="0: greedy.  [default: 0]"),
+        click.option(
+            "--sampling",
+            type=click.Choice(["greedy", "model"]),
+            help="model: as generation_config.json asks.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def of_sampling(given: dict[str, Any], generation: dict[str, Any]) -> Any:
+    """Take the values of sampling_options as Sampling; say what the model asks for."""
+    from lmcast.exporter.runtime.sampling import choose_sampling
+
+    own = {name: value for name in SAMPLING if (value := given.pop(name)) is not None}
+    sampling, remark = choose_sampling(generation, given.pop("sampling"), own)
+    if remark:
+        click.echo(f"note: {remark}", err=True)
+    return sampling
+
+
 def parse_ids(prompt: Any) -> list[int]:
-    """Return the token ids of '1 15 27'."""
+    """Return the token ids of '1 15 27', or of a line that holds ids already."""
+    if isinstance(prompt, list):
+        return prompt
     words = prompt.replace(",", " ").split() if isinstance(prompt, str) else []
     if not words or not all(word.isdecimal() for word in words):
         raise click.UsageError(f"--ids needs token ids such as '1 15 27', got {prompt!r:.80}")
     return [int(word) for word in words]
 
 
-def with_system(prompt: Any, system: str) -> list[dict[str, Any]]:
-    """Return a prompt, text or messages, as messages behind one of the system."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [{"role": "system", "content": system}, *messages]
+def with_system(prompt: Any, system: str) -> Any:
+    """Return a prompt, a text or a chat, as a chat behind a message of the system."""
+    from lmcast.exporter.runtime.chat import Chat
+
+    if isinstance(prompt, list):
+        raise click.UsageError("--system is for chats, not for token ids.")
+    chat = Chat([{"role": "user", "content": prompt}]) if isinstance(prompt, str) else prompt
+    return replace(chat, messages=[{"role": "system", "content": system}, *chat.messages])
 
 
 def report(result: Any, as_json: bool) -> None:

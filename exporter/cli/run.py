@@ -10,10 +10,14 @@ import click
 from lmcast.exporter.cli.options import (
     PATH,
     as_json,
+    chat_options,
+    of_chat,
     of_run,
+    of_sampling,
     parse_ids,
     report,
     run_options,
+    sampling_options,
     with_system,
 )
 
@@ -23,15 +27,9 @@ from lmcast.exporter.cli.options import (
 @click.argument("prompt", required=False)
 @click.option("--file", type=PATH, help="Prompts: a .txt with one a line, or .jsonl.")
 @click.option("--ids", is_flag=True, help="PROMPT is token ids; print token ids.")
-@click.option("--chat/--no-chat", default=None, help="Use the chat template. Default: if any.")
-@click.option("--system", help="A system message for the chat template.")
+@chat_options
 @click.option("-n", "--max-new-tokens", type=int, help="[default: 256, or what is left]")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: greedy.")
-@click.option("--top-k", type=int)
-@click.option("--top-p", type=float)
-@click.option("--min-p", type=float)
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
-@click.option("--seed", type=int, help="Same seed, same text.")
+@sampling_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
 @run_options
 @as_json
@@ -40,7 +38,6 @@ def generate(
     prompt: str | None,
     file: Path | None,
     ids: bool,
-    chat: bool | None,
     system: str | None,
     max_new_tokens: int | None,
     stop: tuple[str, ...],
@@ -53,7 +50,6 @@ def generate(
     """
     from lmcast.exporter.runtime.engine import load
     from lmcast.exporter.runtime.generate import read_prompts
-    from lmcast.exporter.runtime.sampling import Sampling
 
     if (prompt is None) == (file is None):
         raise click.UsageError("give either a PROMPT or --file, not both.")
@@ -64,12 +60,14 @@ def generate(
         prompts = [with_system(p, system) for p in prompts]
     streaming = len(prompts) == 1 and not (as_json or ids)
 
-    results = load(engine, **of_run(given)).generate(
+    chats = of_chat(given)
+    loaded = load(engine, **of_run(given))
+    results = loaded.generate(
         prompts,
         max_new_tokens=max_new_tokens,
-        sampling=Sampling(**given),
+        sampling=of_sampling(given, loaded.generation_config),
         stop=stop,
-        chat=chat,
+        **chats,
         on_token=(lambda _row, piece: click.echo(piece, nl=False)) if streaming else None,
     )
     if streaming:

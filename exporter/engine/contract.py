@@ -6,7 +6,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX, DType, of_torch
@@ -39,8 +38,6 @@ def describe(
         "dtype": format.name,
         "target": target,
         "graph": contract(found, format, placement, graph),
-        "eos_ids": eos_ids(source),
-        "special_tokens": dict(source.texts.special_tokens),
         "source": [
             {"name": s.path.name, "size": s.size, "header_sha256": s.header_sha256}
             for s in identities
@@ -90,18 +87,3 @@ def contract(
             for state in carried
         ],
     }
-
-
-def eos_ids(source: Checkpoint) -> list[int]:
-    """Return the ids that end a text: from generation_config.json, else from config.json.
-
-    Of a multimodal config.json: its own, else those of its text_config.
-    """
-    given = source.config.get("eos_token_id")
-    if given is None and isinstance(text := source.config.get("text_config"), dict):
-        given = text.get("eos_token_id")
-    given = source.texts.generation.get("eos_token_id", given)
-    ids = given if isinstance(given, list) else [given]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids if i is not None):
-        raise CheckpointError(f"{source.path}: eos_token_id is {given!r:.80}; accepted: integers")
-    return sorted({i for i in ids if i is not None})

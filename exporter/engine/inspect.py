@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcast.exporter.dtypes import COMPUTED, DTYPES, computed, of_torch
 from lmcast.exporter.engine.manifest import is_engine, read_manifest
-from lmcast.exporter.engine.names import TEMPLATE, TOKENIZER
+from lmcast.exporter.engine.names import TEMPLATE, TEMPLATES, TOKENIZER
 from lmcast.plugins.errors import InputError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         target=fields["target"],
         linked=fields["graph"]["weights"] == "link",
         tokenizer=TOKENIZER in names,
-        chat_template=TEMPLATE in names,
+        chat_template=any(name.startswith((TEMPLATE, f"{TEMPLATES}/")) for name in names),
     )
 
 
@@ -179,7 +179,7 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
         tokens=tokens,
         files=[{"path": str(f), "bytes": n, "what": "weights"} for f, n in sorted(sizes.items())],
         tokenizer=source.texts.tokenizer is not None,
-        chat_template=source.texts.chat_template is not None,
+        chat_template=bool(source.texts.chat_templates),
         ignored=found.binding.ignored,
         left_out=found.left_out,
     )

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lmcast.exporter import texts
 from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.runtime.text import Text, TextError, check_messages
+from lmcast.exporter.runtime.chat import TextError, check_messages
+from lmcast.exporter.runtime.text import Text
 from lmcast.plugins.errors import InputError
 
 Sample = str | Sequence[Mapping[str, Any]]  # a text, or the messages of a chat
@@ -93,14 +95,14 @@ def _sample(line: bytes, where: str) -> Sample:
 
 
 def text_of(source: Checkpoint) -> Text:
-    """Return tokenizer and chat template of a checkpoint; raises CheckpointError if it has none."""
-    texts = source.texts
-    if texts.tokenizer is None:
+    """Return the tokenizer of a checkpoint; raises CheckpointError if it has none."""
+    text = texts.text_of(source)
+    if text is None:
         raise CheckpointError(
             f"{source.path}: tokenizer.json is missing, without which text has no tokens; add it"
             " (save_pretrained of the fast tokenizer writes it)"
         )
-    return Text(texts.tokenizer, texts.chat_template, texts.special_tokens)
+    return text
 
 
 def chunks(

@@ -32,20 +32,25 @@ def limit_process() -> None:
 def environment() -> Any:
     """Return the jinja2 environment of Hugging Face's chat templates."""
     from jinja2 import TemplateError, nodes
-    from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """`{% generation %}` marks an assistant's words for training; here it changes nothing."""
+        """`{% generation %}` marks an assistant's words for training; here it changes nothing.
+
+        Its body is a block that is called, as in transformers: what it sets is not seen outside.
+        """
 
         tags = {"generation"}  # noqa: RUF012 (jinja2 declares it as an instance variable)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
+            return nodes.CallBlock(self.call_method("written"), [], [], body, lineno=line)
+
+        def written(self, caller: Any) -> Any:
+            return caller()
 
     class PlainNamespace(Namespace):
         """A namespace without underscored names, which lead to Python's internals."""
@@ -60,10 +65,6 @@ def environment() -> Any:
             refuse_underscore(name)
             Namespace.__setitem__(self, name, value)
 
-    def refuse_underscore(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace holds no {name!r}: names may not begin with '_'")
-
     def raise_exception(message: Any) -> None:
         raise TemplateError(str(message))
 
@@ -73,9 +74,26 @@ def environment() -> Any:
     env.filters["tojson"] = to_json
     env.globals["raise_exception"] = raise_exception
     env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    env.globals["dict"] = lambda *args, **values: dict(*args, **values)
+    env.globals["dict"] = DictCalls()
     env.globals["namespace"] = PlainNamespace
     return env
+
+
+class DictCalls:
+    """`dict` of templates: its calls alone, not the type."""
+
+    def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*args, **values)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def refuse_underscore(name: Any) -> None:
+    from jinja2.exceptions import SecurityError
+
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace holds no {name!r}: names may not begin with '_'")
 
 
 def to_json(
@@ -95,12 +113,20 @@ def to_json(
     )
 
 
-def render(env: Any, template: str, chats: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return {"texts": one per chat} or {"error": why not}; chats: the template's variables."""
-    from jinja2 import TemplateError, TemplateSyntaxError
+def render(
+    env: Any, template: str, chats: list[Mapping[str, Any]], needed: list[str]
+) -> dict[str, Any]:
+    """Return {"texts": one per chat} or {"error": why not}.
+
+    chats: the template's variables. needed: those that it must read, for their givers expect that.
+    """
+    from jinja2 import TemplateError, TemplateSyntaxError, meta
 
     try:
         compiled = env.from_string(template)
+        read = meta.find_undeclared_variables(env.parse(template)) if needed else set()
+        if unread := [name for name in needed if name not in read]:
+            return {"error": f"it reads no {', '.join(unread)}; leave that out"}
         texts: list[str] = []
         room = TEXT_LIMIT
         for variables in chats:
@@ -123,12 +149,13 @@ def render(env: Any, template: str, chats: list[Mapping[str, Any]]) -> dict[str,
 
 
 def main() -> None:
-    """Answer one request: {"template": str, "chats": [variables]} on stdin, JSON on stdout."""
+    """Answer one request: {"template": str, "chats": [variables], "needed": [names]} on stdin, with
+    JSON on stdout."""
     sys.path += sys.argv[1:]
     env = environment()
     limit_process()
     request = json.load(sys.stdin)
-    json.dump(render(env, request["template"], request["chats"]), sys.stdout)
+    json.dump(render(env, **request), sys.stdout)
 
 
 if __name__ == "__main__":

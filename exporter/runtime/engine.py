@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,17 +14,17 @@ from lmcast.exporter import targets
 from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.cores import limited
 from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
-from lmcast.exporter.engine.names import PARITY, TEMPLATE, TOKENIZER
+from lmcast.exporter.engine.names import GENERATION, PARITY, TEMPLATE, TEMPLATES, TOKENIZER
 from lmcast.exporter.engine.staging import recover
+from lmcast.exporter.runtime.chat import Chat, Messages, TextError
 from lmcast.exporter.runtime.generate import Generated, generate
-from lmcast.exporter.runtime.sampling import Sampling
+from lmcast.exporter.runtime.sampling import Sampling, of_generation_config
 from lmcast.exporter.runtime.session import Session, check_ids
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target
 
 NEW_TOKENS = 256
-Messages = Sequence[dict[str, Any]]
-Prompt = str | Messages | Sequence[int]
+Prompt = str | Messages | Chat | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -166,12 +166,37 @@ class Engine:
             raise EngineError(
                 f"{self.directory}: this engine has no tokenizer; give token ids (--ids)"
             )
-        template = self.directory / TEMPLATE
-        return Text(
-            path.read_bytes(),
-            template.read_text(encoding="utf-8") if template.exists() else None,
-            self.manifest.fields["special_tokens"],
-        )
+        return Text(path.read_bytes(), self.chat_templates, self.manifest.fields["special_tokens"])
+
+    @cached_property
+    def chat_templates(self) -> dict[str, str]:
+        """The chat templates by name, the usual one as "default"."""
+        names = {TEMPLATE: "default"} | {
+            file.path: file.path.removeprefix(f"{TEMPLATES}/").removesuffix(".jinja")
+            for file in self.manifest.files
+            if file.path.startswith(f"{TEMPLATES}/")
+        }
+        listed = {file.path for file in self.manifest.files}
+        return {
+            name: (self.directory / path).read_text(encoding="utf-8")
+            for path, name in names.items()
+            if path in listed
+        }
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """What the checkpoint's generation_config.json says, {} without one."""
+        path = self.directory / GENERATION
+        found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
+        return found
+
+    @property
+    def model_sampling(self) -> Sampling:
+        """The sampling that generation_config.json asks for, greedy where it asks for none.
+
+        Raises SamplingError for what lmcast does not do.
+        """
+        return of_generation_config(self.generation_config)
 
     def session(self, batch: int = 1) -> Session:
         """Return `batch` empty sequences."""
@@ -191,25 +216,30 @@ class Engine:
 
     def generate(
         self,
-        prompts: Sequence[Prompt] | str,
+        prompts: Sequence[Prompt] | Prompt,
         *,
         max_new_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        stop: tuple[str, ...] = (),
+        sampling: Sampling | Literal["model"] | None = None,
+        stop: str | Sequence[str] = (),
         chat: bool | None = None,
+        chat_kwargs: Mapping[str, Any] | None = None,
         on_token: Callable[[int, str], None] | None = None,
     ) -> list[Generated]:
-        """Continue prompts: texts, lists of messages, or lists of token ids.
+        """Continue prompts: texts, lists of messages, Chats, or lists of token ids.
 
+        prompts: several; a text, a Chat, a list of messages and a flat list of ids are one.
         max_new_tokens: None for NEW_TOKENS, or what the context leaves.
-        sampling: None for greedy.
+        sampling: None for greedy, "model" for what generation_config.json asks for.
         stop: strings that end a text.
         chat: put a text into the chat template as a user's message; None: if there is a template.
+        chat_kwargs: of every chat, as of transformers' apply_chat_template: tools, documents,
+            chat_template (a name), continue_final_message, and variables that the template reads,
+            such as enable_thinking and reasoning_effort. What a Chat has of its own counts first.
         on_token: called with a row and its new piece of text.
 
         Raises InputError before anything runs.
         """
-        ids = self.encode([prompts] if isinstance(prompts, str) else prompts, chat)
+        ids = self.encode(prompts, chat, chat_kwargs)
         session, longest = self.session(max(1, len(ids))), max(map(len, ids), default=0)
         if max_new_tokens is None:
             max_new_tokens = max(1, min(NEW_TOKENS, session.context - longest))
@@ -219,37 +249,63 @@ class Engine:
             session,
             ids,
             max_new_tokens=max_new_tokens,
-            sampling=sampling or Sampling(),
+            sampling=self.model_sampling if sampling == "model" else sampling or Sampling(),
             eos_ids=self.eos_ids,
-            stop=stop,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
             text=self.text if (self.directory / TOKENIZER).exists() else None,
             on_token=on_token,
         )
 
-    def encode(self, prompts: Sequence[Prompt], chat: bool | None = None) -> list[list[int]]:
+    def encode(
+        self,
+        prompts: Sequence[Prompt] | Prompt,
+        chat: bool | None = None,
+        chat_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[list[int]]:
         """Return the token ids of prompts, in any of the forms that `generate` takes."""
         if chat is None:
-            chat = (self.directory / TEMPLATE).exists()
+            chat = bool(self.chat_templates)
         ids: list[list[int]] = []
-        chats: dict[int, Messages] = {}
-        for prompt in prompts:
+        chats: dict[int, Chat] = {}
+        for prompt in as_prompts(prompts):
             if isinstance(prompt, str) and not chat:
                 ids.append(self.text.encode(prompt))
-                continue
-            items: list[Any] = (
-                [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            )
-            if items and isinstance(items[0], dict):
-                chats[len(ids)] = items
+            elif isinstance(made := as_chat(prompt, chat_kwargs or {}), Chat):
+                chats[len(ids)] = made
                 ids.append([])
             else:
-                ids.append(check_ids([items], self.vocab_size)[0].tolist())
+                ids.append(check_ids([made], self.vocab_size)[0].tolist())
+        if chat_kwargs and not chats:
+            raise TextError(f"chat_kwargs: {', '.join(chat_kwargs)} is for chats; no prompt is one")
         # All at once: a template is rendered in a process of its own, which takes a while to start.
         for index, rendered in zip(
             chats, self.text.chats(chats.values()) if chats else [], strict=True
         ):
             ids[index] = rendered
         return ids
+
+
+def as_prompts(prompts: Any) -> Sequence[Any]:
+    """Return several prompts: of one, a list of that one."""
+    if isinstance(prompts, str | Chat | Mapping):
+        return [prompts]
+    one = len(prompts) > 0 and isinstance(prompts[0], int | np.integer | Mapping)
+    return [prompts] if one else prompts
+
+
+def as_chat(prompt: Any, given: Mapping[str, Any]) -> Chat | list[Any]:
+    """Return a prompt as a chat, where it is not a list of token ids."""
+    if isinstance(prompt, Chat):
+        return prompt.with_defaults(given)
+    if isinstance(prompt, str):
+        return Chat.of([{"role": "user", "content": prompt}], given)
+    if isinstance(prompt, Mapping) or not hasattr(prompt, "__iter__"):
+        raise TextError(
+            f"prompt: is {prompt!r:.80}; a text, a list of messages, a Chat or a list of token ids"
+            " is accepted"
+        )
+    items = list(prompt)
+    return Chat.of(items, given) if items and isinstance(items[0], Mapping) else items
 
 
 def load(

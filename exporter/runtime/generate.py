@@ -13,11 +13,23 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from lmcast.exporter.runtime.chat import Chat, TextError, check_messages
 from lmcast.exporter.runtime.sampling import Sampler, Sampling
 from lmcast.exporter.runtime.text import Text, TextStream
 from lmcast.plugins.errors import InputError
 
 PROMPTS_BYTES = 64 << 20  # 64 MiB: far more prompts than one session takes
+# What an object of a .jsonl file may hold beside its messages; chat_kwargs: all else that the chat
+# template reads.
+CHAT_KEYS = (
+    "tools",
+    "documents",
+    "chat_template",
+    "continue_final_message",
+    "enable_thinking",
+    "reasoning_effort",
+    "chat_kwargs",
+)
 FILLER = 0  # the token fed to rows that have finished; what it gives is ignored
 
 
@@ -205,17 +217,20 @@ class Shown:
         return 0
 
 
-def read_prompts(path: Path) -> list[str | list[dict[str, Any]]]:
-    """Read prompts: a line each of a .txt file, or an object each of a .jsonl file.
+def read_prompts(path: Path) -> list[str | Chat | list[int]]:
+    """Read prompts: a line each of a .txt file, or a JSON value each of a .jsonl file.
 
-    Objects are {"prompt": text} or {"messages": [{"role": ..., "content": ...}, ...]}; blank lines
-    are skipped. Raises GenerateError that names the line.
+    Values are as `parse_prompt` takes them; blank lines are skipped. Raises GenerateError that
+    names the line.
     """
     kind = path.suffix.lower()
     if kind not in (".txt", ".jsonl"):
         raise GenerateError(f"{path}: prompts must be in a .txt or .jsonl file")
-    parse = parse_object if kind == ".jsonl" else lambda line, where: line
-    prompts = [parse(line, f"{path}:{number}") for number, line in read_lines(path)]
+    lines = read_lines(path)
+    prompts: list[str | Chat | list[int]] = [
+        parse_prompt(line, f"{path}:{number}") if kind == ".jsonl" else line
+        for number, line in lines
+    ]
     if not prompts:
         raise GenerateError(f"{path}: holds no prompt")
     return prompts
@@ -244,26 +259,67 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             raise GenerateError(f"{path}:{number}: is not UTF-8; save the file as UTF-8") from error
 
 
-def parse_object(line: str, where: str) -> str | list[dict[str, Any]]:
-    """Return the prompt or the messages of one line of JSON."""
+def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
+    """Return the prompt of one line of JSON.
+
+    {"prompt": text or token ids}, or {"messages": [...]} with what CHAT_KEYS names beside; or a
+    text, a list of messages or a list of token ids by itself.
+    """
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise GenerateError(f"{where}: is not JSON: {str(error) or 'nested too deeply'}") from error
-    keys = sorted(value) if isinstance(value, dict) else None
-    if keys not in (["prompt"], ["messages"]):
-        found = f"the keys {keys}" if keys is not None else f"a {type(value).__name__}"
+    if not isinstance(value, dict):
+        return parse_value(value, where)
+    if ("prompt" in value) == ("messages" in value):
+        found = sorted(value)
         raise GenerateError(
-            f'{where}: must be an object with either "prompt" or "messages", not {found}'
+            f'{where}: must be an object with either "prompt" or "messages", not the keys {found}'
         )
-    if keys == ["prompt"]:
-        if not isinstance(value["prompt"], str) or not value["prompt"]:
-            raise GenerateError(f'{where}: "prompt" must be text that is not empty')
-        return value["prompt"]
-    messages = value["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise GenerateError(f'{where}: "messages" must be a list of at least one message')
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise GenerateError(f'{where}: message {i} must be an object with a "role"')
-    return messages
+    accepted = CHAT_KEYS if "messages" in value else ()
+    prompt, messages = value.pop("prompt", None), value.pop("messages", None)
+    if unknown := sorted(value.keys() - set(accepted)):
+        beside = f'"messages" with {", ".join(accepted)}' if accepted else '"prompt" alone'
+        raise GenerateError(f"{where}: has {', '.join(unknown)}, which is not read; {beside} is")
+    if not accepted:
+        if not is_ids(prompt) and not (isinstance(prompt, str) and prompt):
+            raise GenerateError(
+                f'{where}: "prompt" must be a text that is not empty or a list of'
+                f" token ids, not {prompt!r:.80}"
+            )
+        return parse_value(prompt, where)
+    more = value.pop("chat_kwargs", {})
+    if not isinstance(more, dict):
+        raise GenerateError(f'{where}: "chat_kwargs" must be an object, not {more!r:.80}')
+    try:
+        chat = Chat.of(messages, more | value)
+        chat.check()
+    except TextError as error:
+        raise GenerateError(f"{where}: {error}") from None
+    return chat
+
+
+def parse_value(value: Any, where: str) -> str | Chat | list[int]:
+    """Return a prompt that stands by itself: a text, token ids or messages."""
+    if isinstance(value, str) and value:
+        return value
+    if is_ids(value):
+        ids: list[int] = value
+        return ids
+    try:
+        check_messages(value)
+    except TextError as error:
+        raise GenerateError(
+            f'{where}: must be an object with either "prompt" or "messages", a text that is not'
+            f" empty, a list of token ids or a list of messages, not {value!r:.80} ({error})"
+        ) from None
+    return Chat(value)
+
+
+def is_ids(value: object) -> bool:
+    """Say whether a JSON value is a list of token ids."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    )

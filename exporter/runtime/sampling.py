@@ -4,8 +4,9 @@ Letters: B rows, V vocabulary.
 """
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,12 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
 
+    def options(self) -> str:
+        """Return what is set, as a person reads it: 'temperature 0.6, top_p 0.95'."""
+        set_ = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = [f"{n} {v:g}" for n, v in set_.items() if v != getattr(Sampling, n) and n != "seed"]
+        return ", ".join(shown) or "greedy"
+
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, 0.0, sys.float_info.max)
         # Hugging Face takes any number above 0; far from 1 the logits would overflow.
@@ -49,6 +56,99 @@ class Sampling:
                         f"{name}: does nothing at temperature 0, which takes the likeliest token; "
                         "leave it out or give a temperature above 0"
                     )
+
+
+# What generation_config.json says of how tokens are picked: key -> values that change nothing.
+# Other keys say where to end, what to keep and return, or how beams and assistants search.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "typical_p": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "top_h": (),
+    "penalty_alpha": (),
+    "guidance_scale": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "diversity_penalty": (0.0,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "bad_words_ids": ([],),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "sequence_bias": ({}, []),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "forced_decoder_ids": ([],),
+    "exponential_decay_length_penalty": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "dola_layers": (),
+    "watermarking_config": (),
+}
+OPTIONS = ("temperature", "top_k", "top_p", "min_p")
+
+
+def of_generation_config(given: Mapping[str, Any]) -> Sampling:
+    """Return the sampling that a generation_config.json asks for; greedy where it asks for none.
+
+    `do_sample` false is greedy; where it is missing, a temperature, top_k, top_p or min_p asks for
+    sampling, as vLLM reads it. What the file does not say is not added: transformers would take the
+    50 likeliest tokens. Raises SamplingError for what is not done here, and for wrong values.
+    """
+    for key, neutral in NEUTRAL.items():
+        value = given.get(key)
+        if value is not None and value not in neutral:
+            raise SamplingError(
+                f"generation_config.json: {key} is {value!r:.80}, which is not done here; give"
+                " options such as --temperature instead"
+            )
+    said = {k: given[k] for k in OPTIONS if given.get(k) is not None}
+    penalty = given.get("repetition_penalty")
+    kept = {} if penalty is None else {"repetition_penalty": penalty}
+    sampled = given.get("do_sample")
+    if said.get("top_k") == 0:  # there: every token
+        del said["top_k"]
+    if not (bool(said) if sampled is None else sampled) or said.get("temperature") == 0:
+        said = {}
+    elif "temperature" not in said:
+        said["temperature"] = 1.0
+    try:
+        return Sampling(**said, **kept)
+    except SamplingError as error:
+        raise SamplingError(f"generation_config.json: {error}") from None
+
+
+def choose_sampling(
+    generation: Mapping[str, Any], asked: str | None, given: Mapping[str, Any]
+) -> tuple[Sampling, str]:
+    """Return the sampling of a command, and what to say about it: '' for nothing.
+
+    generation: generation_config.json. asked: "model" for its sampling, "greedy", or None for
+    greedy with a word about what it asks for. given: options of their own, which count first.
+    """
+    if asked == "model":
+        of_model = of_generation_config(generation)
+        if given.get("temperature") == 0:
+            return replace(of_model, temperature=0.0, top_k=None, top_p=None, min_p=None), ""
+        return replace(of_model, **given), ""
+    sampling = Sampling(**given)
+    if asked is not None or given.keys() - {"seed"}:
+        return sampling, ""
+    try:
+        wanted = of_generation_config(generation)
+    except SamplingError as error:
+        return sampling, str(error)
+    if wanted == Sampling():
+        return sampling, ""
+    return sampling, (
+        f"generation_config.json asks for {wanted.options()}; --sampling model takes that, this is"
+        " greedy (--sampling greedy says so)"
+    )
 
 
 def check_number(name: str, value: object, low: float, high: float) -> None:

@@ -1,41 +1,24 @@
 """Text to token ids and back: tokenizer, chat template, and text as it streams."""
 
 import json
-import signal
-import subprocess
-import sys
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmcast.exporter.runtime import chat_worker
-from lmcast.plugins.errors import InputError
+from lmcast.exporter.runtime.chat import Chat, Messages, TextError, one_line, render_chats
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-WALL_SECONDS = 20  # the worker limits its own CPU time to less; this ends one that waits
-CHATS_PER_WORKER = 64  # a worker takes 0.09 s to start and has CPU_SECONDS for all of its chats
-
-
-class TextError(InputError):
-    """Text, or a checkpoint's tokenizer or chat template, that cannot be used."""
-
-
-def one_line(message: object) -> str:
-    """Fold to one line of at most 300 characters: the message may come from a checkpoint."""
-    return " ".join(str(message).split())[:300]
-
 
 class Text:
-    """The tokenizer and the chat template of one checkpoint."""
+    """The tokenizer and the chat templates of one checkpoint."""
 
     def __init__(
-        self, tokenizer: bytes, chat_template: str | None, special_tokens: Mapping[str, str]
+        self, tokenizer: bytes, chat_templates: Mapping[str, str], special_tokens: Mapping[str, str]
     ):
-        """tokenizer: contents of tokenizer.json; special_tokens: bos_token and so on, by name."""
+        """tokenizer: contents of tokenizer.json; chat_templates: by name, "default" among them as a
+        rule; special_tokens: bos_token and so on, by name."""
         from tokenizers import Tokenizer
 
         try:
@@ -45,7 +28,7 @@ class Text:
         # Limits stored for training would cut prompts short.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.chat_template = chat_template
+        self.chat_templates = dict(chat_templates)
         self.special_tokens = dict(special_tokens)
 
     def encode(self, text: str) -> list[int]:
@@ -62,13 +45,27 @@ class Text:
         """Return the text of ids; special tokens and ids that the tokenizer lacks give none."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Return token ids of the messages in the chat template, ending where an answer begins."""
-        return self.chats([messages])[0]
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token by its spelling, None if there is none."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
 
-    def chats(self, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> list[list[int]]:
-        """Return what `chat` does for each conversation, in far less time than one by one."""
-        texts = render_chats(self.chat_template, self.special_tokens, list(conversations))
+    def added_tokens(self) -> dict[int, str]:
+        """Return the spelling by id of the tokens that are matched as a whole."""
+        return {id: t.content for id, t in self._tokenizer.get_added_tokens_decoder().items()}
+
+    def chat(self, messages: Messages, **arguments: Any) -> list[int]:
+        """Return token ids of the messages in the chat template, ending where an answer begins.
+
+        arguments: as of transformers' apply_chat_template: tools, documents, chat_template (a
+            name), continue_final_message, and variables that the template reads.
+        """
+        return self.chats([Chat.of(messages, arguments)])[0]
+
+    def chats(self, chats: Iterable[Chat | Messages]) -> list[list[int]]:
+        """Return what `chat` does for each, in far less time than one by one."""
+        given = [chat if isinstance(chat, Chat) else Chat(chat) for chat in chats]
+        texts = render_chats(self.chat_templates, self.special_tokens, given)
         # The template has written the special tokens already.
         return [self._encode(text, special=False) for text in texts]
 
@@ -85,79 +82,6 @@ class Text:
                 "give text that was valid UTF-8"
             ) from error
         return self._tokenizer.encode(text, add_special_tokens=special).ids
-
-
-def render_chats(
-    template: str | None,
-    special_tokens: Mapping[str, str],
-    conversations: Sequence[Sequence[Mapping[str, Any]]],
-) -> list[str]:
-    """Return the text of each conversation, ending where an answer begins.
-
-    The template runs in a sandbox in a process of its own with little time and memory; whatever it
-    does wrong is a TextError.
-    """
-    if template is None:
-        raise TextError("chat template: the checkpoint has none; give a plain prompt")
-    # The variables that transformers' apply_chat_template sets.
-    constant = {"tools": None, "documents": None, "add_generation_prompt": True, **special_tokens}
-    chats = []
-    for messages in conversations:
-        check_messages(messages)
-        chats.append({**constant, "messages": list(messages)})
-    texts: list[str] = []
-    for start in range(0, len(chats), CHATS_PER_WORKER):
-        part = chats[start : start + CHATS_PER_WORKER]
-        try:
-            request = json.dumps({"template": template, "chats": part})
-        except (TypeError, ValueError, RecursionError) as error:
-            raise TextError(f"messages: {one_line(error)}; give plain JSON values") from error
-        texts += run_worker(request)
-    return texts
-
-
-def check_messages(messages: object) -> None:
-    """Refuse what is not a list of objects that each have a role."""
-    if not isinstance(messages, list | tuple) or not messages:
-        raise TextError("messages: must be a list of at least one message")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise TextError(
-                f'messages: message {i} is not an object with a "role"; '
-                'give {"role": "user", "content": "..."}'
-            )
-
-
-def run_worker(request: str) -> list[str]:
-    """Send a request to chat_worker; return the rendered texts."""
-    specs = [find_spec(name) for name in ("jinja2", "markupsafe")]
-    folders = [str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin]
-    # -I -S: no start-up files, no user packages, no variables of ours; only the folders above.
-    command = [sys.executable, "-I", "-S", str(Path(chat_worker.__file__)), *folders]
-    try:
-        done = subprocess.run(
-            command,
-            input=request,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=WALL_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TextError(f"chat template: takes more than {WALL_SECONDS} s to render") from error
-    if -done.returncode in (signal.SIGKILL, signal.SIGXCPU):
-        seconds = chat_worker.CPU_SECONDS
-        raise TextError(f"chat template: takes more than {seconds} s of CPU time to render")
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise TextError(
-            f"chat template: the renderer ended with status {done.returncode}: {one_line(last)}"
-        )
-    answer = json.loads(done.stdout)
-    if "error" in answer:
-        raise TextError(f"chat template: {one_line(answer['error'])}")
-    texts: list[str] = answer["texts"]
-    return texts
 
 
 class TextStream:

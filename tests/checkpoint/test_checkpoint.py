@@ -16,7 +16,7 @@ from files.odd_but_legal import LEGAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny.llama import CONFIG, HEAD, Q0, WEIGHTS, edit_json, shapes, tiny_llama, weights, write
+from tiny.llama import CONFIG, HEAD, Q0, WEIGHTS, shapes, tiny_llama, weights, write
 
 from lmcast.exporter.checkpoint import CheckpointError, finite, open_checkpoint
 from lmcast.exporter.checkpoint.finite import PATTERNS, check_block, check_finite
@@ -125,48 +125,6 @@ def test_truncated_after_opening(folder):
         checkpoint.read(HEAD)
     with pytest.raises(CheckpointError, match=r"ends \d+ bytes early"):
         check_finite(checkpoint, [HEAD])
-
-
-TEMPLATES = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-
-
-@pytest.mark.parametrize(
-    ("in_config", "in_file", "wanted"),
-    [
-        (None, None, None),
-        ("C", None, "C"),
-        (TEMPLATES, None, "D"),
-        (TEMPLATES[:1], None, None),
-        (None, "F", "F"),
-        ("C", "F", "F"),
-        (TEMPLATES, "F", "F"),
-    ],
-)
-def test_chat_template_is_that_of_transformers(in_config, in_file, wanted, folder):
-    from transformers import AutoTokenizer
-
-    edit_json("tokenizer_config.json", chat_template=in_config)(folder)
-    if in_file is not None:
-        write("chat_template.jinja", in_file)(folder)
-    assert open_checkpoint(folder).texts.chat_template == wanted
-    oracle = AutoTokenizer.from_pretrained(folder)
-    if wanted is not None:
-        assert oracle.get_chat_template() == wanted
-    else:
-        with pytest.raises(ValueError, match="template"):
-            oracle.get_chat_template()
-
-
-@pytest.mark.parametrize("decoder", [None, {"0": {"content": "<s>", "special": True}}])
-def test_special_tokens_are_those_of_transformers(decoder, folder):
-    from transformers import AutoTokenizer
-
-    changes = {} if decoder is None else {"added_tokens_decoder": decoder}
-    edit_json("tokenizer_config.json", pad_token="x", **changes)(folder)
-    write("special_tokens_map.json", '{"pad_token": {"content": "y"}, "unk_token": "z"}')(folder)
-    tokens = open_checkpoint(folder).texts.special_tokens
-    assert tokens == AutoTokenizer.from_pretrained(folder).special_tokens_map
-    assert tokens["pad_token"] == ("y" if decoder is None else "x")
 
 
 def test_texts(folder):

@@ -226,9 +226,13 @@ def test_template_and_special_tokens(tmp_path: Path) -> None:
     general = sentence_piece(padding_token_id=0, eot_token_id=4, eom_token_id=1)
     general["tokenizer.chat_template"] = "{{ bos_token }}{{ messages }}"
     general["tokenizer.chat_template.tool_use"] = "{{ tools }}"
+    general["tokenizer.chat_templates"] = ["tool_use"]
     checkpoint = open_gguf(model(tmp_path / "a.gguf", general))
     texts = checkpoint.texts
-    assert texts.chat_template == "{{ bos_token }}{{ messages }}"
+    assert texts.chat_templates == {
+        "default": "{{ bos_token }}{{ messages }}",
+        "tool_use": "{{ tools }}",
+    }
     assert texts.special_tokens == {
         "bos_token": "<s>",
         "eos_token": "</s>",
@@ -243,7 +247,7 @@ def test_template_and_special_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("general", [{}, {"tokenizer.ggml.model": "none"}])
 def test_a_file_may_have_no_tokenizer(tmp_path: Path, general: dict[str, Any]) -> None:
     texts = open_gguf(model(tmp_path / "a.gguf", general)).texts
-    assert (texts.tokenizer, texts.chat_template, texts.generation) == (None, None, {})
+    assert (texts.tokenizer, texts.chat_templates, texts.generation) == (None, {}, {})
 
 
 GGML = "tokenizer.ggml."

@@ -13,7 +13,7 @@ from torch import Tensor
 from lmcast.exporter import export
 from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.cli import main
-from lmcast.exporter.engine.contract import eos_ids
+from lmcast.exporter.texts import stated
 from lmcast.graphs import ConfigError, WeightError, archs, define, load
 from lmcast.graphs.archs.multimodal import HUB, MODULES, Layout, Multimodal
 
@@ -163,11 +163,11 @@ def test_what_text_config_leaves_out_is_hugging_faces_default(checkpoint):
 
 def test_ids_that_end_a_text_lie_in_either_config(checkpoint, tmp_path):
     source = checkpoint("gemma3/gemma-3-4b-it")
-    assert eos_ids(open_checkpoint(source)) == [1, 96]
+    assert stated(open_checkpoint(source)) == [1, 96]
     config, tensors = read(source)
     text = {**config["text_config"], "eos_token_id": 7}
     inner = {**config, "eos_token_id": None, "text_config": text}
-    assert eos_ids(open_checkpoint(write(tmp_path, inner, tensors))) == [7]
+    assert stated(open_checkpoint(write(tmp_path, inner, tensors))) == [7]
 
 
 TEXT = "language_model.model.layers.1.mlp.up_proj.weight"

@@ -22,7 +22,7 @@ def text(bos: bool = False) -> Text:
         tokenizer = Tokenizer.from_str(made)
         tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 0)])
         made = tokenizer.to_str()
-    return Text(made.encode(), TEMPLATE, {"bos_token": "<s>"})
+    return Text(made.encode(), {"default": TEMPLATE}, {"bos_token": "<s>"})
 
 
 def numbered(length: int) -> str:

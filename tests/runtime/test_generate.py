@@ -1,9 +1,6 @@
-"""Generation over fake sessions: ragged batches, ends, stop strings, streaming, prompt files."""
+"""Generation over fake sessions: ragged batches, ends, stop strings, streaming."""
 
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lmcast.exporter.runtime.generate import (
     FILLER,
-    PROMPTS_BYTES,
     GenerateError,
     generate,
-    read_prompts,
 )
 from lmcast.exporter.runtime.sampling import Sampler, Sampling, SamplingError
 from lmcast.exporter.runtime.text import Text
@@ -77,7 +72,7 @@ def tokenizer(*merged: str) -> Tokenizer:
 
 MERGED = ("END", "abE", "ND!", "xENDy", "EN", "aEEN")
 TOKENIZER = tokenizer(*MERGED)
-TEXT = Text(TOKENIZER.to_str().encode(), None, {})
+TEXT = Text(TOKENIZER.to_str().encode(), {}, {})
 LONG = {name: TOKENIZER.token_to_id(name) for name in MERGED}
 
 
@@ -299,73 +294,6 @@ def test_logits_of_ended_rows_are_not_looked_at():
                 generate(session, prompts, **request)
         else:
             assert generate(session, prompts, **request)[1].ids == (5, 5, 5, 5)
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
-CHAT = [{"role": "user", "content": "hé\u2028?"}]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.txt", "one\n\ntwo  \r\n  \n drei é\x0b\u2028x", ["one", "two  ", " drei é\x0b\u2028x"]),
-        ("a.TXT", "\ufeffone\n", ["one"]),
-        (
-            "a b é.jsonl",
-            '{"prompt": "x\\ny"}\r\n\n' + json.dumps({"messages": CHAT}, ensure_ascii=False),
-            ["x\ny", CHAT],
-        ),
-    ],
-)
-def test_prompt_files(tmp_path: Path, name: str, content: str, expected: list):
-    assert read_prompts(write(tmp_path / name, content.encode())) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", b"x", ": prompts must be in a .txt or .jsonl file"),
-        ("a.txt", b"\n \n", ": holds no prompt"),
-        ("a.txt", b"one\n\xff\n", ":2: is not UTF-8"),
-        ("a.jsonl", b'{"prompt": "a"}\nnot json\n', ":2: is not JSON: "),
-        ("a.jsonl", b"[" * 100_000, ":1: is not JSON: "),
-        ("a.jsonl", b"\n[1]", ":2: must be an object with either .* not a list"),
-        ("a.jsonl", b"{}", ":1: must be an object"),
-        ("a.jsonl", b'{"prompt": "a", "top_k": 3}', r":1: .* not the keys \['prompt', 'top_k'\]"),
-        ("a.jsonl", b'{"prompt": "a", "messages": []}', ":1: must be an object with either"),
-        ("a.jsonl", b'{"prompt": 3}', ':1: "prompt" must be text that is not empty'),
-        ("a.jsonl", b'{"prompt": ""}', ':1: "prompt" must be text that is not empty'),
-        ("a.jsonl", b'{"messages": []}', ":1: .* at least one message"),
-        ("a.jsonl", b'{"messages": "x"}', ":1: .* at least one message"),
-        ("a.jsonl", b'{"messages": [{"role": "user"}, {}]}', ':1: message 1 must be .* "role"'),
-        ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", ":1: is not JSON: "),
-    ],
-)
-def test_wrong_prompt_file_is_refused(tmp_path: Path, name: str, content: bytes, message: str):
-    path = write(tmp_path / name, content)
-    with pytest.raises(GenerateError, match=message) as caught:
-        read_prompts(path)
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
-
-
-def test_unreadable_prompt_file_is_refused(tmp_path: Path):
-    os.mkfifo(tmp_path / "fifo.txt")
-    (tmp_path / "folder.txt").mkdir()
-    with open(tmp_path / "huge.txt", "wb") as file:
-        file.truncate(PROMPTS_BYTES + 1)
-    for name, message in (
-        ("missing.txt", "cannot be read: No such file"),
-        ("fifo.txt", "is not a regular file"),
-        ("folder.txt", "cannot be read: Is a directory"),
-        ("huge.txt", "is larger than 64 MiB; split it"),
-    ):
-        with pytest.raises(GenerateError, match=message):
-            read_prompts(tmp_path / name)
 
 
 def test_greedy_is_argmax():

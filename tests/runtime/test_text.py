@@ -21,7 +21,8 @@ from tokenizers import (
 )
 
 from lmcast.exporter.runtime import chat_worker
-from lmcast.exporter.runtime.text import Text, TextError
+from lmcast.exporter.runtime.chat import TextError
+from lmcast.exporter.runtime.text import Text
 
 CORPUS = [
     "The capital of France is Paris.",
@@ -92,7 +93,8 @@ TOKENIZERS = {
 
 
 def text_of(name: str, template: str | None = None) -> Text:
-    return Text(TOKENIZERS[name].to_str().encode(), template, SPECIAL)
+    templates = {} if template is None else {"default": template}
+    return Text(TOKENIZERS[name].to_str().encode(), templates, SPECIAL)
 
 
 # GPT-2's table by its definition: a byte that prints is itself, the others follow from 256 on.
@@ -203,7 +205,7 @@ def test_stored_truncation_and_padding_are_off():
     tokenizer = byte_level()
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
-    text = Text(tokenizer.to_str().encode(), None, {})
+    text = Text(tokenizer.to_str().encode(), {}, {})
     assert text.encode("The capital of France") == TEXTS["byte_level"].encode(
         "The capital of France"
     )
@@ -212,7 +214,7 @@ def test_stored_truncation_and_padding_are_off():
 @pytest.mark.parametrize("stored", [b"", b"{}", b"[1]", b"\xff", b'{"model": {}}', b"null"])
 def test_broken_tokenizer_is_refused(stored: bytes):
     with pytest.raises(TextError, match=r"^tokenizer\.json: not a tokenizer: .+$"):
-        Text(stored, None, {})
+        Text(stored, {}, {})
 
 
 def test_broken_unicode_is_refused():
@@ -251,7 +253,7 @@ def test_chat_is_that_of_transformers(name: str):
 
 
 def test_many_chats_need_few_workers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lmcast.exporter.runtime.text.CHATS_PER_WORKER", 3)
+    monkeypatch.setattr("lmcast.exporter.runtime.chat.CHATS_PER_WORKER", 3)
     text = text_of("byte_level", CHATML)
     conversations = [[{"role": "user", "content": f"{i} é"}] for i in range(7)]
     together = text.chats(conversations)
@@ -336,7 +338,7 @@ def test_bomb_is_refused_in_bounded_time_and_memory(name: str):
 
 
 def test_waiting_worker_is_ended(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("lmcast.exporter.runtime.text.WALL_SECONDS", 0.01)
+    monkeypatch.setattr("lmcast.exporter.runtime.chat.WALL_SECONDS", 0.01)
     with pytest.raises(TextError, match=r"takes more than 0\.01 s"):
         text_of("byte_level", CHATML).chat(HELLO)
 

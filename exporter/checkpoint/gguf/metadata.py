@@ -82,7 +82,7 @@ class Metadata:
             first, _, name = key.partition(".")
             if first != space or key in self.read:
                 continue
-            known = key in INERT or name in INERT or name.startswith("chat_template.")
+            known = key in INERT or name in INERT
             if not known and not key.endswith(INERT_ENDS) and value not in (0, "", []):
                 return self.error(
                     f"sets {key} = {value!r:.80}, which nothing reads; the result could be wrong."

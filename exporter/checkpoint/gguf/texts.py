@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from lmcast.exporter.checkpoint.chat_templates import check_name
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf.metadata import Metadata
 from lmcast.exporter.checkpoint.tensors import Texts
@@ -43,15 +44,15 @@ def hugging_face_texts(metadata: Metadata, vocab_size: int) -> Texts:
 
     `vocab_size` is the number of embeddings; the file may have fewer tokens, not more.
     """
-    template, generation = _chat_template(metadata), _generation(metadata, vocab_size)
+    templates, generation = _chat_templates(metadata), _generation(metadata, vocab_size)
     try:
         tokenizer, special = _rebuilt(metadata, vocab_size)
         unread = metadata.unread("tokenizer")
         if tokenizer is not None and unread is not None:
             raise unread
     except CheckpointError as error:
-        return Texts(chat_template=template, generation=generation, problem=str(error))
-    return Texts(tokenizer, template, special, generation)
+        return Texts(chat_templates=templates, generation=generation, problem=str(error))
+    return Texts(tokenizer, templates, special, generation)
 
 
 def _rebuilt(metadata: Metadata, vocab_size: int) -> tuple[bytes | None, dict[str, str]]:
@@ -80,8 +81,15 @@ def _special_tokens(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
     return {f"{role}_token": tokens[i] for role, i in ids.items() if i is not None}
 
 
-def _chat_template(metadata: Metadata) -> str | None:
-    return metadata.text("tokenizer.chat_template", "") or None
+def _chat_templates(metadata: Metadata) -> dict[str, str]:
+    """Return the default template and those with names."""
+    default = metadata.text("tokenizer.chat_template", "")
+    prefix = "tokenizer.chat_template."
+    names = [key.removeprefix(prefix) for key in metadata.values if key.startswith(prefix)]
+    named = {name: metadata.text(prefix + name, "") for name in names}
+    for name in names:
+        check_name(name, str(metadata.path))
+    return {n: t for n, t in (named | ({"default": default} if default else {})).items() if t}
 
 
 def _generation(metadata: Metadata, count: int) -> dict[str, Any]:
