@@ -1,10 +1,6 @@
 """From a checkpoint to a verified engine: `export`, `load`, `Engine`, `Session`."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from lmcast.exporter.extras import remedy
-
+TYPE_CHECKING = False  # importing typing takes the command longer than handling signals may wait
 if TYPE_CHECKING:
     from lmcast.exporter.pipeline import export
     from lmcast.exporter.runtime.engine import Engine, load
@@ -20,10 +16,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Imported on first use: torch alone takes over a second, and `lmcast --help` must not wait.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    from lmcast.exporter.extras import remedy
+
     try:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from threading import Lock, Timer
 from typing import TYPE_CHECKING
 
+from lmcast.exporter.interrupts import Signals
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -80,7 +82,8 @@ def bar(console: "Console", name: str, total: int | None) -> Iterator[Step]:
     columns = [SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
     if total:
         columns += [BarColumn(), DownloadColumn()]
-    with Bar(*columns, console=console, transient=True) as drawn:
+    # The cursor, which is hidden meanwhile, comes back before a signal ends the process.
+    with Signals(), Bar(*columns, console=console, transient=True) as drawn:
         task = drawn.add_task(name, total=total)
         yield lambda done: drawn.advance(task, done)
 

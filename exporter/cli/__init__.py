@@ -5,6 +5,7 @@ nothing is installed that casts them.
 """
 
 import sys
+from typing import Any
 
 import click
 
@@ -15,6 +16,7 @@ from lmcast.exporter.cli.options import CHECK_FAILED, WRONG_INPUT
 from lmcast.exporter.cli.prove import parity, quality
 from lmcast.exporter.cli.run import bench, generate
 from lmcast.exporter.extras import remedy
+from lmcast.exporter.interrupts import INTERRUPTED, say
 from lmcast.plugins.errors import CheckFailed, InputError
 
 COMMANDS = (
@@ -22,7 +24,18 @@ COMMANDS = (
 )  # fmt: skip
 
 
+class Commands(click.Group):
+    """The group, with an interrupt that is said in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Abort from None  # before click writes an empty line
+
+
 @click.group(
+    cls=Commands,
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -43,8 +56,8 @@ def main() -> None:
         # Named here: `python -m` would have its own name in the usage.
         cli.main(prog_name="lmcast", standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+        say()
+        sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code if error.exit_code != CHECK_FAILED else WRONG_INPUT)

@@ -13,18 +13,15 @@ import json
 import os
 import re
 import secrets
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
 
 from lmcast.exporter.engine.manifest import EngineError, open_without_waiting
+from lmcast.exporter.interrupts import Signals
 
 TOKEN_BYTES = 8
 TOKEN = f"[0-9a-f]{{{2 * TOKEN_BYTES}}}"
@@ -68,50 +65,6 @@ class Place:
         for name in os.listdir(self.destination.parent):
             if ours.fullmatch(name):
                 yield self.destination.parent / name
-
-
-class Signals:
-    """In the main thread, makes termination an exception, and can put it off for a moment."""
-
-    def __init__(self) -> None:
-        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
-        self._holding = False
-        self._pending: int | None = None
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                # A program that handles or ignores a signal knows what it wants.
-                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                    self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._holding:
-            self._pending = number
-        else:
-            self._raise(number)
-
-    def _raise(self, number: int) -> NoReturn:
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)  # the status that a shell reports for the signal
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Signals that arrive in the block act at its end."""
-        outer, self._holding = self._holding, True
-        try:
-            yield
-        finally:
-            self._holding = outer
-            if self._pending is not None and not outer:
-                number, self._pending = self._pending, None
-                self._raise(number)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lmcast.exporter.engine.lock import TOKEN, Owner, Place, Signals, holds, locked
+from lmcast.exporter.engine.lock import TOKEN, Owner, Place, holds, locked
 from lmcast.exporter.engine.manifest import EngineError, is_engine, is_recipe
 from lmcast.exporter.engine.names import SIGNATURE
+from lmcast.exporter.interrupts import Signals
 from lmcast.exporter.progress import Progress, silent
 
 # Errors that any write can meet; others are defects, and keep their traceback.
