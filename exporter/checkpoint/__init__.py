@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
+from lmcast.exporter.kinds import foreign_file
 
 if TYPE_CHECKING:
     from lmcast.exporter.checkpoint.identity import SourceFile
@@ -46,6 +47,8 @@ def open_checkpoint(path: str | Path) -> "Checkpoint":
         return _open_directory(path) if file is None else _open_gguf(file)
     if stat.S_ISREG(mode) and path.suffix.lower() == ".gguf":
         return _open_gguf(path)
+    if kind := foreign_file(path.name):
+        raise CheckpointError(f"{path}: is {kind.what}, not a checkpoint; {kind.instead}")
     raise CheckpointError(
         f"{path}: is neither a directory nor a .gguf file; give the directory with config.json"
     )

@@ -17,6 +17,7 @@ from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensor_parallel import is_split, read_split
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.checkpoint.texts import read_texts
+from lmcast.exporter.kinds import foreign
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.catalogue import KEY
 from lmcast.graphs.layouts.modelopt import agreed, of_file
@@ -36,6 +37,8 @@ def open_directory(path: Path) -> Checkpoint:
     """Read and validate a checkpoint directory, headers only; raises CheckpointError."""
     folder = Folder.at(path)
     names = folder.names()
+    if kind := foreign(folder.root, names):
+        raise CheckpointError(f"{folder.root}: is {kind.what}, not a checkpoint; {kind.instead}")
     _require_whole_model(folder, names)
     data = folder.read("config.json", CONFIG_BYTES)
     params = None if data is not None else folder.read(PARAMS, CONFIG_BYTES)

@@ -176,8 +176,12 @@ def verify(
 
 
 def _no_engine(directory: Path) -> str:
+    from lmcast.exporter.kinds import what_it_is  # which asks this module
+
     if not directory.exists():
         found = "does not exist"
+    elif kind := what_it_is(directory):
+        found = f"is {kind}"
     elif not directory.is_dir():
         found = "is not a directory"
     else:
