@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcast.exporter.engine.manifest import is_engine, is_recipe
-
 ORIGINAL = (
     "give the directory of the model that it was made from, with config.json and *.safetensors"
 )
@@ -68,6 +66,8 @@ TENSORS = Kind(
 
 def foreign(path: Path, names: Sequence[str]) -> Kind | None:
     """Return the kind of a directory with these names; None where it may be a checkpoint."""
+    from lmcast.exporter.engine.manifest import is_engine, is_recipe  # which asks this module
+
     if is_engine(path):
         return ENGINE
     if is_recipe(path):

@@ -90,9 +90,9 @@ def test_rooms_of_graphs_are_a_tower():
 # The rooms of exporter/, likewise, by what importing them imports; files of its own are rooms too.
 # Records and commands refer to later rooms within functions.
 WAY = (
-    "dtypes", "extras", "progress", "checkpoint", "graph", "engine", "targets", "weights", "passes",
-    "backends", "runtime", "texts", "bench", "build", "pack", "prove", "pipeline", "calibrate",
-    "cli",
+    "dtypes", "extras", "cores", "interrupts", "progress", "kinds", "checkpoint", "graph", "engine",
+    "targets", "weights", "passes", "backends", "runtime", "texts", "bench", "build", "pack",
+    "prove", "pipeline", "calibrate", "cli", "command",
 )  # fmt: skip
 CLIMBS = {("exporter/engine/contract.py", "weights")}  # engine.json says what was placed
 
