@@ -4,7 +4,10 @@ Hugging Face's classes, and as published.
 files/real_configs.json has the files, one a line, without what tells of other models than the text
 (vision_config), and what must be found in each: `parameters`, by Hugging Face's class of the same
 config, tied ones once; `published`, what its makers say, of which `beside` is not counted here.
-`layers` of a model have every kind of layer that it has. A line with `refused` has no definition.
+`layers` of a model have every kind of layer that it has. `quantized` are sections of releases, of
+these layers and 16 experts: that of config.json, in its text_config where `within` says so, or of
+hf_quant_config.json. `also` are further files that say the same. A line with `refused` has no
+definition.
 
 `python tests/real_configs.py` prints the table.
 """
@@ -112,9 +115,9 @@ SMALL = {
     "intermediate_size": 96,
     "intermediate_size_mlp": 96,
     "kv_lora_rank": 16,
-    "linear_key_head_dim": 8,
+    "linear_key_head_dim": 16,
     "linear_num_key_heads": 2,
-    "linear_value_head_dim": 12,
+    "linear_value_head_dim": 24,
     "mamba_d_head": 16,
     "mamba_d_state": 12,
     "mamba_head_dim": 8,
@@ -144,6 +147,19 @@ SMALL = {
 }
 
 
+ROUTES = ("num_experts_per_tok", "experts_per_token")
+EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
+
+
+def with_few_experts(config: Config) -> Config:
+    """Return a config of full width with 16 experts in a layer."""
+    text = config.get("text_config", config)
+    few: Config = {key: SMALL[key] for key in EXPERTS if text.get(key)}
+    few |= {key: min(text[key], 6) for key in ROUTES if few and text.get(key)}
+    small = {**text, **few}
+    return {**config, "text_config": small} if "text_config" in config else small
+
+
 def shrunken(config: Config, layers: int) -> Config:
     """Return a config with every key that it has, but of a small model, with all kinds of layers.
 
@@ -159,7 +175,7 @@ def shrunken(config: Config, layers: int) -> Config:
     if "linear_num_value_heads" in text:
         ratio = text["linear_num_value_heads"] // text["linear_num_key_heads"]
         small["linear_num_value_heads"] = 2 * ratio
-    for key in ("num_experts_per_tok", "experts_per_token"):
+    for key in ROUTES:
         if text.get(key):
             small[key] = min(text[key], 6)
     small = {**text, **small}

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import real_configs
 import torch
-from real_configs import REAL, agrees, as_text, named, on_meta, shrunken
+from files import released
+from real_configs import REAL, agrees, as_text, cut, named, on_meta, shrunken, with_few_experts
 from tiny import CLASSES, ORACLES, defined, fill, gap, prompt, randomise
 from tiny.family import Settings
 from torch import Tensor
 
-from lmcast.graphs import ConfigError, archs
-from lmcast.graphs.archs.multimodal import HUB, MODULES, Multimodal
+from lmcast.graphs import ConfigError, define
+from lmcast.graphs.layouts.modelopt import of_file
+from lmcast.graphs.weights.sources import Packed, leaves
 
 READ = sorted(named())
 
@@ -52,21 +54,15 @@ def hugging_face(config: Settings, directory: Path) -> tuple[dict[str, Tensor], 
         return load_file(directory / "model.safetensors"), found
     eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     cls = getattr(transformers, CLASSES[name][1])
-    model = cls._from_config(real_configs.hugging_face(config), dtype=torch.float32, **eager).eval()
+    settings = real_configs.hugging_face(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # Hugging Face draws sinks and steps at random, and randomise adds
+        model = cls._from_config(settings, dtype=torch.float32, **eager).eval()
     randomise(model, seed)
     model.save_pretrained(directory)
     with torch.no_grad():
         found = [model.to(d)(ids, use_cache=False).logits for d in (torch.float32, torch.float64)]
     return load_file(directory / "model.safetensors"), found
-
-
-def as_released(config: Settings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a text with the names that they have in a multimodal checkpoint."""
-    arch = archs.get(archs.name_of(config))
-    if not isinstance(arch, Multimodal):
-        return tensors
-    layout = MODULES if arch.beside == ("visual",) else HUB
-    return {layout(name): tensor for name, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("name", READ)
@@ -76,8 +72,10 @@ def test_a_small_model_of_the_same_keys_matches_hugging_face(
     entry = REAL[name]
     config = shrunken(entry["config"], entry["layers"])
     tensors, (theirs, exact) = hugging_face(config, tmp_path)
-    found = defined(config, as_released(config, tensors))
-    fill(found, found.model, as_released(config, tensors).__getitem__, torch.float32)
+    named_so = released.as_released(config)
+    tensors = {named_so(name): tensor for name, tensor in tensors.items()}
+    found = defined(config, tensors)
+    fill(found, found.model, tensors.__getitem__, torch.float32)
     with torch.no_grad():
         mine = found.model(prompt())
     # As in test_archs: what fp32 costs Hugging Face's own code, and noise.
@@ -94,3 +92,40 @@ def test_enough_of_them_are_compared():
         json.dumps(shrunken(REAL[n]["config"], REAL[n]["layers"]), sort_keys=True) for n in READ
     }
     assert len(small) >= 40
+
+
+# Sections that are not read: of a copy that has lost its list of modules left alone, and formats
+# without a reader.
+UNREAD = (
+    "Qwen/Qwen3-32B-FP8-Static-PerTensor",
+    "ft/Meta-Llama3.1-8B-Instruct",
+    "meta-llama/Llama-3.1-405B-Instruct-FP8.ome",
+    "meta-llama/Llama-4-Maverick-FP8.ome",
+    "nvidia/Qwen3.6-35B-A3B-NVFP4",
+)
+QUANTIZED = [
+    pytest.param(name, release, id=f"{name} {i}")
+    for name in READ
+    if name not in UNREAD
+    for i, release in enumerate(REAL[name].get("quantized", ()))
+]
+
+
+@pytest.mark.parametrize(("name", "release"), QUANTIZED)
+def test_quantized_releases_are_read(name: str, release: Settings):
+    entry = REAL[name]
+    config = with_few_experts(cut(entry["config"], entry["layers"]))
+    section = release.get("section") or of_file(release["hf_quant_config"], "hf_quant_config.json")
+    plain = released.plain(config)
+    stored, weights = released.quantized(plain, section)
+    place = "quantization_config"
+    whole = (
+        {**config, "text_config": {**config["text_config"], place: section}}
+        if "within" in release
+        else {**config, place: section}
+    )
+    shapes, dtypes = ({n: both[i] for n, both in stored.items()} for i in (0, 1))
+    found = define(whole, shapes, (), dtypes)
+    assert found.parameters == released.size(plain)
+    read = [leaf for source in found.binding.sources.values() for leaf in leaves(source)]
+    assert {leaf.values.tensor for leaf in read if isinstance(leaf, Packed)} == weights
