@@ -101,13 +101,7 @@ def nvfp4_weights(name: str, shape: Shape) -> Stored:
 
 
 def row_fp8(name: str, shape: Shape) -> Stored:
-    """As fbgemm has it: a scale for each row, and a bound of inputs."""
-    scales = {f"{name}_scale": ((shape[0], 1), F32)}
-    return {
-        name: (shape, F8),
-        **scales,
-        f"{name.removesuffix('.weight')}.input_scale_ub": ((), F32),
-    }
+    return {name: (shape, F8), f"{name}_scale": ((shape[0], 1), F32)}
 
 
 MODELOPT: dict[str, Pack] = {
