@@ -44,7 +44,23 @@ def plain(config: Config) -> Stored:
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     named, hub = as_released(config), HUB_NAMES.get(kind, str)
-    return {named(hub(name)): (tuple(t.shape), BF16) for name, t in tensors.items()}
+    stored: Stored = {named(hub(name)): (tuple(t.shape), BF16) for name, t in tensors.items()}
+    return one_by_one(stored) if as_text(config).get("for_llm_compressor") else stored
+
+
+def one_by_one(tensors: Stored) -> Stored:
+    """Return them with in-first stacks of experts E,K,N unfolded, gate before up."""
+    out: Stored = {}
+    for name, (shape, dtype) in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if not module.endswith(".experts"):
+            out[name] = shape, dtype
+            continue
+        parts = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else (leaf,)
+        experts, columns, rows = shape
+        for part in (f"{e}.{part}" for e in range(experts) for part in parts):
+            out[f"{module}.{part}.weight"] = (rows // len(parts), columns), dtype
+    return out
 
 
 def left_out(module: str, listed: Iterable[str]) -> bool:
@@ -109,12 +125,16 @@ MODELOPT: dict[str, Pack] = {
     "NVFP4": nvfp4,
     "W4A16_NVFP4": nvfp4_weights,
 }
-PACKS: dict[str, Pack] = {"compressed-tensors": packed_int4, "fbgemm_fp8": row_fp8}
+PACKS: dict[str, Pack] = {
+    "fbgemm_fp8": row_fp8,
+    "float-quantized": row_fp8,  # of compressed-tensors, as the next
+    "pack-quantized": packed_int4,
+}
 
 
 def pack_of(section: Config, module: str) -> Pack | None:
     """Return how a section says that a module is stored; None: plainly."""
-    method, algorithm = section.get("quant_method", "modelopt"), section.get("quant_algo")
+    method, algorithm = section.get("quant_method", "modelopt"), section.get("quant_algo", "")
     listed = section.get("ignore") or section.get("modules_to_not_convert") or ()
     if algorithm == "MIXED_PRECISION":
         layers = section["quantized_layers"]
@@ -125,7 +145,7 @@ def pack_of(section: Config, module: str) -> Pack | None:
         return None
     if method == "fp8":
         return block_fp8 if section.get("weight_block_size") else tensor_fp8
-    return MODELOPT[str(algorithm)] if method == "modelopt" else PACKS[method]
+    return MODELOPT[algorithm] if method == "modelopt" else PACKS[section.get("format", method)]
 
 
 def quantized(tensors: Stored, section: Config) -> tuple[Stored, set[str]]:

@@ -318,6 +318,8 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
         **RELEASED["deepseek_v3"]["DeepSeek-V3"]["rope_scaling"], "rope_theta": 100}}, {}),
     (V32, {"mlp_layer_types": ["dense", "sparse", "sparse"]}, {}),
     (V32, {"layer_types": ["indexed_attention"] * 3}, {}),
+    (V32, {"layer_types": ["deepseek_sparse_attention"] * 3}, {}),
+    (GLM52, {"layer_types": ["deepseek_sparse_attention"] * 7}, {}),
     (V32, {"index_topk": 64}, {"index_topk": 4096}),  # as many as there are, or more
     (GLM52, {"index_topk_freq": DROP, "index_topk_pattern": "FFSSSFS"}, {}),
     (GLM52, {"index_topk_pattern": ["full"] * 2 + ["shared"] * 3 + ["full", "shared"]}, {}),
