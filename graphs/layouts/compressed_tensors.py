@@ -1,6 +1,6 @@
 """compressed-tensors (llm-compressor): groups of modules, each with one of several formats."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +21,7 @@ from lmcast.graphs.layouts.stored import (
 from lmcast.graphs.layouts.tensors import (
     E8M0,
     FLOATS,
+    Finder,
     Found,
     Tensors,
     by_regex,
@@ -169,13 +170,16 @@ class CompressedTensors:
         linear = any("Linear" in group.targets for group in self.config_groups)
         listed = self.ignore or ()
         if linear:
-            require_listed(modules, tensors, "ignore", listed, by_regex)
-        layouts = {f"{x}.weight": self._layout(tensors, x) for x in modules}
+            require_listed(modules, tensors, "ignore", listed, by_regex(listed))
+        named = [(group, by_regex(group.targets)) for group in self.config_groups]
+        layouts = {f"{x}.weight": self._layout(tensors, x, named) for x in modules}
         return Found(layouts, tensors.activations(layouts))
 
-    def _layout(self, tensors: Tensors, module: str) -> Layout:
+    def _layout(
+        self, tensors: Tensors, module: str, named: Sequence[tuple[Group, Finder]]
+    ) -> Layout:
         group = next(
-            (g for g in self.config_groups if any(by_regex(t, module) for t in g.targets)),
+            (group for group, find in named if find(module) is not None),
             next((g for g in self.config_groups if "Linear" in g.targets), None),
         )
         if group is None:

@@ -1,11 +1,12 @@
 """FBGEMM's FP8 (Llama 3.1 405B): E4M3 with a scale for each row."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lmcast.graphs.config.reading import ConfigError, Positive
 from lmcast.graphs.layouts.stored import stored
-from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors, require_listed
+from lmcast.graphs.layouts.tensors import FLOATS, Finder, Found, Tensors, require_listed
 from lmcast.graphs.weights.elements import E4M3
 
 
@@ -26,13 +27,18 @@ class FbgemmFp8:
                 "quant_method is 'fbgemm_fp8', but no tensor has scales (X.weight_scale)"
             )
         left = self.modules_to_not_convert or ()
-        require_listed(modules, tensors, "modules_to_not_convert", left, by_part)
+        require_listed(modules, tensors, "modules_to_not_convert", left, by_part(left))
         layouts = {
             f"{x}.weight": stored(tensors, x, E4M3, (1, 0), accepted=FLOATS) for x in modules
         }
         return Found(layouts, tensors.activations(layouts))
 
 
-def by_part(entry: str, module: str) -> bool:
-    """Tell whether an entry names a module: by its path, one above it, or the end of its path."""
-    return f"{module}.".startswith(f"{entry}.") or module.endswith(entry)
+def by_part(entries: Sequence[str]) -> Finder:
+    """Return what finds modules in a list: by their path, one above it, or the end of it."""
+
+    def find(module: str) -> str | None:
+        parts = (e for e in entries if f"{module}.".startswith(f"{e}.") or module.endswith(e))
+        return next(parts, None)
+
+    return find

@@ -104,7 +104,7 @@ class ModelOpt:
         if not modules:
             raise ConfigError("quant_method is 'modelopt', but no tensor has scales (weight_scale)")
         if self.quant_algo.upper() != MIXED:
-            require_listed(modules, tensors, "ignore", self.ignore, by_wildcard)
+            require_listed(modules, tensors, "ignore", self.ignore, by_wildcard(self.ignore))
             layers = dict.fromkeys(modules, self.of_all())
         else:
             layers = self._listed(modules, tensors)
@@ -128,12 +128,13 @@ class ModelOpt:
                 f"quantized_layers lists {stray[0]}, but nothing at or below it is quantized (no"
                 " X.weight_scale); one is wrong"
             )
+        ignored = by_wildcard(self.ignore)
         for name, shape in tensors.shapes.items():
             module = name.removesuffix(".weight")
             if module == name or module in entries or len(shape) != 2:
                 continue
             above = next((path for path in _upwards(module) if path in listed), None)
-            if above and not any(by_wildcard(entry, module) for entry in self.ignore):
+            if above and not ignored(module):
                 raise ConfigError(
                     f"quantized_layers lists {above}, but the weight of {module} is plain; one is"
                     " wrong"

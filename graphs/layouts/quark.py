@@ -56,7 +56,8 @@ class Quark:
         modules = tensors.modules("weight_scale")
         if not modules:
             raise ConfigError("quant_method is 'quark', but no tensor has scales (X.weight_scale)")
-        require_listed(modules, tensors, "exclude", self.exclude or (), by_wildcard)
+        left = self.exclude or ()
+        require_listed(modules, tensors, "exclude", left, by_wildcard(left))
         layouts = {f"{x}.weight": stored(tensors, x, E2M1, MX, accepted=E8M0) for x in modules}
         return Found(layouts, tensors.activations(layouts))
 

@@ -1,9 +1,9 @@
 """The tensors of a quantized checkpoint, and which of them are weights."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from typing import Protocol
 
 import torch
@@ -87,34 +87,46 @@ class Settings(Protocol):
         ...
 
 
-Matches = Callable[[str, str], bool]  # an entry of a list in a config, a module
+Finder = Callable[[str], str | None]  # a module -> the first entry of a list that names it
 
 
-def by_regex(entry: str, module: str) -> bool:
-    """Tell whether an entry of compressed-tensors names a module: 're:...' or the name itself."""
-    if not entry.startswith("re:"):
-        return entry == module
-    try:
-        return re.match(entry[3:], module) is not None
-    except re.error as error:
-        raise ConfigError(f"{entry!r} is no pattern: {error}") from None
+def by_regex(entries: Sequence[str]) -> Finder:
+    """Return what finds modules in a list of compressed-tensors: 're:...' or the name itself."""
+    compiled: dict[str, re.Pattern[str]] = {}
+    for entry in entries:
+        pattern = entry[3:] if entry.startswith("re:") else rf"{re.escape(entry)}\Z"
+        try:
+            compiled[entry] = re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"{entry!r} is no pattern: {error}") from None
+    return lambda module: next((e for e, p in compiled.items() if p.match(module)), None)
 
 
-def by_wildcard(entry: str, module: str) -> bool:
-    """Tell whether an entry of ModelOpt or Quark names a module: '*' stands for anything."""
-    return fnmatchcase(module, entry)
+def by_wildcard(entries: Sequence[str]) -> Finder:
+    """Return what finds modules in a list of ModelOpt or Quark: '*' stands for anything."""
+    # One pattern: lists have hundreds of entries, checkpoints a hundred thousand modules.
+    any_of = re.compile("|".join(map(translate, entries)) or "(?!)")
+
+    def find(module: str) -> str | None:
+        if not any_of.match(module):
+            return None
+        return next(entry for entry in entries if fnmatchcase(module, entry))
+
+    return find
 
 
 def require_listed(
-    quantized: Collection[str], tensors: Tensors, key: str, listed: tuple[str, ...], match: Matches
+    quantized: Collection[str], tensors: Tensors, key: str, listed: Sequence[str], find: Finder
 ) -> None:
-    """Refuse a list of what is not quantized that contradicts the tensors; `key` is its name.
+    """Refuse a list of what is not quantized that contradicts the tensors.
+
+    key: its name; find: what finds modules in it.
 
     Raises ConfigError for a module that is listed and quantized, and for one that is neither while
     others beside it are quantized: its numbers may be anything.
     """
     for module in quantized:
-        entry = next((e for e in listed if match(e, module)), None)
+        entry = find(module)
         if entry is not None:
             raise ConfigError(f"{key} has {entry!r}, but {module} is quantized; one is wrong")
     parents = {module.rpartition(".")[0] for module in quantized if module.endswith("_proj")}
@@ -122,7 +134,7 @@ def require_listed(
     for module in _projections(tensors):
         if module in known or module.rpartition(".")[0] not in parents:
             continue
-        if not any(_covers(entry, module, match) for entry in listed):
+        if find(module) is None and not any(_covers(entry, module) for entry in listed):
             raise ConfigError(
                 f"{key} does not list {module}, whose weight is plain while others beside it are"
                 " quantized; one is wrong"
@@ -135,7 +147,7 @@ def _projections(tensors: Tensors) -> Iterator[str]:
             yield name.removesuffix(".weight")
 
 
-def _covers(entry: str, module: str, match: Matches) -> bool:
+def _covers(entry: str, module: str) -> bool:
     """Tell whether an entry may mean a module, by a name that begins or ends otherwise too."""
     under = f".{module}".endswith(f".{entry}") or f".{entry}".endswith(f".{module}")
-    return match(entry, module) or under or module.startswith(f"{entry}.")
+    return under or module.startswith(f"{entry}.")
