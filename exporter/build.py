@@ -1,13 +1,11 @@
 """Compile a plan into an existing engine: export and build can be on different machines."""
 
-import os
-import shutil
 from pathlib import Path
 
 from lmcast.exporter import targets
 from lmcast.exporter.backends.tensorrt.request import Sizes
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
-from lmcast.exporter.engine.staging import staged
+from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
 
@@ -49,12 +47,3 @@ def build(
         fields |= {"target": target, "plans": plans}
         write_manifest(directory, fields, kept)
     return Engine(engine)
-
-
-def carry(file: Path, to: Path) -> None:
-    """Hard-link a file of one engine into another; across file systems, copy it."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, to)  # the engine that is replaced gives up its own name for it
-    except OSError:
-        shutil.copyfile(file, to)

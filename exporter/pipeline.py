@@ -1,9 +1,11 @@
 """The pipeline from a checkpoint to an engine, stage by stage."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
-from lmcast.exporter.engine.manifest import EngineError, write_manifest
+from lmcast.exporter.engine.manifest import EngineError, digests, write_manifest
 from lmcast.exporter.engine.names import MODEL, PARITY
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.assemble import assemble
@@ -52,6 +54,8 @@ def export(
     parity: bool = True,
     *,
     inert: Collection[str] = (),
+    untie: bool = False,
+    revision: str | None = None,
     context: int | None = None,
     full_check: bool | None = None,
     tokenizer: bool = True,
@@ -63,26 +67,25 @@ def export(
 ) -> Engine:
     """Write `checkpoint` as an engine at `output`, and return it loaded.
 
-    target: a name of targets.TARGETS. dtype: of COMPUTED, None: lossless. weights: "link" or
-    "copy", None: link if possible. parity: prove the engine if it runs here. inert: config keys to
-    ignore. context: capacity of a row in tokens, None: of config.json. full_check: look for NaN in
-    all linked weights, None: up to 8 GiB. tokenizer: False for token ids alone. matformer: a file
-    with the slice. recipe: a directory of `lmcast calibrate`. sms, sizes: GPUs of a plan (None: the
-    one at hand), bounds of its calls. Raises InputError or CheckFailed; then nothing is written.
+    checkpoint: a path, or ORG/NAME of the Hub, of `revision` (None: main). target: of
+    targets.TARGETS. dtype: of COMPUTED, None: lossless. weights: "link" or "copy", None: link if
+    possible. parity: prove it where it can run here. inert: config keys to ignore. untie: take the
+    stored head. context: most tokens of a row, None: of config.json. full_check: read all linked
+    weights, for NaN and hashes, None: up to 8 GiB. tokenizer: False for token ids alone.
+    matformer: a file with a slice. recipe: of `lmcast calibrate`. sms, sizes: GPUs of a plan (None:
+    the one here), and bounds of its calls. Raises InputError, or CheckFailed if parity fails.
     """
-    with progress.stage("reading headers"):
-        source, identities = identified(Path(checkpoint))
-        source = source if tokenizer else without_texts(source)
-        found, part = take_slice(understand(source, inert, tokenizer), matformer)
-        found, source = take_recipe(found, source, recipe, identities, part)
-    own = part | {"inert": sorted(inert), "context": choose_context(found, context)}
+    source, identities = identified(checkpoint, revision, progress)
+    source = source if tokenizer else without_texts(source)
+    found = understand(source, inert, tokenizer, untie)
+    found, source, part = take_parts(found, source, matformer, recipe, identities)
+    own = part | {"inert": sorted(inert), "untie": untie, "context": choose_context(found, context)}
     made_for = targets.get(target)
     plan = made_for.order(sms, own["context"], sizes)
     format = choose_format(found, source, made_for, dtype, parity)
     asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
     mode = choose_mode(found.binding, source, format, asked, made_for.links_codes and not parity)
     with staged(Path(output), progress) as directory:
-        # Before the graph: what is wrong with weights is said without waiting for a trace.
         given = format, mode, made_for, directory, full_check, progress
         placement = place_weights(found, source, *given)
         graph = cast(found, source, made_for, format, placement, directory, progress)
@@ -95,7 +98,9 @@ def export(
     return Engine(Path(output))
 
 
-def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> Definition:
+def understand(
+    source: Checkpoint, inert: Collection[str], tokenizer: bool, untie: bool = False
+) -> Definition:
     """Define a checkpoint's model; raises InputError, also where a required tokenizer is
     missing."""
     if tokenizer and source.texts.problem is not None:
@@ -108,9 +113,22 @@ def understand(source: Checkpoint, inert: Collection[str], tokenizer: bool) -> D
             " read); add it (save_pretrained of the fast tokenizer writes it), or pass"
             " --no-tokenizer for an engine that takes token ids"
         )
-    found = defined(source.config, source.tensors, inert)
+    found = defined(source.config, source.tensors, inert, untie)
     check_vocabulary(source, found.config.vocab_size)
     return found
+
+
+def take_parts(
+    found: Definition,
+    source: Checkpoint,
+    matformer: str | PathLike[str] | None,
+    recipe: str | PathLike[str] | None,
+    identities: Sequence[SourceFile],
+) -> tuple[Definition, Checkpoint, dict[str, Any]]:
+    """Apply a slice and a recipe, where they are given; return their fields of engine.json too."""
+    found, fields = take_slice(found, matformer)
+    found, source = take_recipe(found, source, recipe, identities, fields)
+    return found, source, fields
 
 
 def take_slice(
@@ -149,7 +167,10 @@ def place_weights(
     full_check: bool | None,
     progress: Progress,
 ) -> Placement:
-    """Check the weights, and link or write them; raises InputError for what is wrong with them."""
+    """Check the weights, and link or write them; raises InputError for what is wrong with them.
+
+    Before the graph is made: that is said without waiting for a trace.
+    """
     check_copies(found.binding, source)
     if found.left_out:
         progress.warn(f"left out {found.left_out}")
@@ -161,9 +182,16 @@ def place_weights(
             found.binding, shapes, source, format, mode, directory,
             form=target.carried.weight_form, full_check=full_check, advance=step,
         )  # fmt: skip
-    if placement.finite and placement.finite.mode == "sampled":
+    if placement.finite is None:
+        return placement
+    if placement.finite.mode == "sampled":
         progress.warn("looked for NaN in a sample of every tensor; --check full reads all")
-    return placement
+        return placement
+    files = sorted({placed.file for placed in placement.placed.values()})
+    size = sum(os.stat(file).st_size for file in files)
+    with progress.stage("hashing weights", size) as step:
+        hashes = digests([Path(file) for file in files], step)
+    return replace(placement, linked_hashes=dict(zip(files, hashes, strict=True)))
 
 
 def provable(found: Definition, format: DType, plan: Request | None, progress: Progress) -> bool:

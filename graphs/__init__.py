@@ -1,7 +1,7 @@
 """Reference architectures in pure PyTorch."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from os import PathLike
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.graphs import archs
-from lmcast.graphs.archs.multimodal import Multimodal, as_stored
+from lmcast.graphs.archs.multimodal import TIE, Multimodal, as_stored
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
@@ -19,7 +19,7 @@ from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.catalogue import take
 from lmcast.graphs.layouts.tensors import Tensors, is_activation
-from lmcast.graphs.weights.bind import Binding, WeightError, bind, require_zeros, spared
+from lmcast.graphs.weights.bind import Binding, WeightError, bind, not_a_copy, require_zeros, spared
 from lmcast.graphs.weights.sources import View, alike, load_into, plain, tensors_of
 
 __all__ = ["ConfigError", "Definition", "WeightError", "define", "defined", "fill", "load"]
@@ -102,11 +102,13 @@ def define(
     shapes: Mapping[str, tuple[int, ...]],
     inert: Collection[str] = (),
     dtypes: Mapping[str, torch.dtype] | None = None,
+    untie: bool = False,
 ) -> Definition:
     """Read a config.json and bind tensors of these names and shapes to its model on meta.
 
-    dtypes: theirs, without which no quantized checkpoint is understood. Raises ConfigError or
-    WeightError naming what does not fit.
+    dtypes: theirs, without which no quantized checkpoint is understood. untie: take the head that
+    is stored, although config.json ties it to the embedding. Raises ConfigError or WeightError
+    naming what does not fit.
     """
     name = archs.name_of(config)
     if name not in archs.NAMES:
@@ -121,6 +123,8 @@ def define(
     if isinstance(arch, Multimodal):
         arch, raw, within = *arch.text(raw, shapes, inert), "text_config."
     typed = arch.read(raw, inert, within)
+    if untie:
+        typed = untied(typed, within)
     layers = typed.num_hidden_layers
     if layers > len(shapes):
         raise ConfigError(
@@ -155,6 +159,16 @@ def _on_meta(arch: Arch, config: Any, within: str) -> Decoder:
         ) from None
 
 
+def untied(config: Any, within: str = "") -> Any:
+    """Return a Config whose head is a weight of its own; raises ConfigError where it is so."""
+    if not vars(config).get(TIE):
+        raise ConfigError(
+            f"config.json: {within}{TIE} is not true here, so that the head is a weight of its own;"
+            " leave out --untie"
+        )
+    return replace(config, **{TIE: False})
+
+
 class HasShape(Protocol):
     """What is known of a tensor before it is read."""
 
@@ -166,11 +180,15 @@ class HasShape(Protocol):
 
 
 def defined(
-    config: Mapping[str, Any], tensors: Mapping[str, HasShape], inert: Collection[str] = ()
+    config: Mapping[str, Any],
+    tensors: Mapping[str, HasShape],
+    inert: Collection[str] = (),
+    untie: bool = False,
 ) -> Definition:
     """Read a config.json and bind the tensors of a checkpoint to its model on meta, as `define`."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return define(config, shapes, inert, {name: tensor.dtype for name, tensor in tensors.items()})
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    return define(config, shapes, inert, dtypes, untie)
 
 
 def fill(
@@ -207,19 +225,20 @@ def _places(module: nn.Module) -> Mapping[int, Sequence[tuple[nn.Module, str]]]:
     return found
 
 
-def load(checkpoint: str | PathLike[str], dtype: torch.dtype = torch.float32) -> Decoder:
+def load(
+    checkpoint: str | PathLike[str], dtype: torch.dtype = torch.float32, *, untie: bool = False
+) -> Decoder:
     """Return the eager model of a checkpoint: `model(input_ids B,T int64) -> logits B,T,V`.
 
-    Weights are converted to `dtype`. Raises InputError where the checkpoint is not understood.
+    Weights are converted to `dtype`. untie: as for `define`. Raises InputError where the checkpoint
+    is not understood.
     """
     (reader,) = entry_points(group="lmcast.checkpoints", name="open")
     source = reader.load()(checkpoint)
-    found = defined(source.config, source.tensors)
+    found = defined(source.config, source.tensors, untie=untie)
     for copy, original in found.binding.copies:
         if not alike(source.read(copy), source.read(original)):
-            raise WeightError(
-                f"tensor {copy} differs from {original}, which config.json ties it to"
-            )
+            raise WeightError(not_a_copy(copy, original))
     for name in found.binding.zeros:
         require_zeros(name, source.read(name))
     fill(found, found.model, source.read, dtype)

@@ -149,6 +149,7 @@ OWNED = {
     "onnxruntime": "exporter/backends/ort.py",  # which switches its telemetry off first
     "click": "exporter/cli",
     "gguf": "exporter/checkpoint/",
+    "huggingface_hub": "exporter/checkpoint/hub.py",  # which switches its telemetry off first
     "model_signing": "exporter/engine/signing.py",
     "cryptography": "exporter/engine/signing.py",
     "tokenizers": "exporter/",
@@ -252,8 +253,8 @@ FORBIDDEN = {
 
 
 ALLOWED = {
-    # ONNX Runtime's telemetry can be switched off by the environment alone.
-    "behaviour by environment variable": {"exporter/backends/ort.py"},
+    # Telemetry that can be switched off by the environment alone: of ONNX Runtime, of hf_xet.
+    "behaviour by environment variable": {"exporter/backends/ort.py", "exporter/checkpoint/hub.py"},
 }
 
 

@@ -54,6 +54,7 @@ class Subject:
         return {
             "lmcast": version("lmcast"),
             "source": identity(self.identities),
+            "config": repr(self.found.config),
             "recipe": self.preset and dataclasses.asdict(self.preset),
             "text": [
                 [*ids.shape, hashlib.sha256(ids.numpy().tobytes()).hexdigest()]

@@ -32,6 +32,7 @@ from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
+from lmcast.exporter.weights.place import check_copies
 from lmcast.exporter.weights.recipe_files import write_recipe
 
 TOKENS, CHUNK = 32768, 512
@@ -73,6 +74,8 @@ def calibrate(
     ids: tuple[Tensor, Tensor] | None = None,
     fewest_tokens: int = FEWEST_TOKENS,
     inert: Collection[str] = (),
+    untie: bool = False,
+    revision: str | None = None,
     bits: float | None = None,
     most_kl: float | None = None,
     head: bool = False,
@@ -82,14 +85,12 @@ def calibrate(
     """Calibrate `checkpoint`, and write the recipe to the directory `output`.
 
     recipe: a name of PRESETS, or another Preset; None quantizes no weights.
-    data: text as read_corpus takes it; ids: token ids C,T int64 instead, to calibrate on and held
-        out.
+    data: text, as read_corpus takes it; ids: C,T int64 instead, to calibrate on and held out.
     tokens, chunk, seed: how many tokens to calibrate on, in chunks of how many, and which.
-    observer: a name of OBSERVERS, for static scales. inert: config keys to ignore.
+    observer: a name of OBSERVERS, for static scales. inert, untie, revision: as for `export`.
     fewest_tokens: that an expert must see to be calibrated on its own.
-    bits: budget per weight, scales included, on average over all that can be quantized: some are
-        then wider than the recipe's, or unquantized. most_kl: search for the fewest bits with at
-        most this divergence on held-out text instead, by several calibrations.
+    bits: budget per weight, scales included, on average: some are then wider than the recipe's, or
+        unquantized. most_kl: find the fewest bits with this divergence at most, on held-out text.
     head: quantize the output head (or tied embedding) too; it is in no budget, and twice in memory.
     kv: FP8_CACHE for cached keys and values in FP8, with scales by the observer.
 
@@ -99,9 +100,9 @@ def calibrate(
     started = time.monotonic()
     preset = _preset(recipe, observer, kv)
     _check_options(preset, bits, most_kl, head, kv)
-    with progress.stage("reading headers"):
-        source, identities = identified(Path(checkpoint))
-        found = understand(source, inert, tokenizer=False)
+    source, identities = identified(checkpoint, revision, progress)
+    found = understand(source, inert, tokenizer=False, untie=untie)
+    check_copies(found.binding, source)
     with progress.stage("reading text"):
         sample = ids or _text(source, data, tokens, chunk, seed)
     name = recipe.weights if isinstance(recipe, Preset) else recipe

@@ -17,6 +17,8 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 GIT_LFS = b"version https://git-lfs"  # how the text file starts that stands for one not yet fetched
+WEIGHTS = (".safetensors", ".gguf")
+ROOT_USER = 0
 
 
 def _require_regular(mode: int, shown: Path) -> None:
@@ -74,25 +76,46 @@ def read_capped(path: Path, limit: int, shown: Path | None = None) -> bytes:
     return bytes(data)
 
 
-def _cache_blobs(root: Path) -> Path | None:
-    """The blobs of the Hugging Face cache (models--x/snapshots/revision) that `root` lies in."""
-    for folder in (root, *root.parents):
+def cached_repository(path: Path) -> tuple[Path, str] | None:
+    """Return the folder (models--x) and the commit of the Hugging Face cache that a file or folder
+    lies in the snapshot of, None where it lies in none."""
+    for folder in (path, *path.parents):
         if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
-            return folder.parent.parent / "blobs"
+            return folder.parent.parent, folder.name
     return None
+
+
+def links(root: Path, name: str) -> Iterator[Path]:
+    """Yield all links on the way from `root`, which is resolved, to what is called `name` there."""
+    place, waiting = root, [*reversed(PurePosixPath(name).parts)]
+    while waiting:
+        part = waiting.pop()
+        step = place.parent if part == ".." else place / part  # an absolute one begins anew
+        if step.is_symlink():
+            yield step
+            waiting += reversed(Path(os.readlink(step)).parts)
+        else:
+            place = step
+
+
+def trusted_owners() -> set[int]:
+    """Return whose links may lead out of a checkpoint: those of the user who runs this, and root's,
+    who can change any file anyway; a link of anybody else would read in this user's name."""
+    return {ROOT_USER, os.geteuid()}
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A checkpoint directory: finds its files, refusing names and links that leave it."""
+    """A checkpoint directory: finds its files, refusing names that leave it and others' links."""
 
     root: Path  # resolved
-    blobs: Path | None  # of the Hugging Face cache that root lies in
+    cached: Path | None  # the repository of the Hugging Face cache that root is a snapshot of
 
     @classmethod
     def at(cls, path: Path) -> "Folder":
         root = Path(os.path.realpath(path))
-        return cls(root, _cache_blobs(root))
+        found = cached_repository(root)
+        return cls(root, found and found[0])
 
     def names(self) -> list[str]:
         """Return the names of all entries, sorted."""
@@ -116,13 +139,41 @@ class Folder:
         except OSError as error:
             target = f" (a link to {os.readlink(path)})" if path.is_symlink() else ""
             raise CheckpointError(f"{path}{target}: cannot be found: {error.strerror}") from None
-        if not real.is_relative_to(self.root) and real.parent != self.blobs:
-            raise CheckpointError(
-                f"{path}: is a link to {real}, outside the checkpoint directory; only the links of "
-                "Hugging Face's cache may leave it; copy the file here instead"
-            )
+        if not real.is_relative_to(self.root) and not self._is_cached(real):
+            self._require_own_links(name, real)
         _require_regular(mode, path)
         return real
+
+    def _is_cached(self, real: Path) -> bool:
+        """Whether a file is of the cache that the directory lies in, whoever wrote that: a blob of
+        its repository, or of the store that repositories share."""
+        if self.cached is None:
+            return False
+        return real.parent == self.cached / "blobs" or real.is_relative_to(
+            self.cached.parent / "blobs"
+        )
+
+    def _require_own_links(self, name: str, real: Path) -> None:
+        """Refuse a link out of the directory that somebody else made, and a text's to another kind
+        of file: a checkpoint that was unpacked or cloned has its links in the user's name."""
+        told = f"{self.root / name}: is a link to {real}, outside the checkpoint directory"
+        trusted = trusted_owners()
+        for link in links(self.root, name):
+            if (owner := os.lstat(link).st_uid) not in trusted:
+                raise CheckpointError(
+                    f"{told}, and {link} belongs to user {owner}; accepted: links of your own and"
+                    " root's; copy the file here instead"
+                )
+        ending, blob = PurePosixPath(name).suffix, real.parent.name == "blobs"
+        if (
+            ending not in WEIGHTS
+            and real.suffix != ending
+            and not (blob and real.parent.parent.name.startswith("models--"))
+        ):
+            raise CheckpointError(
+                f"{told}; accepted: one to another {ending} file, or into the cache of Hugging"
+                " Face; copy the file here instead"
+            )
 
     def read(self, name: str, limit: int) -> bytes | None:
         """Return the contents of a file of at most `limit` bytes, None if there is no such file."""

@@ -18,6 +18,7 @@ from lmcast.exporter.checkpoint.tensor_parallel import is_split, read_split
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.checkpoint.texts import read_texts
 from lmcast.exporter.kinds import foreign
+from lmcast.exporter.progress import Progress, silent
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.catalogue import KEY
 from lmcast.graphs.layouts.modelopt import agreed, of_file
@@ -33,22 +34,27 @@ COMPARED_BYTES = 4096  # of each tensor, between a single file and the shards be
 Tensors = dict[str, StoredTensor]
 
 
-def open_directory(path: Path) -> Checkpoint:
-    """Read and validate a checkpoint directory, headers only; raises CheckpointError."""
+def open_directory(path: Path, progress: Progress = silent) -> Checkpoint:
+    """Read and validate a checkpoint directory, headers only; raises CheckpointError.
+
+    progress: is warned of files that are there and not read.
+    """
     folder = Folder.at(path)
     names = folder.names()
     if kind := foreign(folder.root, names):
         raise CheckpointError(f"{folder.root}: is {kind.what}, not a checkpoint; {kind.instead}")
-    _require_whole_model(folder, names)
+    require_whole_model(folder.root, names)
     data = folder.read("config.json", CONFIG_BYTES)
     params = None if data is not None else folder.read(PARAMS, CONFIG_BYTES)
     if data is not None:
         config = _quantized(folder, parse_object(data, folder.root / "config.json"))
-        tensors = _tensors(folder, names, SINGLE)
+        tensors = _tensors(folder, names, SINGLE, progress)
     elif params is not None:
         shown = folder.root / PARAMS
         config = hugging_face_config(parse_object(params, shown), shown)
-        tensors = hugging_face_tensors(_tensors(folder, names, CONSOLIDATED), config, shown)
+        tensors = hugging_face_tensors(
+            _tensors(folder, names, CONSOLIDATED, progress), config, shown
+        )
     else:
         raise CheckpointError(f"{folder.root}: has no config.json; {_what_it_is(folder, names)}")
     if not tensors:
@@ -85,12 +91,13 @@ def _what_it_is(folder: Folder, names: list[str]) -> str:
     )
 
 
-def _require_whole_model(folder: Folder, names: list[str]) -> None:
-    """An adapter changes the weights of another model; exporting either alone would be wrong."""
+def require_whole_model(root: Path, names: list[str]) -> None:
+    """Refuse an adapter, which changes the weights of another model: either alone would be
+    wrong."""
     for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
         if name in names:
             raise CheckpointError(
-                f"{folder.root / name}: this is an adapter, not a whole model; merge it into its "
+                f"{root / name}: this is an adapter, not a whole model; merge it into its "
                 "base model (peft: merge_and_unload(), then save_pretrained()) and export that"
             )
 
@@ -100,18 +107,38 @@ def _index(single: str) -> str:
     return f"{single}.index.json"
 
 
-def _tensors(folder: Folder, names: list[str], single: str) -> Tensors:
+def weight_files(folder: Folder, names: list[str]) -> list[str]:
+    """Return the files that weights are read from in a directory with these names, as `_tensors`
+    reads them.
+
+    folder: holds the texts of that directory, the index among them. Raises CheckpointError where
+    no weights can be read.
+    """
+    single = SINGLE if "config.json" in names else CONSOLIDATED
+    if single not in names and is_split(names):
+        return [name for name in names if is_split([name])]
+    if _index(single) in names:
+        shards = _weight_map(folder, _index(single)).values()
+        return sorted({single, *shards} & set(names))
+    return [single if single in names else _only_file(folder, names, single)]
+
+
+def _tensors(folder: Folder, names: list[str], single: str, progress: Progress) -> Tensors:
     """Read the headers of `single`, of the shards of its index, or of the only file."""
     if single not in names and is_split(names):
         return read_split(folder, names, _from_file)
-    if _index(single) in names:
-        sharded = _from_index(folder, _index(single))
-        if single not in names:
-            return sharded
-        whole = _from_file(folder, single)
-        _require_agreement(folder, single, whole, sharded)
+    if _index(single) not in names:
+        return _from_file(folder, single if single in names else _only_file(folder, names, single))
+    index = folder.root / _index(single)
+    mapping = _weight_map(folder, index.name)
+    if single not in names:
+        return _from_index(folder, index, mapping)
+    whole = _from_file(folder, single)
+    if not any(folder.find(shard, str(index)) for shard in set(mapping.values())):
+        progress.warn(f"{index}: none of its files is there; {single} beside it is read instead")
         return whole
-    return _from_file(folder, single if single in names else _only_file(folder, names, single))
+    _require_agreement(folder, single, whole, _from_index(folder, index, mapping))
+    return whole
 
 
 def _from_file(folder: Folder, name: str, source: str = "") -> Tensors:
@@ -153,9 +180,9 @@ def _no_weights(names: list[str]) -> str:
     return "has no weights: no *.safetensors file; download the whole checkpoint"
 
 
-def _weight_map(folder: Folder, index: str, shown: Path) -> dict[str, str]:
+def _weight_map(folder: Folder, index: str) -> dict[str, str]:
     """Tensor name -> shard, in one spelling; metadata is not read: total_size is often wrong."""
-    file = folder.find(index)
+    file, shown = folder.find(index), folder.root / index
     if file is None:
         raise CheckpointError(f"{shown}: is missing")
     mapping = parse_object(read_capped(file, INDEX_BYTES, shown), shown).get("weight_map")
@@ -168,26 +195,25 @@ def _weight_map(folder: Folder, index: str, shown: Path) -> dict[str, str]:
     return {name: spelled[shard] for name, shard in mapping.items()}
 
 
-def _from_index(folder: Folder, index: str) -> Tensors:
-    shown = folder.root / index
-    mapping = _weight_map(folder, index, shown)
+def _from_index(folder: Folder, index: Path, mapping: dict[str, str]) -> Tensors:
     tensors: Tensors = {}
     for shard in sorted(set(mapping.values())):
-        for name, stored in _from_file(folder, shard, str(shown)).items():
+        for name, stored in _from_file(folder, shard, str(index)).items():
             listed = mapping.get(name)
             if listed is None:
                 raise CheckpointError(
-                    f"{folder.root / shard}: holds tensor {name!r}, which {index} does not list"
+                    f"{folder.root / shard}: holds tensor {name!r}, which {index.name} does not"
+                    " list"
                 )
             if listed != shard:
                 raise CheckpointError(
-                    f"{folder.root / shard}: holds tensor {name!r}, which {index} places in "
+                    f"{folder.root / shard}: holds tensor {name!r}, which {index.name} places in "
                     f"{listed}; one place is accepted"
                 )
             tensors[name] = stored
     for name, shard in mapping.items():
         if name not in tensors:
-            raise CheckpointError(f"{shown}: tensor {name!r} is not in {shard}, where it should be")
+            raise CheckpointError(f"{index}: tensor {name!r} is not in {shard}, where it should be")
     return tensors
 
 

@@ -14,6 +14,10 @@ LONGEST_HEADER = 100_000_000  # as for reading safetensors
 REMEDY = "export again from the present file, or restore the one the engine was made from"
 
 
+class OtherTimeError(CheckpointError):
+    """A file that was written since; its bytes may be the same."""
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """A file of weights as it was: cheap to compare, without reading the weights."""
@@ -33,24 +37,30 @@ class SourceFile:
         digest = hashlib.sha256(header).hexdigest()
         return cls(path, status.st_size, status.st_mtime_ns, digest)
 
-    def check(self) -> None:
-        """Raise CheckpointError that says 'moved' or 'changed' unless the file is as described."""
+    def check(self, time: bool = True) -> None:
+        """Raise CheckpointError that says 'moved' or 'changed' unless the file is as described.
+
+        time: whether that of its last change counts.
+        """
         if not os.path.lexists(self.path):
             raise CheckpointError(
                 f"{self.path}: moved: the engine's weights are linked to this file and it is not "
                 "there; move it back, or export again"
             )
         now = SourceFile.of(self.path)
-        for field, label in (
-            ("size", "size"),
-            ("mtime_ns", "modification time (ns)"),
-            ("header_sha256", "SHA-256 of its header"),
+        for label, was, found in (
+            ("size", self.size, now.size),
+            ("SHA-256 of its header", self.header_sha256, now.header_sha256),
         ):
-            was, found = getattr(self, field), getattr(now, field)
             if was != found:
                 raise CheckpointError(
                     f"{self.path}: changed: {label} was {was}, is {found}; {REMEDY}"
                 )
+        if time and self.mtime_ns != now.mtime_ns:
+            raise OtherTimeError(
+                f"{self.path}: changed: modification time (ns) was {self.mtime_ns}, is"
+                f" {now.mtime_ns}; {REMEDY}"
+            )
 
 
 def _header_bytes(descriptor: int, size: int, path: Path) -> int:

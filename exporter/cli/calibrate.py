@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from lmcast.exporter.cli.options import PATH, as_json, inert, report
+from lmcast.exporter.cli.options import CHECKPOINT, PATH, as_json, inert, report, revision, untie
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=CHECKPOINT)
 @click.option("-o", "--output", type=PATH, required=True, help="Recipe directory to write.")
 @click.option("--recipe", metavar="NAME",
               help="Format: fp8, mxfp4, nvfp4, int8, int4; a wrong name lists all. With --kv it may"
@@ -28,9 +28,11 @@ from lmcast.exporter.cli.options import PATH, as_json, inert, report
 @click.option("--head", is_flag=True, help="Quantize the output head or tied embedding too.")
 @click.option("--kv", metavar="fp8", help="Hold keys and values in FP8, by scales from the text.")
 @inert
+@untie
+@revision
 @as_json
 def calibrate(
-    checkpoint: Path,
+    checkpoint: str,
     output: Path,
     tokens: int | None,
     chunk: int | None,

@@ -7,11 +7,22 @@ from typing import Any
 import click
 
 from lmcast.exporter import targets
-from lmcast.exporter.cli.options import PATH, as_json, inert, of_plan, plan_options, recipe, report
+from lmcast.exporter.cli.options import (
+    CHECKPOINT,
+    PATH,
+    as_json,
+    inert,
+    of_plan,
+    plan_options,
+    recipe,
+    report,
+    revision,
+    untie,
+)
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=CHECKPOINT)
 @click.option("-o", "--output", type=PATH, required=True, help="Engine directory to write.")
 @click.option("--target", default=targets.DEFAULT, show_default=True,
               metavar="|".join(targets.TARGETS),
@@ -26,8 +37,11 @@ from lmcast.exporter.cli.options import PATH, as_json, inert, of_plan, plan_opti
               help="Prove the engine against eager PyTorch before it is published.")  # fmt: skip
 @click.option("--context", type=int, help="Most tokens of a row. Default: from config.json.")
 @inert
+@untie
+@revision
 @click.option("--check", default="auto", show_default=True, type=click.Choice(["auto", "full"]),
-              help="Search linked weights for NaN; auto: samples above 8 GiB.")  # fmt: skip
+              help="Read linked weights, for NaN and hashes; auto: a sample above 8 GiB.",
+              )  # fmt: skip
 @click.option("--no-tokenizer", is_flag=True, help="Make an engine that takes token ids.")
 @click.option("--matformer-config", "matformer", type=PATH, metavar="FILE",
               help="Export a slice: JSON with intermediate_size, and layers or skip.")  # fmt: skip
@@ -35,7 +49,7 @@ from lmcast.exporter.cli.options import PATH, as_json, inert, of_plan, plan_opti
 @plan_options
 @as_json
 def export(
-    checkpoint: Path,
+    checkpoint: str,
     output: Path,
     dtype: str,
     check: str,
@@ -46,6 +60,8 @@ def export(
     """Write CHECKPOINT (a Hugging Face directory or GGUF file) as an engine.
 
     Example: lmcast export ./SmolLM2-135M-Instruct -o engine
+
+    From the Hugging Face Hub, by way of its cache: lmcast export Qwen/Qwen3-0.6B -o engine
 
     For NVIDIA GPUs, here or elsewhere: --target tensorrt-rtx --sm 89,120 --max-context 8192
     """

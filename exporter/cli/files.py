@@ -5,30 +5,47 @@ from pathlib import Path
 
 import click
 
-from lmcast.exporter.cli.options import CHECK_FAILED, PATH, as_json, report
+from lmcast.exporter.cli.options import (
+    CHECK_FAILED,
+    CHECKPOINT,
+    PATH,
+    as_json,
+    report,
+    revision,
+    untie,
+)
 
 
 @click.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=CHECKPOINT)
 @click.option("--batch", type=int, default=1, show_default=True)
 @click.option("--context", type=int, help="Tokens per row.  [default: the model's longest]")
+@untie
+@revision
 @as_json
-def inspect(path: Path, batch: int, context: int | None, as_json: bool) -> None:
+def inspect(
+    path: str, batch: int, context: int | None, untie: bool, revision: str | None, as_json: bool
+) -> None:
     """Say what a checkpoint or an engine is: parameters, formats, state bytes, files.
 
     Example: lmcast inspect engine --batch 8 --context 4096
     """
     from lmcast.exporter.engine.inspect import inspect as run
+    from lmcast.exporter.progress import Terminal
 
-    report(run(path, batch, context), as_json)
+    progress = Terminal()
+    report(run(path, batch, context, untie=untie, revision=revision, progress=progress), as_json)
 
 
 @click.command()
 @click.argument("engine", type=PATH)
 @click.option("--key", type=PATH, metavar="PUBLIC.pem",
               help="Also check the signature, which covers all but linked weights.")  # fmt: skip
+@click.option("--relink", is_flag=True,
+              help="Where linked weights were written again with the same bytes, record their"
+              " times; drops a signature.")  # fmt: skip
 @as_json
-def verify(engine: Path, key: Path | None, as_json: bool) -> None:
+def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
     """Recompute everything in ENGINE's manifest; exit status 1 if anything differs.
 
     Example: lmcast verify engine --key PUBLIC.pem
@@ -37,7 +54,15 @@ def verify(engine: Path, key: Path | None, as_json: bool) -> None:
     from lmcast.exporter.engine.names import SIGNATURE
     from lmcast.exporter.progress import Terminal
 
-    with Terminal().stage("hashing"):
+    if relink and key:
+        raise click.UsageError("--relink writes what no key has signed: check the signature first.")
+    if relink:
+        from lmcast.exporter.engine.relink import relink as run
+
+        problems = run(engine, Terminal())
+    else:
+        with Terminal().stage("hashing"):
+            problems = signing.verify(engine, key) if key else manifest.verify(engine)
         problems = signing.verify(engine, key) if key else manifest.verify(engine)
     if as_json:
         listed = [{"path": p.path, "message": p.message} for p in problems]

@@ -16,6 +16,7 @@ from lmcast.plugins.errors import InputError
 
 CHECK_FAILED, WRONG_INPUT = 1, 2  # exit statuses
 PATH = click.Path(path_type=Path)
+CHECKPOINT = click.Path()  # a text: one that is no path may name a model of the Hub
 Command = Callable[..., None]
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -25,6 +26,16 @@ inert = click.option(
     multiple=True,
     metavar="KEY",
     help="Ignore a key of config.json that nothing reads. Repeatable.",
+)
+untie = click.option(
+    "--untie",
+    is_flag=True,
+    help="Take the stored lm_head where tie_word_embeddings is true beside it.",
+)
+revision = click.option(
+    "--revision",
+    metavar="NAME",
+    help="Branch, tag or commit of a model of the Hub.  [default: main]",
 )
 recipe = click.option(
     "--recipe",

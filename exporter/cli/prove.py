@@ -1,23 +1,27 @@
 """`lmcast parity` and `lmcast quality`: engines against their checkpoints."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from lmcast.exporter.cli.options import (
     CHECK_FAILED,
+    CHECKPOINT,
     PATH,
     json_file,
     portable,
     recipe,
     report_table,
+    revision,
     write,
 )
 
 
 @click.command()
 @click.argument("engine", type=PATH)
-@click.option("--against", type=PATH, required=True, help="The checkpoint it was made from.")
+@click.option("--against", type=CHECKPOINT, required=True, help="The checkpoint it was made from.")
+@revision
 @click.option("--prompts", type=PATH, help="Prompts to compare on. Default: drawn ids.")
 @click.option("--tokens", type=int, help="Length of drawn prompts.  [default: 64]")
 @recipe
@@ -27,7 +31,8 @@ from lmcast.exporter.cli.options import (
 @click.option("--junit", type=PATH, help="Write a JUnit report for CI.")
 def parity(
     engine: Path,
-    against: Path,
+    against: str,
+    revision: str | None,
     prompts: Path | None,
     tokens: int | None,
     recipe: Path | None,
@@ -43,7 +48,7 @@ def parity(
     from lmcast.exporter.progress import Terminal
     from lmcast.exporter.prove.parity import parity as run
 
-    result = run(engine, against, prompts, tokens, bisect, Terminal(), portable, recipe)
+    result = run(engine, against, prompts, tokens, bisect, Terminal(), portable, recipe, revision)
     report_table(result, json_file)
     if junit:
         write(junit, result.as_junit())
@@ -53,8 +58,9 @@ def parity(
 
 @click.command()
 @click.argument("engine", type=PATH)
-@click.option("--against", type=PATH, required=True,
+@click.option("--against", type=CHECKPOINT, required=True,
               help="The checkpoint it was made from, before it was quantized.")  # fmt: skip
+@revision
 @click.option("--data", type=PATH, metavar="FILE",
               help="Text in a .txt or .jsonl. Default: Python's own manual.")  # fmt: skip
 @click.option("--tokens", type=int, default=2048, show_default=True, help="Held-out, at least.")
@@ -68,15 +74,11 @@ def parity(
 @click.option("--html", "html_file", type=PATH, help="Write the report with plots, as one file.")
 def quality(
     engine: Path,
-    against: Path,
-    data: Path | None,
-    tokens: int,
-    chunk: int,
-    recipe: Path | None,
-    portable: bool,
+    against: str,
     max_kl: float | None,
     json_file: Path | None,
     html_file: Path | None,
+    **given: Any,
 ) -> None:
     """Measure what ENGINE has lost: perplexity, KL divergence and agreement with its checkpoint.
 
@@ -90,7 +92,7 @@ def quality(
     from lmcast.exporter.prove.quality import quality as run
     from lmcast.exporter.prove.quality_report import html
 
-    measured = run(engine, against, data, tokens, chunk, recipe, portable, Terminal())
+    measured = run(engine, against, progress=Terminal(), **given)
     report_table(measured, json_file)
     if html_file:
         write(html_file, html(measured, f"{engine} against {against}").encode())

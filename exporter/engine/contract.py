@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from lmcast.exporter.checkpoint.hub import origin
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX, DType, of_torch
@@ -26,6 +27,7 @@ def describe(
     identities: Sequence[SourceFile],
 ) -> dict[str, Any]:
     """Return the fields of engine.json."""
+    made_from, hashes = origin(source.path), placement.linked_hashes
     linked = {p.file for p in placement.placed.values()} if placement.mode == "link" else set()
     return {
         "architecture": found.arch.name,
@@ -38,11 +40,16 @@ def describe(
         "dtype": format.name,
         "target": target,
         "graph": contract(found, format, placement, graph),
+        **({} if made_from is None else {"hub": made_from}),
         "source": [
             {"name": s.path.name, "size": s.size, "header_sha256": s.header_sha256}
             for s in identities
         ],
-        "linked": [{**asdict(s), "path": str(s.path)} for s in identities if str(s.path) in linked],
+        "linked": [
+            {**asdict(s), "path": path, **({"sha256": hashes[path]} if path in hashes else {})}
+            for s in identities
+            if (path := str(s.path)) in linked
+        ],
     }
 
 

@@ -3,12 +3,14 @@
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcast.exporter.dtypes import COMPUTED, DTYPES, computed, of_torch
 from lmcast.exporter.engine.manifest import is_engine, read_manifest
 from lmcast.exporter.engine.names import TEMPLATE, TEMPLATES, TOKENIZER
+from lmcast.exporter.progress import Progress, silent
 from lmcast.plugins.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Inspection:
     linked: bool | None = None
     tokenizer: bool = False
     chat_template: bool = False
+    hub: dict[str, str] | None = None  # repository, revision
     ignored: tuple[str, ...] = ()
     left_out: str = ""  # the same in short
 
@@ -82,20 +85,35 @@ class Inspection:
             lines.append(
                 f"target        {self.target}, {'linked' if self.linked else 'self-contained'}"
             )
+        if self.hub:
+            lines.append(f"from the Hub  {self.hub['repository']}, {self.hub['revision']}")
         if self.left_out:
             lines.append(f"left out      {self.left_out}")
         lines += [f"{f['what']:<14}{f['path']} ({f['bytes']:,} bytes)" for f in self.files]
         return "\n".join(lines)
 
 
-def inspect(path: Path, batch: int = 1, context: int | None = None) -> Inspection:
+def inspect(
+    path: str | PathLike[str],
+    batch: int = 1,
+    context: int | None = None,
+    *,
+    untie: bool = False,
+    revision: str | None = None,
+    progress: Progress = silent,
+) -> Inspection:
     """Describe a checkpoint or an engine; state sizes are for `batch` rows of `context` tokens.
 
-    context None means the longest the model takes. Raises InputError where the path is neither.
+    path: also a model of the Hub. context None means the longest the model takes. untie, revision:
+    of a checkpoint, as for `export`. Raises InputError where the path is neither.
     """
     if batch < 1 or (context is not None and context < 1):
         raise InspectError(f"batch {batch} and context {context} must be at least 1")
-    return (_engine if is_engine(path) else _checkpoint)(path, batch, context)
+    if not is_engine(Path(path)):
+        return _checkpoint(path, batch, context, untie, revision, progress)
+    if untie or revision is not None:
+        raise InspectError(f"{path}: is an engine; --untie and --revision are for checkpoints")
+    return _engine(Path(path), batch, context)
 
 
 State = tuple[list[int | str], str]  # shape with "B" and "C", format
@@ -143,16 +161,26 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         linked=fields["graph"]["weights"] == "link",
         tokenizer=TOKENIZER in names,
         chat_template=any(name.startswith((TEMPLATE, f"{TEMPLATES}/")) for name in names),
+        hub=fields.get("hub"),
     )
 
 
-def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
+def _checkpoint(
+    path: str | PathLike[str],
+    batch: int,
+    context: int | None,
+    untie: bool,
+    revision: str | None,
+    progress: Progress,
+) -> Inspection:
     from lmcast.exporter.checkpoint import open_checkpoint
 
-    source = open_checkpoint(path)  # first: a wrong path is said without torch
+    # First: a wrong path is said without torch.
+    source = open_checkpoint(path, revision, progress)
+    from lmcast.exporter.checkpoint.hub import origin
     from lmcast.graphs import defined
 
-    found = defined(source.config, source.tensors)
+    found = defined(source.config, source.tensors, untie=untie)
     stored = [source.tensors[name] for name in found.binding.tensors()]
     weights = count_weights(stored, found.binding)
     plain = [name for name in weights if name in COMPUTED] or ["float32"]
@@ -180,6 +208,7 @@ def _checkpoint(path: Path, batch: int, context: int | None) -> Inspection:
         files=[{"path": str(f), "bytes": n, "what": "weights"} for f, n in sorted(sizes.items())],
         tokenizer=source.texts.tokenizer is not None,
         chat_template=bool(source.texts.chat_templates),
+        hub=origin(source.path),
         ignored=found.binding.ignored,
         left_out=found.left_out,
     )

@@ -95,7 +95,7 @@ def write_manifest(
     known = dict(hashes or {})
     assert known.keys() <= found.keys(), f"hashes of absent files: {known.keys() - found.keys()}"
     unknown = sorted(found.keys() - known.keys())
-    known.update(zip(unknown, _digests([directory / p for p in unknown], advance), strict=True))
+    known.update(zip(unknown, digests([directory / p for p in unknown], advance), strict=True))
     files = [
         {"path": path, "size": found[path].st_size, "sha256": known[path]} for path in sorted(found)
     ]
@@ -140,12 +140,17 @@ def is_recipe(directory: Path) -> bool:
 
 
 def verify(
-    directory: Path, *, quick: bool = False, advance: Advance | None = None
+    directory: Path,
+    *,
+    quick: bool = False,
+    times: bool = True,
+    advance: Advance | None = None,
 ) -> list[Problem]:
     """Return all differences between an engine and its manifest; none where it is whole.
 
     quick: check existence, kind and size of the listed files and the identity of linked sources, as
-        a loader needs; otherwise also surplus files and every sha256.
+        a loader needs; otherwise also surplus files and every sha256 that is recorded.
+    times: whether those of linked sources are of their identity.
     advance: as in write_manifest.
 
     Raises EngineError where there is no engine.
@@ -172,7 +177,8 @@ def verify(
         intact = [entry for entry in manifest.files if entry.path not in broken]
         problems += _wrong_contents(directory, intact, advance)
     problems.sort(key=lambda problem: problem.path)
-    return problems + _changed_sources(directory, manifest.fields.get("linked", []))
+    linked = manifest.fields.get("linked", [])
+    return problems + _changed_sources(directory, linked, quick, times, advance)
 
 
 def _no_engine(directory: Path) -> str:
@@ -284,10 +290,11 @@ def _check_linked(linked: object) -> None:
     for item in linked:
         match item:
             case {"path": str(), "size": int(), "mtime_ns": int(), "header_sha256": str(), **rest}:
-                if not rest:
+                if rest.keys() <= {"sha256"} and isinstance(rest.get("sha256", ""), str):
                     continue
         raise DamagedError(
-            f"linked has {str(item)[:200]!r}; accepted: path, size, mtime_ns and header_sha256."
+            f"linked has {str(item)[:200]!r}; accepted: path, size, mtime_ns, header_sha256 and"
+            " sha256."
         )
 
 
@@ -324,16 +331,17 @@ def _wrong_contents(
     directory: Path, entries: Sequence[FileEntry], advance: Advance | None
 ) -> Iterator[Problem]:
     try:
-        digests = _digests([directory / entry.path for entry in entries], advance)
+        found = digests([directory / entry.path for entry in entries], advance)
     except OSError as error:
         raise EngineError(f"{error.filename} cannot be read: {error.strerror}.") from error
-    for entry, digest in zip(entries, digests, strict=True):
+    for entry, digest in zip(entries, found, strict=True):
         if digest != entry.sha256:
             message = f"sha256 differs: recorded {entry.sha256}, found {digest}"
             yield Problem(entry.path, message)
 
 
-def _digests(paths: Sequence[Path], advance: Advance | None) -> list[str]:
+def digests(paths: Sequence[Path], advance: Advance | None = None) -> list[str]:
+    """Return the sha256 of files, read in several threads; raises OSError with the name of one."""
     stop = Event()
     with ThreadPoolExecutor(THREADS) as pool:
         try:
@@ -356,17 +364,31 @@ def _digest(path: Path, advance: Advance | None, stop: Event) -> str:
     return digest.hexdigest()
 
 
-def _changed_sources(directory: Path, linked: Sequence[Mapping[str, Any]]) -> list[Problem]:
+def _changed_sources(
+    directory: Path,
+    linked: Sequence[Mapping[str, Any]],
+    quick: bool,
+    times: bool,
+    advance: Advance | None,
+) -> list[Problem]:
     if not linked:
         return []
     # Here, so that an engine with its own weights never imports the readers of checkpoints.
-    from lmcast.exporter.checkpoint.identity import SourceFile
+    from lmcast.exporter.checkpoint.identity import OtherTimeError, SourceFile
 
     problems = []
     for item in linked:
         path = directory / item["path"]  # that of a source is absolute as a rule, and then kept
+        source = SourceFile(path, item["size"], item["mtime_ns"], item["header_sha256"])
         try:
-            SourceFile(path, item["size"], item["mtime_ns"], item["header_sha256"]).check()
+            source.check(times)
         except InputError as error:
-            problems.append(Problem(item["path"], str(error).removeprefix(f"{path}: ")))
+            told = str(error).removeprefix(f"{path}: ")
+            if isinstance(error, OtherTimeError):
+                told += f"; where its bytes are the same, `lmcast verify --relink {directory}`"
+            problems.append(Problem(item["path"], told))
+            continue
+        if not quick and "sha256" in item:
+            entry = FileEntry(item["path"], item["size"], item["sha256"])
+            problems += _wrong_contents(directory, [entry], advance)
     return problems

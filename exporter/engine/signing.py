@@ -1,7 +1,8 @@
 """Signatures of engines: model.sig, by model-signing with an elliptic-curve key, offline.
 
 It covers every other file of an engine, byte for byte. Of the checkpoint files that a linked engine
-points into, it covers what engine.json records: path, size, time and header, not the weights.
+points into, it covers what engine.json records: path, size, time and header, and the hash of all
+bytes where the export has read them all.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ class Signed:
     key: str  # sha256 of the public key in PEM form, by which a signature names it
     files: int
     bytes: int
-    linked: tuple[str, ...]  # not covered but for what engine.json records of them
+    linked: tuple[str, ...]  # not covered but for their size, time and header: no hash is recorded
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,7 +83,8 @@ def sign(engine: Path, key: Path) -> Signed:
         unfinished.unlink(missing_ok=True)
     found = read_manifest(engine)
     size = (engine / ENGINE_JSON).stat().st_size + sum(f.size for f in found.files)
-    linked = tuple(source["path"] for source in found.fields.get("linked", []))
+    sources = found.fields.get("linked", [])
+    linked = tuple(source["path"] for source in sources if "sha256" not in source)
     return Signed(str(engine / SIGNATURE), _fingerprint(public), len(found.files) + 1, size, linked)
 
 

@@ -60,6 +60,15 @@ def staged(destination: Path, progress: Progress = silent) -> Iterator[Path]:
                     _remove(staging)
 
 
+def carry(file: Path, to: Path) -> None:
+    """Hard-link a file of one engine into another; across file systems, copy it."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, to)  # the engine that is replaced gives up its own name for it
+    except OSError:
+        shutil.copyfile(file, to)
+
+
 def recover(destination: Path) -> bool:
     """Put back an engine that a killed run had moved aside; return whether there was one.
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ import onnx_ir as ir
 import torch
 
 from lmcast.exporter.checkpoint import identified
+from lmcast.exporter.checkpoint.hub import revision_of
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.manifest import EngineError
@@ -350,19 +352,21 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 def parity(
     engine: Path,
-    against: Path,
+    against: str | PathLike[str],
     prompts: Path | None = None,
     tokens: int | None = None,
     bisect: bool = False,
     progress: Progress = silent,
     portable: bool = False,
     recipe: Path | None = None,
+    revision: str | None = None,
 ) -> Report:
     """Compare an engine directory with the checkpoint it was made from.
 
-    prompts: a file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as
-    for Engine. recipe: the one that the engine was made with. Raises InputError where they do not
-    belong together.
+    against: a path or a model of the Hub, of `revision`: by default that of the engine. prompts: a
+    file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as for Engine.
+    recipe: the one that the engine was made with. Raises InputError where they do not belong
+    together.
     """
     loaded = Engine(engine, portable=portable)
     if bisect and loaded.runs_plan:
@@ -372,11 +376,11 @@ def parity(
         )
     if tokens is not None and not 1 <= tokens <= loaded.context:
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {loaded.context}")
-    source, identities = identified(against)
     fields = loaded.manifest.fields
+    source, identities = identified(against, revision or revision_of(against, fields), progress)
     if fields["config"] != json.loads(json.dumps(dict(source.config))):
         raise EngineError(f"{engine}: was made from another config.json than that of {against}")
-    found = defined(source.config, source.tensors, fields["inert"])
+    found = defined(source.config, source.tensors, fields["inert"], fields.get("untie", False))
     if "matformer" in fields:
         found = sliced(found, fields["matformer"])
     files = recipe_of(engine, fields, recipe, identities)

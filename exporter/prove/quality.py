@@ -4,12 +4,14 @@ checkpoint."""
 import copy
 import dataclasses
 import math
+from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lmcast.exporter.checkpoint import identified
+from lmcast.exporter.checkpoint.hub import revision_of
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.engine.names import TOKENIZER
@@ -31,17 +33,19 @@ POSITIONS = 32  # compared at a time: of a vocabulary of 262,144, 64 MiB for eac
 
 def quality(
     engine: Path,
-    against: Path,
+    against: str | PathLike[str],
     data: Path | None = None,
     tokens: int = TOKENS,
     chunk: int = CHUNK,
     recipe: Path | None = None,
     portable: bool = False,
     progress: Progress = silent,
+    revision: str | None = None,
 ) -> Measured:
     """Compare an engine with its eager fp32 checkpoint on held-out text.
 
-    against: the checkpoint; weights that it stores quantized count as their dequantized values.
+    against: the checkpoint, a path or a model of the Hub, of `revision`: by default that of the
+        engine; weights that it stores quantized count as their dequantized values.
     data: a file as read_corpus takes it.
     tokens, chunk: how many tokens at least, in chunks of how many.
     recipe: the directory that the engine was made with; only with it are layers compared.
@@ -53,8 +57,9 @@ def quality(
         raise CorpusError(f"tokens is {tokens} and chunk {chunk}; accepted: integers from 1")
     loaded = Engine(engine, portable=portable)
     loaded.session(1).check_room(chunk)
-    source, identities = identified(against)
-    found, fields = _definition(loaded, source), loaded.manifest.fields
+    fields = loaded.manifest.fields
+    source, identities = identified(against, revision or revision_of(against, fields), progress)
+    found = _definition(loaded, source)
     files = recipe_of(engine, fields, recipe, identities) if recipe else None
     with progress.stage("reading text"):
         ids = _chunks(loaded, source, data, math.ceil(tokens / chunk), chunk)
@@ -119,7 +124,7 @@ def _definition(engine: Engine, source: Checkpoint) -> Definition:
     The engine may come from a quantized copy of the checkpoint, with another config.json.
     """
     fields = engine.manifest.fields
-    found = defined(source.config, source.tensors, fields["inert"])
+    found = defined(source.config, source.tensors, fields["inert"], fields.get("untie", False))
     if "matformer" in fields:
         found = sliced(found, fields["matformer"])
     for what, theirs, ours in (

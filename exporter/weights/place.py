@@ -20,7 +20,7 @@ from lmcast.exporter.targets import WeightForm
 from lmcast.exporter.weights.quantized import PackedWeight
 from lmcast.exporter.weights.quantized_forms import packed_weight
 from lmcast.exporter.weights.values import values
-from lmcast.graphs.weights.bind import Binding, require_zeros
+from lmcast.graphs.weights.bind import Binding, not_a_copy, require_zeros
 from lmcast.graphs.weights.quantized import Blocks
 from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed, Source, View, alike, leaves, tensors_of
@@ -71,7 +71,8 @@ class Placement:
     placed: by parameter, where it is stored as the graph takes it; of linked parameters in another
         layout the stored tensors, by the checkpoint's names; of quantized weights their parts
         (Part.of).
-    hashes: relative path -> sha256.
+    hashes: relative path -> sha256; linked_hashes: of linked files, by their paths, where they
+        were read in full.
     finite: how linked weights were checked; copied ones are read in full.
     packed: the quantized weights, by the same names.
     """
@@ -81,6 +82,7 @@ class Placement:
     hashes: Mapping[str, str]  # relative path -> sha256
     finite: FiniteReport | None  # how linked weights were looked at; copied ones are read in full
     packed: Mapping[str, PackedWeight] = field(default_factory=dict)
+    linked_hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
@@ -93,10 +95,8 @@ def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
         pairs = zip(checkpoint.blocks(copy), checkpoint.blocks(original), strict=False)
         same = checkpoint.tensors[copy].shape == checkpoint.tensors[original].shape
         if not same or not all(alike(a, b) for a, b in pairs):
-            raise WeightsError(
-                f"{checkpoint.tensors[copy].file}: tensor {copy} differs from {original}, but"
-                " config.json ties them (tie_word_embeddings); one of the two is wrong"
-            )
+            file = checkpoint.tensors[copy].file
+            raise WeightsError(f"{file}: {not_a_copy(copy, original)}")
 
 
 def choose_mode(

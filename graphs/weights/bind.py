@@ -311,10 +311,20 @@ def _as_stored(
         return [(copy, original)]
     if one is None or other is None or one.scheme != other.scheme:
         raise WeightError(
-            f"tensors {copy} and {original} are one weight, but they are not quantized alike;"
-            " accepted: both in one format, or neither"
+            f"tensors {copy} and {original} are one weight, as tie_word_embeddings is true, but"
+            " they are not quantized alike; accepted: both in one format, or neither; with --untie"
+            " they are two weights"
         )
     return zip(one.tensors, other.tensors, strict=True)
+
+
+def not_a_copy(copy: str, original: str) -> str:
+    """Return what to say of a tensor that is stored again under a tie, with other values."""
+    return (
+        f"tensor {copy} differs from {original}, but config.json says that they are one"
+        " (tie_word_embeddings), and transformers 4 uses the embedding then, transformers 5 the"
+        f" stored head; for the head give --untie, for the embedding remove {copy}"
+    )
 
 
 def root_of(table: Table) -> str:

@@ -12,11 +12,23 @@ from pathlib import Path
 import pytest
 import torch
 from files.malformed import MALFORMED
-from files.odd_but_legal import LEGAL
+from files.odd_but_legal import LEGAL, SHARDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny.llama import CONFIG, HEAD, Q0, WEIGHTS, shapes, tiny_llama, weights, write
+from tiny.llama import (
+    CONFIG,
+    HEAD,
+    INDEX,
+    Q0,
+    WEIGHTS,
+    keep_single,
+    remove,
+    shapes,
+    tiny_llama,
+    weights,
+    write,
+)
 
 from lmcast.exporter.checkpoint import CheckpointError, finite, open_checkpoint
 from lmcast.exporter.checkpoint.finite import PATTERNS, check_block, check_finite
@@ -24,6 +36,7 @@ from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import parse_header
 from lmcast.exporter.checkpoint.tensors import StoredTensor
 from lmcast.exporter.dtypes import OF_SAFETENSORS
+from lmcast.exporter.progress import Progress
 
 SECONDS = 5  # how long a refusal may take
 MEMORY = 64 << 20  # bytes that a refusal may allocate in Python; the largest input here is 12 MB
@@ -79,6 +92,17 @@ def test_accepts(case, folder):
         stored = checkpoint.read(name)
         assert torch.equal(stored, values.to(stored.dtype)), name
     assert check_finite(checkpoint, checkpoint.tensors).mode == "full"
+
+
+def test_a_stale_index_is_named(folder):
+    """None of its shards is there: the whole file is read. With one of two there, neither is."""
+    keep_single(remove(*SHARDS))(folder)
+    told: list[str] = []
+    progress = Progress()
+    progress.warn = told.append
+    assert open_checkpoint(folder, progress=progress).tensors[HEAD].file == folder / WEIGHTS
+    (message,) = told
+    assert str(folder / INDEX) in message and WEIGHTS in message
 
 
 @pytest.mark.parametrize("name", OF_SAFETENSORS)

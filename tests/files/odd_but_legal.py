@@ -18,6 +18,7 @@ from tiny.llama import (
     header,
     index,
     keep_single,
+    move_out,
     raw_header,
     remove,
     set_tensor,
@@ -27,6 +28,7 @@ from tiny.llama import (
     write,
 )
 
+SHARDS = "model-1.safetensors", "model-2.safetensors"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -84,6 +86,59 @@ def _link_inside(folder: Path) -> Path:
     return folder
 
 
+def _old_local_dir(folder: Path) -> Path:
+    """What huggingface_hub made before 0.23: a directory of links into the cache."""
+    _cache(shutil.copytree(folder, folder.parent / "copy"))
+    blobs = folder.parent / "models--lab--tiny" / "blobs"
+    for number, file in enumerate(sorted(p for p in folder.rglob("*") if p.is_file())):
+        file.unlink()
+        file.symlink_to(blobs / f"{number:064x}")
+    return folder
+
+
+def _shared_blobs(folder: Path) -> Path:
+    """What huggingface_hub makes since 2.0: blobs that are links to what repositories share."""
+    snapshot = _cache(folder)
+    for blob in (folder.parent / "models--lab--tiny" / "blobs").iterdir():
+        shared = folder.parent / "blobs" / blob.name[:2] / blob.name
+        shared.parent.mkdir(parents=True, exist_ok=True)
+        blob.rename(shared)
+        blob.symlink_to(os.path.relpath(shared, blob.parent))
+    return snapshot
+
+
+def _move_again(folder: Path) -> None:
+    first = folder.parent / f"outside-{WEIGHTS}"
+    first.rename(folder.parent / "elsewhere")
+    first.symlink_to("elsewhere")
+
+
+def _content_addressed(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder.parent / "0123abcd")
+    (folder / WEIGHTS).symlink_to("../0123abcd")
+
+
+def _directory_link_out(folder: Path) -> Path:
+    shards(("parts/model-1.safetensors", "parts/model-2.safetensors"))(folder)
+    (folder / "parts").rename(folder.parent / "disk")
+    (folder.parent / "way").symlink_to("disk")
+    (folder / "parts").symlink_to("../checkpoint/../way")
+    return folder
+
+
+# Links that leave the directory; made here, so by who runs this.
+LINKS_OUT = {
+    "config": move_out("config.json"),
+    "weights": move_out(WEIGHTS),
+    "tokenizer": move_out("tokenizer.json"),
+    "shard": steps(shards(), move_out(SHARDS[0])),
+    "link_to_a_link": steps(move_out(WEIGHTS), _move_again),
+    "weights_of_no_ending": _content_addressed,
+    "directory": _directory_link_out,
+    "old_local_dir": _old_local_dir,
+}
+
+
 def _read_only(folder: Path) -> Path:
     for file in folder.iterdir():
         file.chmod(0o444)
@@ -117,6 +172,8 @@ LEGAL = [
     Legal("cache_with_shards_below", _cached_shards),
     Legal("link_inside", _link_inside),
     Legal("hard_link", _hard_link),
+    Legal("cache_with_shared_blobs", _shared_blobs),
+    *(Legal(f"link_out_{name}", _there(build)) for name, build in LINKS_OUT.items()),
     Legal("read_only", _read_only),
     Legal("extra_files", _there(EXTRA_FILES)),
     Legal("header_unpadded", _pad_by(b"")),
@@ -145,6 +202,7 @@ LEGAL = [
         _there(index(lambda m: m.update({k: f".//{v}" for k, v in m.items()}))),
     ),
     Legal("single_beside_same_shards", _there(keep_single(lambda folder: None))),
+    Legal("single_beside_stale_index", _there(keep_single(remove(*SHARDS)))),
     Legal("single_of_other_name", _there(lambda d: (d / WEIGHTS).rename(d / "w.safetensors"))),
     Legal(
         "single_shard_without_index",

@@ -1,5 +1,7 @@
 """Weights linked to the checkpoint, moved into the engine later, or copied because they must be."""
 
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,6 +22,7 @@ from tiny.llama import (
     WEIGHTS,
     poke,
     set_tensor,
+    shapes,
     shards,
     tensors,
     tiny_llama,
@@ -27,13 +30,15 @@ from tiny.llama import (
 from tiny.llama import config as set_config
 
 from lmcast.exporter import Engine, export, load
+from lmcast.exporter.calibrate.calibrate import calibrate
 from lmcast.exporter.checkpoint import CheckpointError, open_checkpoint
 from lmcast.exporter.cli import main
 from lmcast.exporter.engine.manifest import EngineError, verify
 from lmcast.exporter.pack import pack
 from lmcast.exporter.progress import Progress, Step
 from lmcast.exporter.weights.place import WeightsError
-from lmcast.graphs import define
+from lmcast.graphs import WeightError, define
+from lmcast.graphs import load as load_eager
 
 IDS = np.arange(2 * 11).reshape(2, 11)
 
@@ -152,6 +157,17 @@ def test_source_that_moved_or_changed(restored, tmp_path, capsys, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
+def test_relinked(restored, tmp_path, lmcast):
+    """The export records a hash of all bytes, by which a file that was only touched is known."""
+    engine, file = restored
+    before = load(engine, 1).logits(IDS)
+    copy = shutil.copytree(engine, tmp_path / "engine")
+    os.utime(file)
+    assert lmcast("verify", copy)[0] == 1
+    assert lmcast("verify", copy, "--relink")[0] == 0
+    np.testing.assert_array_equal(load(copy, 1).logits(IDS), before)
+
+
 def test_source_that_was_put_back(made):
     """Runs after the changes: the engine is as good as before."""
     folder, logits = made
@@ -234,12 +250,42 @@ def equal_head(folder: Path) -> None:
 def test_tied_head(checkpoint, tmp_path):
     """Stored again with equal values, or not stored: the same logits; with others: refused."""
     tie(checkpoint)
-    with pytest.raises(WeightsError, match=f"tensor {HEAD} differs from {EMBED}"):
+    message = f"tensor {HEAD} differs from {EMBED}.* for the head give --untie"
+    with pytest.raises(WeightsError, match=message):
         cast(checkpoint, tmp_path / "engine")
+    with pytest.raises(WeightsError, match=message):
+        calibrate(checkpoint, tmp_path / "recipe", recipe="int8", tokens=64, chunk=32)
+    with pytest.raises(WeightError, match=message):
+        load_eager(checkpoint)
     equal_head(checkpoint)
     stored = cast(checkpoint, tmp_path / "stored").logits(IDS)
     tensors(lambda t: t.pop(HEAD))(checkpoint)
     np.testing.assert_array_equal(cast(checkpoint, tmp_path / "absent").logits(IDS), stored)
+
+
+def test_untied_head(checkpoint, tmp_path, lmcast):
+    """Where it differs from what config.json ties it to, as Hugging Face's class has it; parity
+    and quality know by engine.json."""
+    from transformers import AutoModelForCausalLM
+
+    tie(checkpoint)
+    engine = tmp_path / "engine"
+    status, _, error = lmcast("export", checkpoint, "-o", engine, "--untie", "--weights", "link")
+    assert status == 0, error
+    assert load(engine).manifest.fields["untie"] is True
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(checkpoint)(torch.from_numpy(IDS)).logits
+    ours = load_eager(checkpoint, untie=True)(torch.from_numpy(IDS))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # fp32, sums in another order
+    np.testing.assert_allclose(load(engine, 1).logits(IDS), theirs.numpy(), rtol=0, atol=1e-5)
+    assert lmcast("parity", engine, "--against", checkpoint, "--tokens", 8)[0] == 0
+    _, out, _ = lmcast("inspect", checkpoint, "--untie", "--json")
+    assert json.loads(out)["parameters"] == sum(map(math.prod, shapes().values()))
+    status, _, error = lmcast("inspect", engine, "--untie")
+    assert (status, "are for checkpoints" in error) == (2, True)
+    set_config(tie_word_embeddings=False)(checkpoint)
+    status, _, error = lmcast("export", checkpoint, "-o", tmp_path / "other", "--untie")
+    assert (status, "leave out --untie" in error) == (2, True)
 
 
 def cached_shards(folder: Path) -> Path:
