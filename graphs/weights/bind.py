@@ -311,9 +311,8 @@ def _as_stored(
         return [(copy, original)]
     if one is None or other is None or one.scheme != other.scheme:
         raise WeightError(
-            f"tensors {copy} and {original} are one weight, as tie_word_embeddings is true, but"
-            " they are not quantized alike; accepted: both in one format, or neither; with --untie"
-            " they are two weights"
+            f"tensors {copy} and {original} are one weight, but they are not quantized alike;"
+            " accepted: both in one format, neither, or two weights (--untie)"
         )
     return zip(one.tensors, other.tensors, strict=True)
 

@@ -182,5 +182,6 @@ def test_a_head_that_repeats_the_embedding_has_its_scales(checkpoint, tmp_path):
             export(save(tmp_path / name, config, tensors), tmp_path / "engine", **OPTIONS)
     one = f"tensors {head} and {embed} are one weight, but they are not quantized alike"
     for tensors in (packed | {head: again[head]}, other | again):
-        with pytest.raises(WeightError, match=one):
+        with pytest.raises(WeightError, match=rf"{one}.*\(--untie\)"):
             defined(config, tensors)
+    assert defined(config, other | again, untie=True).binding.copies == ()
