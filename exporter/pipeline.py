@@ -67,13 +67,12 @@ def export(
 ) -> Engine:
     """Write `checkpoint` as an engine at `output`, and return it loaded.
 
-    checkpoint: a path, or ORG/NAME of the Hub, of `revision` (None: main). target: of
-    targets.TARGETS. dtype: of COMPUTED, None: lossless. weights: "link" or "copy", None: link if
-    possible. parity: prove it where it can run here. inert: config keys to ignore. untie: take the
-    stored head. context: most tokens of a row, None: of config.json. full_check: read all linked
-    weights, for NaN and hashes, None: up to 8 GiB. tokenizer: False for token ids alone.
-    matformer: a file with a slice. recipe: of `lmcast calibrate`. sms, sizes: GPUs of a plan (None:
-    the one here), and bounds of its calls. Raises InputError, or CheckFailed if parity fails.
+    checkpoint, revision: as for open_checkpoint. target: of targets.TARGETS. dtype: of COMPUTED,
+    None: lossless. weights: "link" or "copy", None: link if possible. parity: prove it if it can
+    run here. inert, untie: as for `define`. context: most tokens of a row, None: of config.json.
+    full_check: read all linked weights, None: up to 8 GiB. tokenizer: False for token ids alone.
+    matformer: a file with a slice. recipe: of `lmcast calibrate`. sms, sizes: GPUs and bounds of a
+    plan. Raises InputError or CheckFailed; then nothing is written.
     """
     source, identities = identified(checkpoint, revision, progress)
     source = source if tokenizer else without_texts(source)

@@ -106,9 +106,9 @@ def define(
 ) -> Definition:
     """Read a config.json and bind tensors of these names and shapes to its model on meta.
 
-    dtypes: theirs, without which no quantized checkpoint is understood. untie: take the head that
-    is stored, although config.json ties it to the embedding. Raises ConfigError or WeightError
-    naming what does not fit.
+    inert: config keys to ignore. dtypes: of the tensors, without which no quantized checkpoint is
+    understood. untie: take the head that is stored, although config.json ties it to the embedding.
+    Raises ConfigError or WeightError naming what does not fit.
     """
     name = archs.name_of(config)
     if name not in archs.NAMES:

@@ -41,8 +41,9 @@ def open_checkpoint(
     """Open a directory of Hugging Face's, one of Mistral's, a .gguf file, or a directory with one.
 
     Reads headers and texts, no weights. A text that is no path may name a model of the Hugging
-    Face Hub, see checkpoint/hub.py; `revision` is for these alone. progress: of its download; it
-    is warned of files that are not read. Raises CheckpointError for anything unusable.
+    Face Hub, ORG/NAME (see checkpoint/hub.py). revision: of that a branch, tag or commit, None:
+    main. progress: of its download; it is warned of files that are not read. Raises
+    CheckpointError for anything unusable.
     """
     if is_model(name):
         path = fetch(str(name), revision, progress)

@@ -1,7 +1,13 @@
 // Preloaded, it fails every lookup of a host, and writes down in the file $LOOKUPS what was asked.
+// The address of this machine, which tests serve at, is none to look up.
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+typedef int Lookup(const char *, const char *, const struct addrinfo *, struct addrinfo **);
 
 static void note(const char *name) {
     FILE *file = fopen(getenv("LOOKUPS"), "a");
@@ -13,7 +19,8 @@ static void note(const char *name) {
 
 int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints,
                 struct addrinfo **found) {
-    (void)service, (void)hints, (void)found;
+    if (name && !strcmp(name, "127.0.0.1"))
+        return ((Lookup *)dlsym(RTLD_NEXT, "getaddrinfo"))(name, service, hints, found);
     note(name);
     return EAI_FAIL;
 }

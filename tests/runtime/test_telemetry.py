@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import MODEL, Hub, serving
 from tiny.llama import tiny_llama
 
 from lmcast.exporter import export
@@ -75,11 +76,18 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Watched]:
     )
 
 
-def test_nothing_calls_home(watch: Callable[..., Watched], tmp_path: Path):
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
     tiny_llama(tmp_path / "checkpoint")
+    with serving(tmp_path / "checkpoint") as served:
+        yield served
+
+
+def test_nothing_calls_home(watch: Callable[..., Watched], hub: Hub, tmp_path: Path):
     export(tmp_path / "checkpoint", tmp_path / "engine", parity=False)
+    of_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub")}
     quiet = [
-        watch(COMMAND, "export", tmp_path / "checkpoint", "-o", tmp_path / "other"),
+        watch(COMMAND, "export", MODEL, "-o", tmp_path / "other", **of_hub),
         watch(COMMAND, "generate", tmp_path / "engine", "hello", "-n", 4),
     ]
     for process in quiet:
@@ -97,3 +105,7 @@ def test_nothing_calls_home(watch: Callable[..., Watched], tmp_path: Path):
         assert process.files() == []
         assert process.looked_up() == set()
     assert (tmp_path / "other/model.onnx").exists()
+    # Of the Hub, nothing but the model is asked for, and no more is told than who asks.
+    assert {path for path, _ in hub.asked if MODEL not in path} == set()
+    told = {word.partition("/")[0] for _, agent in hub.asked for word in agent.split("; ")}
+    assert told == {"lmcast", "hf_hub", "python"}
