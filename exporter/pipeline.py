@@ -20,6 +20,7 @@ from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.checkpoint.tokenizers import KINDS
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
 from lmcast.exporter.engine.manifest import EngineError, digests, write_manifest
@@ -108,9 +109,8 @@ def understand(
         )
     if tokenizer and source.texts.tokenizer is None:
         raise CheckpointError(
-            f"{source.path}: tokenizer.json is missing (tekken.json and tokenizer.model are not"
-            " read); add it (save_pretrained of the fast tokenizer writes it), or pass"
-            " --no-tokenizer for an engine that takes token ids"
+            f"{source.path}: tokenizer.json is missing, and {', '.join(KINDS)} too; add one of"
+            " them, or pass --no-tokenizer for an engine that takes token ids"
         )
     found = defined(source.config, source.tensors, inert, untie)
     check_vocabulary(source, found.config.vocab_size)

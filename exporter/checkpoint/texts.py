@@ -1,5 +1,7 @@
 """What a Hugging Face directory says about text, in the precedence of transformers 5.23."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -10,6 +12,7 @@ from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Texts
+from lmcast.exporter.checkpoint.tokenizers import converted
 
 TOKENIZER_BYTES = 256 << 20  # 256 MiB; the largest in use have about 35
 JSON_BYTES = 16 << 20
@@ -18,13 +21,17 @@ JSON_BYTES = 16 << 20
 def read_texts(folder: Folder) -> Texts:
     """Read tokenizer, chat templates, special tokens and generation settings; all are optional.
 
-    Raises CheckpointError for a file that is present and unusable, or contradicts another.
+    Raises CheckpointError for a file that is present and unusable, or contradicts another; of a
+    tokenizer that cannot be converted into a tokenizer.json, Texts has the problem.
     """
     config = _object(folder, "tokenizer_config.json")
     templates, notes = read_chat_templates(folder, config)
     tokens = read_tokens(folder, config)
     notes += tokens.notes
-    data = _tokenizer(folder)
+    special_tokens = {name: token.content for name, token in tokens.named.items()}
+    data, problem = _tokenizer(folder), None
+    if data is None:
+        data, special_tokens, problem = _converted(folder, config, special_tokens)
     if data is not None:
         tokenizer = Tokenizer.from_str(data.decode())
         changed, more = complete(tokenizer, tokens, folder)
@@ -32,8 +39,9 @@ def read_texts(folder: Folder) -> Texts:
         data = tokenizer.to_str().encode() if changed else data
     return Texts(
         tokenizer=data,
+        problem=problem,
         chat_templates=templates,
-        special_tokens={name: token.content for name, token in tokens.named.items()},
+        special_tokens=special_tokens,
         generation=_object(folder, "generation_config.json"),
         notes=notes,
     )
@@ -79,14 +87,31 @@ def _tokenizer(folder: Folder) -> bytes | None:
     data = folder.read("tokenizer.json", TOKENIZER_BYTES)
     if data is None:
         return None
-    text = _text(data, folder, "tokenizer.json")
+    _require_loadable(_text(data, folder, "tokenizer.json"), folder.root / "tokenizer.json")
+    return data
+
+
+def _converted(
+    folder: Folder, config: dict[str, Any], special_tokens: dict[str, str]
+) -> tuple[bytes | None, dict[str, str], str | None]:
+    """Return the tokenizer.json of a tokenizer in another file, the special tokens with those that
+    the file itself names, and why there is none."""
+    try:
+        found = converted(folder, config, special_tokens)
+        if found is None:
+            return None, special_tokens, None
+        text = json.dumps(found.content, ensure_ascii=False)
+        _require_loadable(text, found.shown)
+    except CheckpointError as error:
+        return None, special_tokens, str(error)
+    return text.encode(), {**found.special_tokens, **special_tokens}, None
+
+
+def _require_loadable(text: str, shown: Path) -> None:
     try:
         Tokenizer.from_str(text)
     except BaseException as error:
         # The library raises plain Exception, and for some normalizers Rust's PanicException.
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise CheckpointError(
-            f"{folder.root / 'tokenizer.json'}: the tokenizers library refuses it: {error}"
-        ) from None
-    return data
+        raise CheckpointError(f"{shown}: the tokenizers library refuses it: {error}") from None

@@ -99,7 +99,8 @@ def text_of(source: Checkpoint) -> Text:
     text = texts.text_of(source)
     if text is None:
         raise CheckpointError(
-            f"{source.path}: tokenizer.json is missing, without which text has no tokens; add it"
+            texts.problem
+            or f"{source.path}: tokenizer.json is missing, without which text has no tokens; add it"
             " (save_pretrained of the fast tokenizer writes it)"
         )
     return text

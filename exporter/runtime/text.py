@@ -5,6 +5,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmcast.exporter.checkpoint.tokenizers.parts import byte_alphabet
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError, one_line, render_chats
 
 if TYPE_CHECKING:
@@ -131,13 +132,6 @@ def flatten(decoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if decoder["type"] != "Sequence":
         return [decoder]
     return [step for part in decoder["decoders"] for step in flatten(part)]
-
-
-def byte_alphabet() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for (GPT-2's table)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
 
 
 class ByteLevelStream:

@@ -1,8 +1,4 @@
-"""tokenizer.json, chat template and special tokens, rebuilt from the metadata of a GGUF file.
-
-tokenizer.json is written directly: its format is small, building it through the `tokenizers`
-library takes seconds for a large vocabulary, and the library panics on some damaged input.
-"""
+"""tokenizer.json, chat template and special tokens, rebuilt from the metadata of a GGUF file."""
 
 import json
 from collections import Counter
@@ -12,21 +8,24 @@ from lmcast.exporter.checkpoint.chat_templates import check_name
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf.metadata import Metadata
 from lmcast.exporter.checkpoint.tensors import Texts
+from lmcast.exporter.checkpoint.tokenizers import parts
+from lmcast.exporter.checkpoint.tokenizers.parts import (
+    ESCAPE,
+    LLAMA3,
+    LONGEST_TOKEN,
+    MOST_CHARACTERS,
+    PREPEND,
+    QWEN2,
+    WORDS,
+    Kind,
+    Named,
+    Part,
+)
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
-SPACE = "▁"  # how SentencePiece writes a space
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 ENDS = ("eos", "eot", "eom")  # tokens that end a text, a turn, a message
-LONGEST_TOKEN = 1024  # characters; a real one may be a long run of spaces
-MOST_CHARACTERS = 1 << 23  # of all tokens; Gemma has 2 million
 NO_TOKENIZER = ("none", "no_vocab")
 
-WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 # llama.cpp's name of a pre-tokenizer -> the expressions that split a text, one after the other.
 SPLITS = {
     "gpt-2": (WORDS,),
@@ -106,7 +105,7 @@ def _generation(metadata: Metadata, count: int) -> dict[str, Any]:
 def _vocabulary(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[int]]:
     """Return the tokens by id and the type of each."""
     tokens = metadata.items("tokenizer.ggml.tokens", str)
-    kinds = metadata.items("tokenizer.ggml.token_type", int, [NORMAL] * len(tokens))
+    kinds = metadata.items("tokenizer.ggml.token_type", int, [int(Kind.NORMAL)] * len(tokens))
     if len(kinds) != len(tokens):
         raise metadata.error(
             f"tokenizer.ggml.token_type has {len(kinds)} items, tokenizer.ggml.tokens {len(tokens)}"
@@ -126,45 +125,13 @@ def _vocabulary(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[in
     return tokens, kinds
 
 
-def _tokenizer(
-    tokens: list[str], kinds: list[int], merges: list[tuple[str, str]], **model: Any
-) -> dict[str, Any]:
-    """Return a tokenizer.json of byte pair encoding; control and user tokens match in raw text."""
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": index,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": kind != USER_DEFINED,
-            }
-            for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-            if kind in (UNKNOWN, CONTROL, USER_DEFINED)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": None,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            **model,
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": merges,
-        },
-    }
+def _added(tokens: list[str], kinds: list[int]) -> list[Part]:
+    """Return the control and user-defined tokens, which match in raw text."""
+    return [
+        parts.added_token(index, token, special=kind != Kind.USER_DEFINED)
+        for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind in (Kind.UNKNOWN, Kind.CONTROL, Kind.USER_DEFINED)
+    ]
 
 
 def _byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
@@ -175,23 +142,16 @@ def _byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> dict
             " Hugging Face checkpoint instead"
         )
     metadata.flag("tokenizer.ggml.add_space_prefix", False)  # llama.cpp reads it for no BPE
+    vocab = {token: index for index, token in enumerate(tokens)}
     merges = _listed_merges(metadata, tokens)
-    content = _tokenizer(tokens, kinds, merges, ignore_merges=SPLITS[pre] == (LLAMA3,))
-    if pre == "qwen2":
-        content["normalizer"] = {"type": "NFC"}
-    level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
-    splits = [
-        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-        for regex in SPLITS[pre]
-    ]
-    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*splits, level]}
-    content["decoder"] = level
-    return content
+    pre_tokenizer, decoder = parts.byte_level(SPLITS[pre])
+    return parts.whole(
+        parts.byte_pairs(vocab, merges, ignore_merges=SPLITS[pre] == (LLAMA3,)),
+        _added(tokens, kinds),
+        normalizer={"type": "NFC"} if pre == "qwen2" else None,
+        pre_tokenizer=pre_tokenizer,
+        decoder=decoder,
+    )
 
 
 def _listed_merges(metadata: Metadata, tokens: list[str]) -> list[tuple[str, str]]:
@@ -207,27 +167,20 @@ def _listed_merges(metadata: Metadata, tokens: list[str]) -> list[tuple[str, str
 def _sentence_piece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
     metadata.text("tokenizer.ggml.pre", "default")  # says nothing here
     unknown = metadata.token("tokenizer.ggml.unknown_token_id", len(tokens))
-    content = _tokenizer(
-        tokens,
-        kinds,
+    prefix = metadata.flag("tokenizer.ggml.add_space_prefix", True)
+    model = parts.byte_pairs(
+        {token: index for index, token in enumerate(tokens)},
         _scored_merges(metadata, tokens, kinds),
         unk_token=None if unknown is None else tokens[unknown],
         fuse_unk=True,
-        byte_fallback=BYTE in kinds,
+        byte_fallback=Kind.BYTE in kinds,
     )
-    spaces: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if metadata.flag("tokenizer.ggml.add_space_prefix", True):
-        prepend = {"type": "Prepend", "prepend": SPACE}
-        spaces = {"type": "Sequence", "normalizers": [prepend, spaces]}
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    content["normalizer"] = spaces
-    content["decoder"] = {"type": "Sequence", "decoders": decoders}
-    return content
+    return parts.whole(
+        model,
+        _added(tokens, kinds),
+        normalizer=parts.sequence("normalizers", [PREPEND, ESCAPE] if prefix else [ESCAPE]),
+        decoder=parts.piece_decoder(prefix),
+    )
 
 
 def _scored_merges(
@@ -242,20 +195,9 @@ def _scored_merges(
     pieces = {
         token: index
         for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind in (NORMAL, UNUSED)
+        if kind in (Kind.NORMAL, Kind.UNUSED)
     }
-    best_first = sorted(pieces.items(), key=lambda piece: (-scores[piece[1]], piece[1]))
-    merges = []
-    for token, _ in best_first:
-        pairs = [
-            (token[:at], token[at:])
-            for at in range(1, len(token))
-            if token[:at] in pieces and token[at:] in pieces
-        ]
-        if len(pairs) > 1:
-            pairs.sort(key=lambda pair: (pieces[pair[0]], pieces[pair[1]]))
-        merges += pairs
-    return merges
+    return parts.scored_merges(pieces, scores)
 
 
 def _post_processor(metadata: Metadata, model: str, tokens: list[str]) -> dict[str, Any] | None:
@@ -266,29 +208,13 @@ def _post_processor(metadata: Metadata, model: str, tokens: list[str]) -> dict[s
         "bos": metadata.flag("tokenizer.ggml.add_bos_token", model == "llama" or llama3),
         "eos": metadata.flag("tokenizer.ggml.add_eos_token", False),
     }
-    special: dict[str, Any] = {}
-    parts: dict[str, list[Any]] = {"bos": [], "eos": []}
+    found: list[Named | None] = []
     for role, is_wanted in wanted.items():
         token = metadata.token(f"tokenizer.ggml.{role}_token_id", len(tokens))
-        if not is_wanted:
-            continue
-        if token is None:
+        if is_wanted and token is None:
             raise metadata.error(
                 f"tokenizer.ggml.{role}_token_id is missing, but every text gets that token"
             )
-        name = tokens[token]
-        special[name] = {"id": name, "ids": [token], "tokens": [name]}
-        parts[role] = [name]
-    if not special:
-        return None
-
-    def text(letter: str, kind: int) -> list[dict[str, Any]]:
-        around = [[{"SpecialToken": {"id": n, "type_id": kind}} for n in parts[r]] for r in parts]
-        return [*around[0], {"Sequence": {"id": letter, "type_id": kind}}, *around[1]]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": text("A", 0),
-        "pair": text("A", 0) + text("B", 1),
-        "special_tokens": special,
-    }
+        found.append(None if token is None or not is_wanted else Named(tokens[token], token))
+    bos, eos = found
+    return parts.around(bos, eos)

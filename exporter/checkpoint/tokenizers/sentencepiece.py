@@ -1,0 +1,339 @@
+"""tokenizer.model: SentencePiece's BPE and Unigram (Llama 2, Mistral 7B, Gemma).
+
+A text is normalized as a whole: spaces become ▁, one is put before it. The library for which this
+is written parts it at added tokens first. Control symbols are such, as in every loader of these
+models, where SentencePiece alone never finds them in a text; user-defined ones are where nothing is
+put before a text, and else are parted from the normalized text, as SentencePiece does.
+"""
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lmcast.exporter.checkpoint.tokenizers import parts
+from lmcast.exporter.checkpoint.tokenizers.given import INSTEAD, Converted, Given
+from lmcast.exporter.checkpoint.tokenizers.parts import ESCAPE, PREPEND, SPACE, Kind, Part
+from lmcast.exporter.checkpoint.tokenizers.protobuf import DamagedError, fields
+
+UNIGRAM, BPE = 1, 2
+# The classes of transformers whose tokenizers are the file's own, with a BOS; "": none is named,
+# as beside Meta's and Mistral's own releases.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "": (),
+    "LlamaTokenizer": (),
+    "LlamaTokenizerFast": (),
+    "GemmaTokenizer": (),
+    "GemmaTokenizerFast": (),
+}
+ROLES = ("unk", "bos", "eos", "pad")  # in the order of their numbers, from UNK_ID on
+UNK_ID = 40
+MOST_FROZEN = 4096  # user-defined symbols, as branches of one expression
+UNKNOWN_PENALTY = 10  # of both libraries: an unknown character scores so much less than the worst
+SYMBOL_COST = 0.1  # a user-defined symbol: this less than as many of the best piece as it has bytes
+# Scores are written times 2 to this power: numbers of 24 bits become integers.
+MOST_BITS = 32
+# Text that spells a piece of a byte, which the library would take for that byte.
+SPELLED_BYTE = "<(?=0x[0-9A-F]{2}>)"
+
+
+@dataclass
+class Model:
+    """What a tokenizer.model says, with the defaults of its format."""
+
+    pieces: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    kinds: list[Kind] = field(default_factory=list)
+    algorithm: int = UNIGRAM
+    suffix: bool = False  # the space that is put before a text is put behind it
+    byte_fallback: bool = False
+    roles: dict[str, int] = field(default_factory=lambda: {"unk": 0, "bos": 1, "eos": 2, "pad": -1})
+    charsmap: bool = False
+    prefix: bool = True
+    squeeze: bool = True  # runs of spaces become one, those around a text none
+    escape: bool = True
+    denormalized: bool = False
+
+    def named(self) -> dict[str, str]:
+        """Return the tokens of roles, by transformers' names of the roles."""
+        return {
+            f"{role}_token": self.pieces[id]
+            for role, id in self.roles.items()
+            if 0 <= id < len(self.pieces)
+        }
+
+    def of(self, *kinds: Kind) -> list[int]:
+        return [id for id, kind in enumerate(self.kinds) if kind in kinds]
+
+
+def convert(given: Given) -> Converted:
+    """Return the tokenizer.json of a tokenizer.model; raises CheckpointError."""
+    given.require_class(CLASSES, "another class may number or mark tokens otherwise")
+    model = read(given)
+    _require_representable(model, given)
+    own = model.named()
+    ids = {piece: id for id, piece in enumerate(model.pieces)}
+    symbols = [model.pieces[id] for id in model.of(Kind.USER_DEFINED)]
+    # BPE: found in the raw text, or parted from the normalized one. Unigram: pieces like others.
+    apart = bool(symbols) and model.prefix and model.algorithm == BPE
+    matched = bool(symbols) and not model.prefix and model.algorithm == BPE
+    first_only = model.prefix and not given.flag("legacy", True)
+    normalizers, steps = _spaces(model, first_only)
+    if apart:
+        steps.append(_parted(symbols, given))
+    if model.byte_fallback and (apart or model.algorithm == UNIGRAM):
+        steps.append(_spelled_bytes(model, given))
+    content = parts.whole(
+        _byte_pairs(model, given, apart) if model.algorithm == BPE else _unigram(model, given),
+        _added(model, matched),
+        normalizer=parts.sequence("normalizers", normalizers),
+        pre_tokenizer=parts.sequence("pretokenizers", steps),
+        post_processor=parts.around(*given.around(own, ids, bos=True)),
+        decoder=parts.piece_decoder(model.prefix),
+    )
+    return Converted(content, given.shown, own)
+
+
+def _added(model: Model, symbols: bool) -> list[Part]:
+    """Return the tokens that a text is parted at first: control symbols, and user-defined ones."""
+    kinds = [Kind.UNKNOWN, Kind.CONTROL, *([Kind.USER_DEFINED] if symbols else [])]
+    return [
+        parts.added_token(
+            id,
+            model.pieces[id],
+            special=model.kinds[id] != Kind.USER_DEFINED,
+            normalized=model.kinds[id] == Kind.USER_DEFINED,
+        )
+        for id in model.of(*kinds)
+    ]
+
+
+def read(given: Given) -> Model:
+    """Return what the file says; raises CheckpointError for one that is damaged."""
+    model = Model()
+    try:
+        for number, value in fields(memoryview(given.data)):
+            if number == 1:
+                _read_piece(model, _message(value))
+            elif number == 2:
+                _read_trainer(model, _message(value))
+            elif number == 3:
+                _read_normalizer(model, _message(value))
+            elif number == 5:
+                model.denormalized = any(
+                    n == 2 and len(_message(v)) for n, v in fields(_message(value))
+                )
+    except (DamagedError, ValueError, struct.error) as error:
+        what = error if isinstance(error, DamagedError) else "a piece that cannot be read"
+        raise given.error(
+            f"is no model of SentencePiece: it has {what}; {_otherwise(given)}"
+        ) from None
+    if not model.pieces:
+        raise given.error("has no pieces")
+    if sum(map(len, model.pieces)) > parts.MOST_CHARACTERS:
+        raise given.error(f"has over {parts.MOST_CHARACTERS} characters in all pieces")
+    if max(map(len, model.pieces)) > parts.LONGEST_TOKEN:
+        raise given.error(f"has a piece of over {parts.LONGEST_TOKEN} characters")
+    twice, count = Counter(["", *model.pieces]).most_common(1)[0]
+    if count > 1:
+        raise given.error(f"has the piece {twice!r} twice, or an empty one")
+    return model
+
+
+def _otherwise(given: Given) -> str:
+    """tiktoken's files are called so too: lines of base64 and ranks."""
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", given.data):
+        return f"it is tiktoken's, which does not say how texts are split; {INSTEAD}"
+    return "download it again"
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise DamagedError("a number in place of a message")
+    return value
+
+
+def _number(value: int | memoryview) -> int:
+    if not isinstance(value, int):
+        raise DamagedError("a message in place of a number")
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _read_piece(model: Model, message: memoryview) -> None:
+    piece, score, kind = "", 0.0, Kind.NORMAL
+    for number, value in fields(message):
+        if number == 1:
+            piece = bytes(_message(value)).decode()
+        elif number == 2:
+            (score,) = struct.unpack("<f", _message(value))
+        elif number == 3:
+            kind = Kind(_number(value))
+    model.pieces.append(piece)
+    model.scores.append(score)
+    model.kinds.append(kind)
+
+
+def _read_trainer(model: Model, message: memoryview) -> None:
+    for number, value in fields(message):
+        if number == 3:
+            model.algorithm = _number(value)
+        elif number == 24:
+            model.suffix = bool(_number(value))
+        elif number == 35:
+            model.byte_fallback = bool(_number(value))
+        elif UNK_ID <= number < UNK_ID + len(ROLES):
+            model.roles[ROLES[number - UNK_ID]] = _number(value)
+
+
+def _read_normalizer(model: Model, message: memoryview) -> None:
+    for number, value in fields(message):
+        if number == 2:
+            model.charsmap = len(_message(value)) > 0
+        elif number == 3:
+            model.prefix = bool(_number(value))
+        elif number == 4:
+            model.squeeze = bool(_number(value))
+        elif number == 5:
+            model.escape = bool(_number(value))
+
+
+def _require_representable(model: Model, given: Given) -> None:
+    """Refuse what the library cannot do, or does otherwise than SentencePiece."""
+    if model.algorithm not in (UNIGRAM, BPE):
+        raise given.error(f"is of the kind {model.algorithm}; accepted: unigram (1), bpe (2)")
+    if model.charsmap or model.denormalized:
+        raise given.error(
+            "has a table of characters to normalize (as nmt_nfkc has), which the tokenizers library"
+            f" applies otherwise than SentencePiece; {INSTEAD}"
+        )
+    if model.suffix or not model.escape:
+        option = "treat_whitespace_as_suffix" if model.suffix else "escape_whitespaces false"
+        raise given.error(f"asks {option}, which the tokenizers library cannot do; {INSTEAD}")
+    if unused := model.of(Kind.UNUSED):
+        raise given.error(
+            f"has the piece {model.pieces[unused[0]]!r} as unused, which SentencePiece parts again"
+            f" and the tokenizers library cannot; {INSTEAD}"
+        )
+    if len(model.of(Kind.UNKNOWN)) != 1 or model.kinds[model.roles["unk"]] != Kind.UNKNOWN:
+        raise given.error("has no unknown piece, several, or another than its settings say")
+    for id in model.of(Kind.USER_DEFINED):
+        if " " in model.pieces[id]:
+            raise given.error(
+                f"has the user-defined symbol {model.pieces[id]!r} with a space, which no text has"
+                " any more when symbols are looked for"
+            )
+    missing = {f"<0x{byte:02X}>" for byte in range(256)} - {
+        model.pieces[id] for id in model.of(Kind.BYTE)
+    }
+    if model.byte_fallback and missing:
+        raise given.error(f"falls back to bytes and has no piece {min(missing)}")
+
+
+def _spaces(model: Model, first_only: bool) -> tuple[list[Part], list[Part]]:
+    """Return the steps that make ▁ of spaces: normalizers, and pre-tokenizers.
+
+    first_only: only the beginning of the whole text gets a space, not what follows a control
+    symbol. The library knows where a text begins in one pre-tokenizer, which puts its mark only
+    where there is none; a mark that no text has any more when it gets there, a space, always.
+    """
+    before: list[Part] = []
+    after: list[Part] = []
+    if model.squeeze:
+        before = [parts.replace({"Regex": r"\A +"}, ""), parts.replace({"Regex": " {2,}"}, " ")]
+        after = [parts.replace({"Regex": f"{SPACE}+\\z"}, "")]
+    if not first_only:
+        return [*before, *([PREPEND] if model.prefix else []), ESCAPE, *after], []
+    marks = [(" ", "first"), (SPACE, "never")]
+    steps = [
+        {"type": "Metaspace", "replacement": mark, "prepend_scheme": scheme, "split": False}
+        for mark, scheme in marks
+    ]
+    return [*before, ESCAPE, *after], steps
+
+
+def _parted(frozen: Iterable[str], given: Given) -> Part:
+    """Return the step that parts a normalized text at user-defined symbols, the longest first."""
+    symbols = sorted(frozen, key=lambda symbol: (-len(symbol), symbol))
+    if len(symbols) > MOST_FROZEN:
+        raise given.error(
+            f"has {len(symbols)} user-defined symbols and puts a space before a text; accepted: at"
+            f" most {MOST_FROZEN}; {INSTEAD}"
+        )
+    # Of the characters that mean something to Oniguruma; re.escape escapes spaces and more.
+    literal = [re.sub(r"([\\.*?+^$|()\[\]{}])", r"\\\1", symbol) for symbol in symbols]
+    return parts.split({"Regex": "|".join(literal)})
+
+
+def _spelled_bytes(model: Model, given: Given) -> Part:
+    """Return the step that parts <0x0A> in a text behind its first character."""
+    for id in model.of(Kind.NORMAL, Kind.USER_DEFINED):
+        if "<0" in model.pieces[id]:
+            raise given.error(
+                f"has the piece {model.pieces[id]!r}, which may begin a byte; {INSTEAD}"
+            )
+    return parts.split({"Regex": SPELLED_BYTE}, "MergedWithPrevious")
+
+
+def _byte_pairs(model: Model, given: Given, apart: bool) -> Part:
+    """apart: user-defined symbols come as words of their own, found in the vocabulary as such."""
+    vocab = {piece: id for id, piece in enumerate(model.pieces)}
+    pieces = {model.pieces[id]: id for id in model.of(Kind.NORMAL)}
+    merges = parts.scored_merges(pieces, model.scores)
+    _require_order({left + right for left, right in merges}, pieces, model, given)
+    return parts.byte_pairs(
+        vocab,
+        merges,
+        unk_token=model.pieces[model.roles["unk"]],
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+        ignore_merges=apart,
+    )
+
+
+def _require_order(
+    made: Iterable[str], pieces: Mapping[str, int], model: Model, given: Given
+) -> None:
+    """Refuse pieces of one score, of which SentencePiece makes the leftmost in a text; but runs of
+    one character, which cannot overlap with others."""
+    groups: dict[float, list[str]] = {}
+    for piece in made:
+        groups.setdefault(model.scores[pieces[piece]], []).append(piece)
+    for score, group in groups.items():
+        if len(group) > 1 and any(len(set(piece)) > 1 for piece in group):
+            raise given.error(
+                f"has {len(group)} pieces of one score, {score} ({min(group)!r} ...): which of them"
+                " SentencePiece makes depends on where they stand in a text, and in the tokenizers"
+                f" library it cannot; {INSTEAD}"
+            )
+
+
+def _unigram(model: Model, given: Given) -> Part:
+    """Scores are written as integers, whose sums are exact: of paths that score alike both
+    libraries then take the one whose last piece is the longest."""
+    normal = [model.scores[id] for id in model.of(Kind.NORMAL)]
+    if not normal or max(normal) >= 0:
+        raise given.error(f"has scores that are no logarithms of probabilities; {INSTEAD}")
+    best, worst = max(normal), min(normal)
+    whole = 2.0 ** max(_fraction_bits(score) for score in normal)
+    unknown = (worst - UNKNOWN_PENALTY) * whole
+    other = {Kind.UNKNOWN: unknown + UNKNOWN_PENALTY, Kind.CONTROL: 0.0, Kind.BYTE: 0.0}
+
+    def score(id: int) -> float:
+        kind, piece = model.kinds[id], model.pieces[id]
+        if kind == Kind.USER_DEFINED:
+            return round((best * len(piece.encode()) - SYMBOL_COST) * whole)
+        return round(model.scores[id] * whole) if kind == Kind.NORMAL else other[kind]
+
+    return {
+        "type": "Unigram",
+        "unk_id": model.roles["unk"],
+        "byte_fallback": model.byte_fallback,
+        "vocab": [[piece, float(score(id))] for id, piece in enumerate(model.pieces)],
+    }
+
+
+def _fraction_bits(score: float) -> int:
+    """Return how many times a score is to be doubled until it is an integer, up to MOST_BITS."""
+    denominator = score.as_integer_ratio()[1]
+    return min(denominator.bit_length() - 1, MOST_BITS)

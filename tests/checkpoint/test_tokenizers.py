@@ -1,0 +1,283 @@
+"""Tokenizers without tokenizer.json: ids and texts equal to those of their makers' libraries."""
+
+import base64
+import json
+import random
+import re
+from collections.abc import Callable
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import sentencepiece
+import tiktoken
+from files.odd_texts import CODE, SCRIPTS, TEXTS, WORDS, with_tokens
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from lmcast.exporter.checkpoint.files import Folder
+from lmcast.exporter.checkpoint.texts import read_texts
+from lmcast.exporter.runtime.text import byte_alphabet
+
+CORPUS = [*SCRIPTS.values(), *CODE, *WORDS, "the quick brown fox jumps over the lazy dog " * 3]
+# The expressions as the releases have them; those of the product are written otherwise.
+KIMI = "|".join(
+    [
+        r"""[\p{Han}]+""",
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+        r"""\p{N}{1,3}""",
+        r""" ?[^\s\p{L}\p{N}]+[\r\n]*""",
+        r"""\s*[\r\n]+""",
+        r"""\s+(?!\S)""",
+        r"""\s+""",
+    ]
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GROK = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Case(NamedTuple):
+    """A checkpoint's files, and what the maker's library makes of a text."""
+
+    files: dict[str, bytes]
+    encode: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
+    control: dict[str, int]  # tokens that are found in texts
+    before: tuple[int, ...] = ()  # what every text gets
+    # A part of a text that follows a control token, where it is encoded otherwise than a whole one.
+    encode_later: Callable[[str], list[int]] | None = None
+    # SentencePiece adds scores in 32 bits: of paths with the same pieces in another order, whose
+    # scores are the same, it takes the one whose sum was rounded up.
+    any_order: bool = False
+
+    def ids(self, text: str) -> list[int]:
+        """Ids as the makers' loaders build them: control tokens part a text."""
+        longest_first = sorted(self.control, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        ids = list(self.before)
+        for index, part in enumerate(parts):
+            later = self.encode_later if index and self.encode_later else self.encode
+            ids += [self.control[part]] if part in self.control else later(part) if part else []
+        return ids
+
+
+@cache
+def ranks(pattern: str, size: int = 600, shuffled: bool = False) -> tuple[bytes, ...]:
+    """Tokens by rank: all bytes, then merges of a corpus; shuffled: as no training orders them."""
+    tokenizer = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    splits = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splits, level])
+    alphabet = byte_alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, show_progress=False, initial_alphabet=list(alphabet)
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokens = [bytes(alphabet[c] for c in token) for token in tokenizer.get_vocab()]
+    merged = sorted((t for t in tokens if len(t) > 1), key=lambda t: (len(t), t))
+    merged += [
+        run * n for run in (b" ", b"\n", b"=", b"ab") for n in range(2, 20) if run * n not in merged
+    ]
+    if shuffled:
+        random.Random(3).shuffle(merged)
+    return (*(bytes([i]) for i in range(256)), *dict.fromkeys(merged))
+
+
+def kimi(shuffled: bool) -> Case:
+    tokens = ranks(KIMI, shuffled=shuffled)
+    lines = [base64.b64encode(t) + b" %d" % rank for rank, t in enumerate(tokens)]
+    base = len(tokens)
+    named = {0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>", 3: "<|im_user|>", 11: "<think>", 254: "[UNK]"}
+    config = {
+        "tokenizer_class": "TikTokenTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]},
+        "bos_token": "[BOS]",
+        "eos_token": "[EOS]",
+        "added_tokens_decoder": {
+            str(base + i): {"content": name, "special": i != 11, "lstrip": False}
+            for i, name in named.items()
+        },
+    }
+    special = {named.get(i, f"<|reserved_token_{base + i}|>"): base + i for i in range(256)}
+    encoding = tiktoken.Encoding(
+        "kimi",
+        pat_str=KIMI,
+        mergeable_ranks=dict(zip(tokens, range(base), strict=True)),
+        special_tokens=special,
+    )
+    files = {"tiktoken.model": b"\n".join(lines), "tokenizer_config.json": as_json(config)}
+    return Case(
+        files, lambda text: encoding.encode(text, allowed_special="all"), encoding.decode, special
+    )
+
+
+def tekken_json(**changed: Any) -> dict[str, Any]:
+    tokens = ranks(TEKKEN)
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<pad>", "[THINK]"]
+    config = {
+        "pattern": TEKKEN,
+        "num_vocab_tokens": len(tokens),
+        "default_vocab_size": len(tokens) + 15,
+        "default_num_special_tokens": 25,
+        "version": "v11",
+    }
+    return {
+        "config": config | {k: v for k, v in changed.items() if k in config},
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": None}
+            for i, t in enumerate(tokens)
+        ],
+        "special_tokens": [
+            {"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(special)
+        ],
+    } | {k: v for k, v in changed.items() if k not in config}
+
+
+def tekken(tmp_path: Path, **changed: Any) -> Case:
+    data = as_json(tekken_json(**changed))
+    (tmp_path / "tekken.json").write_bytes(data)
+    theirs = Tekkenizer.from_file(tmp_path / "tekken.json")
+    control = {theirs.id_to_piece(i): i for i in range(theirs.num_special_tokens)}
+    return Case(
+        {"tekken.json": data},
+        lambda text: theirs.encode(text, bos=False, eos=False),
+        lambda ids: theirs.decode(ids, SpecialTokenPolicy.IGNORE),
+        control,
+        (theirs.bos_id,),
+    )
+
+
+def grok() -> Case:
+    tokens, names = ranks(GROK), ["<|pad|>", "<|separator|>", "<|eos|>", "<|control7|>", "<|own|>"]
+    special = {name: i for i, name in enumerate(names)}
+    data = {
+        "regular_tokens": [{"token": 5 + i, "bytes": list(t)} for i, t in enumerate(tokens)],
+        "special_tokens": [{"token": i, "bytes": list(n.encode())} for n, i in special.items()],
+        "word_split": "V1",
+        "vocab_size": 5 + len(tokens),
+    }
+    ids = dict(zip(tokens, range(5, 5 + len(tokens)), strict=True))
+    encoding = tiktoken.Encoding("grok", pat_str=GROK, mergeable_ranks=ids, special_tokens=special)
+    allowed = set(names[:4])  # <|own|> is no token that SGLang lets a text spell
+    return Case(
+        {"tokenizer.tok.json": as_json(data)},
+        lambda text: encoding.encode(text, allowed_special=allowed, disallowed_special=()),
+        encoding.decode,
+        {name: special[name] for name in allowed},
+    )
+
+
+OWN = ["<u>", "\n\n", "▁▁▁", "<|x|>", "ab<u>"]  # user-defined symbols
+PIECES: dict[str, dict[str, Any]] = {
+    "Llama 2": {"model_type": "bpe", "byte_fallback": True},
+    "Gemma": {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "add_dummy_prefix": False,
+        "user_defined_symbols": OWN,
+    },
+    "BPE, prefix and symbols": {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "user_defined_symbols": OWN,
+    },
+    "BPE, no bytes": {"model_type": "bpe", "remove_extra_whitespaces": True},
+    "Unigram": {"model_type": "unigram", "byte_fallback": True},
+    "Unigram, no bytes": {
+        "model_type": "unigram",
+        "remove_extra_whitespaces": True,
+        "user_defined_symbols": OWN,
+    },
+}
+
+
+@cache
+def trained(name: str) -> bytes:
+    out = BytesIO()
+    options = {"remove_extra_whitespaces": False, "vocab_size": 900, **PIECES[name]}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=out,
+        normalization_rule_name="identity",
+        character_coverage=0.98,
+        hard_vocab_limit=False,
+        control_symbols=["[INST]"],
+        minloglevel=2,
+        num_threads=1,
+        **options,
+    )
+    model = sentencepiece_model_pb2.ModelProto.FromString(out.getvalue())
+    if name == "Llama 2":  # runs of spaces have one score
+        known = {piece.piece for piece in model.pieces}
+        for count in range(2, 17):
+            if "▁" * count not in known:
+                model.pieces.add(piece="▁" * count, score=-1e9)
+    return bytes(model.SerializeToString())
+
+
+def pieces(name: str, legacy: bool | None = None) -> Case:
+    data = trained(name)
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
+    model = sentencepiece_model_pb2.ModelProto.FromString(data)
+    model.normalizer_spec.add_dummy_prefix = False
+    bare = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    config = {} if legacy is None else {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}
+    control = {theirs.id_to_piece(i): i for i in range(4)}
+    later = bare.encode if legacy is False else None
+    files = {"tokenizer.model": data, "tokenizer_config.json": as_json(config)}
+    return Case(files, theirs.encode, theirs.decode, control, (1,), later, "Unigram" in name)
+
+
+def as_json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def written(folder: Path, files: dict[str, bytes]) -> Folder:
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return Folder.at(folder)
+
+
+CASES: dict[str, Callable[[Path], Case]] = {
+    "Kimi": lambda _: kimi(shuffled=False),
+    "Kimi, ranks as nothing trains them": lambda _: kimi(shuffled=True),
+    "tekken": tekken,
+    "tekken v3": lambda path: tekken(path, version="v3", special_tokens=None),
+    "Grok 2": lambda _: grok(),
+    **{name: lambda _, name=name: pieces(name) for name in PIECES},  # type: ignore[misc]
+    "Llama 2, not legacy": lambda _: pieces("Llama 2", legacy=False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ids_and_texts_are_those_of_the_makers_library(tmp_path: Path, name: str) -> None:
+    case = CASES[name](tmp_path)
+    texts = read_texts(written(tmp_path / "checkpoint", case.files))
+    assert texts.problem is None and texts.tokenizer is not None
+    ours = Tokenizer.from_buffer(texts.tokenizer)
+    differ, reordered = [], 0
+    no_text = {0, *case.control.values()}
+    odd = (*TEXTS, *with_tokens(*list(case.control)[:4], "<u>", "<|own|>"))
+    for text in odd:
+        ids, theirs = ours.encode(text).ids, case.ids(text)
+        if case.any_order and ids != theirs and sorted(ids) == sorted(theirs):
+            reordered += 1
+        elif ids != theirs:
+            differ.append((text[:60], theirs[:20], ids[:20]))
+        elif no_text.isdisjoint(plain := ids[len(case.before) :]):
+            assert ours.decode(ids) == case.decode(plain), text[:60]
+    assert not differ, (len(differ), differ[:6])
+    assert reordered <= len(odd) // 20
