@@ -27,7 +27,7 @@ SPACES = (
     "", " ", "  ", "\n", " x", "x ", "  x  ", "x  y   z", "\n x", " \n\n  x", "x \t y", "x\r\ny\rz",
     "\u3000x\u3000", "x\u2003y", "\u200bx", "\ufeffx", "x\u2028y\u2029z", "\x85x\x0b\x0c", "▁",
     "x▁y",
-    "▁▁ ▁", " ▁ ",
+    "▁▁ ▁", " ▁ ", "▁▁s", "b▁▁▁\ny", "   ▁▁  x",
 )  # fmt: skip
 WORDS = (
     "can't we'll I'M you'Re IT'S o've x'd 'tis", "l’été aujourd’hui", "'sſ K 'ſ", "rock'n'roll''s",

@@ -31,7 +31,9 @@ ROLES = ("unk", "bos", "eos", "pad")  # in the order of their numbers, from UNK_
 UNK_ID = 40
 MOST_FROZEN = 4096  # user-defined symbols, as branches of one expression
 UNKNOWN_PENALTY = 10  # of both libraries: an unknown character scores so much less than the worst
-SYMBOL_COST = 0.1  # a user-defined symbol: this less than as many of the best piece as it has bytes
+# What a user-defined symbol scores in SentencePiece: meant as 0.1 less than the best piece for each
+# of its bytes, but the best of its scores is never below C++'s FLT_MIN, which is above 0.
+SYMBOL_SCORE = -0.1
 # Scores are written times 2 to this power: numbers of 24 bits become integers.
 MOST_BITS = 32
 # Text that spells a piece of a byte, which the library would take for that byte.
@@ -314,22 +316,22 @@ def _unigram(model: Model, given: Given) -> Part:
     normal = [model.scores[id] for id in model.of(Kind.NORMAL)]
     if not normal or max(normal) >= 0:
         raise given.error(f"has scores that are no logarithms of probabilities; {INSTEAD}")
-    best, worst = max(normal), min(normal)
     whole = 2.0 ** max(_fraction_bits(score) for score in normal)
-    unknown = (worst - UNKNOWN_PENALTY) * whole
-    other = {Kind.UNKNOWN: unknown + UNKNOWN_PENALTY, Kind.CONTROL: 0.0, Kind.BYTE: 0.0}
-
-    def score(id: int) -> float:
-        kind, piece = model.kinds[id], model.pieces[id]
-        if kind == Kind.USER_DEFINED:
-            return round((best * len(piece.encode()) - SYMBOL_COST) * whole)
-        return round(model.scores[id] * whole) if kind == Kind.NORMAL else other[kind]
-
+    unknown = (min(normal) - UNKNOWN_PENALTY) * whole
+    other = {
+        Kind.UNKNOWN: unknown + UNKNOWN_PENALTY,  # the lowest score, from which the library starts
+        Kind.USER_DEFINED: SYMBOL_SCORE * whole,
+        Kind.CONTROL: 0.0,
+        Kind.BYTE: 0.0,
+    }
     return {
         "type": "Unigram",
         "unk_id": model.roles["unk"],
         "byte_fallback": model.byte_fallback,
-        "vocab": [[piece, float(score(id))] for id, piece in enumerate(model.pieces)],
+        "vocab": [
+            [piece, float(round(score * whole if kind == Kind.NORMAL else other[kind]))]
+            for piece, score, kind in zip(model.pieces, model.scores, model.kinds, strict=True)
+        ],
     }
 
 
