@@ -29,11 +29,12 @@ def read_texts(folder: Folder) -> Texts:
     tokens = read_tokens(folder, config)
     notes += tokens.notes
     special_tokens = {name: token.content for name, token in tokens.named.items()}
-    data, problem = _tokenizer(folder), None
-    if data is None:
-        data, special_tokens, problem = _converted(folder, config, special_tokens)
-    if data is not None:
-        tokenizer = Tokenizer.from_str(data.decode())
+    loaded, problem = _tokenizer(folder), None
+    if loaded is None:
+        loaded, special_tokens, problem = _converted(folder, config, special_tokens)
+    data = None
+    if loaded is not None:
+        data, tokenizer = loaded
         changed, more = complete(tokenizer, tokens, folder)
         notes += more + _unread(config, tokenizer, tokens)
         data = tokenizer.to_str().encode() if changed else data
@@ -83,17 +84,17 @@ def _text(data: bytes, folder: Folder, name: str) -> str:
         raise CheckpointError(f"{folder.root / name}: is not UTF-8 text") from None
 
 
-def _tokenizer(folder: Folder) -> bytes | None:
+def _tokenizer(folder: Folder) -> tuple[bytes, Tokenizer] | None:
     data = folder.read("tokenizer.json", TOKENIZER_BYTES)
     if data is None:
         return None
-    _require_loadable(_text(data, folder, "tokenizer.json"), folder.root / "tokenizer.json")
-    return data
+    text = _text(data, folder, "tokenizer.json")
+    return data, _loaded(text, folder.root / "tokenizer.json")
 
 
 def _converted(
     folder: Folder, config: dict[str, Any], special_tokens: dict[str, str]
-) -> tuple[bytes | None, dict[str, str], str | None]:
+) -> tuple[tuple[bytes, Tokenizer] | None, dict[str, str], str | None]:
     """Return the tokenizer.json of a tokenizer in another file, the special tokens with those that
     the file itself names, and why there is none."""
     try:
@@ -101,15 +102,15 @@ def _converted(
         if found is None:
             return None, special_tokens, None
         text = json.dumps(found.content, ensure_ascii=False)
-        _require_loadable(text, found.shown)
+        tokenizer = _loaded(text, found.shown)
     except CheckpointError as error:
         return None, special_tokens, str(error)
-    return text.encode(), {**found.special_tokens, **special_tokens}, None
+    return (text.encode(), tokenizer), {**found.special_tokens, **special_tokens}, None
 
 
-def _require_loadable(text: str, shown: Path) -> None:
+def _loaded(text: str, shown: Path) -> Tokenizer:
     try:
-        Tokenizer.from_str(text)
+        return Tokenizer.from_str(text)
     except BaseException as error:
         # The library raises plain Exception, and for some normalizers Rust's PanicException.
         if type(error) is not Exception and type(error).__name__ != "PanicException":

@@ -99,7 +99,7 @@ def text_of(source: Checkpoint) -> Text:
     text = texts.text_of(source)
     if text is None:
         raise CheckpointError(
-            texts.problem
+            source.texts.problem
             or f"{source.path}: tokenizer.json is missing, without which text has no tokens; add it"
             " (save_pretrained of the fast tokenizer writes it)"
         )

@@ -61,6 +61,9 @@ class Case(NamedTuple):
     # SentencePiece adds scores in 32 bits: of paths with the same pieces in another order, whose
     # scores are the same, it takes the one whose sum was rounded up.
     any_order: bool = False
+    # A model that makes one space of several: SentencePiece decodes none at the beginning, also
+    # where a text had ▁ itself there, of which the library takes one away.
+    squeezes: bool = False
 
     def ids(self, text: str) -> list[int]:
         """Ids as the makers' loaders build them: control tokens part a text."""
@@ -227,17 +230,33 @@ def trained(name: str) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def pieces(name: str, legacy: bool | None = None) -> Case:
+def pieces(name: str, legacy: bool | None = None, listed: bool = False) -> Case:
     data = trained(name)
     theirs = sentencepiece.SentencePieceProcessor(model_proto=data)
     model = sentencepiece_model_pb2.ModelProto.FromString(data)
     model.normalizer_spec.add_dummy_prefix = False
     bare = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    config = {} if legacy is None else {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}
+    config: dict[str, Any] = (
+        {} if legacy is None else {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}
+    )
+    if listed:
+        config["added_tokens_decoder"] = {
+            str(theirs.piece_to_id(symbol)): {"content": symbol, "normalized": False}
+            for symbol in OWN
+        }
     control = {theirs.id_to_piece(i): i for i in range(4)}
     later = bare.encode if legacy is False else None
     files = {"tokenizer.model": data, "tokenizer_config.json": as_json(config)}
-    return Case(files, theirs.encode, theirs.decode, control, (1,), later, "Unigram" in name)
+    return Case(
+        files,
+        theirs.encode,
+        theirs.decode,
+        control,
+        (1,),
+        later,
+        "Unigram" in name,
+        "no bytes" in name,
+    )
 
 
 def as_json(value: object) -> bytes:
@@ -258,6 +277,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "tekken v3": lambda path: tekken(path, version="v3", special_tokens=None),
     "Grok 2": lambda _: grok(),
     **{name: lambda _, name=name: pieces(name) for name in PIECES},  # type: ignore[misc]
+    "Gemma, symbols listed": lambda _: pieces("Gemma", listed=True),
     "Llama 2, not legacy": lambda _: pieces("Llama 2", legacy=False),
 }
 
@@ -278,6 +298,9 @@ def test_ids_and_texts_are_those_of_the_makers_library(tmp_path: Path, name: str
         elif ids != theirs:
             differ.append((text[:60], theirs[:20], ids[:20]))
         elif no_text.isdisjoint(plain := ids[len(case.before) :]):
-            assert ours.decode(ids) == case.decode(plain), text[:60]
+            texts_back = ours.decode(ids), case.decode(plain)
+            if case.squeezes:
+                texts_back = texts_back[0].lstrip(" "), texts_back[1].lstrip(" ")
+            assert texts_back[0] == texts_back[1], text[:60]
     assert not differ, (len(differ), differ[:6])
     assert reordered <= len(odd) // 20

@@ -2,8 +2,9 @@
 
 A text is normalized as a whole: spaces become ▁, one is put before it. The library for which this
 is written parts it at added tokens first. Control symbols are such, as in every loader of these
-models, where SentencePiece alone never finds them in a text; user-defined ones are where nothing is
-put before a text, and else are parted from the normalized text, as SentencePiece does.
+models, where SentencePiece alone never finds them in a text. User-defined symbols are parted from
+the normalized text, as SentencePiece does; those that tokenizer_config.json lists become added
+tokens later, as in transformers.
 """
 
 import re
@@ -11,6 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from lmcast.exporter.checkpoint.tokenizers import parts
 from lmcast.exporter.checkpoint.tokenizers.given import INSTEAD, Converted, Given
@@ -29,7 +31,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 ROLES = ("unk", "bos", "eos", "pad")  # in the order of their numbers, from UNK_ID on
 UNK_ID = 40
-MOST_FROZEN = 4096  # user-defined symbols, as branches of one expression
+LONGEST_SYMBOL = 256  # characters, of which each is a level of an expression
 UNKNOWN_PENALTY = 10  # of both libraries: an unknown character scores so much less than the worst
 # What a user-defined symbol scores in SentencePiece: meant as 0.1 less than the best piece for each
 # of its bytes, but the best of its scores is never below C++'s FLT_MIN, which is above 0.
@@ -37,7 +39,7 @@ SYMBOL_SCORE = -0.1
 # Scores are written times 2 to this power: numbers of 24 bits become integers.
 MOST_BITS = 32
 # Text that spells a piece of a byte, which the library would take for that byte.
-SPELLED_BYTE = "<(?=0x[0-9A-F]{2}>)"
+SPELLED_BYTE = "<(?=0x[0-9A-F]{2}>"
 
 
 @dataclass
@@ -77,18 +79,16 @@ def convert(given: Given) -> Converted:
     own = model.named()
     ids = {piece: id for id, piece in enumerate(model.pieces)}
     symbols = [model.pieces[id] for id in model.of(Kind.USER_DEFINED)]
-    # BPE: found in the raw text, or parted from the normalized one. Unigram: pieces like others.
-    apart = bool(symbols) and model.prefix and model.algorithm == BPE
-    matched = bool(symbols) and not model.prefix and model.algorithm == BPE
+    apart = bool(symbols) and model.algorithm == BPE  # those of Unigram are pieces like others
     first_only = model.prefix and not given.flag("legacy", True)
     normalizers, steps = _spaces(model, first_only)
     if apart:
-        steps.append(_parted(symbols, given))
+        steps.append(parts.split({"Regex": _any_of(symbols)}))
     if model.byte_fallback and (apart or model.algorithm == UNIGRAM):
         steps.append(_spelled_bytes(model, given))
     content = parts.whole(
         _byte_pairs(model, given, apart) if model.algorithm == BPE else _unigram(model, given),
-        _added(model, matched),
+        _added(model),
         normalizer=parts.sequence("normalizers", normalizers),
         pre_tokenizer=parts.sequence("pretokenizers", steps),
         post_processor=parts.around(*given.around(own, ids, bos=True)),
@@ -97,18 +97,10 @@ def convert(given: Given) -> Converted:
     return Converted(content, given.shown, own)
 
 
-def _added(model: Model, symbols: bool) -> list[Part]:
-    """Return the tokens that a text is parted at first: control symbols, and user-defined ones."""
-    kinds = [Kind.UNKNOWN, Kind.CONTROL, *([Kind.USER_DEFINED] if symbols else [])]
-    return [
-        parts.added_token(
-            id,
-            model.pieces[id],
-            special=model.kinds[id] != Kind.USER_DEFINED,
-            normalized=model.kinds[id] == Kind.USER_DEFINED,
-        )
-        for id in model.of(*kinds)
-    ]
+def _added(model: Model) -> list[Part]:
+    """Return the tokens that a text is parted at before all else."""
+    ids = model.of(Kind.UNKNOWN, Kind.CONTROL)
+    return [parts.added_token(id, model.pieces[id], special=True) for id in ids]
 
 
 def read(given: Given) -> Model:
@@ -220,10 +212,11 @@ def _require_representable(model: Model, given: Given) -> None:
     if len(model.of(Kind.UNKNOWN)) != 1 or model.kinds[model.roles["unk"]] != Kind.UNKNOWN:
         raise given.error("has no unknown piece, several, or another than its settings say")
     for id in model.of(Kind.USER_DEFINED):
-        if " " in model.pieces[id]:
+        if " " in model.pieces[id] or len(model.pieces[id]) > LONGEST_SYMBOL:
             raise given.error(
-                f"has the user-defined symbol {model.pieces[id]!r} with a space, which no text has"
-                " any more when symbols are looked for"
+                f"has the user-defined symbol {model.pieces[id]!r:.80}; accepted: without a space,"
+                f" which no text has when symbols are looked for, of up to {LONGEST_SYMBOL}"
+                " characters"
             )
     missing = {f"<0x{byte:02X}>" for byte in range(256)} - {
         model.pieces[id] for id in model.of(Kind.BYTE)
@@ -254,27 +247,44 @@ def _spaces(model: Model, first_only: bool) -> tuple[list[Part], list[Part]]:
     return [*before, ESCAPE, *after], steps
 
 
-def _parted(frozen: Iterable[str], given: Given) -> Part:
-    """Return the step that parts a normalized text at user-defined symbols, the longest first."""
-    symbols = sorted(frozen, key=lambda symbol: (-len(symbol), symbol))
-    if len(symbols) > MOST_FROZEN:
-        raise given.error(
-            f"has {len(symbols)} user-defined symbols and puts a space before a text; accepted: at"
-            f" most {MOST_FROZEN}; {INSTEAD}"
-        )
-    # Of the characters that mean something to Oniguruma; re.escape escapes spaces and more.
-    literal = [re.sub(r"([\\.*?+^$|()\[\]{}])", r"\\\1", symbol) for symbol in symbols]
-    return parts.split({"Regex": "|".join(literal)})
+def _any_of(symbols: Iterable[str]) -> str:
+    """Return the expression that finds the longest of symbols, by their common beginnings: where
+    Gemma 3 has six thousand, one after the other would take as long as a text's model."""
+    tree: dict[str, Any] = {}
+    for symbol in symbols:
+        node = tree
+        for character in symbol:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return _expression(tree)
+
+
+def _expression(node: Mapping[str, Any]) -> str:
+    branches = [
+        re.sub(r"([\\.*?+^$|()\[\]{}])", r"\\\1", character) + _expression(rest)
+        for character, rest in node.items()
+        if character
+    ]
+    ends = "" in node and bool(branches)
+    joined = "|".join(branches)
+    return f"(?:{joined}){'?' if ends else ''}" if ends or len(branches) > 1 else joined
 
 
 def _spelled_bytes(model: Model, given: Given) -> Part:
-    """Return the step that parts <0x0A> in a text behind its first character."""
+    """Return the step that parts <0x0A> in a text behind its first character.
+
+    BPE takes only a whole word for a piece, here a text between symbols; in Unigram pieces are
+    everywhere, so none may lie across that place.
+    """
+    if model.algorithm == BPE:
+        return parts.split({"Regex": rf"\A{SPELLED_BYTE}\z)"}, "MergedWithPrevious")
     for id in model.of(Kind.NORMAL, Kind.USER_DEFINED):
         if "<0" in model.pieces[id]:
             raise given.error(
-                f"has the piece {model.pieces[id]!r}, which may begin a byte; {INSTEAD}"
+                f"has the piece {model.pieces[id]!r}, with which a text could spell <0x0A>;"
+                f" {INSTEAD}"
             )
-    return parts.split({"Regex": SPELLED_BYTE}, "MergedWithPrevious")
+    return parts.split({"Regex": f"{SPELLED_BYTE})"}, "MergedWithPrevious")
 
 
 def _byte_pairs(model: Model, given: Given, apart: bool) -> Part:
