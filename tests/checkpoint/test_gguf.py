@@ -11,7 +11,6 @@ from tiny import defined
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf import open_gguf
-from lmcast.exporter.checkpoint.gguf.config import FAMILIES
 
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 # Kinds that the package only names: of intermediate results, whole numbers, and too new.
@@ -246,7 +245,7 @@ def test_transformers_reads_the_same(tmp_path: Path, arch: str, kind: str) -> No
             assert checkpoint.config[key] == wanted, key
 
 
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_a_definition_reads_config_and_tensors_in_full(tmp_path: Path, arch: str) -> None:
     checkpoint = open_gguf(tiny_gguf(tmp_path / "a.gguf", arch))
     tensors = {name: checkpoint.read(name) for name in checkpoint.tensors}

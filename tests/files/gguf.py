@@ -75,24 +75,8 @@ def stored(array: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
     return quants.quantize(array, GGMLQuantizationType[kind]), kind
 
 
-def write_gguf(
-    path: Path,
-    arch: str,
-    tensors: dict[str, tuple[np.ndarray, str]],
-    metadata: dict[str, Any] | None = None,
-    general: dict[str, Any] | None = None,
-    alignment: int = 32,
-) -> Path:
-    """Write a file; `metadata` overrides the model's own keys, and None removes one, or all.
-
-    `general` holds full keys. A Python int is written as uint32, a float as float32.
-    """
-    writer = GGUFWriter(path, arch)
-    writer.add_name("tiny")
-    if alignment != 32:
-        writer.add_custom_alignment(alignment)
-    own = {} if metadata is None else BASE | EXTRA.get(arch, {}) | metadata
-    keys = {f"{arch}.{name}": value for name, value in own.items()} | (general or {})
+def write_keys(writer: GGUFWriter, keys: dict[str, Any]) -> None:
+    """Add metadata: a Python int as uint32, a float as float32; None is left out."""
     for key, value in keys.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
@@ -104,6 +88,26 @@ def write_gguf(
             writer.add_string(key, value)
         elif value is not None:
             writer.add_array(key, value)
+
+
+def write_gguf(
+    path: Path,
+    arch: str,
+    tensors: dict[str, tuple[np.ndarray, str]],
+    metadata: dict[str, Any] | None = None,
+    general: dict[str, Any] | None = None,
+    alignment: int = 32,
+) -> Path:
+    """Write a file; `metadata` overrides the model's own keys, and None removes one, or all.
+
+    `general` holds full keys. Values are written as by `write_keys`.
+    """
+    writer = GGUFWriter(path, arch)
+    writer.add_name("tiny")
+    if alignment != 32:
+        writer.add_custom_alignment(alignment)
+    own = {} if metadata is None else BASE | EXTRA.get(arch, {}) | metadata
+    write_keys(writer, {f"{arch}.{name}": v for name, v in own.items()} | (general or {}))
     for name, (array, kind) in tensors.items():
         writer.add_tensor(name, array, raw_dtype=GGMLQuantizationType[kind])
     writer.write_header_to_file()

@@ -20,16 +20,20 @@ def open_gguf(path: Path) -> Checkpoint:
             f"{path}: reading GGUF needs the gguf package; pip install 'lmcast[gguf]'"
         ) from None
     # These import the gguf package.
-    from lmcast.exporter.checkpoint.gguf.config import hugging_face_config
+    from lmcast.exporter.checkpoint.gguf.architectures import find
     from lmcast.exporter.checkpoint.gguf.metadata import Metadata
+    from lmcast.exporter.checkpoint.gguf.model import Model
     from lmcast.exporter.checkpoint.gguf.parts import read_whole
     from lmcast.exporter.checkpoint.gguf.tensors import hugging_face_tensors
     from lmcast.exporter.checkpoint.gguf.texts import hugging_face_texts
 
     header = read_whole(path)
     metadata = Metadata(header.path, header.metadata)
-    config = hugging_face_config(header, metadata)
-    tensors = hugging_face_tensors(header, config)
+    model = Model(header, metadata)
+    arch = find(model)
+    config = arch.config(model)
+    config |= {"architectures": [arch.model_class], "model_type": arch.model_type}
+    tensors = hugging_face_tensors(model, arch)
     texts = hugging_face_texts(metadata, config["vocab_size"])
     unread = metadata.unread(metadata.architecture)
     if unread is not None:

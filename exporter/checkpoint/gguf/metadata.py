@@ -52,6 +52,13 @@ class Metadata:
             raise self.error(f"{key} is {value}; only a positive integer is accepted")
         return value
 
+    def count(self, key: str, default: int | None = None) -> int:
+        """Return an integer from 0 on."""
+        value = self._typed(key, (int,), "one integer from 0 on", default)
+        if value < 0:
+            raise self.error(f"{key} is {value}; only an integer from 0 on is accepted")
+        return value
+
     def number(self, key: str, default: float | None = None) -> float:
         """Return a positive finite number."""
         value = float(self._typed(key, (int, float), "a number", default))
