@@ -142,6 +142,9 @@ def _as_in_onnx(leaf: Packed) -> bool:
     return stored and leaf.values.runs is None and not isinstance(layout, Blocks)
 
 
+DECODED = "needs decoding"
+
+
 def _not_linkable(
     name: str,
     source: Source,
@@ -157,12 +160,15 @@ def _not_linkable(
             return stored, f"is quantized ({name})"
         if not links_codes:
             return stored, f"is {name.upper()}, which ONNX Runtime's CPU has no kernel for"
+        for tensor in leaf.layout.tensors:
+            if not checkpoint.tensors[tensor].linkable:
+                return checkpoint.tensors[tensor], DECODED
     if _packed(source):
         return None
     for tensor in tensors_of(source):
         stored = checkpoint.tensors[tensor]
         if not stored.linkable:
-            return stored, "needs decoding"
+            return stored, DECODED
         if stored.dtype != binding.dtype(name, stored.dtype, format.torch):
             return stored, f"is stored as {_name(stored)}"
     return None
@@ -222,6 +228,7 @@ def _linked(
 
     def at(tensor: str) -> Placed:
         stored = checkpoint.tensors[tensor]
+        assert stored.linkable
         return Placed(str(stored.file), stored.offset, stored.nbytes)
 
     for name, source in binding.sources.items():

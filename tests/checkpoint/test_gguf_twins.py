@@ -269,7 +269,7 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path, checkpo
 
 
 @torch.no_grad()
-def test_mxfp4_of_gpt_oss_stays_in_four_bits(tmp_path: Path) -> None:
+def test_mxfp4_of_gpt_oss_stays_in_four_bits(tmp_path: Path, lmcast) -> None:
     """Numbers that MXFP4 holds exactly, packed by the gguf package: gpt-oss' bytes, and its own."""
     (twin,) = (twin for twin in TWINS if twin.arch == "gpt-oss")
     narrow = case(twin.case)
@@ -291,3 +291,6 @@ def test_mxfp4_of_gpt_oss_stays_in_four_bits(tmp_path: Path) -> None:
     theirs = dict(wanted.model.named_parameters())
     for name, value in found.model.named_parameters():
         assert torch.equal(value, theirs[name]), name
+    options = ["--target", "onnx", "--weights", "link", "--no-parity", "--no-tokenizer"]
+    status, _, error = lmcast("export", path, *options, "-o", tmp_path / "e")
+    assert (status, "_blocks needs decoding" in error) == (2, True)
