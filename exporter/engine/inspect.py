@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcast.exporter.dtypes import COMPUTED, DTYPES, computed, of_torch
 from lmcast.exporter.engine.manifest import is_engine, read_manifest
-from lmcast.exporter.engine.names import TEMPLATE, TEMPLATES, TOKENIZER
+from lmcast.exporter.engine.names import TOKENIZER, templates
 from lmcast.exporter.progress import Progress, silent
 from lmcast.plugins.errors import InputError
 
@@ -54,8 +54,8 @@ class Inspection:
     target: str | None = None
     linked: bool | None = None
     tokenizer: bool = False
-    chat_template: bool = False
     hub: dict[str, str] | None = None  # repository, revision
+    chat_templates: tuple[str, ...] = ()  # names, "default" among them as a rule
     ignored: tuple[str, ...] = ()
     left_out: str = ""  # the same in short
 
@@ -79,7 +79,8 @@ class Inspection:
             f"              per sequence {state.fixed_bytes_per_sequence:,} bytes besides",
             f"              {state.bytes:,} bytes for {self.batch} x {self.tokens:,} tokens",
             f"text          {'a' if self.tokenizer else 'no'} tokenizer,"
-            f" {'a' if self.chat_template else 'no'} chat template",
+            f" {'chat templates: ' if self.chat_templates else 'no chat template'}"
+            f"{', '.join(self.chat_templates)}",
         ]
         if self.target:
             lines.append(
@@ -160,8 +161,8 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         target=fields["target"],
         linked=fields["graph"]["weights"] == "link",
         tokenizer=TOKENIZER in names,
-        chat_template=any(name.startswith((TEMPLATE, f"{TEMPLATES}/")) for name in names),
         hub=fields.get("hub"),
+        chat_templates=tuple(sorted(templates(names))),
     )
 
 
@@ -207,8 +208,8 @@ def _checkpoint(
         tokens=tokens,
         files=[{"path": str(f), "bytes": n, "what": "weights"} for f, n in sorted(sizes.items())],
         tokenizer=source.texts.tokenizer is not None,
-        chat_template=bool(source.texts.chat_templates),
         hub=origin(source.path),
+        chat_templates=tuple(sorted(source.texts.chat_templates)),
         ignored=found.binding.ignored,
         left_out=found.left_out,
     )

@@ -1,5 +1,7 @@
 """Names of the files in an engine directory."""
 
+from collections.abc import Iterable
+
 ENGINE_JSON = "engine.json"
 SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
 MODEL = "model.onnx"
@@ -8,3 +10,13 @@ TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"  # the default; others by name, as transformers stores them
 TEMPLATES = "additional_chat_templates"
 GENERATION = "generation_config.json"
+
+
+def templates(paths: Iterable[str]) -> dict[str, str]:
+    """Return an engine's chat templates among its files: name -> path, "default" for TEMPLATE."""
+    own = f"{TEMPLATES}/"
+    return {
+        "default" if path == TEMPLATE else path.removeprefix(own).removesuffix(".jinja"): path
+        for path in paths
+        if path == TEMPLATE or path.startswith(own)
+    }

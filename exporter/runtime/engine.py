@@ -14,7 +14,7 @@ from lmcast.exporter import targets
 from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.cores import limited
 from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
-from lmcast.exporter.engine.names import GENERATION, PARITY, TEMPLATE, TEMPLATES, TOKENIZER
+from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError
 from lmcast.exporter.runtime.generate import Generated, generate
@@ -171,16 +171,9 @@ class Engine:
     @cached_property
     def chat_templates(self) -> dict[str, str]:
         """The chat templates by name, the usual one as "default"."""
-        names = {TEMPLATE: "default"} | {
-            file.path: file.path.removeprefix(f"{TEMPLATES}/").removesuffix(".jinja")
-            for file in self.manifest.files
-            if file.path.startswith(f"{TEMPLATES}/")
-        }
-        listed = {file.path for file in self.manifest.files}
         return {
             name: (self.directory / path).read_text(encoding="utf-8")
-            for path, name in names.items()
-            if path in listed
+            for name, path in templates(file.path for file in self.manifest.files).items()
         }
 
     @cached_property

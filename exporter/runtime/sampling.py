@@ -111,6 +111,10 @@ def of_generation_config(given: Mapping[str, Any]) -> Sampling:
     penalty = given.get("repetition_penalty")
     kept = {} if penalty is None else {"repetition_penalty": penalty}
     sampled = given.get("do_sample")
+    if not isinstance(sampled, bool | None):
+        raise SamplingError(
+            f"generation_config.json: do_sample is {sampled!r:.80}; true or false is"
+        )
     if said.get("top_k") == 0:  # there: every token
         del said["top_k"]
     if not (bool(said) if sampled is None else sampled) or said.get("temperature") == 0:

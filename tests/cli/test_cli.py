@@ -97,7 +97,7 @@ def test_inspect(what: str, made: Path, lmcast):
         "bytes": 3 * 50 * PER_TOKEN * BYTES,
     }
     assert found["tokenizer"] is True
-    assert found["chat_template"] is False
+    assert found["chat_templates"] == []
     files = [p for p in (made / what).rglob("*") if p.is_file() and p.name != "engine.json"]
     if what == "checkpoint":
         files = [made / what / "model.safetensors"]

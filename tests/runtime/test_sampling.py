@@ -4,8 +4,18 @@ import math
 
 import numpy as np
 import pytest
+from transformers import GenerationConfig
 
-from lmcast.exporter.runtime.sampling import Sampler, Sampling, SamplingError, candidates, penalize
+from lmcast.exporter.runtime.sampling import (
+    NEUTRAL,
+    Sampler,
+    Sampling,
+    SamplingError,
+    candidates,
+    choose_sampling,
+    of_generation_config,
+    penalize,
+)
 
 VOCABULARY = 1000
 OPTIONS = [
@@ -168,3 +178,57 @@ def test_option_out_of_range_is_refused(name: str, values: list):
 def test_option_without_effect_is_refused(option: dict):
     with pytest.raises(SamplingError, match=rf"^{next(iter(option))}: does nothing"):
         Sampling(**option)
+
+
+# generation_config.json -> what it asks for.
+ASKED: list[tuple[dict, Sampling]] = [
+    ({}, Sampling()),
+    ({"do_sample": False, "temperature": 0.7, "top_p": 0.9, "top_k": 5}, Sampling()),
+    ({"do_sample": True}, Sampling(temperature=1.0)),
+    ({"do_sample": True, "top_k": 0, "top_p": None}, Sampling(temperature=1.0)),
+    (
+        {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0},
+        Sampling(temperature=0.6, top_k=20, top_p=0.95, min_p=0.0),
+    ),
+    ({"temperature": 0.6}, Sampling(temperature=0.6)),
+    ({"top_p": 0.8}, Sampling(temperature=1.0, top_p=0.8)),
+    ({"top_k": 0}, Sampling()),
+    ({"do_sample": True, "temperature": 0.0, "top_p": 0.8}, Sampling()),
+    ({"repetition_penalty": 1.05}, Sampling(repetition_penalty=1.05)),
+    (
+        {"do_sample": True, "repetition_penalty": 1.1, "num_beams": 1, "typical_p": 1.0},
+        Sampling(temperature=1.0, repetition_penalty=1.1),
+    ),
+    ({"eos_token_id": 3, "max_new_tokens": 9, "bad_words_ids": None}, Sampling()),
+]
+
+
+@pytest.mark.parametrize(("given", "wanted"), ASKED, ids=str)
+def test_generation_config_asks_for(given: dict, wanted: Sampling):
+    assert of_generation_config(given) == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_beams": 4}, "num_beams is 4, which is not done here"),
+        ({"do_sample": True, "typical_p": 0.9}, "typical_p is 0.9"),
+        ({"suppress_tokens": [3]}, r"suppress_tokens is \[3\]"),
+        ({"do_sample": True, "top_p": 1.5}, "generation_config.json: top_p: must be a number"),
+        ({"do_sample": "yes"}, "do_sample is 'yes'; true or false"),
+        ({"temperature": "hot"}, "generation_config.json: temperature: must be a number"),
+    ],
+)
+def test_generation_config_that_is_not_done_is_refused(given: dict, message: str):
+    with pytest.raises(SamplingError, match=message):
+        of_generation_config(given)
+    sampling, said = choose_sampling(given, None, {})
+    assert (sampling, bool(said)) == (Sampling(), True)
+    assert choose_sampling(given, "greedy", {}) == (Sampling(), "")
+    assert choose_sampling(given, None, {"top_p": 0.5, "temperature": 1.0})[1] == ""
+
+
+def test_neutral_values_are_the_defaults_of_transformers():
+    defaults = GenerationConfig._get_default_generation_params()
+    for key, neutral in NEUTRAL.items():
+        assert defaults.get(key) in (None, *neutral), key
