@@ -1,14 +1,16 @@
-"""From a checkpoint to a verified engine: `export`, `load`, `Engine`, `Session`."""
+"""From a checkpoint to a verified engine: `export`, `load`, `Engine`, `Session`, `Chat`."""
 
 TYPE_CHECKING = False  # importing typing takes the command longer than handling signals may wait
 if TYPE_CHECKING:
     from lmcast.exporter.pipeline import export
+    from lmcast.exporter.runtime.chat import Chat
     from lmcast.exporter.runtime.engine import Engine, load
     from lmcast.exporter.runtime.session import Session
 
-__all__ = ["Engine", "Session", "export", "load"]
+__all__ = ["Chat", "Engine", "Session", "export", "load"]
 
 _HOMES = {
+    "Chat": "runtime.chat",
     "Engine": "runtime.engine",
     "load": "runtime.engine",
     "export": "pipeline",

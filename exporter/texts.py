@@ -79,8 +79,8 @@ def beyond(source: Checkpoint, rows: int) -> tuple[dict[int, str], dict[int, str
         else enumerate(piece for piece, _ in vocabulary)  # of Unigram, with scores
     )
     every = {id: token for id, token in pairs if id >= rows}
-    added = {t["id"]: t["content"] for t in content["added_tokens"] if t["id"] >= rows}
-    around = set(numbers(content["post_processor"]))  # put around every text
+    added = {t["id"]: t["content"] for t in content.get("added_tokens") or () if t["id"] >= rows}
+    around = set(numbers(content.get("post_processor")))  # put around every text
     every = {id: token for id, token in every.items() if id not in added}
     every |= {id: token for id, token in added.items() if id in around}
     return every, {id: token for id, token in added.items() if id not in around}

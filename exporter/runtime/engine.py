@@ -18,7 +18,7 @@ from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, template
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError
 from lmcast.exporter.runtime.generate import Generated, generate
-from lmcast.exporter.runtime.sampling import Sampling, of_generation_config
+from lmcast.exporter.runtime.sampling import Sampling, choose_sampling, of_generation_config
 from lmcast.exporter.runtime.session import Session, check_ids
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target
@@ -232,6 +232,8 @@ class Engine:
 
         Raises InputError before anything runs.
         """
+        if isinstance(sampling, str):
+            sampling, _ = choose_sampling(self.generation_config, sampling, {})
         ids = self.encode(prompts, chat, chat_kwargs)
         session, longest = self.session(max(1, len(ids))), max(map(len, ids), default=0)
         if max_new_tokens is None:
@@ -242,7 +244,7 @@ class Engine:
             session,
             ids,
             max_new_tokens=max_new_tokens,
-            sampling=self.model_sampling if sampling == "model" else sampling or Sampling(),
+            sampling=sampling or Sampling(),
             eos_ids=self.eos_ids,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             text=self.text if (self.directory / TOKENIZER).exists() else None,

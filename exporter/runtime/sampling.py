@@ -135,6 +135,8 @@ def choose_sampling(
     generation: generation_config.json. asked: "model" for its sampling, "greedy", or None for
     greedy with a word about what it asks for. given: options of their own, which count first.
     """
+    if asked not in ("model", "greedy", None):
+        raise SamplingError(f"sampling: is {asked!r:.80}; model, greedy or options are accepted")
     if asked == "model":
         of_model = of_generation_config(generation)
         if given.get("temperature") == 0:

@@ -9,9 +9,9 @@ import torch
 from tiny.llama import edit_json, tiny_llama, write
 from transformers import PreTrainedTokenizerFast
 
-from lmcast.exporter import export, load
-from lmcast.exporter.runtime.chat import Chat, TextError
-from lmcast.exporter.runtime.sampling import Sampling
+from lmcast.exporter import Chat, export, load
+from lmcast.exporter.runtime.chat import TextError
+from lmcast.exporter.runtime.sampling import Sampling, SamplingError
 from lmcast.plugins.errors import InputError
 
 DEFAULT = (
@@ -161,6 +161,11 @@ def test_the_models_sampling_is_said_once_and_used_when_asked(engine: Path, lmca
     drawn = {tuple(loaded.generate("hello", max_new_tokens=9, sampling="model")[0].ids)
              for _ in range(9)}  # fmt: skip
     assert len(drawn) > 1
+
+
+def test_a_sampling_that_is_none_is_refused(engine: Path):
+    with pytest.raises(SamplingError, match="sampling: is 'beam'; model, greedy or options"):
+        load(engine).generate("hello", sampling="beam")
 
 
 def test_a_prompt_with_a_system(engine: Path, lmcast):
