@@ -1,6 +1,7 @@
 """What a Hugging Face directory says about text, in the precedence of transformers 5.23."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ from lmcast.exporter.checkpoint.tokenizers import converted
 
 TOKENIZER_BYTES = 256 << 20  # 256 MiB; the largest in use have about 35
 JSON_BYTES = 16 << 20
+# Keys of tokenizer_config.json that change what transformers encodes -> what happens here.
+UNREAD = {
+    "split_special_tokens": "special tokens in a text stay whole",
+    "fast_tokenizer_files": "tokenizer.json is read for all versions",
+    "fix_mistral_regex": "tokenizer.json counts as it is; save the tokenizer once loaded so",
+}
 
 
 def read_texts(folder: Folder) -> Texts:
@@ -36,7 +43,7 @@ def read_texts(folder: Folder) -> Texts:
     if loaded is not None:
         data, tokenizer = loaded
         changed, more = complete(tokenizer, tokens, folder)
-        notes += more + _unread(config, tokenizer, tokens)
+        notes += more + _unread(config, tokenizer, tokens) + _split_otherwise(folder, tokenizer)
         data = tokenizer.to_str().encode() if changed else data
     return Texts(
         tokenizer=data,
@@ -51,7 +58,7 @@ def read_texts(folder: Folder) -> Texts:
 def _unread(config: dict[str, Any], tokenizer: Tokenizer, tokens: Tokens) -> tuple[str, ...]:
     """Name what tokenizer_config.json says of encoding and tokenizer.json does not do.
 
-    transformers 5 follows tokenizer.json too, except for split_special_tokens.
+    transformers 5 follows tokenizer.json too, except in what UNREAD lists.
     """
     notes = []
     ids = tokenizer.encode("x").ids
@@ -64,12 +71,39 @@ def _unread(config: dict[str, Any], tokenizer: Tokenizer, tokens: Tokens) -> tup
                 f"tokenizer_config.json: {key} is {str(config[key]).lower()}; tokenizer.json, which"
                 f" counts, puts {token.content if puts else 'none'} there"
             )
-    if config.get("split_special_tokens"):
-        notes.append(
-            "tokenizer_config.json: split_special_tokens is true, which is not done: special tokens"
-            " in a text stay whole"
-        )
+    notes += [
+        f"tokenizer_config.json: {key} is set, which is not done: {instead}"
+        for key, instead in UNREAD.items()
+        if config.get(key)
+    ]
     return tuple(notes)
+
+
+def _split_otherwise(folder: Folder, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Name a tekken.json that divides text into words otherwise than a tokenizer.json beside it.
+
+    Some of Mistral's released tokenizer.json have a wrong expression for that.
+    """
+    data = folder.read("tekken.json", TOKENIZER_BYTES)
+    settings = {} if data is None else parse_object(data, folder.root / "tekken.json").get("config")
+    pattern = settings.get("pattern") if isinstance(settings, dict) else None
+    steps = tokenizer.pre_tokenizer
+    # Its state is its part of tokenizer.json.
+    if pattern is None or (steps and pattern in _values(json.loads(steps.__getstate__()))):
+        return ()
+    return (
+        "tokenizer.json divides text into words otherwise than tekken.json, the maker's own; it is"
+        " used, as transformers does; remove it to use tekken.json",
+    )
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """Yield what a JSON value holds, at any depth, that is neither object nor list."""
+    if not isinstance(value, dict | list):
+        yield value
+        return
+    for item in value.values() if isinstance(value, dict) else value:
+        yield from _values(item)
 
 
 def _object(folder: Folder, name: str) -> dict[str, Any]:

@@ -120,6 +120,8 @@ def check_request(
         raise GenerateError("prompts: there is none; give at least one")
     if max_new_tokens < 1:
         raise GenerateError(f"max_new_tokens: must be at least 1, not {max_new_tokens}")
+    if wrong := [s for s in stop if not isinstance(s, str)]:
+        raise GenerateError(f"stop: holds {wrong[0]!r:.80}; texts are accepted, not token ids")
     if "" in stop:
         raise GenerateError("stop: an empty string would stop at once; give some text")
     if stop and text is None:

@@ -217,7 +217,8 @@ NOTES: list[tuple[dict[str, Any], str]] = [
         {CONFIG: {"add_bos_token": True}},
         "add_bos_token is true; tokenizer.json, which counts, puts",
     ),
-    ({CONFIG: {"split_special_tokens": True}}, "split_special_tokens is true"),
+    ({CONFIG: {"split_special_tokens": True}}, "split_special_tokens is set, which is not done"),
+    ({CONFIG: {"fix_mistral_regex": True}}, "fix_mistral_regex is set, which is not done"),
 ]
 
 
@@ -253,6 +254,16 @@ TOKENS_REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_tokens_refused(files, message, folder):
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(fill(folder, files))
+
+
+@pytest.mark.parametrize(("pattern", "notes"), [(r"\p{L}+ü?|.", 0), (r"\p{L}+|.", 1)])
+def test_a_tekken_that_splits_otherwise_is_named(pattern, notes, folder):
+    made = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": r"\p{L}+ü?|."}, "behavior": "Isolated"}
+    made["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split | {"invert": False}]}
+    fill(folder, {"tokenizer.json": made, "tekken.json": {"config": {"pattern": pattern}}})
+    found = texts_of(folder).notes
+    assert ["otherwise than tekken.json" in note for note in found] == [True] * notes
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(folder):

@@ -258,6 +258,7 @@ def test_without_tokenizer_there_are_ids_alone():
             "shorten the prompt or lower max_new_tokens",
         ),
         ({"stop": ("x", "")}, "stop: an empty string would stop at once; give some text"),
+        ({"stop": ("x", 3)}, "stop: holds 3; texts are accepted, not token ids"),
         ({"text": None, "stop": ("x",)}, "stop: stop strings need a tokenizer"),
         ({"text": None, "on_token": print}, "on_token: text needs a tokenizer"),
     ],
