@@ -16,11 +16,13 @@ from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.inert import at_any_value
-from lmcast.graphs.config.reading import ConfigError
+from lmcast.graphs.config.model_classes import require_generator
+from lmcast.graphs.config.reading import ConfigError, UnreadKeys
 from lmcast.graphs.layouts.catalogue import take
-from lmcast.graphs.layouts.tensors import Tensors, is_activation
+from lmcast.graphs.layouts.tensors import Found, Tensors, is_activation
 from lmcast.graphs.weights.bind import Binding, WeightError, bind, not_a_copy, require_zeros, spared
 from lmcast.graphs.weights.sources import View, alike, load_into, plain, tensors_of
+from lmcast.plugins.errors import InputError
 
 __all__ = ["ConfigError", "Definition", "WeightError", "define", "defined", "fill", "load"]
 
@@ -110,19 +112,15 @@ def define(
     understood. untie: take the head that is stored, although config.json ties it to the embedding.
     Raises ConfigError or WeightError naming what does not fit.
     """
+    require_generator(config)
     name = archs.name_of(config)
     if name not in archs.NAMES:
         raise ConfigError(
             f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(archs.NAMES)}"
         )
-    arch = archs.get(name)
     tensors = Tensors(shapes, dtypes or {})
-    quantized, raw = take(name, config, tensors, isinstance(arch, Multimodal), at_any_value(inert))
+    arch, typed, quantized, within = _read(name, config, tensors, inert)
     shapes = quantized.shapes(shapes)
-    within = ""
-    if isinstance(arch, Multimodal):
-        arch, raw, within = *arch.text(raw, shapes, inert), "text_config."
-    typed = arch.read(raw, inert, within)
     if untie:
         typed = untied(typed, within)
     layers = typed.num_hidden_layers
@@ -157,6 +155,40 @@ def _on_meta(arch: Arch, config: Any, within: str) -> Decoder:
         raise ConfigError(
             f"{at}{'' if within else 'it'} asks for a weight beyond any memory: {error}"
         ) from None
+
+
+def _read(
+    name: str, config: Mapping[str, Any], tensors: Tensors, inert: Collection[str]
+) -> tuple[Arch, Any, Found, str]:
+    """Return how the text of a checkpoint is built, its Config, what is quantized, and the path of
+    the text's keys in config.json.
+
+    Raises ConfigError; where it is for keys that nothing reads, all of the file are named at once.
+    """
+    unread: dict[str, Any] = {}
+    while True:
+        ignored = {*inert, *unread}
+        try:
+            arch, within = archs.get(name), ""
+            multimodal = isinstance(arch, Multimodal)
+            quantized, raw = take(name, config, tensors, multimodal, at_any_value(ignored))
+            if isinstance(arch, Multimodal):
+                shapes = quantized.shapes(tensors.shapes)
+                arch, raw, within = *arch.text(raw, shapes, ignored), "text_config."
+            text, typed = arch, arch.read(raw, ignored, within)
+        except UnreadKeys as error:
+            if error.keys.keys() <= ignored:
+                raise
+            unread |= error.keys
+        except InputError:
+            if not unread:
+                raise
+            break
+        else:
+            break
+    if unread:
+        raise ConfigError(f"{name}: {UnreadKeys('config.json: ', unread)}")
+    return text, typed, quantized, within
 
 
 def untied(config: Any, within: str = "") -> Any:

@@ -19,6 +19,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.checkpoint.texts import read_texts
 from lmcast.exporter.kinds import foreign
 from lmcast.exporter.progress import Progress, silent
+from lmcast.graphs.config.model_classes import require_generator
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.catalogue import KEY
 from lmcast.graphs.layouts.modelopt import agreed, of_file
@@ -47,7 +48,12 @@ def open_directory(path: Path, progress: Progress = silent) -> Checkpoint:
     data = folder.read("config.json", CONFIG_BYTES)
     params = None if data is not None else folder.read(PARAMS, CONFIG_BYTES)
     if data is not None:
-        config = _quantized(folder, parse_object(data, folder.root / "config.json"))
+        config = parse_object(data, folder.root / "config.json")
+        try:  # before the weights: those of other models are often in files that we do not read
+            require_generator(config)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder.root}/{error}") from None
+        config = _quantized(folder, config)
         tensors = _tensors(folder, names, SINGLE, progress)
     elif params is not None:
         shown = folder.root / PARAMS

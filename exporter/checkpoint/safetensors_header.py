@@ -55,6 +55,11 @@ def read_header(file: Path, shown: Path | None = None) -> dict[str, StoredTensor
 
 def parse_header(raw: bytes, data_bytes: int, file: Path, shown: Path) -> dict[str, StoredTensor]:
     """Return the tensors that a header describes in a file with `data_bytes` bytes behind it."""
+    if not raw.startswith(b"{"):
+        raise CheckpointError(
+            f"{shown}: its header begins with {raw[:1]!r}; the format demands b'{{', without spaces"
+            " before it (is this a safetensors file?)"
+        )
     header = parse_object(raw, shown)
     metadata = header.pop("__metadata__", None)
     if metadata is not None and not (

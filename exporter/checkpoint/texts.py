@@ -13,6 +13,7 @@ from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Texts
+from lmcast.exporter.checkpoint.tokenizer_ids import require_one_each
 from lmcast.exporter.checkpoint.tokenizers import converted
 
 TOKENIZER_BYTES = 256 << 20  # 256 MiB; the largest in use have about 35
@@ -144,9 +145,11 @@ def _converted(
 
 def _loaded(text: str, shown: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
     except BaseException as error:
         # The library raises plain Exception, and for some normalizers Rust's PanicException.
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(f"{shown}: the tokenizers library refuses it: {error}") from None
+    require_one_each(parse_object(text.encode(), shown), tokenizer, shown)
+    return tokenizer

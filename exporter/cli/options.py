@@ -24,8 +24,10 @@ json_file = click.option("--json", "json_file", type=PATH, help="Write the repor
 inert = click.option(
     "--inert",
     multiple=True,
-    metavar="KEY",
-    help="Ignore a key of config.json that nothing reads. Repeatable.",
+    metavar="KEY,...",
+    callback=lambda _, __, given: tuple(key for keys in given for key in keys.split(",") if key),
+    help="Ignore keys of config.json that nothing reads and that change no result: a or a.b, as the"
+    " file has them. Repeatable.",
 )
 untie = click.option(
     "--untie",

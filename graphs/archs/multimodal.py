@@ -6,7 +6,7 @@ from typing import Any
 
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.config.inert import Inert, at_any_value
-from lmcast.graphs.config.reading import ConfigError, refuse_unread
+from lmcast.graphs.config.reading import ConfigError, UnreadKeys, refuse_unread
 from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed, root_of
 from lmcast.graphs.weights.quantized import Shapes, WeightError
 
@@ -85,10 +85,12 @@ class Multimodal:
                 )
             layout = self._layout(shapes)
             stored = f"{layout('lm_head')}.weight" in shapes
-            for at_flag, flag in ((at, config.get(TIE)), (f"{at}text_config.", raw.get(TIE))):
-                if not isinstance(flag, bool | None):
-                    raise ConfigError(f"{at_flag}{TIE} is {flag!r:.80}; accepted: true or false")
+            for within, holder in ((at, config), (f"{at}text_config.", raw)):
+                if type(flag := holder.get(TIE, False)) is not bool:
+                    raise ConfigError(f"{within}{TIE} is {flag!r:.80}; accepted: true or false")
             tie = self._tie(config.get(TIE), raw.get(TIE), stored)
+        except UnreadKeys:
+            raise
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
         text = self.texts[kind]

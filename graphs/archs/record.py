@@ -7,7 +7,7 @@ from typing import Any
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.older_spellings import layer_types_of_today
-from lmcast.graphs.config.reading import ConfigError, parse
+from lmcast.graphs.config.reading import ConfigError, UnreadKeys, parse, without
 from lmcast.graphs.weights.bind import Table
 
 
@@ -42,20 +42,19 @@ class Arch:
         """Return the Config of a raw config.json; raises ConfigError that names the key.
 
         A key that is no field of the Config must be in INERT, self.inert or `inert`, or be null,
-        false or empty.
+        false or empty; else UnreadKeys is raised. `inert` has paths in the spelling of the file or
+        in that after `tidy`.
 
         within: the path of `raw` in config.json, as 'text_config.'; '' where it is the whole file.
         """
-        keys = {key: value for key, value in raw.items() if f"{within}{key}" not in inert}
+        keys = without(raw, inert, within)  # as the file has them; `tidy` may rename some
         own = {f"{within}{key}": accepted for key, accepted in self.inert.items()}
         at = f"config.json: {within}"
         try:
-            return parse(
-                self.config,
-                self.tidy(layer_types_of_today(keys)),
-                at,
-                {**own, **at_any_value(inert)},
-            )
+            today = self.tidy(layer_types_of_today(keys))
+            return parse(self.config, today, at, {**own, **at_any_value(inert)})
+        except UnreadKeys:
+            raise
         except ConfigError as error:
             message = str(error)  # of tidy, which does not know where its keys lie
             message = message if at in message else message.replace("config.json: ", at, 1)

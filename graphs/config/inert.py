@@ -13,26 +13,42 @@ def at_any_value(keys: Iterable[str]) -> dict[str, Any]:
     return dict.fromkeys(keys, Any)
 
 
-# Keys of config.json across the ecosystem: training, bookkeeping, text generation.
-_INERT = """
-_attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _sliding_window_pattern
-add_cross_attention altup_coef_clip altup_lr_multiplier architectures attention_dropout
-attn_implementation auto_map aux_loss_alpha bad_words_ids begin_suppress_tokens bos_token_id
-cache_implementation chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
-diversity_penalty do_sample dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size
-eos_token_id ep_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-forced_eos_token_id hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
-is_encoder_decoder is_llama_config label2id length_penalty load_balance_coeff max_length min_length
-model_type mtp_transformer_layers no_repeat_ngram_size num_beam_groups num_beams num_mtp_modules
-num_return_sequences output_attentions output_hidden_states output_router_logits output_scores
-pad_token_id prefix pretraining_tp problem_type pruned_heads remove_invalid_values
-repetition_penalty resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef
-router_jitter_noise sep_token_id seq_aux suppress_tokens task_specific_params temperature
-tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
-use_cache use_grouped_mm use_mtp
-"""
+# Keys of config.json across the ecosystem, in groups by the reason why they change no logit.
+_NOTES = """
+_attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path
+architectures attn_implementation auto_map dtype internal_version is_llama_config model_name
+model_type torch_dtype torchscript transformers.js_config transformers_version unsloth_fixed
+unsloth_version use_bfloat16 use_grouped_mm
+"""  # of the tool that wrote the file: names, versions, code, formats, kernels
+_TRAINING = """
+altup_coef_clip altup_lr_multiplier attention_dropout aux_loss_alpha embd_pdrop ep_size
+gradient_checkpointing group_size_ratio hidden_dropout hidden_dropout_prob initializer_range
+load_balance_coeff loss_type output_router_logits pretraining_tp resid_pdrop router_aux_loss_coef
+router_jitter_noise seq_aux
+"""  # losses, noise, first values, memory; group_size_ratio: LLaMA-Factory's shifted groups
+_GENERATION = """
+bad_words_ids begin_suppress_tokens cache_implementation decoder_start_token_id diversity_penalty
+do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+forced_bos_token_id forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size
+num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_scores
+prefix remove_invalid_values repetition_penalty return_dict return_dict_in_generate suppress_tokens
+temperature top_k top_p typical_p use_cache
+"""  # what is made of logits, and what is returned beside them
+_TEXTS = """
+bos_token_id eos_token_id max_sequence_length model_max_length pad_token_id sep_token_id
+tokenizer_class tokenizer_model_max_length tokenizer_padding_side unk_token_id
+"""  # of tokenizers, which have files of their own, and where prompts were cut
+_OTHER_HEADS = """
+classifier_dropout finetuning_task id2label label2id mtp_transformer_layers num_labels
+num_mtp_modules problem_type task_specific_params use_mtp
+"""  # classifiers, further predictors: the language head has its own tensors
+_UNUSED = """
+_sliding_window_pattern add_cross_attention chunk_size_feed_forward cross_attention_hidden_size
+is_decoder pruned_heads tf_legacy_loss tie_encoder_decoder
+"""  # of every config class of transformers once; no class of the catalogue reads them
+GROUPS = (_NOTES, _TRAINING, _GENERATION, _TEXTS, _OTHER_HEADS, _UNUSED)
 INERT: Inert = {
-    **at_any_value(_INERT.split()),
+    **at_any_value(" ".join(GROUPS).split()),
     "is_causal": Literal[True],  # null is not silence: to Hugging Face it means false
+    "is_encoder_decoder": Literal[False],
 }

@@ -14,6 +14,8 @@ OLDER_LAYER_TYPES = {
 LAYER_TYPE_KEYS = ("layer_types", "layers_block_type")
 
 ROPE_KEYS = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+# Of rope parameters: to Hugging Face null is no silence, but an error, or means false.
+NEVER_NULL = {*ROPE_KEYS, "rope_type", "truncate"}
 
 
 def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def rope(raw: Mapping[str, Any], theta: float = 10000.0, partial: float = 1.0) -
         raise ConfigError(
             "config.json: rope_scaling and rope_parameters are both set and differ; keep one"
         )
-    outer = {key: out.pop(key, None) for key in ROPE_KEYS}
+    outer = {key: out.pop(key) for key in ROPE_KEYS if key in out}
     out["rope_parameters"] = _merge(scaling or parameters, outer, theta, "rope_parameters")
     if "partial_rotary_factor" not in raw:  # null is not silence: to Hugging Face it means 1
         out["rope_parameters"].setdefault("partial_rotary_factor", partial)
@@ -110,11 +112,12 @@ def rope_by_layer_type(
             "config.json: rope_scaling and rope_parameters.full_attention are both set and differ"
         )
     found["full_attention"] = scaling or found["full_attention"]
-    outer = {key: out.pop(key, None) for key in set(older.values())}
+    outer = {key: out.pop(key) for key in set(older.values()) if key in out}
     partial = out.pop("partial_rotary_factor", None)
     for kind, default in theta.items():
         at = f"rope_parameters.{kind}"
-        given = {older[kind]: outer[older[kind]], "partial_rotary_factor": partial}
+        given = {key: outer[key] for key in (older[kind],) if key in outer}
+        given |= {"partial_rotary_factor": partial}
         found[kind] = _merge(found[kind], given, default, at)
         if found[kind].get("truncate") is False:
             raise ConfigError(
@@ -146,12 +149,17 @@ def _merge(
     found: dict[str, Any], outer: Mapping[str, Any], theta: float, at: str
 ) -> dict[str, Any]:
     """Return one set of rope parameters, merged with the keys beside it that older files have."""
+    for key in NEVER_NULL & found.keys():
+        if found[key] is None:
+            raise ConfigError(f"config.json: {at}.{key} is None; leave it out, or give a value")
     out = {key: value for key, value in found.items() if value is not None}
     old = out.pop("type", None)
     if old is not None and out.setdefault("rope_type", old) != old:
         raise ConfigError(f"config.json: {at} has type {old!r} and rope_type {out['rope_type']!r}")
     for beside, value in outer.items():
         key = beside if beside in ROPE_KEYS else "rope_theta"
+        if key == "rope_theta" and value is None:
+            raise ConfigError(f"config.json: {beside} is None; leave it out, or give a value")
         if value is not None and out.setdefault(key, value) != value:
             raise ConfigError(
                 f"config.json: {at}.{key} is {out[key]!r}, but {beside} is {value!r} beside it"

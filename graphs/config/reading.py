@@ -15,6 +15,21 @@ class ConfigError(InputError):
     """A config.json that no definition reads in full."""
 
 
+class UnreadKeys(ConfigError):
+    """Keys that nothing reads, and that may change results: `keys` has their paths and values.
+
+    file: the file's name in messages, as 'config.json: '.
+    """
+
+    def __init__(self, file: str, keys: Mapping[str, Any]):
+        self.keys = dict(keys)
+        listed = ", ".join(f"{path} = {value!r:.80}" for path, value in keys.items())
+        super().__init__(
+            f"{file}sets {listed}, which nothing reads; pass --inert {','.join(keys)} to ignore it,"
+            " only where that changes no result"
+        )
+
+
 @dataclass(frozen=True)
 class Range:
     """Bounds of a number in a config, both included."""
@@ -29,6 +44,7 @@ Layers = Annotated[int, Range(1, 4096)]
 Count = Annotated[int, Range(0, 1 << 24)]
 Experts = Annotated[int, Range(1, 4096)]  # of one layer, or chosen by one token
 Positive = Annotated[float, Range(1e-30, 1e30)]
+EXACT = 1 << 53  # floats hold every whole number up to here; one beyond is no number of a model
 
 T = TypeVar("T")
 
@@ -44,9 +60,8 @@ def parse(cls: type[T], raw: Mapping[str, Any], at: str, inert: Inert = NONE) ->
     refuse_unread(raw, fields.keys(), at, inert)
     values = {}
     for name, field in fields.items():
-        required = field.default is field.default_factory is dataclasses.MISSING
-        if name not in raw or (raw[name] is None and not _allows_none(hints[name])):
-            if required:
+        if name not in raw:
+            if field.default is field.default_factory is dataclasses.MISSING:
                 raise ConfigError(f"{at}{name} is missing; this architecture needs it")
             continue
         values[name] = _convert(hints[name], raw[name], f"{at}{name}", inert)
@@ -59,7 +74,7 @@ def parse(cls: type[T], raw: Mapping[str, Any], at: str, inert: Inert = NONE) ->
 
 
 def refuse_unread(raw: Mapping[str, Any], known: Collection[str], at: str, inert: Inert) -> None:
-    """Raise ConfigError where `raw` sets a key that is neither known nor without effect.
+    """Raise UnreadKeys where `raw` sets a key that is neither known nor without effect.
 
     A key of INERT or `inert` is without effect at a value of the type given there, a key of `inert`
     also at null; any other key at null, false and what is empty.
@@ -78,12 +93,20 @@ def refuse_unread(raw: Mapping[str, Any], known: Collection[str], at: str, inert
         elif not (value is None or value is False or value in ("", [], {})):
             unread.append(key)
     if unread:
-        unread.sort()
-        raise ConfigError(
-            f"{at.removesuffix(path)}sets"
-            f" {', '.join(f'{path}{k} = {raw[k]!r:.80}' for k in unread)}, which nothing reads;"
-            f" pass {' '.join(f'--inert {path}{k}' for k in unread)} only if that changes no result"
-        )
+        keys = {f"{path}{key}": raw[key] for key in sorted(unread)}
+        raise UnreadKeys(at.removesuffix(path), keys)
+
+
+def without(raw: Mapping[str, Any], inert: Collection[str], path: str = "") -> dict[str, Any]:
+    """Return `raw` without the keys, of any depth, whose paths are in `inert`.
+
+    path: that of `raw` itself, as 'text_config.'.
+    """
+    return {
+        key: without(value, inert, f"{path}{key}.") if isinstance(value, Mapping) else value
+        for key, value in raw.items()
+        if f"{path}{key}" not in inert
+    }
 
 
 def _fits(hint: Any, value: Any) -> bool:
@@ -133,7 +156,7 @@ def _convert(hint: Any, value: Any, at: str, inert: Inert) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{at} is {value!r:.80}; accepted: an object")
         return parse(typing.cast(type, hint), value, f"{at}.", inert)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) <= EXACT:
         return float(value)
     if type(value) is not hint or (hint is float and value - value != 0):
         accepted = {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmcast.graphs.config.inert import NONE, Inert
-from lmcast.graphs.config.reading import ConfigError, parse
+from lmcast.graphs.config.reading import ConfigError, UnreadKeys, parse
 from lmcast.graphs.layouts import (
     auto_round,
     awq,
@@ -81,6 +81,8 @@ def take(
                         f" architecture; {PLAIN}, or one quantized otherwise"
                     )
                 found[path] = METHODS[method](raw.pop(key), f"config.json: {path}.", inert)
+    except UnreadKeys:
+        raise
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     if not found:

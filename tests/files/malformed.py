@@ -1,12 +1,13 @@
 """A table of checkpoints that must be refused, each one change away from a good one."""
 
+import json
 import os
 import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tiny.llama import (
@@ -79,6 +80,34 @@ def _first(change: dict[str, str]) -> Build:
 def _everything(name: str) -> Build:
     """Let the index place all tensors in one file."""
     return index(lambda m: m.update(dict.fromkeys(m, name)))
+
+
+def _tokenizer_text(old: str, new: str) -> Build:
+    def build(folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text().replace(old, new, 1))
+
+    return build
+
+
+def _vocabulary(change: Callable[[dict[str, int]], Any]) -> Build:
+    def build(folder: Path) -> None:
+        model = json.loads((folder / "tokenizer.json").read_text())["model"]
+        change(model["vocab"])
+        edit_json("tokenizer.json", model=model)(folder)
+
+    return build
+
+
+def _added(*tokens: tuple[int, str]) -> Build:
+    """Let tokenizer.json, whose vocabulary has 97 tokens, add these ids and tokens."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    listed = [{"id": id, "content": content, **flags} for id, content in tokens]
+    return edit_json("tokenizer.json", added_tokens=listed)
+
+
+def _named(*classes: object, **keys: object) -> Build:
+    return config(architectures=list(classes), **keys)
 
 
 FILES: list[tuple[str, Build, str]] = [
@@ -170,9 +199,14 @@ HEADERS: list[tuple[str, Build, str]] = [
     ),
     ("header_longest", write(WEIGHTS, b"\xff" * 64), "states a header of 18446744073709551615"),
     ("header_cut_off", write(WEIGHTS, struct.pack("<Q", 1000) + b"{}"), "truncated in its header"),
-    ("header_zeros", sparse(WEIGHTS, 9 << 20, struct.pack("<Q", 8 << 20)), "is not valid JSON"),
+    (
+        "header_zeros",
+        sparse(WEIGHTS, 9 << 20, struct.pack("<Q", 8 << 20)),
+        r"begins with b'\\+x00'",
+    ),
     ("header_not_utf8", raw_header(lambda h: h.replace(b"lm_", b"\xff__")), "is not UTF-8"),
-    ("header_list", raw_header(lambda h: b"[]"), "holds a list"),
+    ("header_list", raw_header(lambda h: b"[]"), r"begins with b'\['; the format demands"),
+    ("header_space_in_front", raw_header(lambda h: b" " + h), "begins with b' '; the format"),
     ("header_two_values", raw_header(lambda h: h + b"{}"), "is not valid JSON"),
     ("header_padded_by_zeros", raw_header(lambda h: h + b"\0" * 8), "is not valid JSON"),
     ("header_deep", raw_header(lambda h: b'{"a":' + b"[" * DEEP), "is nested too deeply"),
@@ -279,6 +313,27 @@ TEXTS: list[tuple[str, Build, str]] = [
     ("tokenizer_not_utf8", write("tokenizer.json", b"\xff"), "tokenizer.json: is not UTF-8"),
     ("tokenizer_4_gb", sparse("tokenizer.json"), "tokenizer.json: is 4294967296 bytes"),
     ("tokenizer_fifo", replace_by("tokenizer.json", os.mkfifo), "tokenizer.json: is a FIFO"),
+    ("tokenizer_id_of_two", _vocabulary(lambda v: v.update({"!": 4})), "the id 4 has two tokens"),
+    ("tokenizer_token_twice", _tokenizer_text('"!":', '"~": 3, "!":'), "'~' occurs twice"),
+    (
+        "tokenizer_piece_twice",
+        edit_json(
+            "tokenizer.json",
+            added_tokens=[],
+            model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["b", -1.0], ["a", -2.0]]},
+        ),
+        "the token 'a' has two ids: 0 and 2",
+    ),
+    ("added_id_of_two", _added((97, "new"), (97, "newer")), "the id 97 has two added tokens"),
+    ("added_id_taken", _added((5, "new")), "added token 'new' has id 5, but .* 97: 5 is that of"),
+    ("added_token_twice", _added((97, "new"), (98, "new")), "'new' has id 98, but .* gives it 97"),
+    ("added_id_elsewhere", _added((2, "</s>")), "added token '</s>' has id 2, but .* gives it 1"),
+    ("added_after_a_hole", _added((99, "new")), "has id 99, but .* gives it 97: in the order of"),
+    (
+        "added_out_of_order",
+        _added((98, "new"), (97, "newer")),
+        "'new' has id 98, but .* gives it 97: in the order",
+    ),
     ("tokenizer_config_list", write("tokenizer_config.json", "[]"), "tokenizer_config.json: holds"),
     (
         "template_number",
@@ -304,12 +359,47 @@ TEXTS: list[tuple[str, Build, str]] = [
     ("generation_list", write("generation_config.json", "[]"), "generation_config.json: holds a"),
 ]
 
+GENERATES = r"lmcast exports decoders that generate text: \.\.\.ForCausalLM"
+# What config.json says of the model's class.
+CLASSES: list[tuple[str, Build, str]] = [
+    ("class_classifier", _named("LlamaForSequenceClassification"),
+     f"'LlamaForSequenceClassification', a classifier of texts .*reward models.*{GENERATES}"),
+    ("class_reward", _named("InternLM2ForRewardModel"), f"a reward model; {GENERATES}"),
+    ("class_token_classifier", _named("Qwen3ForTokenClassification"), "a classifier of tokens"),
+    ("class_answers", _named("LlamaForQuestionAnswering"), "a finder of answers"),
+    ("class_choices", _named("BertForMultipleChoice", model_type="bert"), "a chooser among"),
+    ("class_trunk", _named("Qwen3Model"), f"'Qwen3Model', a model without a .*{GENERATES}"),
+    ("class_encoder", _named("BertForMaskedLM", model_type="bert"), "BertForMaskedLM', an encoder"),
+    ("class_embedder", _named("NomicBertModel", model_type="nomic_bert"), "a model without a"),
+    ("class_pretraining", _named("BertForPreTraining"), "its heads of training"),
+    ("class_draft", _named("LlamaForCausalLMEagle3"), f"none of the classes .*; {GENERATES}"),
+    ("class_second", _named("LlamaForCausalLM", "LlamaModel"), "'LlamaModel', a model without"),
+    ("class_seq2seq",
+     _named("T5ForConditionalGeneration", model_type="t5", is_encoder_decoder=True),
+     rf"is_encoder_decoder is true \(T5ForConditionalGeneration\).*{GENERATES}"),
+    ("class_speech", _named("WhisperForConditionalGeneration", is_encoder_decoder=True),
+     "a text is read by an encoder"),
+    ("class_unnamed", config(architectures=DROP, is_encoder_decoder=True), "is true: a text"),
+    ("class_string", config(architectures="LlamaForCausalLM"), "architectures is 'Ll.*a list of"),
+    ("class_number", _named(7), r"architectures is \[7\]; accepted: a list of class names"),
+    ("class_object", config(architectures={"LlamaModel": 1}), "architectures is {.*a list of"),
+    ("class_before_weights", steps(_named("BertModel"), remove(WEIGHTS)), "'BertModel'"),
+    ("class_no_tokenizer", steps(_named("BertModel"), remove("tokenizer.json")), "'BertModel'"),
+]  # fmt: skip
+
 EXPORT: list[tuple[str, Build, str]] = [
     ("model_type_unknown", config(model_type="llama9"), "model_type.*llama9|llama9"),
     ("model_type_missing", config(model_type=DROP), "model_type"),
     ("model_type_number", config(model_type=3), "model_type"),
     ("model_type_null", config(model_type=None), "model_type"),
     ("key_unread", config(brand_new_switch=True), "brand_new_switch"),
+    (
+        "keys_unread_at_every_depth",
+        config(one=1, rope_scaling={"rope_type": "default", "two": 2}, three={"four": 4}),
+        r"sets one = 1, three = {'four': 4}, rope_parameters.two = 2, which nothing reads; pass"
+        r" --inert one,three,rope_parameters.two to ignore",
+    ),
+    ("encoder_decoder_as_text", config(is_encoder_decoder="yes"), "is_encoder_decoder = 'yes'"),
     ("vocab_size_missing", config(vocab_size=DROP), "vocab_size"),
     ("hidden_size_missing", config(hidden_size=DROP), "hidden_size"),
     ("layers_missing", config(num_hidden_layers=DROP), "num_hidden_layers"),
@@ -334,10 +424,17 @@ EXPORT: list[tuple[str, Build, str]] = [
     ("head_dim_odd", config(head_dim=7), "head_dim"),
     ("head_dim_negative", config(head_dim=-8), "head_dim"),
     ("eps_string", config(rms_norm_eps="small"), "rms_norm_eps"),
+    ("eps_null", config(rms_norm_eps=None), "rms_norm_eps is None; accepted: a finite number"),
+    ("bias_null", config(attention_bias=None), "attention_bias is None; accepted: true or false"),
+    ("eps_of_digits", config(rms_norm_eps=10**400), "rms_norm_eps is 1000.*a finite number"),
     ("eps_negative", config(rms_norm_eps=-1e-5), "rms_norm_eps"),
     ("activation_unknown", config(hidden_act="wavelet"), "hidden_act.*wavelet"),
     ("positions_zero", config(max_position_embeddings=0), "max_position_embeddings"),
     ("rope_theta_zero", config(rope_theta=0.0), "rope_theta"),
+    ("rope_theta_null", config(rope_theta=None), "rope_theta is None; leave it out"),
+    ("rope_theta_of_digits", config(rope_theta=2**60), "rope_theta is 11529.*a finite number"),
+    ("rope_type_null", _rope(rope_type=None), "rope_parameters.rope_type is None; leave it out"),
+    ("rope_truncate_null", _rope(rope_type="yarn", factor=2.0, truncate=None), "truncate is None"),
     ("rope_theta_string", config(rope_theta="10000"), "rope_theta"),
     ("rope_factor_zero", _rope(rope_type="linear", factor=0.0), "factor"),
     ("rope_factor_missing", _rope(rope_type="linear"), "factor"),
@@ -368,6 +465,6 @@ EXPORT: list[tuple[str, Build, str]] = [
 ]
 
 MALFORMED = [
-    *(Malformed(*row, stage="open") for row in FILES + HEADERS + INDEXES + TEXTS),
+    *(Malformed(*row, stage="open") for row in FILES + HEADERS + INDEXES + TEXTS + CLASSES),
     *(Malformed(*row, stage="export") for row in EXPORT),
 ]

@@ -102,10 +102,10 @@ def other(name: str, *shape: int) -> Build:
 ROWS: list[tuple[str, Build, str]] = [
     ("rank_other", config(kv_lora_rank=12), r"kv_b_proj.*\[88, 16\].*\[4, 12, 12\]"),
     ("rank_zero", config(kv_lora_rank=0), "kv_lora_rank is 0; accepted: 1"),
-    ("rank_null", config(kv_lora_rank=None), "kv_lora_rank is missing"),
+    ("rank_null", config(kv_lora_rank=None), "kv_lora_rank is None; accepted: an integer"),
     ("rank_huge", config(kv_lora_rank=10**9), "kv_lora_rank is 1000000000; accepted"),
     ("rank_of_queries_other", config(q_lora_rank=20), r"q_a_proj.*\[24, 32\].*\[20, 32\]"),
-    ("rank_of_queries_null", config(q_lora_rank=None), "q_lora_rank is missing"),
+    ("rank_of_queries_null", config(q_lora_rank=None), "q_lora_rank is None; accepted: an integer"),
     ("rank_of_queries_dropped", config(q_lora_rank=DROP), "q_lora_rank is missing"),
     ("latents_wider", other(DOWN, RANK + TURNED + 1, DIM), r"kv_a_proj.*\[25, 32\].*\[24, 32\]"),
     ("latents_norm_wider", other(f"{ATTENTION}.kv_a_layernorm.weight", 17), r"kv_a_l.*\[17\]"),

@@ -179,7 +179,6 @@ LEGAL = [
     Legal("header_unpadded", _pad_by(b"")),
     Legal("header_padded", _pad_by(b" " * 1001)),
     Legal("header_padded_by_newlines", _pad_by(b"\r\n\t\n")),
-    Legal("header_space_in_front", _there(raw_header(lambda h: b"  " + h))),
     Legal("no_metadata", _there(header(lambda h: h.pop("__metadata__", None)))),
     Legal("metadata_null", _there(header(lambda h: h.update(__metadata__=None)))),
     Legal("config_spread_out", _there(write("config.json", json.dumps(CONFIG, indent=9) + "\r\n"))),

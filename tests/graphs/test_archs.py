@@ -4,7 +4,8 @@ from importlib import import_module
 
 import pytest
 import torch
-from tiny import CASES, FAMILIES, case, gap, oracle, oracle_model, ours, prompt, read
+from tiny import CASES, FAMILIES, case, defined, gap, oracle, oracle_model, ours, prompt, read
+from tiny.configs import VOCABULARY
 
 from lmcast.graphs import ConfigError, WeightError, define
 from lmcast.graphs.blocks.rope import rotate, rotate_wide
@@ -82,6 +83,12 @@ def test_an_unknown_architecture_is_refused(name, change, checkpoint):
         ours(config | change, tensors)
     assert "config.json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [[], None, ["FSDPLlamaForCausalLM"], ["LLaMAForCausalLM"]])
+def test_classes_that_say_nothing_else_are_accepted(classes, checkpoint):
+    config, tensors = read(checkpoint("llama/plain"))
+    assert defined(config | {"architectures": classes}, tensors).config.vocab_size == VOCABULARY
 
 
 def test_every_activation_is_hugging_faces():

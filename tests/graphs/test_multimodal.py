@@ -193,7 +193,7 @@ def text(**changes: Any) -> dict[str, Any]:
 
 
 BAD_CONFIGS = [
-    ({"new_key": 3}, r"sets new_key = 3, which nothing reads; pass --inert new_key"),
+    ({"new_key": 3}, r"sets new_key = 3, which nothing reads; pass --inert new_key to ignore it"),
     ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ({"text_config": None}, "text_config is None; accepted: an object"),
     (text(model_type="qwen3"), "text_config.model_type is 'qwen3'; accepted: gemma3_text"),
