@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.awq import Awq
-from lmcast.graphs.layouts.gptq import Gptq
+from lmcast.graphs.layouts.gptq import TUNING, Gptq
 from lmcast.graphs.layouts.tensors import Found, Tensors
 from lmcast.graphs.weights.quantized import Layout
 
@@ -22,15 +22,6 @@ PACKINGS: Mapping[str, str] = {
     "auto_round:auto_awq": AWQ,
     "auto_round:awq": AWQ,
 }
-# How rounding was tuned and what runs the result; which blocks are quantized, tensors tell.
-_INERT = """
-act_data_type act_dynamic act_group_size act_sym amp autoround_version backend batch_size
-block_name_to_quantize dataset enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input
-gradient_accumulate_steps iters low_cpu_mem_usage low_gpu_mem_usage lr minmax_lr
-modules_in_block_to_quantize not_use_best_mse nsamples provider quant_block_list sampler scale_dtype
-seed seqlen static_kv_dtype static_kv_granularity supported_types to_quant_block_names
-"""
-INERT = _INERT.split()
 OF_INPUTS = ("act_data_type", "act_dynamic", "act_group_size", "act_sym")
 WHOLE = 16  # bits from which weights or inputs are not quantized
 
@@ -62,7 +53,6 @@ class AutoRound:
     sym: bool = True
     data_type: Literal["int"] = "int"
     packing_format: str = "auto_round:gptq"
-    act_bits: int | None = None
     extra_config: tuple[tuple, ...] = ()  # name or pattern, Layer
     modules_to_not_convert: tuple[str, ...] | None = None
 
@@ -126,5 +116,5 @@ def read(raw: Mapping[str, Any], at: str, inert: Inert) -> AutoRound:
             raise ConfigError(f"{at}{within[:-1]} is {layer!r:.80}; accepted: an object")
         known = {**inert, **at_any_value(f"{path}{within}{key}" for key in OF_INPUTS)}
         parsed.append((name, parse(Layer, layer, f"{at}{within}", known)))
-    known = {**inert, **at_any_value(f"{path}{key}" for key in INERT)}
+    known = {**inert, **at_any_value(f"{path}{key}" for key in TUNING)}
     return parse(AutoRound, {**raw, "extra_config": parsed}, at, known)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
+from lmcast.graphs.layouts.gptq import TUNING
 from lmcast.graphs.layouts.stored import bytes_of, require_shape
 from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
 from lmcast.graphs.weights.elements import INT4, halves, pairs
@@ -17,7 +18,8 @@ from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes,
 # Where in a word its numbers 0 to 7 lie, counted in halves of bytes from the lowest.
 PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 EIGHT = 8  # the middle of four bits
-INERT = ("do_fuse", "exllama_config", "fuse_max_seq_len", "modules_to_fuse", "backend")
+# sym: zero points are stored, whatever they are.
+INERT = ("do_fuse", "exllama_config", "fuse_max_seq_len", "modules_to_fuse", "sym", *TUNING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Awq:
     group_size: int  # -1: a row
     zero_point: Literal[True]
     version: Literal["gemm", "GEMM"] = "gemm"
+    data_type: Literal["int"] = "int"
     modules_to_not_convert: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -37,6 +37,7 @@ METHODS: Mapping[str, Read] = {
 UNNAMED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "modelopt": modelopt.is_own,
     "mlx": mlx.is_own,
+    "bitsandbytes": lambda raw: bool({"load_in_4bit", "load_in_8bit"} & raw.keys()),
 }
 # Method -> the architectures whose tensors it leaves as they are; without an entry: all.
 ONLY: Mapping[str, frozenset[str]] = {"mlx": mlx.ARCHITECTURES}
@@ -48,6 +49,7 @@ BY_PARTS = "dequantize() every weight with its library and save_pretrained() tha
 REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(("bitsandbytes", "higgs"), UNDONE),
     **dict.fromkeys(("hqq", "quanto", "torchao"), BY_PARTS),
+    "intel/auto-round": "export it again with an AutoRound that writes 'auto-round', or " + PLAIN,
 }
 
 

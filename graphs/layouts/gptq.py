@@ -24,7 +24,16 @@ module_name_preceding_first_block modules_in_block_to_quantize mse offload_to_di
 offload_to_disk_path pad_token_id quantizer static_groups tokenizer true_sequential use_cuda_fp16
 use_exllama
 """
-INERT = _INERT.split()
+# The same of AutoRound, which writes sections of GPTQ and AWQ too; which blocks, tensors tell.
+_TUNING = """
+act_bits act_data_type act_dynamic act_group_size act_sym amp autoround_version backend batch_size
+block_name_to_quantize dataset enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input
+gradient_accumulate_steps iters low_cpu_mem_usage low_gpu_mem_usage lr minmax_lr
+modules_in_block_to_quantize not_use_best_mse nsamples provider quant_block_list sampler scale_dtype
+seed seqlen static_kv_dtype static_kv_granularity supported_types to_quant_block_names
+"""
+TUNING = _TUNING.split()
+INERT = (*_INERT.split(), *TUNING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,7 @@ class Gptq:
     method: Literal["gptq"] | None = None
     lm_head: bool = False
     pack_dtype: Literal["int32"] = "int32"
+    data_type: Literal["int"] = "int"
 
     def __post_init__(self) -> None:
         if self.group_size < 1 and self.group_size != -1:

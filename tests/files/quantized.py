@@ -281,10 +281,13 @@ AWQ = {
 FBGEMM = {
     "quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": [],
 }  # fmt: skip
+ROUNDED = {
+    "data_type": "int", "iters": 200, "autoround_version": "0.5.1", "lr": 0.005, "seqlen": 512,
+    "low_gpu_mem_usage": True, "scale_dtype": "torch.float16", "act_bits": 16, "amp": True,
+}  # fmt: skip
 AUTO_ROUND = {
     "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4,
-    "group_size": 32, "sym": True, "data_type": "int", "iters": 200, "autoround_version": "0.5.1",
-    "block_name_to_quantize": "model.layers", "low_gpu_mem_usage": True, "seqlen": 512,
+    "group_size": 32, "sym": True, "block_name_to_quantize": "model.layers", **ROUNDED,
 }  # fmt: skip
 MLX = {"group_size": 32, "bits": 4, "mode": "affine"}
 QUARK_WEIGHT = {

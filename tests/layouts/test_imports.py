@@ -54,6 +54,8 @@ CASES: dict[str, Any] = {
     "auto-round, awq": lambda: (
         files.AUTO_ROUND | {"packing_format": "auto_round:auto_awq"}, files.awq
     ),
+    "auto-round, as gptq": lambda: (files.ROUNDED | files.GPTQ, files.gptq),
+    "auto-round, as awq": lambda: (files.ROUNDED | {"sym": False} | files.AWQ, files.awq),
     "mlx": lambda: (files.MLX, files.mlx),
     "mlx, int8": lambda: (
         {"group_size": 64, "bits": 8}, partial(files.mlx, bits=8, group=64)
