@@ -8,6 +8,7 @@ from lmcast.graphs.config.reading import ConfigError, UnreadKeys, parse
 from lmcast.graphs.layouts import (
     auto_round,
     awq,
+    bitsandbytes,
     compressed_tensors,
     gptq,
     mlx,
@@ -17,7 +18,7 @@ from lmcast.graphs.layouts import (
 from lmcast.graphs.layouts.block_fp8 import Fp8Settings
 from lmcast.graphs.layouts.fbgemm_fp8 import FbgemmFp8
 from lmcast.graphs.layouts.gpt_oss import Mxfp4Settings
-from lmcast.graphs.layouts.tensors import Found, Settings, Tensors
+from lmcast.graphs.layouts.tensors import PLAIN, UNDONE, Found, Settings, Tensors
 
 KEY = "quantization_config"
 Read = Callable[[Mapping[str, Any], str, Inert], Settings]
@@ -31,23 +32,21 @@ METHODS: Mapping[str, Read] = {
     "awq": awq.read,
     "auto-round": auto_round.read,
     "quark": quark.read,
+    "bitsandbytes": bitsandbytes.read,
     "mlx": mlx.read,
 }
 # Of sections without a quant_method, whose they are.
 UNNAMED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "modelopt": modelopt.is_own,
     "mlx": mlx.is_own,
-    "bitsandbytes": lambda raw: bool({"load_in_4bit", "load_in_8bit"} & raw.keys()),
+    "bitsandbytes": bitsandbytes.is_own,
 }
 # Method -> the architectures whose tensors it leaves as they are; without an entry: all.
 ONLY: Mapping[str, frozenset[str]] = {"mlx": mlx.ARCHITECTURES}
-# What to do about the methods of others: those that transformers undoes itself, those whose
-# library does, the rest.
-PLAIN = "take the release that is not quantized"
-UNDONE = "load it with transformers, model.dequantize() and save_pretrained() that, or " + PLAIN
+# What to do about methods that are not read, where it is more than PLAIN.
 BY_PARTS = "dequantize() every weight with its library and save_pretrained() that, or " + PLAIN
 REMEDIES: Mapping[str, str] = {
-    **dict.fromkeys(("bitsandbytes", "higgs"), UNDONE),
+    "higgs": UNDONE,
     **dict.fromkeys(("hqq", "quanto", "torchao"), BY_PARTS),
     "intel/auto-round": "export it again with an AutoRound that writes 'auto-round', or " + PLAIN,
 }

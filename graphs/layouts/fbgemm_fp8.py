@@ -1,12 +1,11 @@
 """FBGEMM's FP8 (Llama 3.1 405B): E4M3 with a scale for each row."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lmcast.graphs.config.reading import ConfigError, Positive
 from lmcast.graphs.layouts.stored import stored
-from lmcast.graphs.layouts.tensors import FLOATS, Finder, Found, Tensors, require_listed
+from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors, by_part, require_listed
 from lmcast.graphs.weights.elements import E4M3
 
 
@@ -32,13 +31,3 @@ class FbgemmFp8:
             f"{x}.weight": stored(tensors, x, E4M3, (1, 0), accepted=FLOATS) for x in modules
         }
         return Found(layouts, tensors.activations(layouts))
-
-
-def by_part(entries: Sequence[str]) -> Finder:
-    """Return what finds modules in a list: by their path, one above it, or the end of it."""
-
-    def find(module: str) -> str | None:
-        parts = (e for e in entries if f"{module}.".startswith(f"{e}.") or module.endswith(e))
-        return next(parts, None)
-
-    return find

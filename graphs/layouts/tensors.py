@@ -18,6 +18,9 @@ INPUTS = re.compile(
 CACHE = re.compile(r"[._](q_scale|k_scale|v_scale|k_zero_point|v_zero_point|prob_scale)$")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 E8M0 = (torch.uint8, torch.float8_e8m0fnu)  # a byte either way
+# What to do about a format that is not read: of any library, and of those that transformers undoes.
+PLAIN = "take the release that is not quantized"
+UNDONE = f"load it with transformers, model.dequantize() and save_pretrained() that, or {PLAIN}"
 
 
 def is_activation(name: str) -> bool:
@@ -111,6 +114,16 @@ def by_wildcard(entries: Sequence[str]) -> Finder:
         if not any_of.match(module):
             return None
         return next(entry for entry in entries if fnmatchcase(module, entry))
+
+    return find
+
+
+def by_part(entries: Sequence[str]) -> Finder:
+    """Return what finds modules in a list: by their path, one above it, or the end of it."""
+
+    def find(module: str) -> str | None:
+        parts = (e for e in entries if f"{module}.".startswith(f"{e}.") or module.endswith(e))
+        return next(parts, None)
 
     return find
 

@@ -240,6 +240,14 @@ def mlx(weight: Tensor, bits: int = 4, group: int = 32) -> tuple[Leaves, Tensor]
     return leaves, (numbers.double() * factor + base).float()  # exact before it is rounded
 
 
+def int8(weight: Tensor) -> tuple[Leaves, Tensor]:
+    """bitsandbytes' tensors."""
+    largest = weight.abs().amax(1)
+    codes = (weight / largest[:, None] * 127).round().to(torch.int8)
+    leaves = {"weight": codes, "SCB": largest, "weight_format": torch.tensor(0).byte()}
+    return leaves, codes.float() * (largest / 127)[:, None]
+
+
 def nvfp4(weight: Tensor) -> tuple[Leaves, Tensor]:
     """ModelOpt's tensors."""
     shared = weight.abs().amax() / (6 * 448)
@@ -288,6 +296,13 @@ ROUNDED = {
 AUTO_ROUND = {
     "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4,
     "group_size": 32, "sym": True, "block_name_to_quantize": "model.layers", **ROUNDED,
+}  # fmt: skip
+INT8 = {
+    "quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False,
+    "_load_in_8bit": True, "_load_in_4bit": False, "bnb_4bit_compute_dtype": "float32",
+    "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "fp4", "llm_int8_threshold": 6.0,
+    "bnb_4bit_use_double_quant": False, "llm_int8_enable_fp32_cpu_offload": False,
+    "llm_int8_has_fp16_weight": False, "llm_int8_skip_modules": None,
 }  # fmt: skip
 MLX = {"group_size": 32, "bits": 4, "mode": "affine"}
 QUARK_WEIGHT = {

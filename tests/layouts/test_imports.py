@@ -56,6 +56,7 @@ CASES: dict[str, Any] = {
     ),
     "auto-round, as gptq": lambda: (files.ROUNDED | files.GPTQ, files.gptq),
     "auto-round, as awq": lambda: (files.ROUNDED | {"sym": False} | files.AWQ, files.awq),
+    "bitsandbytes": lambda: (files.INT8, files.int8),
     "mlx": lambda: (files.MLX, files.mlx),
     "mlx, int8": lambda: (
         {"group_size": 64, "bits": 8}, partial(files.mlx, bits=8, group=64)
@@ -353,6 +354,7 @@ def test_a_head_that_repeats_a_quantized_embedding(tmp_path):
 
 @pytest.mark.parametrize("name", [
     "int4, asymmetric", "nvfp4", "gptq, desc_act", "mxfp8", "fbgemm", "auto-round", "mlx",
+    "bitsandbytes",
 ])  # fmt: skip
 def test_an_engine_is_proven(name, plain, tmp_path):
     config, tensors = plain

@@ -28,6 +28,7 @@ MADE: dict[str, Any] = {
     "fbgemm": lambda: (files.FBGEMM, files.fbgemm),
     "auto-round": lambda: (files.AUTO_ROUND, files.gptq),
     "mlx": lambda: (files.MLX, files.mlx),
+    "int8": lambda: (files.INT8, files.int8),
     "modelopt": lambda: (
         {"quant_method": "modelopt", "quant_algo": "mxfp4", "ignore": ["lm_head"]}, files.mxfp4
     ),
@@ -64,14 +65,14 @@ def beside(leaf: str, value: Tensor) -> Change:
 
 def plain(_: Settings, tensors: Tensors) -> None:
     """Store one of several projections as plain numbers."""
-    for name in [name for name in tensors if name.startswith(f"{Q}.weight")]:
+    for name in [name for name in tensors if name.startswith(f"{Q}.")]:
         tensors.pop(name)
     tensors[f"{Q}.weight"] = torch.zeros(128, 128)
 
 
 def bare(_: Settings, tensors: Tensors) -> None:
     """Take away what tells quantized weights from others."""
-    leaves = (".weight_scale", ".qweight", ".weight_packed", ".biases")
+    leaves = (".weight_scale", ".qweight", ".weight_packed", ".biases", ".SCB")
     for name in [name for name in tensors if name.endswith(leaves)]:
         tensors.pop(name)
 
@@ -120,11 +121,18 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
     ("int4", key("ignore", to=["re:("]), ConfigError, r"'re:\(' is no pattern: missing \)"),
     ("int4", key("config_groups", "group_0", "targets", to=["re:.*experts.*"]), ConfigError,
      "config_groups has no target for model.layers.0.mlp.down_proj, which is quantized"),
-    ("int4", key("quant_method", to="bitsandbytes"), ConfigError,
-     f"{CONFIG}.quant_method is 'bitsandbytes'; accepted: .*gptq.*transformers, model.dequantize"),
+    ("int4", key("quant_method", to="higgs"), ConfigError,
+     f"{CONFIG}.quant_method is 'higgs'; accepted: .*gptq.*transformers, model.dequantize"),
     ("int4", key("quant_method", to="hqq"), ConfigError, "'hqq'; .*with its library and save_pret"),
-    ("int4", lambda s, _: (s.pop("quant_method"), s.update(load_in_8bit=True)), ConfigError,
-     "quant_method is 'bitsandbytes'; accepted: .*model.dequantize"),
+    ("int8", lambda s, _: (s.pop("quant_method"), s.update(load_in_4bit=True)), ConfigError,
+     f"{CONFIG}.load_in_4bit is true; accepted: 8 bits; load it with transformers, model.dequant"),
+    ("int8", key("load_in_8bit", to=False), ConfigError, "load_in_8bit is False; implemented: Tr"),
+    ("int8", key("llm_int8_skip_modules", to=["q_proj"]), ConfigError, "has 'q_proj', but model"),
+    ("int8", plain, ConfigError, f"llm_int8_skip_modules does not list {Q}"),
+    ("int8", without("weight_format"), WeightError, f"{Q}.weight_format is missing, which belongs"),
+    ("int8", tensor("SCB", lambda t: t[:9]), WeightError, r"SCB has shape \[9\], .*: \[128\]"),
+    ("int8", tensor("weight", lambda t: t.float()), WeightError, "weight is torch.float32; accep"),
+    ("int8", bare, ConfigError, r"load_in_8bit is true, but no tensor has scales \(X.SCB\)"),
     ("int4", key("quant_method", to="intel/auto-round"), ConfigError, "export it again with an A"),
     ("gptq", key("data_type", to="float"), ConfigError, "data_type is 'float'; implemented: 'int'"),
     ("int4", key("quant_method", to="aqlm"), ConfigError, "'aqlm'; .*; take the release that is"),
@@ -272,6 +280,7 @@ READ: list[tuple[str, Change, str]] = [
     ("gptq", tensor("g_idx", entry(1)), f"{Q}.g_idx does not count up by groups of 32, but"),
     ("gptq", tensor("qzeros", entry(0x77777776)), f"{Q}.qzeros has zeros beside the middle"),
     ("gptq", tensor("qzeros", entry(0x7777777F)), f"{Q}.qzeros holds 15, which has no one"),
+    ("int8", tensor("weight_format", entry(2)), f"{Q}.weight_format is 2, an order of columns of"),
     ("gptq", lambda s, t: (s.update(desc_act=True), tensor("g_idx", entry(4))(s, t)),
      f"{Q}.g_idx has group 4 of 4"),
 ]  # fmt: skip
