@@ -1,11 +1,6 @@
 """The extra of lmcast that installs a missing module."""
 
-EXTRAS = {  # module -> extra
-    "torch": "export",
-    "onnx": "export",
-    "onnx_ir": "export",
-    "huggingface_hub": "export",
-}
+EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export"}  # module -> extra
 
 
 def remedy(error: ModuleNotFoundError) -> str | None:

@@ -16,7 +16,6 @@ from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.inert import at_any_value
-from lmcast.graphs.config.model_classes import require_generator
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys
 from lmcast.graphs.layouts.catalogue import take
 from lmcast.graphs.layouts.tensors import Found, Tensors, is_activation
@@ -112,12 +111,7 @@ def define(
     understood. untie: take the head that is stored, although config.json ties it to the embedding.
     Raises ConfigError or WeightError naming what does not fit.
     """
-    require_generator(config)
-    name = archs.name_of(config)
-    if name not in archs.NAMES:
-        raise ConfigError(
-            f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(archs.NAMES)}"
-        )
+    name = archs.known(config)
     tensors = Tensors(shapes, dtypes or {})
     arch, typed, quantized, within = _read(name, config, tensors, inert)
     shapes = quantized.shapes(shapes)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import WEIGHTS, Folder, cached_repository
 from lmcast.exporter.progress import Progress, Step
+from lmcast.plugins.errors import InputError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -107,7 +108,7 @@ def fetch(name: str, revision: str | None, progress: Progress) -> Path:
         return path
     try:
         return _download(listed, repository, file, revision, progress)
-    except CheckpointError:
+    except InputError:
         raise
     except (http_error, LocalEntryNotFoundError, ValueError, RuntimeError) as error:
         local = isinstance(error, LocalEntryNotFoundError)  # not there, for a reason behind it
@@ -158,7 +159,7 @@ def _download(
     """Download what is read of a repository; return its snapshot, or the GGUF file in it."""
     from huggingface_hub import snapshot_download
 
-    from lmcast.exporter.checkpoint.huggingface import require_whole_model, weight_files
+    from lmcast.exporter.checkpoint.huggingface import require_checkpoint, weight_files
 
     def get(files: list[str], bar: "type[tqdm]") -> Path:
         patterns = [glob.escape(name) for name in files]
@@ -171,11 +172,10 @@ def _download(
     if file:
         weights = _parts(repository, names, file)
     else:
-        require_whole_model(Path(repository), names)
+        require_checkpoint(Path(repository), sorted({name.partition("/")[0] for name in names}))
         folder = get(_texts(names), _bar(lambda done: None))
-        known = {"config.json", "params.json"} & set(names)  # without, it is no checkpoint
-        weights = weight_files(Folder.at(folder), names) if known else []
-        weights = [name for name in weights if name.endswith(WEIGHTS)]
+        found = weight_files(Folder.at(folder), names)
+        weights = [name for name in found if name.endswith(WEIGHTS)]
     if weights:
         total = sum(sizes[name] for name in weights)
         with progress.stage(f"downloading {repository}", total) as step:

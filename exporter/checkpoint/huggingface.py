@@ -19,6 +19,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.checkpoint.texts import read_texts
 from lmcast.exporter.kinds import foreign
 from lmcast.exporter.progress import Progress, silent
+from lmcast.graphs.archs import known
 from lmcast.graphs.config.model_classes import require_generator
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.layouts.catalogue import KEY
@@ -42,9 +43,7 @@ def open_directory(path: Path, progress: Progress = silent) -> Checkpoint:
     """
     folder = Folder.at(path)
     names = folder.names()
-    if kind := foreign(folder.root, names):
-        raise CheckpointError(f"{folder.root}: is {kind.what}, not a checkpoint; {kind.instead}")
-    require_whole_model(folder.root, names)
+    require_checkpoint(folder.root, names)
     data = folder.read("config.json", CONFIG_BYTES)
     params = None if data is not None else folder.read(PARAMS, CONFIG_BYTES)
     if data is not None:
@@ -97,9 +96,11 @@ def _what_it_is(folder: Folder, names: list[str]) -> str:
     )
 
 
-def require_whole_model(root: Path, names: list[str]) -> None:
-    """Refuse an adapter, which changes the weights of another model: either alone would be
-    wrong."""
+def require_checkpoint(root: Path, names: list[str]) -> None:
+    """Refuse what names in a directory tell to be no checkpoint, and an adapter, which changes the
+    weights of another model: either alone would be wrong."""
+    if kind := foreign(root, names):
+        raise CheckpointError(f"{root}: is {kind.what}, not a checkpoint; {kind.instead}")
     for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
         if name in names:
             raise CheckpointError(
@@ -117,9 +118,15 @@ def weight_files(folder: Folder, names: list[str]) -> list[str]:
     """Return the files that weights are read from in a directory with these names, as `_tensors`
     reads them.
 
-    folder: holds the texts of that directory, the index among them. Raises CheckpointError where
-    no weights can be read.
+    folder: holds the texts of that directory, the index among them. Where config.json is missing,
+    none. Raises CheckpointError where no weights can be read, ConfigError for a model that lmcast
+    does not define.
     """
+    data = folder.read("config.json", CONFIG_BYTES)
+    if data is not None:
+        known(parse_object(data, folder.root / "config.json"))
+    elif PARAMS not in names:
+        return []
     single = SINGLE if "config.json" in names else CONSOLIDATED
     if single not in names and is_split(names):
         return [name for name in names if is_split([name])]

@@ -6,6 +6,8 @@ from typing import Any
 
 from lmcast.graphs.archs.multimodal import Multimodal
 from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.config.model_classes import require_generator
+from lmcast.graphs.config.reading import ConfigError
 
 NAMES = (
     "afmoe",
@@ -66,6 +68,18 @@ def name_of(config: Mapping[str, Any]) -> Any:
         if found == model_type and isinstance(classes, list) and classes[:1] == [model_class]:
             return name
     return found
+
+
+def known(config: Mapping[str, Any]) -> str:
+    """Return the name of the architecture that a config.json asks for; raises ConfigError for one
+    that is not in the catalogue, and for a model that generates no text."""
+    require_generator(config)
+    name = name_of(config)
+    if name not in NAMES:
+        raise ConfigError(
+            f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(NAMES)}"
+        )
+    return str(name)
 
 
 def get(name: str) -> Arch | Multimodal:

@@ -12,10 +12,11 @@ import pytest
 from files.odd_but_legal import EXTRA_FILES
 from hub_server import COMMIT, MODEL, Hub, serving
 from huggingface_hub import constants
-from tiny.llama import WEIGHTS, keep_single, remove, shards, steps, tiny_llama, write
+from tiny.llama import WEIGHTS, config, keep_single, remove, shards, steps, tiny_llama, write
 
 from lmcast.exporter.checkpoint import CheckpointError, hub, open_checkpoint
 from lmcast.exporter.progress import Progress, Step
+from lmcast.plugins.errors import InputError
 
 TEXTS = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 SHARDS = {"model-1.safetensors", "model-2.safetensors"}
@@ -178,6 +179,8 @@ def test_a_snapshot_with_a_part_of_the_files(served: Hub, monkeypatch: pytest.Mo
         (lambda d: (d / WEIGHTS).rename(d / "pytorch_model.bin"), "pickle only", TEXTS),
         (remove("config.json"), "has no config.json", TEXTS - {"config.json"}),
         (remove(WEIGHTS), "has no weights", TEXTS),
+        (config(model_type="opt"), "model_type is 'opt'; lmcast defines afmoe", TEXTS),
+        (write("model_index.json", "{}"), "^lab/tiny: is a diffusers pipeline", set()),
         (steps(remove(WEIGHTS), write("a.gguf", ""), write("b.gguf", "")),
          "2 GGUF files; give one of them, as lab/tiny:a.gguf", set()),
     ],
@@ -186,7 +189,7 @@ def test_nothing_large_is_downloaded_in_vain(
     change: Callable[[Path], object], message: str, downloaded: set[str], served: Hub
 ):
     change(served.folder)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(InputError, match=message):
         open_checkpoint(MODEL)
     assert served.downloaded() == downloaded
 
