@@ -65,8 +65,8 @@ def test_the_readme_is_short():
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a working directory with a checkpoint under the names that documents use."""
     folder = tmp_path_factory.mktemp("documents")
-    for name in (MODEL, "checkpoint"):
-        (folder / name).mkdir()
+    for name in (MODEL, "checkpoint", "Qwen/Qwen3-0.6B"):  # the last stands for a model of the Hub
+        (folder / name).mkdir(parents=True)
         tiny_llama(folder / name)
     return folder
 

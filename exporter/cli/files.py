@@ -88,9 +88,9 @@ def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
 def sign(engine: Path, key: Path, as_json: bool) -> None:
     """Sign every file of ENGINE as it is, into model.sig; needs lmcast[sign].
 
-    Weights that ENGINE links to are not signed, but for their size, time and header: see
-    `lmcast pack`. A command that writes ENGINE anew drops the signature. Keys are on P-256, P-384
-    or P-521; a pair is made by
+    Of weights that ENGINE links to, what it records is signed: size, time, header, and a hash where
+    the export read them whole; see `lmcast pack`. A command that writes ENGINE anew drops the
+    signature. Keys are on P-256, P-384 or P-521; a pair is made by
 
     \b
     openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out PRIVATE.pem
