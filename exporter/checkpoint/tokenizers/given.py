@@ -33,23 +33,20 @@ class Given(NamedTuple):
     def setting(self, name: str) -> CheckpointError:
         return CheckpointError(f"{self.shown.parent / 'tokenizer_config.json'}: {name}")
 
-    def require_class(self, accepted: Mapping[str, tuple[str, ...]], why: str) -> str:
-        """Return the class that tokenizer_config.json names, "" if none; another than those
-        accepted (each with the modules that may define it) is refused."""
-        name = self.config.get("tokenizer_class") or ""
+    def require_class(self, accepted: Mapping[str, tuple[str, ...]], why: str) -> None:
+        """Refuse another class in tokenizer_config.json than those accepted, each with the modules
+        of releases that may define it; "": none is named."""
+        name = str(self.config.get("tokenizer_class") or "")
         auto = self.config.get("auto_map")
         code = auto.get("AutoTokenizer") if isinstance(auto, dict) else None
-        code = [code] if isinstance(code, str) else code or []
-        defined = [reference for reference in code if reference]
-        modules = accepted.get(name, ())
-        known = {f"{module}.{name}" for module in modules}
-        if name not in accepted or not known.issuperset(map(str, defined)):
+        defined = [str(at) for at in (code if isinstance(code, list) else [code]) if at]
+        known = {f"{module}.{name}" for module in accepted.get(name, ())}
+        if name not in accepted or not known.issuperset(defined):
             also = f" (defined in {defined[0]!r})" if defined else ""
             raise self.setting(
                 f"tokenizer_class is {name!r}{also}; {self.shown.name} is read for"
                 f" {', '.join(filter(None, accepted))} alone: {why}; {INSTEAD}"
             )
-        return str(name)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.config.get(name)

@@ -29,14 +29,16 @@ def convert(given: Given) -> Converted:
     if unread := sorted(raw.keys() - KEYS):
         raise given.error(f"sets {', '.join(unread)}, which nothing reads")
     word_split = raw.get("word_split")
-    if word_split not in WORD_SPLITS:
+    if not isinstance(word_split, str) or word_split not in WORD_SPLITS:
         raise given.error(f"word_split is {word_split!r:.80}; accepted: {', '.join(WORD_SPLITS)}")
     pattern = require_pattern(raw.get("pat_str", WORD_SPLITS[word_split]), given.shown, "pat_str")
     regular = _tokens(given, raw, "regular_tokens")
     first = min(regular)
     if sorted(regular) != list(range(first, first + len(regular))):
         raise given.error("the ids of regular_tokens have gaps; accepted: one after the other")
-    listed = raw.get("default_allowed_special", [])
+    listed = raw.get("default_allowed_special") or []
+    if not isinstance(listed, list):
+        raise given.error(f"default_allowed_special is {listed!r:.80}; accepted: a list")
     allowed = ALLOWED | {_text(given, _bytes(given, item)) for item in listed}
     special = [
         Special(text, id, matched=text in allowed)

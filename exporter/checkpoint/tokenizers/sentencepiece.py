@@ -7,6 +7,7 @@ the normalized text, as SentencePiece does; those that tokenizer_config.json lis
 tokens later, as in transformers.
 """
 
+import math
 import re
 import struct
 from collections import Counter
@@ -124,11 +125,13 @@ def read(given: Given) -> Model:
             f"is no model of SentencePiece: it has {what}; {_otherwise(given)}"
         ) from None
     if not model.pieces:
-        raise given.error("has no pieces")
+        raise given.error(f"is no model of SentencePiece: it has no pieces; {_otherwise(given)}")
     if sum(map(len, model.pieces)) > parts.MOST_CHARACTERS:
         raise given.error(f"has over {parts.MOST_CHARACTERS} characters in all pieces")
     if max(map(len, model.pieces)) > parts.LONGEST_TOKEN:
         raise given.error(f"has a piece of over {parts.LONGEST_TOKEN} characters")
+    if not all(map(math.isfinite, model.scores)):
+        raise given.error("has a score that is no number")
     twice, count = Counter(["", *model.pieces]).most_common(1)[0]
     if count > 1:
         raise given.error(f"has the piece {twice!r} twice, or an empty one")
@@ -209,7 +212,7 @@ def _require_representable(model: Model, given: Given) -> None:
             f"has the piece {model.pieces[unused[0]]!r} as unused, which SentencePiece parts again"
             f" and the tokenizers library cannot; {INSTEAD}"
         )
-    if len(model.of(Kind.UNKNOWN)) != 1 or model.kinds[model.roles["unk"]] != Kind.UNKNOWN:
+    if model.of(Kind.UNKNOWN) != [model.roles["unk"]]:
         raise given.error("has no unknown piece, several, or another than its settings say")
     for id in model.of(Kind.USER_DEFINED):
         if " " in model.pieces[id] or len(model.pieces[id]) > LONGEST_SYMBOL:
