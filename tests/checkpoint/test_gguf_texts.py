@@ -6,13 +6,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import mistral_common
 import numpy as np
 import pytest
 from files.gguf import HIDDEN, tiny_gguf
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers.models.qwen2 import tokenization_qwen2
+from transformers.models.qwen3_5 import tokenization_qwen3_5
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf import open_gguf
+from lmcast.exporter.checkpoint.gguf.pre_tokenizers import PRE
 from lmcast.exporter.pipeline import understand
 
 CORPUS = [
@@ -35,33 +39,76 @@ TEXTS = [
     "\x00\x7f",
     "<|end|>",
     "a<|end|>b <|tool|> c",
-    "é vs e\u0301",
+    "é vs e\u0301 HELLOworld Iñtërnâtiônàl \u1100\u1161 e\u0301E\u0301",
+    "汉字漢字 ひらがなカタカナ한국어 汉a字 1汉2 \u3007",
+    "a//b\n//\r\n ///x ~~~ --- ...?!\n\n\n  \t  y",
+    "हिन्दी ภาษาไทย ქართული Ⅷ ½ 一二三 x² ǅ ʰ",
     "x" * 200,
 ]
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+# As makers' tokenizer.json have them, each in one piece.
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-QWEN2 = LLAMA3.replace("{1,3}", "")
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+KIMI = (
+    r"[\p{Han}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?"
+    r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+TEKKEN = json.loads(
+    (Path(mistral_common.__file__).parent / "data/tekken_240911.json").read_bytes()
+)["config"]["pattern"]
 
 
-def split(pattern: str) -> pre_tokenizers.PreTokenizer:
+def split(*patterns: str) -> pre_tokenizers.PreTokenizer:
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), level])
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*splits, level])
 
 
+DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])
+NFC = normalizers.NFC()
 # What the models' own tokenizer.json have: name in GGUF, pre-tokenizer, normalizer, ignore_merges.
 FAMILIES = {
+    "deepseek-v3": (split(*DEEPSEEK3), None, False),
+    "dbrx": (split(LLAMA3), None, False),  # OLMo 2, Phi-4
+    "glm4": (split(LLAMA3), None, True),
     "gpt-2": (GPT2, None, False),
-    "smollm": (
-        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]),
-        None,
-        False,
-    ),
+    "gpt-4o": (split(GPT4O), None, False),
+    "granite-docling": (GPT2, None, False),
+    "kimi-k2": (split(KIMI), None, False),
     "llama-bpe": (split(LLAMA3), None, True),
-    "qwen2": (split(QWEN2), normalizers.NFC(), False),
+    "llama4": (split(GPT4O), None, False),
+    "minimax-m2": (split(GPT4O), NFC, False),
+    "qwen2": (split(tokenization_qwen2.PRETOKENIZE_REGEX), NFC, False),
+    "qwen35": (split(tokenization_qwen3_5.PRETOKENIZE_REGEX), NFC, False),
+    "refact": (DIGITS, None, False),  # Granite 3
+    "smaug-bpe": (split(LLAMA3), None, False),  # SmolLM3
+    "smollm": (DIGITS, None, False),
+    "starcoder": (DIGITS, None, False),
+    "tekken": (split(TEKKEN), None, True),
 }
+# Of the same rows: other names of Llama 3's, and what llama.cpp does where a file says nothing.
+OTHERS = {"llama3", "llama-v3", "default"}
+
+
+def test_every_pre_tokenizer_has_a_family() -> None:
+    assert set(PRE) == FAMILIES.keys() | OTHERS
+    assert PRE["llama3"] == PRE["llama-v3"] == PRE["llama-bpe"]
 
 
 def trained(pre: str) -> Tokenizer:
@@ -124,6 +171,8 @@ def test_byte_level_tokenizers_come_back(tmp_path: Path, pre: str) -> None:
         ids = original.encode(text).ids
         assert ours.encode(text).ids == ids, text
         assert ours.decode(ids) == original.decode(ids)
+        pieces = original.pre_tokenizer.pre_tokenize_str(text)
+        assert ours.pre_tokenizer.pre_tokenize_str(text) == pieces
 
 
 def pieces() -> tuple[list[str], list[float], list[int]]:
@@ -221,6 +270,8 @@ def test_sentence_piece_tokenizers_come_back(tmp_path: Path, prefix: bool) -> No
         (byte_level("gpt-2"), [], []),
         (byte_level("gpt-2") | {"tokenizer.ggml.add_bos_token": True}, [0], [0, 0]),
         (byte_level("llama-bpe") | {"tokenizer.ggml.add_bos_token": None}, [0], [0, 0]),
+        (byte_level("tekken") | {"tokenizer.ggml.add_bos_token": None}, [0], [0, 0]),
+        (byte_level("gpt-4o") | {"tokenizer.ggml.add_bos_token": None}, [], []),
         (sentence_piece(), [2], [2, 2]),
         (sentence_piece(add_eos_token=True), [2, 1], [2, 1, 2, 1]),
         (sentence_piece(add_bos_token=False), [], []),
@@ -266,7 +317,7 @@ GGML = "tokenizer.ggml."
 REFUSED = [
     ({f"{GGML}model": "bert"}, "tokenizer.ggml.model is 'bert'"),
     ({f"{GGML}model": 7}, "accepted: a string"),
-    ({f"{GGML}pre": "tekken"}, "tokenizer.ggml.pre is 'tekken'"),
+    ({f"{GGML}pre": "pixtral"}, "tokenizer.ggml.pre is 'pixtral'"),
     ({f"{GGML}pre": None}, "tokenizer.ggml.pre is missing"),
     ({f"{GGML}tokens": None}, "tokenizer.ggml.tokens is missing"),
     ({f"{GGML}tokens": [1, 2]}, "holds other things than str"),

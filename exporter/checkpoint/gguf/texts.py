@@ -7,16 +7,14 @@ from typing import Any
 from lmcast.exporter.checkpoint.chat_templates import check_name
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf.metadata import Metadata
+from lmcast.exporter.checkpoint.gguf.pre_tokenizers import PRE
 from lmcast.exporter.checkpoint.tensors import Texts
 from lmcast.exporter.checkpoint.tokenizers import parts
 from lmcast.exporter.checkpoint.tokenizers.parts import (
     ESCAPE,
-    LLAMA3,
     LONGEST_TOKEN,
     MOST_CHARACTERS,
     PREPEND,
-    QWEN2,
-    WORDS,
     Kind,
     Named,
     Part,
@@ -25,17 +23,6 @@ from lmcast.exporter.checkpoint.tokenizers.parts import (
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 ENDS = ("eos", "eot", "eom")  # tokens that end a text, a turn, a message
 NO_TOKENIZER = ("none", "no_vocab")
-
-# llama.cpp's name of a pre-tokenizer -> the expressions that split a text, one after the other.
-SPLITS = {
-    "gpt-2": (WORDS,),
-    "smollm": (r"\p{N}", WORDS),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", WORDS, r"\p{N}+", "[0-9][0-9][0-9]"),
-    "llama-bpe": (LLAMA3,),
-    "llama3": (LLAMA3,),
-    "llama-v3": (LLAMA3,),
-    "qwen2": (QWEN2,),
-}
 
 
 def hugging_face_texts(metadata: Metadata, vocab_size: int) -> Texts:
@@ -136,19 +123,20 @@ def _added(tokens: list[str], kinds: list[int]) -> list[Part]:
 
 def _byte_level(metadata: Metadata, tokens: list[str], kinds: list[int]) -> dict[str, Any]:
     pre = metadata.text("tokenizer.ggml.pre")
-    if pre not in SPLITS:
+    if pre not in PRE:
         raise metadata.error(
-            f"tokenizer.ggml.pre is {pre!r}; accepted: {', '.join(SPLITS)}. Use the original"
+            f"tokenizer.ggml.pre is {pre!r}; accepted: {', '.join(PRE)}. Use the original"
             " Hugging Face checkpoint instead"
         )
     metadata.flag("tokenizer.ggml.add_space_prefix", False)  # llama.cpp reads it for no BPE
     vocab = {token: index for index, token in enumerate(tokens)}
     merges = _listed_merges(metadata, tokens)
-    pre_tokenizer, decoder = parts.byte_level(SPLITS[pre])
+    known = PRE[pre]
+    pre_tokenizer, decoder = parts.byte_level(known.splits)
     return parts.whole(
-        parts.byte_pairs(vocab, merges, ignore_merges=SPLITS[pre] == (LLAMA3,)),
+        parts.byte_pairs(vocab, merges, ignore_merges=known.ignore_merges),
         _added(tokens, kinds),
-        normalizer={"type": "NFC"} if pre == "qwen2" else None,
+        normalizer={"type": "NFC"} if known.nfc else None,
         pre_tokenizer=pre_tokenizer,
         decoder=decoder,
     )
@@ -202,10 +190,12 @@ def _scored_merges(
 
 def _post_processor(metadata: Metadata, model: str, tokens: list[str]) -> dict[str, Any] | None:
     """Return the step that adds bos and eos, None if the file asks for neither."""
-    llama3 = metadata.text("tokenizer.ggml.pre", "") in ("llama-bpe", "llama3", "llama-v3")
+    pre = PRE.get(metadata.text("tokenizer.ggml.pre", ""))
     # llama.cpp's own defaults, which its converter relied on.
     wanted = {
-        "bos": metadata.flag("tokenizer.ggml.add_bos_token", model == "llama" or llama3),
+        "bos": metadata.flag(
+            "tokenizer.ggml.add_bos_token", model == "llama" or (pre is not None and pre.bos)
+        ),
         "eos": metadata.flag("tokenizer.ggml.add_eos_token", False),
     }
     found: list[Named | None] = []
