@@ -12,6 +12,7 @@ from files.gguf_twins import Twin
 from gguf import GGMLQuantizationType, quants
 from tiny import case, changed, defined, gap, make, prompt, read
 
+from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf import open_gguf
 from lmcast.exporter.checkpoint.gguf.architectures import CATALOGUE
 from lmcast.graphs import fill
@@ -247,6 +248,63 @@ def test_a_file_is_its_twin(tmp_path: Path, twin: Twin, checkpoint) -> None:
     one, other = found.model(prompt()), wanted.model(prompt())
     # What `rounded` parameters and float32 keys make of logits of about 10.
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+REFUSED = (
+    ("llama", {"attention.causal": False}, "attention.causal is false; accepted: true"),
+    ("llama", {"expert_count": 8}, "expert_count = 8, which nothing reads"),
+    ("llama", {"nextn_predict_layers": 9}, "of which 9 predict further tokens"),
+    ("granite", {"rope.scaling.finetuned": False}, "finetuned is false; accepted: true"),
+    ("granite", {"deepstack_mapping": [1, 2]}, "deepstack_mapping .* which nothing reads"),
+    ("qwen3moe", {"expert_weights_norm": False}, "expert_weights_norm is false"),
+    ("qwen3moe", {"expert_feed_forward_length": [24, 25, 24]}, "accepted: one positive integer"),
+    ("phi3", {"attention.sliding_window": None}, "sliding_window is missing"),
+    ("phi3", {"rope.dimension_count": 10}, "accepted: an even number up to the head's 8"),
+    ("olmo2", {"attention.sliding_window": 8}, "sliding_window_pattern is missing"),
+    ("gpt-oss", {"attention.sliding_window": None}, "sliding_window is missing"),
+    ("llama4", {"attention.sliding_window": 0}, "of a model without chunks"),
+    ("glm4moe", {"expert_gating_func": 1}, "expert_gating_func is 1; accepted: 2"),
+    ("minimax-m2", {"expert_gating_func": 3}, "expert_gating_func is 3; accepted: 2"),
+    ("afmoe", {"expert_group_count": 2}, "expert_group_count is 2; accepted: 1"),
+    ("afmoe", {"expert_weights_norm": None}, "expert_weights_norm is not true"),
+    ("deepseek2", {"expert_gating_func": None}, "expert_gating_func is 1; accepted: 2"),
+    ("deepseek2", {"expert_group_count": None}, "expert_group_count is missing"),
+    ("deepseek2", {"attention.key_length": 21}, "key_length is 21; accepted: 24"),
+    ("deepseek2", {"attention.temperature_scale": 0.1}, "which nothing reads"),
+    ("kimi-linear", {"expert_group_used_count": 2}, "is not 1; accepted: 1"),
+    ("qwen3next", {"ssm.group_count": 4}, "accepted: a multiple of the 6 heads"),
+    ("qwen35", {"rope.dimension_sections": None}, "dimension_sections is missing"),
+    ("qwen35", {"ssm.state_size": 7}, "rows; accepted"),
+    ("granitehybrid", {"rope.dimension_count": 4}, "accepted: the head's 8"),
+    ("granitehybrid", {"attention.head_count_kv": [0, 2, 1, 0]}, "accepted: one positive"),
+    ("nemotron_h", {"attention.layer_norm_rms_epsilon": 0.5}, "layer_norm_epsilon is 1e-05"),
+    ("gemma3n", {"attention.sliding_window_pattern": [True]}, "has 1 entries for"),
+)
+
+
+@pytest.mark.parametrize(("arch", "keys", "message"), REFUSED)
+def test_keys_that_would_change_the_result_are_refused(
+    tmp_path: Path, arch: str, keys: dict[str, Any], message: str, checkpoint
+) -> None:
+    twin = next(twin for twin in TWINS if twin.arch == arch)
+    other = dataclasses.replace(twin, keys=lambda c: {**twin.keys(c), **keys})
+    config, tensors = read(checkpoint(twin.case))
+    with pytest.raises(CheckpointError, match=message) as error:
+        open_gguf(other.write(tmp_path / "a.gguf", config, tensors))
+    assert "\n" not in str(error.value)
+
+
+def test_parts_of_one_tensor_are_there_together(tmp_path: Path, checkpoint) -> None:
+    (twin, *_) = (twin for twin in TWINS if twin.arch == "deepseek2")
+    halves = {
+        **twin.rules,
+        r"(.*)\.kv_b_proj\.weight": lambda c, v: dict([*to.absorbed(c, v).items()][:1]),
+    }
+    path = dataclasses.replace(twin, rules=halves).write(
+        tmp_path / "a.gguf", *read(checkpoint(twin.case))
+    )
+    with pytest.raises(CheckpointError, match=r"attn_k_b\.weight' is there without attn_v_b"):
+        open_gguf(path)
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path, checkpoint) -> None:

@@ -116,6 +116,7 @@ class Model:
 
 def shared(m: Model, epsilon: str = RMS_EPSILON) -> dict[str, Any]:
     """The keys of all architectures."""
+    require(m, "attention.causal", True)
     hidden = m.integer("embedding_length")
     return {
         "dtype": _dtype(m),
@@ -127,6 +128,12 @@ def shared(m: Model, epsilon: str = RMS_EPSILON) -> dict[str, Any]:
         "max_position_embeddings": m.integer("context_length"),
         "tie_word_embeddings": m.entry("output.weight") is None,
     }
+
+
+def require(m: Model, name: str, value: bool) -> None:
+    """Refuse a flag that says otherwise; one that is not there says nothing."""
+    if m.flag(name, value) != value:
+        raise m.error(f"{m.key(name)} is {str(not value).lower()}; accepted: {str(value).lower()}")
 
 
 def heads(m: Model, partial: bool = False) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from lmcast.exporter.checkpoint.gguf.decode import (
     viewed,
 )
 from lmcast.exporter.checkpoint.gguf.header import Entry
-from lmcast.exporter.checkpoint.gguf.model import Model, dense, heads, shared
+from lmcast.exporter.checkpoint.gguf.model import Model, dense, heads, require, shared
 from lmcast.exporter.checkpoint.tensors import StoredTensor
 
 INTERVAL = 4  # every fourth layer is one of attention, unless the file says otherwise
@@ -77,6 +77,7 @@ def delta_nets(m: Model) -> dict[str, Any]:
 
 def experts(m: Model) -> dict[str, Any]:
     """Keys of routed and shared experts; llama.cpp renormalizes for these architectures."""
+    require(m, "expert_weights_norm", True)
     names = {"experts": "num_experts", "top_k": "num_experts_per_tok"}
     return {
         **routing(m, **names, inner="moe_intermediate_size"),

@@ -23,7 +23,7 @@ from lmcast.exporter.checkpoint.gguf.architectures.llama import multipliers
 from lmcast.exporter.checkpoint.gguf.architectures.mixtures import GATE, UP, routing
 from lmcast.exporter.checkpoint.gguf.decode import by_unit, chained, stored
 from lmcast.exporter.checkpoint.gguf.header import Entry
-from lmcast.exporter.checkpoint.gguf.model import RMS_EPSILON, Model, rope, shared
+from lmcast.exporter.checkpoint.gguf.model import RMS_EPSILON, Model, require, rope, shared
 from lmcast.exporter.checkpoint.tensors import StoredTensor
 
 
@@ -105,8 +105,7 @@ def is_bamba(m: Model) -> bool:
 
 
 def bamba(m: Model) -> dict[str, Any]:
-    if not m.flag("rope.scaling.finetuned", True):
-        raise m.error(f"{m.key('rope.scaling.finetuned')} is false; accepted: true")
+    require(m, "rope.scaling.finetuned", True)
     out = hybrid(m)
     width = out["hidden_size"] // out["num_attention_heads"]
     rotated = m.integer("rope.dimension_count", width)

@@ -24,7 +24,7 @@ from lmcast.exporter.checkpoint.gguf.architecture import (
 from lmcast.exporter.checkpoint.gguf.architectures.mixtures import require_sigmoid, routing
 from lmcast.exporter.checkpoint.gguf.decode import by_unit, stored
 from lmcast.exporter.checkpoint.gguf.header import Entry
-from lmcast.exporter.checkpoint.gguf.model import Model, dense, rope, shared
+from lmcast.exporter.checkpoint.gguf.model import Model, dense, require, rope, shared
 from lmcast.exporter.checkpoint.tensors import StoredTensor
 
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"  # a tenth of mscale_all_dim
@@ -93,6 +93,7 @@ def deepseek2(m: Model) -> dict[str, Any]:
 def kimi_linear(m: Model) -> dict[str, Any]:
     """Layers without keys and values of attention are linear; llama.cpp renormalizes, and knows no
     groups of experts here."""
+    require(m, "expert_weights_norm", True)
     counts = m.each("attention.head_count_kv", int)
     heads = {math.prod(entry.shape) for entry in m.layer_entries("ssm_a") if entry is not None}
     if len(heads) > 1:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lmcast.exporter.checkpoint.gguf.architecture import LLAMA, PERMUTED, Architecture
-from lmcast.exporter.checkpoint.gguf.model import Model, dense, heads, rope, shared
+from lmcast.exporter.checkpoint.gguf.model import Model, dense, heads, require, rope, shared
 
 
 def plain(m: Model) -> dict[str, Any]:
@@ -29,10 +29,7 @@ def smollm3(m: Model) -> dict[str, Any]:
 
 def granite(m: Model) -> dict[str, Any]:
     """Also of Granite 4.0 without Mamba layers, whose dense part has the width of a shared one."""
-    if not m.flag("rope.scaling.finetuned", True):
-        raise m.error(
-            f"{m.key('rope.scaling.finetuned')} is false: no layer has positions; accepted: true"
-        )
+    require(m, "rope.scaling.finetuned", True)  # false: no layer has positions
     m.ignore("ssm.")  # of layers that it does not have
     out = {**llama(m), **multipliers(m)}
     if m.count("expert_shared_feed_forward_length", 0):

@@ -23,7 +23,15 @@ from lmcast.exporter.checkpoint.gguf.architecture import (
 from lmcast.exporter.checkpoint.gguf.architectures.llama import plain
 from lmcast.exporter.checkpoint.gguf.decode import TRANSPOSED, Step, as_bytes, by_unit, stored
 from lmcast.exporter.checkpoint.gguf.header import Entry
-from lmcast.exporter.checkpoint.gguf.model import SIGMOID, Model, dense, heads, rope, shared
+from lmcast.exporter.checkpoint.gguf.model import (
+    SIGMOID,
+    Model,
+    dense,
+    heads,
+    require,
+    rope,
+    shared,
+)
 from lmcast.exporter.checkpoint.tensors import StoredTensor
 
 GATE, UP, DOWN = "ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"
@@ -182,6 +190,7 @@ def glm4moe(m: Model) -> dict[str, Any]:
 
 def minimax_m2(m: Model) -> dict[str, Any]:
     require_sigmoid(m)
+    require(m, "expert_weights_norm", True)
     m.ignore("feed_forward_length")  # of dense layers, of which there are none
     attention = heads(m, partial=True)
     del attention["attention_bias"]
@@ -204,7 +213,7 @@ def afmoe(m: Model) -> dict[str, Any]:
         if m.integer(name, 1) != 1:
             raise m.error(f"{m.key(name)} is {m.integer(name)}; accepted: 1")
     if not m.flag("expert_weights_norm", False):
-        raise m.error(f"{m.key('expert_weights_norm')} is false; accepted: true")
+        raise m.error(f"{m.key('expert_weights_norm')} is not true, as in all files of it")
     names = {"experts": "num_experts", "top_k": "num_experts_per_tok"}
     return {
         **plain(m),

@@ -4,11 +4,12 @@ from typing import Any
 
 from lmcast.exporter.checkpoint.gguf.architecture import EXPERTS, LLAMA, QK_NORMS, Architecture
 from lmcast.exporter.checkpoint.gguf.architectures.llama import plain
-from lmcast.exporter.checkpoint.gguf.model import Model
+from lmcast.exporter.checkpoint.gguf.model import Model, require
 
 
 def experts(m: Model) -> dict[str, Any]:
     """Keys of routed experts; llama.cpp renormalizes for this architecture."""
+    require(m, "expert_weights_norm", True)
     return {
         "moe_intermediate_size": m.same("expert_feed_forward_length"),
         "num_experts": m.integer("expert_count"),
