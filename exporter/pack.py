@@ -14,25 +14,31 @@ from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
-from lmcast.exporter.engine.names import MODEL, SIGNATURE
+from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, SIGNATURE
+from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.place import Entry, location, write
 
 
-def pack(engine: Path, output: Path | None = None, progress: Progress = silent) -> Engine:
+def pack(
+    engine: Path, output: Path | None = None, progress: Progress = silent, force: bool = False
+) -> Engine:
     """Write `engine` with its weights inside to `output`, by default in its own place.
 
-    A signature is not kept: it is of other files. Raises EngineError if the engine is not linked,
-    or its checkpoint has moved or changed.
+    A signature is not kept: it is of other files. force: replace an engine of another checkpoint.
+    Raises EngineError if the engine is not linked, or its checkpoint has moved or changed.
     """
     source = Engine(engine)
     if not source.linked:
         raise EngineError(f"{engine}: is not linked; its weights are inside already")
     graph = ir.load(engine / MODEL)
     entries = [_entry(value) for value in graph.graph.initializers.values()]
-    destination = output or engine
+    destination, fields = output or engine, dict(source.manifest.fields)
+    for file in fields["linked"]:
+        checked = ENGINE_JSON, fields["source"], force, fields["config"]
+        check_output(destination, Path(file["path"]), *checked)
     total = sum(entry.nbytes for entry in entries)
     signed = (engine / SIGNATURE).exists()
     with staged(destination, progress) as directory:
@@ -51,7 +57,6 @@ def pack(engine: Path, output: Path | None = None, progress: Progress = silent) 
             if file.path != MODEL:
                 (directory / file.path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(engine / file.path, directory / file.path)
-        fields = dict(source.manifest.fields)
         fields |= {"linked": [], "graph": {**fields["graph"], "weights": "copy"}}
         write_manifest(directory, fields, hashes)
     if signed and output:

@@ -24,7 +24,8 @@ from lmcast.exporter.checkpoint.tokenizers import KINDS
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
 from lmcast.exporter.engine.manifest import EngineError, digests, write_manifest
-from lmcast.exporter.engine.names import MODEL, PARITY
+from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, PARITY
+from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
@@ -37,7 +38,7 @@ from lmcast.exporter.texts import check_vocabulary, without_texts, write_texts
 from lmcast.exporter.weights.attach import attach
 from lmcast.exporter.weights.place import Mode, Placement, check_copies, choose_mode, place
 from lmcast.exporter.weights.quantized_forms import without_kernel
-from lmcast.exporter.weights.recipe_files import open_recipe
+from lmcast.exporter.weights.recipe_files import identity, open_recipe
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
 from lmcast.plugins.errors import CheckFailed
@@ -64,28 +65,28 @@ def export(
     recipe: str | PathLike[str] | None = None,
     sms: tuple[int, ...] = (),
     sizes: Sizes | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Engine:
-    """Write `checkpoint` as an engine at `output`, and return it loaded.
+    """Write `checkpoint`, as for open_checkpoint, as an engine at `output`; return it loaded.
 
-    checkpoint, revision: as for open_checkpoint. target: of targets.TARGETS. dtype: of COMPUTED,
-    None: lossless. weights: "link" or "copy", None: link if possible. parity: prove it if it can
-    run here. inert, untie: as for `define`. context: most tokens of a row, None: of config.json.
-    full_check: read all linked weights, None: up to 8 GiB. tokenizer: False for token ids alone.
-    matformer: a file with a slice. recipe: of `lmcast calibrate`. sms, sizes: GPUs and bounds of a
-    plan. Raises InputError or CheckFailed; then nothing is written.
+    target: of TARGETS. dtype: of COMPUTED, None: lossless. weights: "link" or "copy", None: link if
+    possible. parity: prove it if it runs here. inert, untie: as for `define`. context: tokens of a
+    row, None: of config.json. full_check: read all linked weights, None: up to 8 GiB. tokenizer:
+    False for token ids alone. matformer: a file with a slice. recipe: of `lmcast calibrate`. sms,
+    sizes: of a plan. force: replace another's. Raises InputError, CheckFailed: nothing is written.
     """
     source, identities = identified(checkpoint, revision, progress)
     source = source if tokenizer else without_texts(source)
     found = understand(source, inert, tokenizer, untie)
     found, source, part = take_parts(found, source, matformer, recipe, identities)
-    own = part | {"inert": sorted(inert), "untie": untie, "context": choose_context(found, context)}
-    made_for = targets.get(target)
-    plan = made_for.order(sms, own["context"], sizes)
+    own = part | {"inert": sorted(inert), "untie": untie}
+    own |= {"context": choose_context(found, context, progress)}
+    plan = (made_for := targets.get(target)).order(sms, own["context"], sizes)
     format = choose_format(found, source, made_for, dtype, parity)
     asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
     mode = choose_mode(found.binding, source, format, asked, made_for.links_codes and not parity)
-    with staged(Path(output), progress) as directory:
+    with staged(free(Path(output), source, identities, force), progress) as directory:
         given = format, mode, made_for, directory, full_check, progress
         placement = place_weights(found, source, *given)
         graph = cast(found, source, made_for, format, placement, directory, progress)
@@ -96,6 +97,12 @@ def export(
         if parity and prove(directory, found, source, format, plan, progress):
             write_manifest(directory, fields, placement.hashes)
     return Engine(Path(output))
+
+
+def free(output: Path, source: Checkpoint, identities: Sequence[SourceFile], force: bool) -> Path:
+    """Return an output that an engine of this checkpoint may be written to, else EngineError."""
+    check_output(output, source.path, ENGINE_JSON, identity(identities), force, source.config)
+    return output
 
 
 def understand(
@@ -293,12 +300,20 @@ def stored_format(found: Definition, source: Checkpoint) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def choose_context(found: Definition, asked: int | None) -> int:
-    """Return the most tokens that a row may hold; raises EngineError for none or absurdly many."""
+def choose_context(found: Definition, asked: int | None, progress: Progress = silent) -> int:
+    """Return the most tokens that a row may hold; warn of more than the model was made for.
+
+    Raises EngineError for none or absurdly many.
+    """
     if asked is None:
         return found.context
     if not 1 <= asked <= MOST_TOKENS:
         raise EngineError(f"context is {asked}; accepted: 1 to {MOST_TOKENS}")
+    if asked > found.context:
+        progress.warn(
+            f"the context is {asked} tokens, beyond the {found.context} of config.json: nothing is"
+            " known of what the model makes of positions that it was not trained for"
+        )
     return asked
 
 

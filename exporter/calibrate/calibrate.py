@@ -28,12 +28,14 @@ from lmcast.exporter.calibrate.report import lines, warn
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.lock import Place
+from lmcast.exporter.engine.names import RECIPE_JSON
+from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.weights.place import check_copies
-from lmcast.exporter.weights.recipe_files import write_recipe
+from lmcast.exporter.weights.recipe_files import identity, write_recipe
 
 TOKENS, CHUNK = 32768, 512
 HELD_OUT = 4  # chunks to calibrate on for each held-out one
@@ -80,35 +82,35 @@ def calibrate(
     most_kl: float | None = None,
     head: bool = False,
     kv: str | None = None,
+    force: bool = False,
     progress: Progress = silent,
 ) -> Calibration:
     """Calibrate `checkpoint`, and write the recipe to the directory `output`.
 
-    recipe: a name of PRESETS, or another Preset; None quantizes no weights.
-    data: text, as read_corpus takes it; ids: C,T int64 instead, to calibrate on and held out.
-    tokens, chunk, seed: how many tokens to calibrate on, in chunks of how many, and which.
-    observer: a name of OBSERVERS, for static scales. inert, untie, revision: as for `export`.
+    recipe: a name of PRESETS, or another Preset; None quantizes no weights. data: text, as
+    read_corpus takes it; ids: C,T int64 instead, to calibrate on and held out. tokens, chunk, seed:
+    how many tokens to calibrate on, in chunks of how many, and which.
+    observer: of OBSERVERS, for static scales. inert, untie, revision: as for `export`.
     fewest_tokens: that an expert must see to be calibrated on its own.
     bits: budget per weight, scales included, on average: some are then wider than the recipe's, or
         unquantized. most_kl: find the fewest bits with this divergence at most, on held-out text.
     head: quantize the output head (or tied embedding) too; it is in no budget, and twice in memory.
-    kv: FP8_CACHE for cached keys and values in FP8, with scales by the observer.
+    kv: FP8_CACHE: keys and values in FP8. force: replace a recipe of another checkpoint, an engine.
 
     A run that was killed continues when started again with the same arguments. Raises InputError
     for what cannot be done, CheckFailed if most_kl is not reached; then nothing is written.
     """
     started = time.monotonic()
-    preset = _preset(recipe, observer, kv)
-    _check_options(preset, bits, most_kl, head, kv)
+    _check_options(preset := _preset(recipe, observer, kv), bits, most_kl, head, kv)
     source, identities = identified(checkpoint, revision, progress)
     found = understand(source, inert, tokenizer=False, untie=untie)
     check_copies(found.binding, source)
+    check_output(Path(output), source.path, RECIPE_JSON, identity(identities), force)
     with progress.stage("reading text"):
         sample = ids or _text(source, data, tokens, chunk, seed)
     name = recipe.weights if isinstance(recipe, Preset) else recipe
-    how = (name, preset, observer, fewest_tokens, head, kv)
-    subject = Subject(found, source, identities, sample, *how)
-    _check(subject)
+    how = (identities, sample, name, preset, observer, fewest_tokens, head, kv)
+    _check(subject := Subject(found, source, *how))
     report = _write(subject, Path(output), bits, most_kl, progress)
     return Calibration(Path(output), report, time.monotonic() - started)
 

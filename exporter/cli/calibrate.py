@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from lmcast.exporter.cli.options import CHECKPOINT, PATH, as_json, inert, report, revision, untie
+from lmcast.exporter.cli.options import (
+    CHECKPOINT,
+    PATH,
+    as_json,
+    force,
+    inert,
+    report,
+    revision,
+    untie,
+)
 
 
 @click.command()
@@ -30,6 +39,7 @@ from lmcast.exporter.cli.options import CHECKPOINT, PATH, as_json, inert, report
 @inert
 @untie
 @revision
+@force
 @as_json
 def calibrate(
     checkpoint: str,

@@ -11,6 +11,7 @@ from lmcast.exporter.cli.options import (
     CHECKPOINT,
     PATH,
     as_json,
+    force,
     inert,
     of_plan,
     plan_options,
@@ -47,6 +48,7 @@ from lmcast.exporter.cli.options import (
               help="Export a slice: JSON with intermediate_size, and layers or skip.")  # fmt: skip
 @recipe
 @plan_options
+@force
 @as_json
 def export(
     checkpoint: str,

@@ -10,6 +10,7 @@ from lmcast.exporter.cli.options import (
     CHECKPOINT,
     PATH,
     as_json,
+    force,
     report,
     revision,
     untie,
@@ -63,7 +64,6 @@ def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
     else:
         with Terminal().stage("hashing"):
             problems = signing.verify(engine, key) if key else manifest.verify(engine)
-        problems = signing.verify(engine, key) if key else manifest.verify(engine)
     if as_json:
         listed = [{"path": p.path, "message": p.message} for p in problems]
         click.echo(json.dumps({"ok": not problems, "problems": listed}, indent=1))
@@ -109,8 +109,9 @@ def sign(engine: Path, key: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("engine", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Default: in place.")
+@force
 @as_json
-def pack(engine: Path, output: Path | None, as_json: bool) -> None:
+def pack(engine: Path, output: Path | None, force: bool, as_json: bool) -> None:
     """Copy the weights of a linked ENGINE into it, for shipping.
 
     Example: lmcast pack engine
@@ -118,4 +119,4 @@ def pack(engine: Path, output: Path | None, as_json: bool) -> None:
     from lmcast.exporter.pack import pack as run
     from lmcast.exporter.progress import Terminal
 
-    report(run(engine, output, Terminal()).summary(), as_json)
+    report(run(engine, output, Terminal(), force).summary(), as_json)

@@ -45,6 +45,7 @@ recipe = click.option(
     metavar="DIR",
     help="Low-precision weights and inputs, as `lmcast calibrate` wrote them.",
 )
+force = click.option("--force", is_flag=True, help="Replace what is of another checkpoint.")
 portable = click.option(
     "--portable", is_flag=True, help="Run the graph on this CPU, where the engine has plans."
 )

@@ -13,10 +13,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
+from lmcast.exporter.engine.names import ENGINE_JSON, RECIPE_JSON, SIGNATURE
 from lmcast.plugins.errors import InputError
 
-RECIPE_JSON = "recipe.json"
 FORMAT = 1
 # Kilobytes in practice; far above what a list of a million files needs of a reader's memory.
 MAX_BYTES = 64 << 20

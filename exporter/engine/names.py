@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 ENGINE_JSON = "engine.json"
+RECIPE_JSON = "recipe.json"  # in a recipe
 SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
 MODEL = "model.onnx"
 PARITY = "parity.json"

@@ -14,7 +14,7 @@ from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
-from lmcast.exporter.engine.manifest import RECIPE_JSON
+from lmcast.exporter.engine.names import RECIPE_JSON
 from lmcast.exporter.weights.quantized import format_name
 from lmcast.graphs import Definition
 from lmcast.graphs.weights.sources import shape_of
