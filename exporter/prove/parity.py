@@ -5,13 +5,10 @@ Letters: B rows, T tokens, V vocabulary.
 """
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import onnx_ir as ir
@@ -25,128 +22,25 @@ from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.passes.nbits_matmul import rounded_products
 from lmcast.exporter.progress import Progress, silent
-from lmcast.exporter.prove.bisect import Bisection, find_divergence
+from lmcast.exporter.prove.bisect import find_divergence
 from lmcast.exporter.prove.eager_pass import full_pass
+from lmcast.exporter.prove.parity_report import FLOOR, TIMES, Report, Result
 from lmcast.exporter.prove.rounding import (
     exact_engine,
     unrounded,
     with_rounding,
     without_rounding,
 )
+from lmcast.exporter.prove.texts import compare_texts
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.generate import read_prompts
 from lmcast.exporter.weights.recipe_files import recipe_of
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
 
-# The engine may err from fp64 this many times as much as eager PyTorch does in the same format:
-# both round every operation, in another order.
-TIMES = 4.0
-# Added to that: where eager happens to be exact, the engine still rounds. In fp32 the bound of the
-# project; in the others two to three epsilons, 9.8e-4 and 7.8e-3, of a logit near 1.
-FLOOR = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 2e-2}
 SHORT, LONG = 24, 64  # tokens: at export, and for `lmcast parity`
 PAST_WINDOW = 16  # tokens beyond a window that is exceeded at all
 WIDEST_WINDOW = 512  # a wider one would take minutes to exceed; the report says so
-
-
-@dataclass(frozen=True)
-class Result:
-    """One way of running the engine, compared at every position with logits."""
-
-    scenario: str
-    positions: int
-    error: float  # largest |engine - fp64| of a logit
-    eager_error: float  # largest |eager - fp64| at the same positions
-    bound: float
-    top1: float  # share of positions with the same most likely token
-    kl: float  # mean Kullback-Leibler divergence from fp64, in nats
-
-    @property
-    def passed(self) -> bool:
-        # A NaN compares false, so it fails.
-        return self.error <= self.bound
-
-    @property
-    def times(self) -> float:
-        """The engine's error in units of eager's own."""
-        return self.error / self.eager_error if self.eager_error else math.inf
-
-
-@dataclass(frozen=True)
-class Report:
-    """All comparisons of one engine."""
-
-    dtype: str
-    tokens: int
-    beyond_window: bool | None  # None: no layer has a window
-    results: tuple[Result, ...]
-    bisection: Bisection | None = None
-    ran: str = "graph"  # or 'plan': what of the engine was compared
-
-    @property
-    def passed(self) -> bool:
-        return all(result.passed for result in self.results)
-
-    def worst(self) -> str:
-        """Return the comparison furthest over its bound, in words."""
-        result = max(
-            self.results, key=lambda r: r.error / r.bound if r.error == r.error else math.inf
-        )
-        return f"{result.scenario}: error {result.error:.3g}, bound {result.bound:.3g}"
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "ran": self.ran,
-            "dtype": self.dtype,
-            "tokens": self.tokens,
-            "beyond_window": self.beyond_window,
-            "passed": self.passed,
-            "times_allowed": TIMES,
-            "floor": FLOOR[self.dtype],
-            "bisection": None if self.bisection is None else self.bisection.as_json(),
-            "results": [
-                {
-                    **asdict(r),
-                    "passed": r.passed,
-                    "times_eager": None if math.isinf(r.times) else r.times,
-                }
-                for r in self.results
-            ],
-        }
-
-    def table(self) -> str:
-        """Return the report for a person."""
-        lines = [
-            f"{'':14}{'positions':>10}{'error':>10}{'eager':>10}{'x eager':>9}{'bound':>10}"
-            f"{'top-1':>8}{'KL':>10}"
-        ]
-        for r in self.results:
-            lines.append(
-                f"{r.scenario:14}{r.positions:>10}{r.error:>10.1e}{r.eager_error:>10.1e}{r.times:>9.2f}"
-                f"{r.bound:>10.1e}{r.top1:>8.1%}{r.kl:>10.1e}  {'ok' if r.passed else 'FAILED'}"
-            )
-        if self.beyond_window is False:
-            lines.append(
-                "the window of this model was not exceeded; give --tokens or longer --prompts"
-            )
-        if self.bisection is not None:
-            lines.append(self.bisection.text())
-        return "\n".join(lines)
-
-    def as_junit(self) -> bytes:
-        """Return the report as one JUnit test suite."""
-        failures = sum(not r.passed for r in self.results)
-        suite = ElementTree.Element(
-            "testsuite", name="lmcast parity", tests=str(len(self.results)), failures=str(failures)
-        )
-        for r in self.results:
-            case = ElementTree.SubElement(suite, "testcase", classname="parity", name=r.scenario)
-            if not r.passed:
-                text = f"error {r.error:.6g} is above {r.bound:.6g}"
-                ElementTree.SubElement(case, "failure", message=text)
-        report: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
-        return report
 
 
 def check(
@@ -361,7 +255,7 @@ def parity(
     recipe: Path | None = None,
     revision: str | None = None,
 ) -> Report:
-    """Compare an engine directory with the checkpoint it was made from.
+    """Compare an engine directory, and its texts, with the checkpoint it was made from.
 
     against: a path or a model of the Hub, of `revision`: by default that of the engine. prompts: a
     file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as for Engine.
@@ -388,8 +282,10 @@ def parity(
         found, source = files.take(found, source)
     rows = loaded.encode(read_prompts(prompts)) if prompts else None
     with progress.stage("comparing"):
+        texts = compare_texts(loaded, source, identities)
         report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)
-    if report.passed or not bisect:
+        report = replace(report, texts=texts)
+    if report.computes or not bisect:
         return report
     with progress.stage("bisecting"):
         row = (rows or drawn(loaded.vocab_size, report.tokens))[0]

@@ -22,8 +22,14 @@ from lmcast.plugins.errors import CheckFailed
 
 FIELDS = {
     "ran", "dtype", "tokens", "beyond_window", "passed", "times_allowed", "floor", "bisection",
-    "results",
+    "results", "texts",
 }  # fmt: skip
+TEXTS = [
+    "generation_config.json",
+    "tokenizer.json",
+    "eos_ids",
+    "special_tokens",
+]  # of the tiny checkpoint
 SCENARIOS = ["prefill", "step by step", "ragged batch"]
 
 
@@ -72,8 +78,9 @@ def test_a_good_engine_passes(made: Path, tmp_path: Path, capsys: pytest.Capture
         assert result["bound"] == 4 * result["eager_error"] + report["floor"]
         assert result["top1"] == 1
         assert 0 <= result["kl"] < 1e-9
-    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "3", "0")
-    assert [case.get("name") for case in suite] == SCENARIOS
+    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "7", "0")
+    assert [case.get("name") for case in suite] == SCENARIOS + TEXTS
+    assert report["texts"] == dict.fromkeys(TEXTS, "equal")
     table = capsys.readouterr().out
     assert table.count("ok\n") == 3
     assert "FAILED" not in table
@@ -83,6 +90,76 @@ def test_report_of_the_export_is_the_same_kind(made: Path):
     report = json.loads((made / "engine" / "parity.json").read_text())
     assert report.keys() == FIELDS
     assert report["passed"] is True
+
+
+def rewrite(name: str, change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Change a JSON file of a checkpoint, {} where there is none."""
+
+    def write(folder: Path) -> None:
+        path = folder / name
+        content = json.loads(path.read_text()) if path.exists() else {}
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return write
+
+
+def token_of_a_letter(content: dict) -> None:
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+# What changes in the checkpoint after the export -> what differs, and why.
+OTHER_TEXTS: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {
+    "tokenizer": (
+        rewrite("tokenizer.json", token_of_a_letter),
+        {"tokenizer.json": "is not what an export of the checkpoint writes"},
+    ),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        {"tokenizer.json": "the checkpoint has none, the engine has"},
+    ),
+    "chat template": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ messages[0].content }}"),
+        {"chat_template.jinja": "the engine has none, the checkpoint has"},
+    ),
+    "ends of text": (
+        rewrite("generation_config.json", lambda content: content.update(eos_token_id=[1, 5])),
+        {
+            "generation_config.json": "is not what an export of the checkpoint writes",
+            "eos_ids": "[1] in the engine, of it [1, 5]",
+        },
+    ),
+    "special tokens": (
+        rewrite("tokenizer_config.json", lambda content: content.pop("bos_token")),
+        {
+            "special_tokens": "{'bos_token': '<s>', 'eos_token': '</s>'} in the engine, of it"
+            " {'eos_token': '</s>'}"
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_TEXTS)
+def test_other_texts_are_found(name: str, made: Path, tmp_path: Path, capsys):
+    change, differs = OTHER_TEXTS[name]
+    shutil.copytree(made / "checkpoint", tmp_path / "checkpoint")
+    change(tmp_path / "checkpoint")
+    status, report, suite = parity(made / "engine", tmp_path / "checkpoint", tmp_path, "--bisect")
+    assert status == 1
+    assert report["passed"] is False
+    assert report["bisection"] is None  # what the engine computes is right
+    assert {k: v for k, v in report["texts"].items() if v != "equal"} == differs
+    failed = {case.get("name") for case in suite if case.find("failure") is not None}
+    assert failed == differs.keys()
+    assert capsys.readouterr().out.count("FAILED") == len(differs)
+
+
+def test_an_engine_without_a_tokenizer_has_none_to_compare(made: Path, tmp_path: Path):
+    export(made / "checkpoint", tmp_path / "engine", tokenizer=False, parity=False)
+    status, report, _ = parity(tmp_path / "engine", made / "checkpoint", tmp_path)
+    assert status == 0
+    assert "tokenizer.json" not in report["texts"]
 
 
 def scaled(tensor: str, by: float) -> Callable[[Path], Any]:

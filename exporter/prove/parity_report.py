@@ -1,0 +1,125 @@
+"""The report of a parity: how far an engine may err, and how it is shown."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from lmcast.exporter.prove.bisect import Bisection
+from lmcast.exporter.prove.texts import TextCheck
+
+# The engine may err from fp64 this many times as much as eager PyTorch does in the same format:
+# both round every operation, in another order.
+TIMES = 4.0
+# Added to that: where eager happens to be exact, the engine still rounds. In fp32 the bound of the
+# project; in the others two to three epsilons, 9.8e-4 and 7.8e-3, of a logit near 1.
+FLOOR = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way of running the engine, compared at every position with logits."""
+
+    scenario: str
+    positions: int
+    error: float  # largest |engine - fp64| of a logit
+    eager_error: float  # largest |eager - fp64| at the same positions
+    bound: float
+    top1: float  # share of positions with the same most likely token
+    kl: float  # mean Kullback-Leibler divergence from fp64, in nats
+
+    @property
+    def passed(self) -> bool:
+        # A NaN compares false, so it fails.
+        return self.error <= self.bound
+
+    @property
+    def times(self) -> float:
+        """The engine's error in units of eager's own."""
+        return self.error / self.eager_error if self.eager_error else math.inf
+
+
+@dataclass(frozen=True)
+class Report:
+    """All comparisons of one engine."""
+
+    dtype: str
+    tokens: int
+    beyond_window: bool | None  # None: no layer has a window
+    results: tuple[Result, ...]
+    bisection: Bisection | None = None
+    ran: str = "graph"  # or 'plan': what of the engine was compared
+    texts: tuple[TextCheck, ...] = ()  # none at export, which has just written them
+
+    @property
+    def computes(self) -> bool:
+        return all(result.passed for result in self.results)
+
+    @property
+    def passed(self) -> bool:
+        return self.computes and all(check.problem is None for check in self.texts)
+
+    def worst(self) -> str:
+        """Return the comparison furthest over its bound, in words."""
+        result = max(
+            self.results, key=lambda r: r.error / r.bound if r.error == r.error else math.inf
+        )
+        return f"{result.scenario}: error {result.error:.3g}, bound {result.bound:.3g}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ran": self.ran,
+            "dtype": self.dtype,
+            "tokens": self.tokens,
+            "beyond_window": self.beyond_window,
+            "passed": self.passed,
+            "times_allowed": TIMES,
+            "floor": FLOOR[self.dtype],
+            "texts": {check.name: check.problem or "equal" for check in self.texts},
+            "bisection": None if self.bisection is None else self.bisection.as_json(),
+            "results": [
+                {
+                    **asdict(r),
+                    "passed": r.passed,
+                    "times_eager": None if math.isinf(r.times) else r.times,
+                }
+                for r in self.results
+            ],
+        }
+
+    def table(self) -> str:
+        """Return the report for a person."""
+        lines = [
+            f"{'':14}{'positions':>10}{'error':>10}{'eager':>10}{'x eager':>9}{'bound':>10}"
+            f"{'top-1':>8}{'KL':>10}"
+        ]
+        for r in self.results:
+            lines.append(
+                f"{r.scenario:14}{r.positions:>10}{r.error:>10.1e}{r.eager_error:>10.1e}{r.times:>9.2f}"
+                f"{r.bound:>10.1e}{r.top1:>8.1%}{r.kl:>10.1e}  {'ok' if r.passed else 'FAILED'}"
+            )
+        lines += [check.text() for check in self.texts]
+        if self.beyond_window is False:
+            lines.append(
+                "the window of this model was not exceeded; give --tokens or longer --prompts"
+            )
+        if self.bisection is not None:
+            lines.append(self.bisection.text())
+        return "\n".join(lines)
+
+    def as_junit(self) -> bytes:
+        """Return the report as one JUnit test suite."""
+        cases = {
+            r.scenario: None if r.passed else f"error {r.error:.6g} is above {r.bound:.6g}"
+            for r in self.results
+        } | {check.name: check.problem for check in self.texts}
+        tests, failures = len(cases), sum(problem is not None for problem in cases.values())
+        suite = ElementTree.Element(
+            "testsuite", name="lmcast parity", tests=str(tests), failures=str(failures)
+        )
+        for name, problem in cases.items():
+            case = ElementTree.SubElement(suite, "testcase", classname="parity", name=name)
+            if problem is not None:
+                ElementTree.SubElement(case, "failure", message=problem)
+        report: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+        return report
