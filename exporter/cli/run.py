@@ -46,30 +46,29 @@ def generate(
 ) -> None:
     """Continue PROMPT with ENGINE, printing text as it comes.
 
+    Without a PROMPT, or with -, it is read from standard input; on a terminal there is a chat.
+
     Example: lmcast generate engine "The capital of France is" -n 32
     """
+    from lmcast.exporter.cli.chat import is_chat, talk
     from lmcast.exporter.runtime.engine import load
-    from lmcast.exporter.runtime.generate import read_prompts
 
-    if (prompt is None) == (file is None):
-        raise click.UsageError("give either a PROMPT or --file, not both.")
-    prompts: list[Any] = read_prompts(file) if file else [prompt]
-    if ids:
-        prompts = [parse_ids(p) for p in prompts]
-    elif system is not None:
-        prompts = [with_system(p, system) for p in prompts]
-    streaming = len(prompts) == 1 and not (as_json or ids)
-
+    chatting = is_chat(prompt, file, given["chat"], ids or as_json)
+    prompts = [] if chatting else read(prompt, file, ids, system)
     chats = of_chat(given)
     loaded = load(engine, **of_run(given))
-    results = loaded.generate(
-        prompts,
-        max_new_tokens=max_new_tokens,
-        sampling=of_sampling(given, loaded.generation_config),
-        stop=stop,
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "sampling": of_sampling(given, loaded.generation_config),
+        "stop": stop,
         **chats,
-        on_token=(lambda _row, piece: click.echo(piece, nl=False)) if streaming else None,
-    )
+    }
+    if chatting:
+        talk(loaded, system, options)
+        return
+    streaming = len(prompts) == 1 and not (as_json or ids)
+    shown = (lambda _row, piece: click.echo(piece, nl=False)) if streaming else None
+    results = loaded.generate(prompts, **options, on_token=shown)
     if streaming:
         click.echo()
     elif as_json:
@@ -78,6 +77,21 @@ def generate(
     else:
         for result in results:
             click.echo(" ".join(map(str, result.ids)) if ids else result.text)
+
+
+def read(prompt: str | None, file: Path | None, ids: bool, system: str | None) -> list[Any]:
+    """Return the prompts of the command line, of a file or of standard input."""
+    from lmcast.exporter.cli.chat import read_stdin
+    from lmcast.exporter.runtime.generate import read_prompts
+
+    if prompt is not None and file is not None:
+        raise click.UsageError("give either a PROMPT or --file, not both.")
+    prompts: list[Any] = read_prompts(file) if file else [prompt]
+    if prompts == [None] or prompt == "-":
+        prompts = [read_stdin()]
+    if ids:
+        return [parse_ids(p) for p in prompts]
+    return prompts if system is None else [with_system(p, system) for p in prompts]
 
 
 @click.command()

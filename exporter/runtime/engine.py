@@ -17,6 +17,7 @@ from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError
+from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.sampling import Sampling, choose_sampling, of_generation_config
 from lmcast.exporter.runtime.session import Session, check_ids
@@ -195,6 +196,10 @@ class Engine:
         """Return `batch` empty sequences."""
         return Session(self.runner, self._graph, self.context, self.vocab_size, batch)
 
+    def conversation(self) -> Conversation:
+        """Return a conversation that is empty, for `generate`."""
+        return Conversation(self.session)
+
     def logits(self, input_ids: Any) -> np.ndarray:
         """input_ids: integers B,T -> float32 B,T,V from a fresh full pass.
 
@@ -217,6 +222,7 @@ class Engine:
         chat: bool | None = None,
         chat_kwargs: Mapping[str, Any] | None = None,
         on_token: Callable[[int, str], None] | None = None,
+        conversation: Conversation | None = None,
     ) -> list[Generated]:
         """Continue prompts: texts, lists of messages, Chats, or lists of token ids.
 
@@ -229,13 +235,19 @@ class Engine:
             chat_template (a name), continue_final_message, and variables that the template reads,
             such as enable_thinking and reasoning_effort. What a Chat has of its own counts first.
         on_token: called with a row and its new piece of text.
+        conversation: of this engine, for one prompt that says again what was said in it.
 
         Raises InputError before anything runs.
         """
         if isinstance(sampling, str):
             sampling, _ = choose_sampling(self.generation_config, sampling, {})
         ids = self.encode(prompts, chat, chat_kwargs)
-        session, longest = self.session(max(1, len(ids))), max(map(len, ids), default=0)
+        session: Session | Conversation = conversation or self.session(max(1, len(ids)))
+        if conversation is not None:
+            if len(ids) != 1:
+                raise EngineError(f"conversation: {len(ids)} prompts; accepted: one")
+            conversation.begin()
+        longest = max(map(len, ids), default=0)
         if max_new_tokens is None:
             max_new_tokens = max(1, min(NEW_TOKENS, session.context - longest))
         if session.context < self.context:

@@ -190,7 +190,6 @@ def test_generate_until_a_text(made: Path, lmcast):
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no prompt": ([], "give either a PROMPT or --file"),
     "two prompts": (["hello", "--file", "p.txt"], "give either a PROMPT or --file"),
     "no such file": (["--file", "absent.txt"], "absent.txt: cannot be read"),
     "a file of another kind": (["--file", "p.csv"], "p.csv: prompts must be in a .txt or .jsonl"),
