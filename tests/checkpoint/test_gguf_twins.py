@@ -1,6 +1,7 @@
 """GGUF: a tiny model of every architecture is, file for file, its safetensors twin."""
 
 import dataclasses
+import re
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tiny import case, changed, defined, gap, make, prompt, read
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf import open_gguf
-from lmcast.exporter.checkpoint.gguf.architectures import CATALOGUE
+from lmcast.exporter.checkpoint.gguf.architectures import CATALOGUE, NAMES
 from lmcast.graphs import fill
 
 NORMS = ("norm.weight", "mixer.weight", "ffn.weight")  # 1 + weight in float32, and back
@@ -206,6 +207,13 @@ TWINS = (
 
 def test_every_record_has_a_twin() -> None:
     assert {twin.arch for twin in TWINS} == {arch.name for arch in CATALOGUE}
+
+
+def test_the_document_names_every_architecture() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    first = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert {name for cell in first for name in re.findall(r"`([^`]+)`", cell)} >= set(NAMES)
+    assert f"{len(NAMES)} architectures" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def alike(one: Any, other: Any) -> bool:
