@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import CASES, case, defined, logits, oracle, prompt, read
+from tiny import CASES, case, defined, gap, logits, oracle, ours, prompt, read
 from torch import Tensor
 
 from lmcast.exporter import export
@@ -313,3 +313,22 @@ def test_experts_of_llama_4_one_by_one(checkpoint):
     single = one_by_one(tensors)
     assert len(single) > len(tensors)
     assert torch.equal(logits(config, single), logits(config, tensors))
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class"),
+    [("qwen3_5", "Qwen3_5ForCausalLM"), ("qwen3_5_moe", "Qwen3_5MoeForCausalLM")],
+)
+@torch.no_grad()
+def test_a_text_that_hugging_face_takes_out_of_a_checkpoint(
+    name, model_class, checkpoint, tmp_path
+):
+    import transformers
+
+    whole = checkpoint(next(c for c in CASES if c.architecture == name))
+    getattr(transformers, model_class).from_pretrained(whole).save_pretrained(tmp_path)
+    config, tensors = read(tmp_path)
+    assert config["model_type"] == f"{name}_text"
+    assert f"{MODULES.trunk}layers.0.input_layernorm.weight" in tensors
+    text, both = (ours(*read(d), torch.float64)(prompt()) for d in (tmp_path, whole))
+    assert gap(text, both) < 1e-10  # fp64 leaves about 1e-14; anything above is another computation
