@@ -76,7 +76,8 @@ NAMES |= {f"swa_{name}": name for name in ("num_attention_heads", "head_dim", "v
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     out = worded(raw, "hybrid_layer_pattern", "layer_types", tuple(THETA))
     out = renamed(worded(out, "moe_layer_freq", "mlp_layer_types", ("dense", "sparse")), NAMES)
-    given = out.get("rope_parameters") or POSITIONS
+    given = out.get("rope_parameters")
+    given = POSITIONS if given in (None, {}) else given
     out = rope_by_layer_type({**out, "rope_parameters": given}, THETA, OLDER)
     for positions in out["rope_parameters"].values():
         if positions.get("rope_type", "default") == "default":

@@ -48,10 +48,11 @@ def test_malformed_checkpoint(entry: Malformed, tmp_path: Path, capsys, monkeypa
     started = time.perf_counter()
     status = run("export", source, "-o", place / "engine")
     took = time.perf_counter() - started
-    message = capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    # On a busy machine a stage may take so long that it is named.
+    (message,) = [line for line in said if not line.endswith(" ...")]
     assert status == 2
     assert message.startswith("error: ")
-    assert message.count("\n") == 1, "one line"
     assert re.search(entry.message, message, re.DOTALL), message
     assert list(place.iterdir()) == []
     assert took < SECONDS
