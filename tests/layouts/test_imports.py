@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.engine.inspect import inspect
 from lmcast.exporter.weights.values import values
 from lmcast.graphs import ConfigError, WeightError, load
+from lmcast.graphs.layouts.catalogue import take
+from lmcast.graphs.layouts.tensors import Tensors
 from lmcast.graphs.weights.sources import Packed, leaves
 
 BF16 = torch.bfloat16
@@ -154,6 +157,39 @@ def test_modules_with_settings_of_their_own(plain):
         settings = files.AUTO_ROUND | {"extra_config": extra}
         got = ours(config | {CONFIG: settings}, stored)(prompt())
         assert torch.equal(got, ours(config, exact)(prompt()))
+
+
+# 64 numbers in fp16 as mlx.core 0.32.4 quantizes them in groups of 32: bits, the bytes of words,
+# scales and biases, and of what it dequantizes in fp32 the first numbers and the SHA-256 of all.
+BY_MLX: list[tuple[int, str, str, str, list[float], str]] = [
+    (
+        4, "6f4c1ae8c593715d2b09d6a4826e3c1ae7b592604d2af8c6a3715e3b09d7b482", "4db433b4",
+        "60414041", [-1.344482421875, 1.07470703125, -0.5380859375, 1.6123046875],
+        "ea4ed5d933b1db5a",
+    ),
+    (
+        8, "ff69d641ae1886f35dca35a20c79e751be2896006ddb45b21c8af761ce39a610"
+        "7eef54c52a9b0071e247b81d8eff65d63bac1182f358c92e9f0475e64bbd2293", "e8a3a3a3",
+        "60414041", [-1.25018310546875, 1.06610107421875, -0.6170654296875, 1.68377685546875],
+        "d65dadab7c3ec995",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("recorded", BY_MLX, ids=["4", "8"])
+def test_numbers_that_mlx_itself_stored(recorded):
+    bits, words, scales, biases, first, digest = recorded
+    made = (
+        torch.frombuffer(bytearray.fromhex(text), dtype=dtype)[None]
+        for text, dtype in ((words, torch.uint32), (scales, torch.half), (biases, torch.half))
+    )
+    stored = dict(zip(("m.weight", "m.scales", "m.biases"), made, strict=True))
+    known = Tensors({n: tuple(t.shape) for n, t in stored.items()},
+                    {n: t.dtype for n, t in stored.items()})  # fmt: skip
+    found, _ = take("llama", {"quantization": {"group_size": 32, "bits": bits}}, known, False)
+    got = found.layouts["m.weight"].values(lambda name, begin, end: stored[name][begin:end], 0, 1)
+    assert got[0, :4].tolist() == first
+    assert sha256(got.numpy().tobytes()).hexdigest().startswith(digest)
 
 
 @torch.no_grad()
