@@ -85,7 +85,8 @@ def take(
     except UnreadKeys:
         raise
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from None
+        remedy = "" if PLAIN in str(error) else f"; or {PLAIN}"
+        raise ConfigError(f"{name}: {error}{remedy}") from None
     if not found:
         return Found(), rest
     (first, settings), *others = found.items()
