@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
     from huggingface_hub.utils.tqdm import tqdm
 
-PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-MODEL = re.compile(rf"({PART}/{PART})(?::([^:/]+\.gguf))?")
+WORD, NAME = r"[a-z0-9][a-z0-9._-]*", r"[^:/.][^:/]*"
+MODEL = re.compile(rf"({WORD}/{WORD})(?::((?:{NAME}/)*{NAME}\.gguf))?", re.IGNORECASE)
 # What may say something of text, of quantization or of shards: small, and never code or a pickle.
-TEXTS = (".json", ".jinja", ".model", ".tiktoken")
-TEMPLATES = "additional_chat_templates"
-SPLIT = re.compile(r"(.*)-\d{5}-of-(\d{5}\.gguf)")
+TEXTS = (".json", ".jinja", ".model")
 # Read by huggingface_hub when it is imported, and by hf_xet, its library for large files, when that
 # downloads. Otherwise the one tells the version of torch, and which program runs this one by a list
 # that it fetches first; the other reports how fast each transfer was.
@@ -187,13 +185,17 @@ def _download(
 
 def _texts(names: list[str]) -> list[str]:
     """Return which files are read beside the weights."""
-    places = {".": TEXTS, TEMPLATES: (".jinja",)}
+    from lmcast.exporter.checkpoint.chat_templates import FOLDER
+
+    places = {".": TEXTS, FOLDER: (".jinja",)}
     return [n for n in names if n.endswith(places.get(str(PurePosixPath(n).parent), ()))]
 
 
 def _only_gguf(repository: str, names: list[str]) -> str:
     """Return the one GGUF file of a repository without safetensors, '' where there is none."""
-    found = [name for name in names if name.lower().endswith(".gguf")]
+    from lmcast.exporter.checkpoint.gguf.names import models
+
+    found = models(names)
     if not found or any(name.endswith(".safetensors") for name in names):
         return ""
     if len(found) > 1:
@@ -205,15 +207,17 @@ def _only_gguf(repository: str, names: list[str]) -> str:
 
 
 def _parts(repository: str, names: list[str], file: str) -> list[str]:
-    """Return a GGUF file, with the others where it is split."""
+    """Return a GGUF file, with its other parts where it is split."""
+    from lmcast.exporter.checkpoint.gguf.names import PART, models
+
     if file not in names:
-        known = ", ".join(n for n in names if n.lower().endswith(".gguf")) or "none"
+        known = ", ".join(models(names)) or "none"
         raise CheckpointError(f"{repository}: has no file {file}; its GGUF files: {known}")
-    split = SPLIT.fullmatch(file)
-    if split is None:
+    found = {name: match for name in names if (match := PART.fullmatch(name))}
+    if file not in found:
         return [file]
-    matches = ((name, SPLIT.fullmatch(name)) for name in names)
-    return [name for name, found in matches if found and found.groups() == split.groups()]
+    whole = found[file].group(1, 3)
+    return [name for name, match in found.items() if match.group(1, 3) == whole]
 
 
 def _bar(step: Step) -> "type[tqdm]":

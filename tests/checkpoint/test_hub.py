@@ -195,20 +195,21 @@ def test_nothing_large_is_downloaded_in_vain(
 
 
 def test_gguf_files(served: Hub):
-    parts = ["c-00001-of-00002.gguf", "c-00002-of-00002.gguf"]
-    for name in ("a.gguf", "b.gguf", *parts, "c-00001-of-00003.gguf"):
+    (served.folder / "Q4").mkdir()
+    parts = ["Q4/c-00001-of-00002.gguf", "Q4/c-00002-of-00002.gguf"]
+    for name in ("a.gguf", "b.gguf", *parts, "Q4/c-00001-of-00003.gguf", "mmproj-a.gguf"):
         write(name, f"GGUF {name}")(served.folder)
     for name, wanted in (("a.gguf", ["a.gguf"]), (parts[0], parts)):
         served.asked.clear()
         path = hub.fetch(f"{MODEL}:{name}", None, Progress())
         assert path.read_text() == f"GGUF {name}"
         assert served.downloaded() == set(wanted)
-        assert all((path.parent / part).exists() for part in wanted)
+        assert all((path.parents[name.count("/")] / part).exists() for part in wanted)
     with pytest.raises(
-        CheckpointError, match=r"has no file d.gguf; its GGUF files: a.gguf, b.gguf"
+        CheckpointError, match=r"has no file d.gguf; its GGUF files: Q4/c-00001-of-00002"
     ):
         hub.fetch(f"{MODEL}:d.gguf", None, Progress())
-    remove(WEIGHTS, "b.gguf", *parts, "c-00001-of-00003.gguf")(served.folder)
+    remove(WEIGHTS, "b.gguf", *parts, "Q4/c-00001-of-00003.gguf")(served.folder)
     shutil.rmtree(constants.HF_HUB_CACHE)
     assert hub.fetch(MODEL, None, Progress()).name == "a.gguf"
 
@@ -227,7 +228,9 @@ def test_gguf_files(served: Hub):
         ("lab/tiny/more", False),
         ("lab/tiny.gguf", False),
         ("lab/model.safetensors", False),
+        ("lab/tiny:Q4/a-00001-of-00002.gguf", True),
         ("lab/tiny:../a.gguf", False),
+        ("lab/tiny:Q4/../../a.gguf", False),
         ("lab/tiny:a.bin", False),
         ("there/is", False),
         ("there/dangling", False),
