@@ -55,7 +55,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((path, self.headers["user-agent"]))
         api = f"/api/models/{MODEL}"
         route = "api" if path.startswith("/api/") else "resolve"
-        if route in self.server.refuse:
+        if self.server.refuse.get(route) == "Other":
+            self.send_json({"error": "not here"})  # as a server of something else
+        elif route in self.server.refuse:
             self.fail(self.server.refuse[route])
         elif path in (api, *(f"{api}/revision/{name}" for name in ("main", "v1", COMMIT))):
             listed = [{"rfilename": n, "size": len(d)} for n, d in self.server.files().items()]

@@ -90,7 +90,8 @@ def fetch(name: str, revision: str | None, progress: Progress) -> Path:
         raise CheckpointError(
             f"{repository}: has no revision {revision!r}; give a branch, tag or commit of {page}"
         ) from None
-    except (http_error, OSError, ValueError) as error:
+    except (http_error, OSError, ValueError, LookupError, TypeError) as error:
+        # The last three are what another server than the Hub's, or a login page, may answer.
         what, remedy = _explain(error, repository)
         path = _cached(repository, file, revision)
         if path is None:
@@ -266,4 +267,4 @@ def _explain(error: BaseException, repository: str) -> tuple[str, str]:
         case HfHubHTTPError():
             return f"it answers with status {error.response.status_code}", "try again later"
     text = " ".join(str(error).split())
-    return f"it cannot be reached ({type(error).__name__}: {text:.200})", LOOK
+    return f"it cannot be asked for ({type(error).__name__}: {text:.200})", LOOK

@@ -111,7 +111,8 @@ FAILURES: dict[str, tuple[dict[str, str], dict[str, object], str]] = {
     "token": ({"api": "Token"}, {}, "the token is refused"),
     "down": ({"api": ""}, {}, "it answers with status 503"),
     "offline": ({}, {"HF_HUB_OFFLINE": True}, "not looked for, as HF_HUB_OFFLINE is set"),
-    "unreachable": ({}, {"ENDPOINT": UNREACHABLE}, r"cannot be reached \(ConnectError"),
+    "unreachable": ({}, {"ENDPOINT": UNREACHABLE}, r"cannot be asked for \(ConnectError"),
+    "no hub": ({"api": "Other"}, {}, r"cannot be asked for \(KeyError: 'id'"),
 }
 REMEDIES = {
     "gated": r"ask for it at http.*/lab/tiny, and log in with `hf auth login` or HF_TOKEN",
@@ -120,6 +121,7 @@ REMEDIES = {
     "down": "try again later",
     "offline": "unset that",
     "unreachable": "look at the network and HF_ENDPOINT, or give a directory",
+    "no hub": "look at the network and HF_ENDPOINT, or give a directory",
 }
 
 
