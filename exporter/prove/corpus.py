@@ -1,10 +1,10 @@
 """Text for calibration and measurement: samples of a file, and their tokens in chunks."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from lmcast.exporter import texts
 from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.runtime.chat import TextError, check_messages
+from lmcast.exporter.runtime.chat import Chat, Messages, TextError
 from lmcast.exporter.runtime.text import Text
 from lmcast.plugins.errors import InputError
 
-Sample = str | Sequence[Mapping[str, Any]]  # a text, or the messages of a chat
+Sample = str | Messages | Chat
 
 MOST_BYTES = 256 << 20  # 256 MiB: tokenizing that takes minutes, and no method needs more
 Part = Literal["calibration", "choice", "measuring"]
@@ -35,7 +35,7 @@ def read_corpus(path: Path | None) -> list[Sample]:
     """Return the samples of a file; None: the documentation that comes with Python, in English.
 
     A .txt file is one text. A line of a .jsonl file is a text, an object with "text", or one with
-    "messages": [{"role": ..., "content": ...}, ...], other keys aside; blank lines are skipped.
+    "messages", as Chat.from_json takes it, other keys aside; blank lines are skipped.
     Raises InputError naming file and line.
     """
     if path is None:
@@ -74,13 +74,12 @@ def _sample(line: bytes, where: str) -> Sample:
             raise
         raise CorpusError(f"{where}: is not JSON: {str(error) or 'nested too deeply'}") from None
     if isinstance(value, dict) and ("text" in value) != ("messages" in value):
-        value = value["text"] if "text" in value else value["messages"]
-        if isinstance(value, list):
+        if isinstance(value.get("messages"), list):
             try:
-                check_messages(value)
+                return Chat.from_json(value)
             except TextError as error:
                 raise CorpusError(f"{where}: {error}") from None
-            return value
+        value = value["text"] if "text" in value else value["messages"]
     elif not isinstance(value, str):
         keys = f"the keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
         raise CorpusError(

@@ -27,6 +27,16 @@ OURS = {  # arguments of apply_chat_template that are no variables -> why they c
     "add_generation_prompt": "is always true: an answer begins; to continue the last message, give"
     " continue_final_message",
 }
+# What an object of JSON may hold beside its messages; chat_kwargs: all else that a template reads.
+CHAT_KEYS = (
+    "tools",
+    "documents",
+    "chat_template",
+    "continue_final_message",
+    "enable_thinking",
+    "reasoning_effort",
+    "chat_kwargs",
+)
 # Marks where the last message ends. The space behind it tells whether the template trims.
 END_TAG = "LMCAST_CONTINUES_HERE "
 
@@ -78,6 +88,20 @@ class Chat:
             variables={k: v for k, v in given.items() if k not in own | {"chat_template"}},
             **{k: v for k, v in given.items() if k in own},
         )
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Chat":
+        """Return the chat of an object with "messages" and any of CHAT_KEYS; it may hold others.
+
+        Raises TextError for values that cannot be.
+        """
+        given = {key: value[key] for key in CHAT_KEYS if key in value}
+        more = given.pop("chat_kwargs", {})
+        if not isinstance(more, dict):
+            raise TextError(f"chat_kwargs: must be an object, not {more!r:.80}")
+        chat = cls.of(value["messages"], more | given)
+        chat.check()
+        return chat
 
     def with_defaults(self, given: Mapping[str, Any]) -> "Chat":
         """Return this chat with arguments that it does not have itself."""

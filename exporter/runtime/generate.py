@@ -13,23 +13,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from lmcast.exporter.runtime.chat import Chat, TextError, check_messages
+from lmcast.exporter.runtime.chat import CHAT_KEYS, Chat, TextError, check_messages
 from lmcast.exporter.runtime.sampling import Sampler, Sampling
 from lmcast.exporter.runtime.text import Text, TextStream
 from lmcast.plugins.errors import InputError
 
 PROMPTS_BYTES = 64 << 20  # 64 MiB: far more prompts than one session takes
-# What an object of a .jsonl file may hold beside its messages; chat_kwargs: all else that the chat
-# template reads.
-CHAT_KEYS = (
-    "tools",
-    "documents",
-    "chat_template",
-    "continue_final_message",
-    "enable_thinking",
-    "reasoning_effort",
-    "chat_kwargs",
-)
 FILLER = 0  # the token fed to rows that have finished; what it gives is ignored
 
 
@@ -279,26 +268,21 @@ def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
             f'{where}: must be an object with either "prompt" or "messages", not the keys {found}'
         )
     accepted = CHAT_KEYS if "messages" in value else ()
-    prompt, messages = value.pop("prompt", None), value.pop("messages", None)
-    if unknown := sorted(value.keys() - set(accepted)):
+    if unknown := sorted(value.keys() - {"prompt", "messages", *accepted}):
         beside = f'"messages" with {", ".join(accepted)}' if accepted else '"prompt" alone'
         raise GenerateError(f"{where}: has {', '.join(unknown)}, which is not read; {beside} is")
-    if not accepted:
-        if not is_ids(prompt) and not (isinstance(prompt, str) and prompt):
-            raise GenerateError(
-                f'{where}: "prompt" must be a text that is not empty or a list of'
-                f" token ids, not {prompt!r:.80}"
-            )
-        return parse_value(prompt, where)
-    more = value.pop("chat_kwargs", {})
-    if not isinstance(more, dict):
-        raise GenerateError(f'{where}: "chat_kwargs" must be an object, not {more!r:.80}')
-    try:
-        chat = Chat.of(messages, more | value)
-        chat.check()
-    except TextError as error:
-        raise GenerateError(f"{where}: {error}") from None
-    return chat
+    if accepted:
+        try:
+            return Chat.from_json(value)
+        except TextError as error:
+            raise GenerateError(f"{where}: {error}") from None
+    prompt = value["prompt"]
+    if not is_ids(prompt) and not (isinstance(prompt, str) and prompt):
+        raise GenerateError(
+            f'{where}: "prompt" must be a text that is not empty or a list of token ids, not'
+            f" {prompt!r:.80}"
+        )
+    return parse_value(prompt, where)
 
 
 def parse_value(value: Any, where: str) -> str | Chat | list[int]:

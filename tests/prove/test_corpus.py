@@ -9,6 +9,7 @@ from tiny.llama import tokenizer_json
 from tokenizers import Tokenizer, processors
 
 from lmcast.exporter.prove.corpus import CorpusError, Part, chunks, read_corpus
+from lmcast.exporter.runtime.chat import Chat
 from lmcast.exporter.runtime.text import Text
 from lmcast.plugins.errors import InputError
 
@@ -41,9 +42,14 @@ def test_files(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\ntwo\n")
     assert read_corpus(tmp_path / "a.txt") == ["one\n\ntwo\n"]
     messages = [{"role": "user", "content": "hi"}]
-    rows = [{"text": "a\u2028b", "url": "x"}, "plain", {"messages": messages}]
+    tools = {"tools": [{"name": "f"}], "chat_kwargs": {"today": 1}}
+    rows = [{"text": "a\u2028b", "url": "x"}, "plain", {"messages": messages, "url": "x"}]
+    rows.append({"messages": messages, **tools})
     (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
-    assert read_corpus(tmp_path / "a.jsonl") == ["a\u2028b", "plain", messages]
+    assert read_corpus(tmp_path / "a.jsonl") == [
+        *("a\u2028b", "plain", Chat(messages)),
+        Chat(messages, tools["tools"], variables={"today": 1}),
+    ]
 
 
 REFUSED = {
@@ -58,6 +64,10 @@ REFUSED = {
     "none.jsonl": (b'{"text": ""}', "must be a text that is not empty"),
     "value.jsonl": (b'{"text": 7}', "not 7"),
     "role.jsonl": (b'{"messages": [{"content": "a"}]}', "role.jsonl:1: messages: message 0"),
+    "tools.jsonl": (
+        b'{"messages": [{"role": "x"}], "tools": "[]"}',
+        "tools.jsonl:1: tools: must be",
+    ),
     "chats.jsonl": (b'{"messages": []}', "chats.jsonl:1: messages: must be a list of at least one"),
 }
 
