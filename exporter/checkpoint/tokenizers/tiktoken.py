@@ -7,7 +7,6 @@ tokenizer_config.json names, and known here for that class alone.
 
 import base64
 import binascii
-from pathlib import Path
 
 from lmcast.exporter.checkpoint.tokenizers.given import Converted, Given
 from lmcast.exporter.checkpoint.tokenizers.ranks import Special, tokenizer
@@ -36,7 +35,7 @@ RESERVED = 256  # ids after the ranks, named or not
 def convert(given: Given) -> Converted:
     """Return the tokenizer.json of a tiktoken.model; raises CheckpointError."""
     given.require_class(CLASSES, "the file does not say how texts are split")
-    ranks = read_ranks(given.data, given.shown)
+    ranks = _ranks(given)
     special = _special(given, len(ranks))
     ids = {token.content: token.id for token in special}
     around = given.around({}, ids, bos=False)
@@ -44,25 +43,24 @@ def convert(given: Given) -> Converted:
     return Converted(content, given.shown, {})
 
 
-def read_ranks(data: bytes, shown: Path) -> list[bytes]:
+def _ranks(given: Given) -> list[bytes]:
     """Return the tokens by rank of a file of lines: base64, a space, the rank."""
     ranks: list[bytes] = []
-    error = Given(data, shown, {}, {}).error
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(given.data.splitlines(), 1):
         if not line:
             continue
         token, _, rank = line.partition(b" ")
         try:
             ranks.append(base64.b64decode(token, validate=True))
         except binascii.Error:
-            raise error(f"line {number} does not begin with base64") from None
+            raise given.error(f"line {number} does not begin with base64") from None
         if rank != b"%d" % (len(ranks) - 1):
-            raise error(
+            raise given.error(
                 f"line {number} has the rank {rank.decode(errors='replace')!r:.40}; accepted: the"
                 f" ranks in order, here {len(ranks) - 1}"
             )
     if not ranks:
-        raise error("is empty")
+        raise given.error("is empty")
     return ranks
 
 
