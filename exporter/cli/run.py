@@ -1,6 +1,7 @@
 """`lmcast generate` and `lmcast bench`: running engines."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lmcast.exporter.cli.options import (
 @click.option("-n", "--max-new-tokens", type=int, help="[default: 256, or what is left]")
 @sampling_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. Repeatable.")
+@click.option("--verify", is_flag=True, help="Recompute every hash of the engine first.")
 @run_options
 @as_json
 def generate(
@@ -51,12 +53,15 @@ def generate(
     Example: lmcast generate engine "The capital of France is" -n 32
     """
     from lmcast.exporter.cli.chat import is_chat, talk
+    from lmcast.exporter.progress import Terminal
     from lmcast.exporter.runtime.engine import load
 
     chatting = is_chat(prompt, file, given["chat"], ids or as_json)
     prompts = [] if chatting else read(prompt, file, ids, system)
     chats = of_chat(given)
-    loaded = load(engine, **of_run(given))
+    verifies = given.pop("verify")
+    with Terminal().stage("hashing") if verifies else nullcontext():
+        loaded = load(engine, **of_run(given), verify=verifies)
     options = {
         "max_new_tokens": max_new_tokens,
         "sampling": of_sampling(given, loaded.generation_config),

@@ -385,6 +385,7 @@ def _changed_sources(
             told = str(error).removeprefix(f"{path}: ")
             if isinstance(error, OtherTimeError):
                 told += f"; where its bytes are the same, `lmcast verify --relink {directory}`"
+                told += " records that, and `lmcast generate --verify` runs it as it is"
             problems.append(Problem(item["path"], told))
             continue
         if not quick and "sha256" in item:

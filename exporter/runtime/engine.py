@@ -13,7 +13,7 @@ import numpy as np
 from lmcast.exporter import targets
 from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.cores import limited
-from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
+from lmcast.exporter.engine.manifest import EngineError, Manifest, Problem, read_manifest, verify
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError
@@ -93,6 +93,7 @@ class Engine:
     threads, prepack: for ONNX Runtime, as in `load`.
     portable: run the portable graph in any case.
     variant: another graph in its place.
+    whole: recompute every hash first.
 
     Raises EngineError where files are missing or resized, or where the checkpoint that a linked
     engine points into has moved or changed.
@@ -105,13 +106,13 @@ class Engine:
         prepack: bool = False,
         portable: bool = False,
         variant: Variant | None = None,
+        whole: bool = False,
     ):
         self.directory = Path(directory)
         threads = limited(threads)
         recover(self.directory)
         self.manifest: Manifest = read_manifest(self.directory)
-        problems = verify(self.directory, quick=True)
-        if problems:
+        if problems := changes(self.manifest, whole):
             raise EngineError(f"{self.directory}: {problems[0]}")
         self.threads, self._prepack = threads, prepack
         self.runs_plan: bool = bool(self.manifest.fields.get("plans")) and not portable
@@ -292,6 +293,19 @@ class Engine:
         return ids
 
 
+def changes(manifest: Manifest, whole: bool) -> list[Problem]:
+    """Return what differs from the manifest as far as sizes and times tell, or whole bytes do.
+
+    Of linked files whose hash is recorded, the bytes then count and not the time.
+    """
+    problems = verify(manifest.directory, quick=True)
+    if not whole:
+        return problems
+    hashed = {file["path"] for file in manifest.fields.get("linked", []) if "sha256" in file}
+    unhashed = [problem for problem in problems if problem.path not in hashed]
+    return unhashed + verify(manifest.directory, times=False)
+
+
 def as_prompts(prompts: Any) -> Sequence[Any]:
     """Return several prompts: of one, a list of that one."""
     if isinstance(prompts, str | Chat | Mapping):
@@ -320,6 +334,7 @@ def load(
     threads: int | None = None,
     prepack: bool = False,
     portable: bool = False,
+    verify: bool = False,
 ) -> Engine:
     """Return the engine of a directory.
 
@@ -327,5 +342,7 @@ def load(
     prepack: copy the weights into the kernels' preferred layout: faster, but slower to load, and
         with as much private memory as the weights.
     portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
+    verify: recompute every hash first; otherwise a file that was changed at the same size is run,
+        but for linked ones, whose times are compared.
     """
-    return Engine(engine_dir, threads, prepack, portable)
+    return Engine(engine_dir, threads, prepack, portable, whole=verify)
