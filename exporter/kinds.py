@@ -9,6 +9,7 @@ from pathlib import Path
 ORIGINAL = (
     "give the directory of the model that it was made from, with config.json and *.safetensors"
 )
+CHECKPOINT = "a checkpoint"
 
 
 @dataclass(frozen=True)
@@ -102,4 +103,4 @@ def what_it_is(path: Path) -> str | None:
     checkpoint = {"config.json", "params.json"} & {*names} or any(
         name.lower().endswith(".gguf") for name in names
     )
-    return "a checkpoint" if checkpoint else None
+    return CHECKPOINT if checkpoint else None

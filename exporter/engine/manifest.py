@@ -181,19 +181,21 @@ def verify(
 
 
 def _no_engine(directory: Path) -> str:
-    from lmcast.exporter.kinds import what_it_is  # which asks this module
+    from lmcast.exporter.kinds import CHECKPOINT, what_it_is  # which asks this module
 
+    given, output = "CHECKPOINT", directory
     if not directory.exists():
         found = "does not exist"
     elif kind := what_it_is(directory):
-        found = f"is {kind}"
+        found, output = f"is {kind}", Path("ENGINE")
+        given = str(directory) if kind == CHECKPOINT else given
     elif not directory.is_dir():
         found = "is not a directory"
     else:
         found = f"has no {ENGINE_JSON}"
     return (
         f"{directory} {found}: it is no lmcast engine, which is a directory"
-        f" made by `lmcast export CHECKPOINT -o {directory}`."
+        f" made by `lmcast export {given} -o {output}`."
     )
 
 
