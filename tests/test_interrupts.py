@@ -55,6 +55,16 @@ def test_within_an_import(module: str, made: Path):
     assert (done.returncode, done.stderr) == MOMENTS[module]
 
 
+# Before anything is written, and in a trace, which has torch import 400 modules.
+@pytest.mark.parametrize("module", ["torch._C", "torch._functorch.aot_autograd"])
+def test_an_export_leaves_nothing(module: str, made: Path, tmp_path: Path):
+    words = ["export", made / "checkpoint", "-o", tmp_path / "out/engine"]
+    command = [sys.executable, "-c", AT_IMPORT, module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == SAID
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_within_an_import_while_a_directory_is_written(made: Path, tmp_path: Path):
     """The import goes on to its end; then all is put in order."""
     (tmp_path / "slow.py").write_text(
