@@ -21,6 +21,7 @@ from lmcast.graphs import fill
 NORMS = ("norm.weight", "mixer.weight", "ffn.weight")  # 1 + weight in float32, and back
 FOUND = ("head_dim",)  # the widths that tensors and other keys give, said outright
 KINDS = ("layer_types",)  # said of each layer, or by a rule
+DSA = ("num_key_value_heads", "num_nextn_predict_layers", "qk_head_dim")
 TWINS = (
     Twin(case="llama/biases, tied", arch="llama", keys=to.rotated, rules=to.PAIRED),
     Twin(case="llama/yarn", arch="llama", keys=to.rotated, rules=to.PAIRED),
@@ -125,6 +126,29 @@ TWINS = (
         keys=lambda c: {**to.latent(c), **to.experts(c), **to.unabsorbed(c)},
         rules={n: rule for n, rule in to.LATENT.items() if "kv_b" not in n},
         differs=("num_key_value_heads", "num_nextn_predict_layers"),
+    ),
+    Twin(
+        case="deepseek_v32/DeepSeek-V3.2",
+        arch="deepseek32",
+        named_as="glm-dsa",
+        keys=to.dsa,
+        rules=to.LATENT,
+        differs=("num_key_value_heads", "num_nextn_predict_layers"),
+    ),
+    Twin(
+        case="glm_moe_dsa/GLM-5",
+        arch="glm-dsa",
+        keys=to.dsa,
+        rules=to.LATENT,
+        differs=(*DSA, "indexer_types"),
+    ),
+    Twin(
+        case="glm_moe_dsa/GLM-5.2",
+        arch="glm-dsa",
+        changes={"indexer_types": [*("full",) * 2, *("shared",) * 3, "full", "shared"]},
+        keys=to.dsa,
+        rules=to.LATENT,
+        differs=(*DSA, "index_topk_freq", "index_skip_topk_offset"),
     ),
     Twin(
         case="kimi_linear/Kimi-Linear-48B-A3B",
@@ -279,6 +303,8 @@ REFUSED = (
     ("deepseek2", {"expert_group_count": None}, "expert_group_count is missing"),
     ("deepseek2", {"attention.key_length": 21}, "key_length is 21; accepted: 24"),
     ("deepseek2", {"attention.temperature_scale": 0.1}, "which nothing reads"),
+    ("glm-dsa", {"context_length": 1 << 20}, "indexer.types is missing"),
+    ("deepseek32", {"attention.indexer.top_k": None}, "indexer.top_k is missing"),
     ("kimi-linear", {"expert_group_used_count": 2}, "is not 1; accepted: 1"),
     ("qwen3next", {"ssm.group_count": 4}, "accepted: a multiple of the 6 heads"),
     ("qwen35", {"rope.dimension_sections": None}, "dimension_sections is missing"),

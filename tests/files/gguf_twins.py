@@ -118,7 +118,8 @@ def minus_exp(_: Config, values: np.ndarray) -> np.ndarray:
 class Twin:
     """A tiny checkpoint and how it is converted.
 
-    case: its name in tests/tiny. arch: the name of the GGUF architecture. changes: keys set in its
+    case: its name in tests/tiny. arch: the name of the GGUF architecture; named_as: that of another
+    with the same tensors, where the package does not have it. changes: keys set in its
     config.json, where a file of GGUF says nothing and all releases agree. keys: those beside the
     common ones, None where one is not written. extra: tensors that the config becomes. rounded:
     ends of our names of parameters that come back in float32 with the error of one rounding.
@@ -127,6 +128,7 @@ class Twin:
 
     case: str
     arch: str
+    named_as: str | None = None
     changes: Config = field(default_factory=dict)
     keys: Callable[[Config], Config] = lambda _: {}
     rules: Rules = field(default_factory=dict)
@@ -144,7 +146,8 @@ class Twin:
         """Write a GGUF file of a Hugging Face checkpoint, in F32 but for names that end as in
         `packed`."""
         kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-        table = gguf.get_tensor_name_map(kinds[self.arch], config["num_hidden_layers"])
+        named = kinds[self.named_as or self.arch]
+        table = gguf.get_tensor_name_map(named, config["num_hidden_layers"])
         writer = gguf.GGUFWriter(path, self.arch)
         keys = {k: v for k, v in (common(config) | self.keys(config)).items() if v is not None}
         write_keys(writer, {f"{self.arch}.{key}": value for key, value in keys.items()})
@@ -582,6 +585,18 @@ NEMOTRON: Rules = {
         r"model.layers.\1.mlp.experts.\2": values
     },
 }
+
+
+def dsa(c: Config) -> Config:
+    kinds = c.get("indexer_types")
+    return {
+        **latent(c),
+        **experts(c),
+        "attention.indexer.head_count": c["index_n_heads"],
+        "attention.indexer.key_length": c["index_head_dim"],
+        "attention.indexer.top_k": c["index_topk"],
+        "attention.indexer.types": kinds and [kind == "full" for kind in kinds],
+    }
 
 
 def kimi(c: Config) -> Config:

@@ -125,7 +125,12 @@ def as_bytes(entry: Entry) -> StoredTensor:
 
 
 def matrices(name: str, entry: Entry, steps: Sequence[Step] = ()) -> list[StoredTensor]:
-    """Return the members of a stack as tensors of their own; '{e}' in `name` counts them."""
+    """Return the members of a stack as tensors of their own; '{e}' in `name` counts them.
+
+    Raises ValueError where it is no stack.
+    """
+    if len(entry.shape) < 2:
+        raise ValueError(f"tensor {entry.name!r} has one axis; accepted: a stack of matrices")
     size = entry.nbytes // entry.shape[0]
     ones = (
         replace(entry, shape=entry.shape[1:], offset=entry.offset + e * size, nbytes=size)

@@ -1,4 +1,4 @@
-"""Latent attention with sigmoid routers: DeepSeek V3 and R1, Kimi K2, GLM-4.7 Flash."""
+"""Latent attention with sigmoid routers: DeepSeek V3 to V3.2, Kimi K2 and Linear, GLM-4.7 and 5."""
 
 import math
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ def latents(m: Model) -> dict[str, Any]:
     if key <= rotated:
         raise m.error(f"heads are {key} wide, of which {rotated} rotate; accepted: fewer")
     rank = m.integer("attention.kv_lora_rank")
-    if absorbed and m.metadata.architecture == "deepseek2":  # of the one head that all share
+    if absorbed and m.metadata.architecture != "kimi-linear":  # of the head that all share
         for name, width in (("key", rank + rotated), ("value", rank)):
             if m.integer(f"attention.{name}_length", width) != width:
                 raise m.error(
@@ -88,6 +88,25 @@ def deepseek2(m: Model) -> dict[str, Any]:
         "num_nextn_predict_layers": 0,  # of the tensors that are shown
         "rope_parameters": positions,
     }
+
+
+def indexed(m: Model) -> dict[str, Any]:
+    """Also with the indexer that chooses the positions to attend to."""
+    return {
+        **deepseek2(m),
+        "index_n_heads": m.integer("attention.indexer.head_count"),
+        "index_head_dim": m.integer("attention.indexer.key_length"),
+        "index_topk": m.integer("attention.indexer.top_k"),
+    }
+
+
+def glm_dsa(m: Model) -> dict[str, Any]:
+    """Files that do not say which layers have an indexer are of GLM-5 and 5.1, where all have."""
+    types = "attention.indexer.types"
+    if not m.has(types) and m.integer("context_length") >= 1 << 20:
+        raise m.error(f"{m.key(types)} is missing; of a model of so long a context it is needed")
+    full = m.each(types, bool, True)
+    return {**indexed(m), "indexer_types": [("shared", "full")[has] for has in full]}
 
 
 def kimi_linear(m: Model) -> dict[str, Any]:
@@ -145,6 +164,13 @@ LATENTS = {
     "attn_kv_b": "self_attn.kv_b_proj",
     "attn_output": "self_attn.o_proj",
 }
+INDEXER = {
+    "indexer.attn_q_b": "self_attn.indexer.wq_b",
+    "indexer.attn_k": "self_attn.indexer.wk",
+    "indexer.k_norm": "self_attn.indexer.k_norm",
+    "indexer.proj": "self_attn.indexer.weights_proj",
+}
+LAYER = {**NORMS, **LATENTS, **MLP, **EXPERTS, **CORRECTION, **SHARED_EXPERTS}
 ABSORBED = Join(("attn_k_b.weight", "attn_v_b.weight"), keys_and_values)
 ARCHITECTURES = (
     Architecture(
@@ -152,7 +178,23 @@ ARCHITECTURES = (
         model_type="deepseek_v3",
         model_class="DeepseekV3ForCausalLM",
         config=deepseek2,
-        layer={**NORMS, **LATENTS, **MLP, **EXPERTS, **CORRECTION, **SHARED_EXPERTS},
+        layer=LAYER,
+        joined=(ABSORBED,),
+    ),
+    Architecture(
+        name="deepseek32",
+        model_type="deepseek_v32",
+        model_class="DeepseekV32ForCausalLM",
+        config=indexed,
+        layer={**LAYER, **INDEXER},
+        joined=(ABSORBED,),
+    ),
+    Architecture(
+        name="glm-dsa",
+        model_type="glm_moe_dsa",
+        model_class="GlmMoeDsaForCausalLM",
+        config=glm_dsa,
+        layer={**LAYER, **INDEXER},
         joined=(ABSORBED,),
     ),
     Architecture(
