@@ -25,12 +25,12 @@ def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """
     out = dict(raw)
     for old, new in names.items():
-        value = out.pop(old, None)
-        if value is None:
+        if old not in out:
             continue
+        value = out.pop(old)
         if out.get(new) is None:
             out[new] = value
-        elif out[new] != value:
+        elif value is not None and out[new] != value:
             raise ConfigError(
                 f"config.json: {new} is {out[new]!r:.80}, but {old}, which means the same, is"
                 f" {value!r:.80}"

@@ -9,6 +9,7 @@ import pytest
 from files.malformed import MALFORMED, Malformed, tiny_llama
 from files.malformed_latents import MALFORMED_LATENTS
 from files.malformed_moe import MALFORMED_MOE
+from tiny.llama import config
 
 from lmcast.exporter.cli import main
 
@@ -31,8 +32,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm(tmp_path_factory):
-    """Import torch once, so that the first entry of the table is not charged for it."""
-    assert run("inspect", tmp_path_factory.mktemp("empty")) == 2
+    """Import torch and build a model once, so that no entry of the table is charged for it."""
+    folder = tmp_path_factory.mktemp("warm")
+    tiny_llama(folder)
+    config(num_hidden_layers=3)(folder)
+    assert run("export", folder, "-o", folder / "engine") == 2
 
 
 @pytest.mark.parametrize(

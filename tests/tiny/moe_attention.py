@@ -4,6 +4,7 @@ from typing import Any
 
 from tiny.configs import FULL, LLAMA3, SLIDING, YARN
 from tiny.family import Change, Family
+from tiny.llama import DROP
 
 CHUNKED = "chunked_attention"
 PLAIN: dict[str, Any] = {"rope_type": "default", "rope_theta": 50.0}
@@ -314,9 +315,12 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (MIMO_FLASH, {"sliding_window_size": None, "sliding_window": 9}),
     (
         MIMO_FLASH,
-        {"swa_num_key_value_heads": None, "swa_head_dim": None, "layernorm_epsilon": None},
+        {"swa_num_key_value_heads": None, "swa_head_dim": None, "layernorm_epsilon": DROP},
     ),
-    (MIMO_FLASH, {"rope_theta": None, "swa_rope_theta": None, "partial_rotary_factor": None}),
+    (
+        MIMO_FLASH,
+        dict.fromkeys(("rope_theta", "swa_rope_theta", "partial_rotary_factor"), DROP),
+    ),
     (MIMO_FLASH, {"n_routed_experts": None, "num_local_experts": 8}),
 ]
 
