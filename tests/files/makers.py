@@ -230,8 +230,9 @@ def trained(name: str) -> bytes:
         for count in range(2, 17):
             if "▁" * count not in known:
                 model.pieces.add(piece="▁" * count, score=-1e9)
-    if name == "Unigram, no bytes":  # "o" is in pieces alone: an unknown one may cost less
-        next(piece for piece in model.pieces if piece.piece == "o").piece = "ǂ"
+    if name == "Unigram, no bytes":  # ⱥ is no piece alone: what an unknown one costs decides
+        for piece, score in (("ⱥⱦ", -9), ("ⱨ", -6), ("ⱦⱨ", -1)):
+            model.pieces.add(piece=piece, score=score)
     return bytes(model.SerializeToString())
 
 

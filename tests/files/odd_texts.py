@@ -32,9 +32,10 @@ SPACES = (
 WORDS = (
     "can't we'll I'M you'Re IT'S o've x'd 'tis", "l’été aujourd’hui", "'sſ K 'ſ", "rock'n'roll''s",
     "CamelCaseHTTPServerError2xx snake_case_name kebab-case", "ABCdef ÀÉÎ àéî ǅ ʰ ª", "ﬀ ß ẞ ŉ ǰ",
-    "(a) [b] {c} <d> \"e\" 'f' `g`", "a,b.c;d:e!f?", "http://x.org/a?b=c&d=%20#e", "...///---===", "zqxzqx",
-    "zqxzqx zqxzqxzqx", "oo foo over fox brownie modo ofover",
+    "(a) [b] {c} <d> \"e\" 'f' `g`", "a,b.c;d:e!f?", "http://x.org/a?b=c&d=%20#e", "...///---===",
 )  # fmt: skip
+# Of no corpus that a vocabulary is trained on.
+UNTRAINED = ("zqxzqx", "zqxzqx zqxzqxzqx", "ⱥⱦⱨ", "xⱥⱦⱨⱥ ⱥ")
 NUMBERS = (
     *("1234567890"[:n] for n in range(1, 11)), "3.14159", "1,000,000", "0x1F", "1e-9", "٣٤٥٦",
     "१२३४",
@@ -86,6 +87,7 @@ TEXTS: tuple[str, ...] = tuple(
             *(run * count for run in RUNS for count in COUNTS),
             *SPACES,
             *WORDS,
+            *UNTRAINED,
             *NUMBERS,
             *MARKS,
             *EMOJI,
