@@ -292,6 +292,7 @@ REFUSED = (
     ("qwen3moe", {"expert_feed_forward_length": [24, 25, 24]}, "accepted: one positive integer"),
     ("phi3", {"attention.sliding_window": None}, "sliding_window is missing"),
     ("phi3", {"rope.dimension_count": 10}, "accepted: an even number up to the head's 8"),
+    ("phi3", {"rope.scaling.original_context_length": 1}, "accepted: a context of some length"),
     ("olmo2", {"attention.sliding_window": 8}, "sliding_window_pattern is missing"),
     ("gpt-oss", {"attention.sliding_window": None}, "sliding_window is missing"),
     ("llama4", {"attention.sliding_window": 0}, "of a model without chunks"),
@@ -326,6 +327,26 @@ def test_keys_that_would_change_the_result_are_refused(
     with pytest.raises(CheckpointError, match=message) as error:
         open_gguf(other.write(tmp_path / "a.gguf", config, tensors))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "message"),
+    [
+        ("qwen35", r".*out_proj\.weight", "does not fit the sizes"),
+        ("qwen3moe", r".*experts\.gate_proj\.weight", "accepted: a stack of matrices"),
+        ("deepseek2", r".*\.v_b_proj\.weight", "accepted: three axes"),
+        ("llama4", r".*experts\.up_proj\.weight", "runs of equal length"),
+    ],
+)
+def test_tensors_of_other_shapes_are_refused(
+    tmp_path: Path, arch: str, name: str, message: str, checkpoint
+) -> None:
+    twin = next(twin for twin in TWINS if twin.arch == arch)
+    flat = {name: to.same(lambda _, values: values.flatten()[:7])}
+    other = dataclasses.replace(twin, rules={**twin.rules, **flat})
+    config, tensors = read(checkpoint(twin.case))
+    with pytest.raises(CheckpointError, match=message):
+        open_gguf(other.write(tmp_path / "a.gguf", config, tensors))
 
 
 def test_parts_of_one_tensor_are_there_together(tmp_path: Path, checkpoint) -> None:

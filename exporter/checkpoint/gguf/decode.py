@@ -100,7 +100,13 @@ def stored(
                 f"tensor {entry.name!r} has {len(rows)} rows, not a multiple of the head's"
                 f" {step.rows}"
             )
-        shape = step.change(shape)
+        try:
+            shape = step.change(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"tensor {entry.name!r} has shape {list(entry.shape)}, which does not fit the"
+                " sizes that the metadata say"
+            ) from None
     plain = PLAIN.get(entry.kind.name)
     computes = plain is None or any(step.computes for step in steps)
     decode = Decode(entry.kind, entry.shape[1:], tuple(steps)) if plain is None or steps else None

@@ -45,15 +45,14 @@ def _rope(m: Model, rotated: int) -> dict[str, Any]:
         "short_factor": [float(str(value)) for value in short],
         "original_max_position_embeddings": m.integer(ORIGINAL),
     }
-    factor, ratio = m.number("rope.scaling.attn_factor", 1.0), _ratio(m)
-    usual = math.sqrt(1 + math.log(ratio) / math.log(m.integer(ORIGINAL))) if ratio > 1 else 1.0
+    factor, original = m.number("rope.scaling.attn_factor", 1.0), m.integer(ORIGINAL)
+    ratio = m.integer("context_length") / original
+    if original == 1:
+        raise m.error(f"{m.key(ORIGINAL)} is 1; accepted: a context of some length")
+    usual = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
     if not math.isclose(factor, usual, rel_tol=1e-6):  # the file holds float32
         out["attention_factor"] = factor
     return out
-
-
-def _ratio(m: Model) -> float:
-    return m.integer("context_length") / m.integer(ORIGINAL)
 
 
 ARCHITECTURES = (
