@@ -35,8 +35,8 @@ ENGINE = Kind(
 RECIPE = Kind("a recipe of lmcast calibrate", (), "give its checkpoint, and this as --recipe")
 # The first that fits.
 KINDS = (
-    Kind("a diffusers pipeline", ("model_index.json",), "lmcast casts language models; of the"
-         " parts, give the directory of a text model, if there is one that is in the README",
+    Kind("a diffusers pipeline", ("model_index.json",), "lmcast casts language models: give"
+         " the directory of one, such as a text_encoder/ of an architecture in the README",
          whole=True),
     Kind("a TensorRT-LLM checkpoint", (r"rank\d+\.safetensors",), whole=True),
     Kind("a TensorRT-LLM engine", (r"rank\d+\.engine",)),

@@ -36,9 +36,12 @@ def pack(
     graph = ir.load(engine / MODEL)
     entries = [_entry(value) for value in graph.graph.initializers.values()]
     destination, fields = output or engine, dict(source.manifest.fields)
-    for file in fields["linked"]:
-        checked = ENGINE_JSON, fields["source"], force, fields["config"]
-        check_output(destination, Path(file["path"]), *checked)
+    if output is not None:
+        for file in fields["linked"]:
+            check_output(
+                output, checkpoint_of(Path(file["path"])), ENGINE_JSON, fields["source"], force,
+                fields["config"],
+            )  # fmt: skip
     total = sum(entry.nbytes for entry in entries)
     signed = (engine / SIGNATURE).exists()
     with staged(destination, progress) as directory:
@@ -62,6 +65,11 @@ def pack(
     if signed and output:
         progress.warn(f"{output} is not signed, as {engine} is: sign it too")
     return Engine(destination)
+
+
+def checkpoint_of(file: Path) -> Path:
+    """Return the checkpoint of a file of weights: a GGUF file itself, else its directory."""
+    return file.parent if file.suffix == ".safetensors" else file
 
 
 def _entry(value: ir.Value) -> Entry:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Step = Callable[[int], None]
 # Before a stage is named in a line: what is over sooner, and most of what is refused, says nothing.
-PATIENCE = 5.0  # seconds
+PATIENCE = 10.0  # seconds
 PARTS = 10  # lines of a stage, at most
 
 

@@ -99,6 +99,8 @@ def test_calibrate_and_pack(made: Path, tmp_path: Path, lmcast):
     refused("mine, engine", "is an engine, not what is to be written", *calibrate)
     refused("recipe", "is a recipe of another checkpoint: --force", *calibrate)
     refused("other, engine", "is an engine of another", "pack", made / "mine, engine")
+    status, _, error = lmcast("pack", made / "mine, engine", "-o", made / "mine/packed", "--force")
+    assert (status, "is inside the checkpoint" in error) == (2, True)
     assert lmcast("pack", made / "mine, engine", "-o", tmp_path / "packed")[0] == 0
 
 
