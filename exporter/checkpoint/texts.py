@@ -62,7 +62,7 @@ def _unread(config: dict[str, Any], tokenizer: Tokenizer, tokens: Tokens) -> tup
     transformers 5 follows tokenizer.json too, except in what UNREAD lists.
     """
     notes = []
-    ids = tokenizer.encode("x").ids
+    ids = tokenizer.encode("").ids  # what is put around any text
     for key, name, end in (("add_bos_token", "bos_token", 0), ("add_eos_token", "eos_token", -1)):
         if (token := tokens.named.get(name)) is None or not isinstance(config.get(key), bool):
             continue

@@ -155,8 +155,8 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, load_file(directory / "model.safetensors")
 
 
-def defined(config: dict[str, Any], tensors: dict[str, Tensor]) -> Definition:
-    return graphs.defined(config, tensors)
+def defined(config: dict[str, Any], tensors: dict[str, Tensor], untie: bool = False) -> Definition:
+    return graphs.defined(config, tensors, untie=untie)
 
 
 def ours(
