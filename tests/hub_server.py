@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 MODEL = "lab/tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REVISIONS = ("main", "v1", COMMIT)
 # X-Error-Code of the Hub -> status
 ERRORS = {"GatedRepo": 403, "RepoNotFound": 404, "RevisionNotFound": 404, "": 503, "Token": 401}
 
@@ -38,7 +39,8 @@ class Hub(ThreadingHTTPServer):
 
     def downloaded(self) -> set[str]:
         """Return the files whose contents were asked for."""
-        return {path.partition(COMMIT + "/")[2] for path, _ in self.asked if "/resolve/" in path}
+        resolved = [path.partition("/resolve/")[2] for path, _ in self.asked]
+        return {path.partition("/")[2] for path in resolved if path}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -59,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_json({"error": "not here"})  # as a server of something else
         elif route in self.server.refuse:
             self.fail(self.server.refuse[route])
-        elif path in (api, *(f"{api}/revision/{name}" for name in ("main", "v1", COMMIT))):
+        elif path in (api, *(f"{api}/revision/{name}" for name in REVISIONS)):
             listed = [{"rfilename": n, "size": len(d)} for n, d in self.server.files().items()]
             self.send_json({"id": MODEL, "sha": COMMIT, "siblings": listed})
         elif path == f"{api}/tree/{COMMIT}":
@@ -69,8 +71,8 @@ class Handler(BaseHTTPRequestHandler):
                     for n, d in self.server.files().items()
                 ]
             )
-        elif path.startswith(f"/{MODEL}/resolve/{COMMIT}/"):
-            self.send(self.server.files()[path.partition(COMMIT + "/")[2]])
+        elif path.startswith(tuple(f"/{MODEL}/resolve/{name}/" for name in REVISIONS)):
+            self.send(self.server.files()[path.partition("/resolve/")[2].partition("/")[2]])
         else:
             self.fail("RevisionNotFound" if path.startswith(api) else "RepoNotFound")
 

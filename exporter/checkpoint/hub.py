@@ -29,7 +29,8 @@ TEXTS = (".json", ".jinja", ".model")
 # downloads. Otherwise the one tells the version of torch, and which program runs this one by a list
 # that it fetches first; the other reports how fast each transfer was.
 TELEMETRY_OFF = "HF_HUB_DISABLE_TELEMETRY"
-BYTES_BAR = "huggingface_hub.snapshot_download"  # of several bars the one of bytes on the disk
+# Of the bars of huggingface_hub those that count what comes to the disk.
+BYTES_BARS = {"huggingface_hub.http_get", "huggingface_hub.xet_get"}
 LOGIN = "log in with `hf auth login` or HF_TOKEN"
 LOOK = "look at the network and HF_ENDPOINT, or give a directory"
 
@@ -156,30 +157,32 @@ def _download(
     listed: "ModelInfo", repository: str, file: str, revision: str | None, progress: Progress
 ) -> Path:
     """Download what is read of a repository; return its snapshot, or the GGUF file in it."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     from lmcast.exporter.checkpoint.huggingface import require_checkpoint, weight_files
-
-    def get(files: list[str], bar: "type[tqdm]") -> Path:
-        patterns = [glob.escape(name) for name in files]
-        given: dict[str, Any] = {"revision": revision, "allow_patterns": patterns}
-        return Path(snapshot_download(repository, tqdm_class=bar, **given, **_library()))
 
     sizes = {found.rfilename: found.size or 0 for found in listed.siblings or []}
     names = sorted(sizes)
     file = file or _only_gguf(repository, names)
+    # A call with the name of the revision lets the cache note which commit that is.
+    commit, noted = listed.sha, revision
+    folder = Path()
     if file:
         weights = _parts(repository, names, file)
     else:
         require_checkpoint(Path(repository), sorted({name.partition("/")[0] for name in names}))
-        folder = get(_texts(names), _bar(lambda done: None))
+        texts: dict[str, Any] = {"allow_patterns": [glob.escape(name) for name in _texts(names)]}
+        texts |= {"tqdm_class": _bar(lambda done: None), **_library()}
+        folder = Path(snapshot_download(repository, revision=revision, **texts))
         found = weight_files(Folder.at(folder), names)
         weights = [name for name in found if name.endswith(WEIGHTS)]
-    if weights:
-        total = sum(sizes[name] for name in weights)
-        with progress.stage(f"downloading {repository}", total) as step:
-            folder = get(weights, _bar(step))
-    if folder.name != listed.sha:
+        noted = commit
+    with progress.stage(f"downloading {repository}", sum(sizes[n] for n in weights)) as step:
+        given: dict[str, Any] = {"tqdm_class": _bar(step), **_library()}
+        for name in weights:  # in this thread: the library's threads go on after an interrupt
+            path = Path(hf_hub_download(repository, name, revision=noted, **given))
+            folder, noted = path.parents[name.count("/")], commit
+    if folder.name != commit:
         raise CheckpointError(f"{repository}: changed while it was downloaded; run this again")
     return folder / file
 
@@ -227,7 +230,7 @@ def _bar(step: Step) -> "type[tqdm]":
 
     class Bar(tqdm):
         def __init__(self, *args: Any, name: str | None = None, **given: Any):
-            self.counts = name == BYTES_BAR
+            self.counts = name in BYTES_BARS
             begin: Any = super().__init__  # which has no types
             begin(*args, name=name, **{**given, "disable": True})
 

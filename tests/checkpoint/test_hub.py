@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,25 @@ def test_progress_counts_bytes(served: Hub):
     size = (served.folder / WEIGHTS).stat().st_size
     assert told.stages[0] == (f"downloading {MODEL}", size, size)
     assert told.warnings == []
+
+
+def test_an_interrupt_ends_the_download(served: Hub):
+    """At once, as it comes to the main thread alone; and half a file is not left in the cache."""
+
+    class Interrupts(Progress):
+        @contextmanager
+        def stage(self, name: str, total: int | None = None) -> Iterator[Step]:
+            yield self.step
+
+        def step(self, done: int) -> None:
+            assert threading.current_thread() is threading.main_thread()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_checkpoint(MODEL, progress=Interrupts())
+    cached = {path.name for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file()}
+    assert "config.json" in cached and WEIGHTS not in cached
+    assert not [name for name in cached if "incomplete" in name]
 
 
 UNREACHABLE = "http://127.0.0.1:9"  # discard: nobody listens
