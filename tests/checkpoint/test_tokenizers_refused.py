@@ -137,9 +137,11 @@ GROKS: list[tuple[dict[str, Any], str]] = [
     ({"special_tokens": [{"token": 5, "bytes": [65]}]}, "'A' with the id 5 has its name or"),
     ({"special_tokens": [{"token": 0, "bytes": [255]}]}, "is not UTF-8"),
 ]
+UNREAD = ("vocab.json", "qwen.tiktoken", "spiece.model", "tokenizer.model.v3")
 # Files are made when a test needs them: SentencePiece trains, tiktoken's ranks are trained.
 PROBLEMS: list[tuple[Callable[[], Files], str]] = [
     *((partial(model_file, data), message) for data, message in DAMAGED),
+    *((lambda name=name: {name: b""}, f"{name}: is of a tokenizer of a kind") for name in UNREAD),
     *(
         (lambda name=name, changed=changed: model_file(spoiled(name, **changed)), message)
         for name, changed, message in SPOILED

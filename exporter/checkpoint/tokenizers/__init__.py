@@ -6,7 +6,7 @@ from typing import Any
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
 from lmcast.exporter.checkpoint.tokenizers import grok, sentencepiece, tekken, tiktoken
-from lmcast.exporter.checkpoint.tokenizers.given import Converted, Given
+from lmcast.exporter.checkpoint.tokenizers.given import INSTEAD, Converted, Given
 
 FILE_BYTES = 256 << 20  # 256 MiB; the largest in use have about 20
 # In the order in which they count where several lie together: Mistral's library takes tekken.json
@@ -17,6 +17,10 @@ KINDS: Mapping[str, Callable[[Given], Converted]] = {
     "tokenizer.tok.json": grok.convert,
     "tokenizer.model": sentencepiece.convert,
 }
+
+# Files of tokenizers that are not read, in whole or by how they end.
+UNREAD = ("vocab.json", "merges.txt", "vocab.txt", ".model", ".tiktoken")
+VERSIONED = "tokenizer.model."  # Mistral's, by version of its instructions
 
 
 def converted(
@@ -39,6 +43,7 @@ def converted(
             if not found:
                 raise
     if not found:
+        _require_none(folder)
         return None
     (first, taken), *others = found.items()
     for name, other in others:
@@ -48,3 +53,13 @@ def converted(
                 " the one that is not of this model"
             )
     return taken
+
+
+def _require_none(folder: Folder) -> None:
+    """Name a file that holds a tokenizer, where none is read."""
+    for name in folder.names():
+        if name.endswith(UNREAD) or name.startswith(VERSIONED):
+            raise CheckpointError(
+                f"{folder.root / name}: is of a tokenizer of a kind that is not read; accepted:"
+                f" tokenizer.json, {', '.join(KINDS)}; {INSTEAD}"
+            )
