@@ -15,6 +15,7 @@ from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Texts
 from lmcast.exporter.checkpoint.tokenizer_ids import require_one_each
 from lmcast.exporter.checkpoint.tokenizers import converted
+from lmcast.exporter.checkpoint.tokenizers.beside import more_ids
 
 TOKENIZER_BYTES = 256 << 20  # 256 MiB; the largest in use have about 35
 JSON_BYTES = 16 << 20
@@ -45,6 +46,7 @@ def read_texts(folder: Folder) -> Texts:
         data, tokenizer = loaded
         changed, more = complete(tokenizer, tokens, folder)
         notes += more + _unread(config, tokenizer, tokens) + _split_otherwise(folder, tokenizer)
+        notes += more_ids(folder, tokenizer.get_vocab_size(), TOKENIZER_BYTES)
         data = tokenizer.to_str().encode() if changed else data
     return Texts(
         tokenizer=data,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from files.makers import CASES, as_json, tekken_json, trained, written
+from files.makers import CASES, as_json, kimi, tekken_json, trained, written
 from files.odd_texts import TEXTS, with_tokens
 from tokenizers import Tokenizer, models
 
@@ -81,3 +81,17 @@ def test_of_several_files_the_makers_choice_counts(tmp_path: Path) -> None:
     texts = read_texts(Folder.at(tmp_path))
     assert texts.tokenizer == (tmp_path / "tokenizer.json").read_bytes()
     assert texts.special_tokens == {}
+
+
+def test_a_file_with_more_ids_than_tokenizer_json_is_named(tmp_path: Path) -> None:
+    files = {**kimi(shuffled=False).files, "tokenizer.model": trained("Gemma")}
+    del files["tokenizer_config.json"]
+    small = Tokenizer(models.BPE({"a": 0}, []))
+    texts = read_texts(written(tmp_path, files | {"tokenizer.json": small.to_str().encode()}))
+    sizes = {"tokenizer.model": 900, "tiktoken.model": files["tiktoken.model"].count(b"\n") + 257}
+    assert texts.notes == tuple(
+        f"{name} has {size} ids, tokenizer.json, which counts, 1" for name, size in sizes.items()
+    )
+    large = Tokenizer(models.BPE({str(i): i for i in range(2000)}, []))
+    (tmp_path / "tokenizer.json").write_text(large.to_str())
+    assert read_texts(Folder.at(tmp_path)).notes == ()

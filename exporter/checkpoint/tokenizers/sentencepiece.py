@@ -21,6 +21,7 @@ from lmcast.exporter.checkpoint.tokenizers.parts import ESCAPE, PREPEND, SPACE, 
 from lmcast.exporter.checkpoint.tokenizers.protobuf import DamagedError, fields
 
 UNIGRAM, BPE = 1, 2
+PIECE = 1  # the number of the field that holds one, many times
 # The classes of transformers whose tokenizers are the file's own, with a BOS; "": none is named,
 # as beside Meta's and Mistral's own releases.
 CLASSES: dict[str, tuple[str, ...]] = {
@@ -109,7 +110,7 @@ def read(given: Given) -> Model:
     model = Model()
     try:
         for number, value in fields(memoryview(given.data)):
-            if number == 1:
+            if number == PIECE:
                 _read_piece(model, _message(value))
             elif number == 2:
                 _read_trainer(model, _message(value))
