@@ -226,10 +226,10 @@ def count_weights(stored: "list[StoredTensor]", binding: "Binding") -> dict[str,
     layouts = binding.layouts
     counted: dict[str, dict[str, int]] = {}
     for tensor in stored:
-        if tensor.format is not None:
-            name = tensor.format
-        elif tensor.name in layouts:
+        if tensor.name in layouts:
             name = layouts[tensor.name].format.name
+        elif tensor.format is not None:
+            name = tensor.format
         else:
             plain = computed(tensor.dtype)
             name = str(tensor.dtype) if plain is None else plain.name

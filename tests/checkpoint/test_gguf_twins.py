@@ -1,6 +1,7 @@
 """GGUF: a tiny model of every architecture is, file for file, its safetensors twin."""
 
 import dataclasses
+import json
 import re
 from math import isclose
 from pathlib import Path
@@ -196,6 +197,10 @@ def test_mxfp4_of_gpt_oss_stays_in_four_bits(tmp_path: Path, lmcast) -> None:
     theirs = dict(wanted.model.named_parameters())
     for name, value in found.model.named_parameters():
         assert torch.equal(value, theirs[name]), name
+    shown = json.loads(lmcast("inspect", path, "--json")[1])
+    packed = sum(t.nbytes for n, t in source.tensors.items() if n.endswith(("_blocks", "_scales")))
+    assert packed == 4 * 8 * (2 * 64 * 17 + 32 * 2 * 17)  # 4 layers, 8 experts, 17 bytes a block
+    assert shown["weights"]["mxfp4"] == {"tensors": 16, "bytes": packed}
     options = ["--target", "onnx", "--weights", "link", "--no-parity", "--no-tokenizer"]
     status, _, error = lmcast("export", path, *options, "-o", tmp_path / "e")
     assert (status, "_blocks needs decoding" in error) == (2, True)

@@ -241,7 +241,10 @@ def _assembled(
         shape=shape,
         file=parts[0].file,
         offset=parts[0].offset,
-        nbytes=sum(part.nbytes for part in parts),
+        # Of bytes that are taken apart each goes into one tensor.
+        nbytes=math.prod(shape)
+        if _dtype(parts) == torch.uint8
+        else sum(part.nbytes for part in parts),
         row_multiple=multiple,
         assembly=assembly,
     )
