@@ -93,12 +93,12 @@ class Lines:
 
     def __init__(self, say: Callable[[str], None], name: str, total: int | None):
         self._say, self._name, self._total = say, name, total
-        self._done, self._part, self._started = 0, 0, time.monotonic()
+        self._done, self._part, self._started, self._named = 0, 0, time.monotonic(), False
         self._lock = Lock()  # steps may come from several threads, and the name from a timer
 
     @contextmanager
     def shown(self) -> Iterator[Step]:
-        timer = Timer(PATIENCE, self._say, [f"{self._name} ..."])
+        timer = Timer(PATIENCE, self._announce)
         timer.daemon = True
         timer.start()
         try:
@@ -106,11 +106,19 @@ class Lines:
         finally:
             timer.cancel()
 
+    def _announce(self) -> None:
+        with self._lock:
+            if not self._named:
+                self._say(f"{self._name} ...")
+                self._named = True
+
     def _step(self, done: int) -> None:
+        if time.monotonic() - self._started >= PATIENCE:
+            self._announce()
         with self._lock:
             self._done += done
             part = PARTS * self._done // self._total if self._total else 0
-            seconds = time.monotonic() - self._started
-            if self._part < part < PARTS and seconds >= PATIENCE:
+            if self._part < part < PARTS and self._named:
+                seconds = time.monotonic() - self._started
                 self._say(f"{self._name}: {100 * part // PARTS} % after {seconds:.0f} s")
                 self._part = part

@@ -14,11 +14,11 @@ from lmcast.exporter import progress
 progress.PATIENCE = float(sys.argv[1])
 shown = progress.Terminal()
 with shown.stage("weighing", 200) as step:
-    time.sleep(0.3)
+    time.sleep(1)
     for _ in range(200):
         step(1)
 with shown.stage("thinking"):
-    time.sleep(0.3)
+    time.sleep(1)
 shown.warn("wet paint")
 shown.say("two minutes")
 """
