@@ -15,7 +15,7 @@ from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
-from lmcast.graphs.config.older_spellings import renamed, rope
+from lmcast.graphs.config.older_spellings import renamed, rope, says
 from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON
@@ -56,7 +56,7 @@ class Config:
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = raw.get("rope_scaling") or raw.get("rope_parameters") is not None
+    given = says(raw, "rope_scaling") or raw.get("rope_parameters") is not None
     out = renamed(raw, {"experts_per_token": "num_experts_per_tok"})
     return rope(out if given else {**out, "rope_parameters": POSITIONS}, theta=150000.0)
 

@@ -17,7 +17,7 @@ from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import FFNType, LayerType, full_every, windows, with_experts
-from lmcast.graphs.config.older_spellings import renamed, rope_by_layer_type, worded
+from lmcast.graphs.config.older_spellings import renamed, rope_by_layer_type, says, worded
 from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import PartialRopeByLayerType
 from lmcast.graphs.weights.bind import COMMON, Table
@@ -76,8 +76,7 @@ NAMES |= {f"swa_{name}": name for name in ("num_attention_heads", "head_dim", "v
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     out = worded(raw, "hybrid_layer_pattern", "layer_types", tuple(THETA))
     out = renamed(worded(out, "moe_layer_freq", "mlp_layer_types", ("dense", "sparse")), NAMES)
-    given = out.get("rope_parameters")
-    given = POSITIONS if given in (None, {}) else given
+    given = out["rope_parameters"] if says(out, "rope_parameters") else POSITIONS
     out = rope_by_layer_type({**out, "rope_parameters": given}, THETA, OLDER)
     for positions in out["rope_parameters"].values():
         if positions.get("rope_type", "default") == "default":

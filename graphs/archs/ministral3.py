@@ -15,7 +15,7 @@ from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope, temperature
 from lmcast.graphs.config.layer_types import head_width
-from lmcast.graphs.config.older_spellings import rope
+from lmcast.graphs.config.older_spellings import rope, says
 from lmcast.graphs.config.reading import Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import TEMPERED_INERT, TemperedRope
 from lmcast.graphs.weights.bind import COMMON
@@ -52,7 +52,7 @@ class Config:
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = raw.get("rope_scaling") or raw.get("rope_parameters")
+    given = says(raw, "rope_scaling", "rope_parameters")
     return rope(raw if given else {**raw, "rope_parameters": POSITIONS})
 
 

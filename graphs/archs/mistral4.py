@@ -14,6 +14,7 @@ from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.mla import HeadWidths, LatentAttention
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope, Temperature, rotate, rotate_interleaved, temperature
+from lmcast.graphs.config.older_spellings import says
 from lmcast.graphs.config.reading import ConfigError, Count, Experts, Size
 from lmcast.graphs.config.rope_parameters import TEMPERED_INERT, TemperedRope
 from lmcast.graphs.families import latents
@@ -48,7 +49,7 @@ class Config(LatentKeys):
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Also without partial_rotary_factor: of the whole head, it says qk_rope_head_dim again."""
-    given = raw.get("rope_scaling") or raw.get("rope_parameters")
+    given = says(raw, "rope_scaling", "rope_parameters")
     rotated, rest = raw.get("qk_rope_head_dim", 0), raw.get("qk_nope_head_dim", 0)
     counts = type(rotated) is int and type(rest) is int and rotated > 0 and rest > 0
     share = rotated / (rotated + rest) if counts else 1.0

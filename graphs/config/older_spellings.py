@@ -38,6 +38,11 @@ def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return out
 
 
+def says(raw: Mapping[str, Any], *keys: str) -> bool:
+    """Return whether one of these keys, of objects, is neither absent nor null nor empty."""
+    return any(raw.get(key) not in (None, {}) for key in keys)
+
+
 def layer_types_of_today(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return `raw` with the kinds of its layers in the words of today."""
     out = dict(raw)

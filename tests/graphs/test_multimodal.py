@@ -198,6 +198,8 @@ BAD_CONFIGS = [
     ({"text_config": None}, "text_config is None; accepted: an object"),
     (text(model_type="qwen3"), "text_config.model_type is 'qwen3'; accepted: gemma3_text"),
     (text(model_type=["gemma3_text"]), r"text_config\.model_type is \['gemma3_text'\]"),
+    ({"tie_word_embeddings": None}, "config.json: tie_word_embeddings is None; accepted: true"),
+    (text(tie_word_embeddings=None), "text_config.tie_word_embeddings is None; accepted: true"),
     ({"tie_word_embeddings": "no"}, "config.json: tie_word_embeddings is 'no'"),
     (text(tie_word_embeddings=0), "config.json: text_config.tie_word_embeddings is 0"),
     (text(new_key=3), r"sets text_config\.new_key = 3.*--inert text_config\.new_key"),

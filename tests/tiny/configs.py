@@ -598,6 +598,8 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("granite/plain", {"attention_multiplier": -0.1}, "attention_multiplier is -0.1"),
     ("granite/plain", {"residual_multiplier": "0.22"}, "residual_multiplier is '0.22'"),
     ("granite/plain", {"sliding_window": 8}, "sliding_window = 8, which nothing reads"),
+    ("ministral3/no rope settings", {"rope_parameters": 0}, "rope_parameters is 0; accepted: an"),
+    ("ministral3/no rope settings", {"rope_scaling": []}, r"rope_scaling is \[\]; accepted: an"),
     ("granite/plain", {"num_local_experts": 8}, "num_local_experts = 8, which nothing reads"),
     ("granite/plain", {"position_embedding_type": "nope"}, "position_embedding_type = 'nope'"),
     ("qwen2/plain", {"use_mrope": True}, "use_mrope = True, which nothing reads"),
