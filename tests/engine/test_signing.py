@@ -348,7 +348,7 @@ def test_writing_anew_drops_the_signature(signed: Path, keys: Path, tmp_path: Pa
     checkpoint.mkdir()
     tiny_llama(checkpoint)
     for written, *command in (
-        (signed, "export", checkpoint, "-o", signed, "--weights", "link", "--no-parity"),
+        (signed, "export", checkpoint, "-o", signed, "--weights", "link", "--no-parity", "--force"),
         (packed, "pack", signed, "-o", packed),
         (signed, "pack", signed),
     ):
