@@ -9,33 +9,9 @@ from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys, refuse_unread
 from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed, root_of
 from lmcast.graphs.weights.quantized import Shapes, WeightError
+from lmcast.graphs.weights.text_names import HUB, MODULES, Layout
 
 TIE = "tie_word_embeddings"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The prefixes of tensor names in a multimodal checkpoint."""
-
-    trunk: str  # in place of the 'model.' of a text checkpoint
-    head: str  # before its 'lm_head'
-    beside: str  # before the modules of the other models
-
-    def __call__(self, name: str) -> str:
-        """Return the name of what is `name` in a text checkpoint."""
-        if name.startswith("model."):
-            return self.trunk + name.removeprefix("model.")
-        return self.head + name
-
-    def in_text(self, names: Collection[str]) -> list[str]:
-        """Return the text checkpoint's names of those of these tensors that belong to its trunk."""
-        return [f"model.{n.removeprefix(self.trunk)}" for n in names if n.startswith(self.trunk)]
-
-
-# Files of the hub, also what save_pretrained of transformers 5 writes; and the names of Hugging
-# Face's modules since 4.52, which other tools write.
-HUB = Layout("language_model.model.", "language_model.", "")
-MODULES = Layout("model.language_model.", "", "model.")
 MARKS: Mapping[Layout | None, tuple[str, ...]] = {
     HUB: ("language_model.",),
     MODULES: ("model.language_model.",),

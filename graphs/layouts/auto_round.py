@@ -9,7 +9,7 @@ from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.awq import Awq
 from lmcast.graphs.layouts.gptq import TUNING, Gptq
-from lmcast.graphs.layouts.tensors import Found, Tensors
+from lmcast.graphs.layouts.tensors import Found, Tensors, listed_as
 from lmcast.graphs.weights.quantized import Layout
 
 # How words are packed: GPTQ's first version stores zero points one less than they are.
@@ -91,16 +91,20 @@ class AutoRound:
     def _of(self, module: str) -> Layer:
         """Return what is said of a module: by its name, else by the first pattern in it."""
         named = dict(self.extra_config)
-        if module in named:
-            layer: Layer = named[module]
-            return layer
-        for pattern, layer in self.extra_config:
-            try:
-                if re.search(pattern, module):
-                    return layer
-            except re.error as error:
-                raise ConfigError(f"extra_config: {pattern!r} is no pattern: {error}") from None
-        return Layer()
+
+        def find(module: str) -> Layer | None:
+            if module in named:
+                layer: Layer = named[module]
+                return layer
+            for pattern, layer in self.extra_config:
+                try:
+                    if re.search(pattern, module):
+                        return layer
+                except re.error as error:
+                    raise ConfigError(f"extra_config: {pattern!r} is no pattern: {error}") from None
+            return None
+
+        return listed_as(module, find) or Layer()
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> AutoRound:

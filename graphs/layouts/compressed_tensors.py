@@ -1,6 +1,6 @@
 """compressed-tensors (llm-compressor): groups of modules, each with one of several formats."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -21,10 +21,10 @@ from lmcast.graphs.layouts.stored import (
 from lmcast.graphs.layouts.tensors import (
     E8M0,
     FLOATS,
-    Finder,
     Found,
     Tensors,
     by_regex,
+    listed_as,
     require_listed,
 )  # fmt: skip
 from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, INT8, halves
@@ -167,21 +167,21 @@ class CompressedTensors:
             raise ConfigError(
                 "quant_method is 'compressed-tensors', but no tensor has scales (X.weight_scale)"
             )
-        linear = any("Linear" in group.targets for group in self.config_groups)
+        general = next((g for g in self.config_groups if "Linear" in g.targets), None)
         listed = self.ignore or ()
-        if linear:
+        if general:
             require_listed(modules, tensors, "ignore", listed, by_regex(listed))
         named = [(group, by_regex(group.targets)) for group in self.config_groups]
-        layouts = {f"{x}.weight": self._layout(tensors, x, named) for x in modules}
+
+        def find(module: str) -> Group | None:
+            return next((group for group, has in named if has(module) is not None), None)
+
+        layouts = {
+            f"{x}.weight": self._layout(tensors, x, listed_as(x, find) or general) for x in modules
+        }
         return Found(layouts, tensors.activations(layouts))
 
-    def _layout(
-        self, tensors: Tensors, module: str, named: Sequence[tuple[Group, Finder]]
-    ) -> Layout:
-        group = next(
-            (group for group, find in named if find(module) is not None),
-            next((g for g in self.config_groups if "Linear" in g.targets), None),
-        )
+    def _layout(self, tensors: Tensors, module: str, group: Group | None) -> Layout:
         if group is None:
             raise ConfigError(f"config_groups has no target for {module}, which is quantized")
         form, weights = self.format_of(group), group.weights

@@ -10,7 +10,7 @@ from torch import Tensor
 from lmcast.graphs.config.inert import Inert
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import bytes_of, require_shape, rule
-from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
+from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors, listed_as
 from lmcast.graphs.weights.elements import INT4, INT8, halves
 from lmcast.graphs.weights.quantized import (
     Layout,
@@ -57,7 +57,8 @@ class Mlx:
             )
         listed, layouts = dict(self.own), dict[str, Layout]()
         for module in modules:
-            layer = listed.get(module, self.of_all)
+            name = listed_as(module, lambda x: x if x in listed else None)
+            layer = self.of_all if name is None else listed[name]
             if layer is None:
                 raise ConfigError(f"{module} is false, but its weight is quantized; one is wrong")
             layouts[f"{module}.weight"] = _layout(tensors, module, layer)

@@ -10,7 +10,15 @@ from torch import Tensor
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, Size, parse
 from lmcast.graphs.layouts.stored import MX, NV, require_shape, stored
-from lmcast.graphs.layouts.tensors import E8M0, FLOATS, Found, Tensors, by_wildcard, require_listed
+from lmcast.graphs.layouts.tensors import (
+    E8M0,
+    FLOATS,
+    Found,
+    Tensors,
+    by_wildcard,
+    listed_as,
+    require_listed,
+)
 from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, halves, pairs
 from lmcast.graphs.weights.quantized import Layout, Quantized, ReadRows, Scheme, Shapes, WeightError
 
@@ -115,8 +123,12 @@ class ModelOpt:
         """Return how each of several modules is quantized: as the nearest entry says of it or of
         a module above it."""
         listed, entries = dict(self.quantized_layers), {}
+
+        def nearest(module: str) -> str | None:
+            return next((path for path in _upwards(module) if path in listed), None)
+
         for module in modules:
-            entry = next((path for path in _upwards(module) if path in listed), None)
+            entry = listed_as(module, nearest)
             if entry is None:
                 raise ConfigError(
                     f"quantized_layers does not list {module}, nor a module above it, but it is"
@@ -133,8 +145,8 @@ class ModelOpt:
             module = name.removesuffix(".weight")
             if module == name or module in entries or len(shape) != 2:
                 continue
-            above = next((path for path in _upwards(module) if path in listed), None)
-            if above and not ignored(module):
+            above = listed_as(module, nearest)
+            if above and listed_as(module, ignored) is None:
                 raise ConfigError(
                     f"quantized_layers lists {above}, but the weight of {module} is plain; one is"
                     " wrong"

@@ -4,12 +4,15 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase, translate
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from lmcast.graphs.config.reading import ConfigError
 from lmcast.graphs.weights.quantized import Layout, Shapes, WeightError
+from lmcast.graphs.weights.text_names import spellings
+
+T = TypeVar("T")
 
 # Scales of a layer's inputs, beside its weight, and of caches: known, and left out.
 INPUTS = re.compile(
@@ -128,6 +131,12 @@ def by_part(entries: Sequence[str]) -> Finder:
     return find
 
 
+def listed_as(module: str, find: Callable[[str], T | None]) -> T | None:
+    """Return what `find` has for a module, by its own name, else by another spelling of it."""
+    found = map(find, spellings(module))
+    return next((entry for entry in found if entry is not None), None)
+
+
 def require_listed(
     quantized: Collection[str], tensors: Tensors, key: str, listed: Sequence[str], find: Finder
 ) -> None:
@@ -136,18 +145,23 @@ def require_listed(
     key: its name; find: what finds modules in it.
 
     Raises ConfigError for a module that is listed and quantized, and for one that is neither while
-    others beside it are quantized: its numbers may be anything.
+    others beside it are quantized: its numbers may be anything. A plain one may be listed in any
+    spelling of its name.
     """
     for module in quantized:
         entry = find(module)
         if entry is not None:
             raise ConfigError(f"{key} has {entry!r}, but {module} is quantized; one is wrong")
+
+    def covering(module: str) -> str | None:
+        return next((entry for entry in listed if _covers(entry, module)), None)
+
     parents = {module.rpartition(".")[0] for module in quantized if module.endswith("_proj")}
     known = frozenset(quantized)
     for module in _projections(tensors):
         if module in known or module.rpartition(".")[0] not in parents:
             continue
-        if find(module) is None and not any(_covers(entry, module) for entry in listed):
+        if listed_as(module, find) is None and listed_as(module, covering) is None:
             raise ConfigError(
                 f"{key} does not list {module}, whose weight is plain while others beside it are"
                 " quantized; one is wrong"

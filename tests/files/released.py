@@ -12,7 +12,8 @@ from real_configs import Config, as_text, hugging_face
 from tiny import CLASSES, HUB_NAMES
 
 from lmcast.graphs import archs
-from lmcast.graphs.archs.multimodal import HUB, MODULES, Multimodal
+from lmcast.graphs.archs.multimodal import Multimodal
+from lmcast.graphs.weights.text_names import HUB, MODULES
 
 Shape = tuple[int, ...]
 Stored = dict[str, tuple[Shape, torch.dtype]]

@@ -15,7 +15,8 @@ from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.cli import main
 from lmcast.exporter.texts import stated
 from lmcast.graphs import ConfigError, WeightError, archs, define, load
-from lmcast.graphs.archs.multimodal import HUB, MODULES, Layout, Multimodal
+from lmcast.graphs.archs.multimodal import Multimodal
+from lmcast.graphs.weights.text_names import HUB, MODULES, Layout
 
 NAMES = ("gemma3/linear on full", "gemma3/untied", "mistral3/mistral, untied")
 TIE = "tie_word_embeddings"
