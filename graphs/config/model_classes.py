@@ -35,8 +35,8 @@ def require_generator(config: Mapping[str, Any]) -> None:
     for name in names:
         if not name.endswith(GENERATORS):
             kind = next((what for end, what in OTHERS.items() if name.endswith(end)), None)
-            known = f", {kind}" if kind else ", which is none of the classes that generate text"
-            raise ConfigError(f"{at}architectures has {name!r:.80}{known}; {accepted}")
+            known = f"by its name {kind}" if kind else "none of the classes that generate text"
+            raise ConfigError(f"{at}architectures has {name!r:.80}, {known}; {accepted}")
     if config.get("is_encoder_decoder") is True:
         named = f" ({names[0]:.80})" if names else ""
         raise ConfigError(

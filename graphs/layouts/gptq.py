@@ -1,7 +1,8 @@
 """GPTQ (AutoGPTQ, GPTQModel): integers in words along the inputs, input-first."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import bytes_of, require_shape
-from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors
+from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors, listed_as
 from lmcast.graphs.weights.elements import INT4, INT8, halves
 from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
 
@@ -34,6 +35,8 @@ seed seqlen static_kv_dtype static_kv_granularity supported_types to_quant_block
 """
 TUNING = _TUNING.split()
 INERT = (*_INERT.split(), *TUNING)
+# What entries of `dynamic` begin with: where it is not quantized, or otherwise; or nothing.
+LEFT, OTHERWISE = "-:", "+:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class Gptq:
     lm_head: bool = False
     pack_dtype: Literal["int32"] = "int32"
     data_type: Literal["int"] = "int"
+    # Of modules that differ, in order: a pattern, how what it matches is quantized; None: not.
+    dynamic: tuple[tuple, ...] = ()
 
     def __post_init__(self) -> None:
         if self.group_size < 1 and self.group_size != -1:
@@ -63,7 +68,21 @@ class Gptq:
         modules = tensors.modules("qweight")
         if not modules:
             raise ConfigError("quant_method is 'gptq', but no tensor is quantized (X.qweight)")
-        return Found({f"{x}.weight": self.layout(tensors, x) for x in modules})
+        for module in modules:
+            if (first := self._first(module)) is not None and first[1] is None:
+                raise ConfigError(
+                    f"dynamic has {LEFT + first[0].pattern!r}, but {module} is quantized; one is"
+                    " wrong"
+                )
+        return Found({f"{x}.weight": self._of(x).layout(tensors, x) for x in modules})
+
+    def _first(self, module: str) -> tuple[re.Pattern[str], "Gptq | None"] | None:
+        return next((entry for entry in self.dynamic if entry[0].match(module)), None)
+
+    def _of(self, module: str) -> "Gptq":
+        """Return how a module is quantized."""
+        entry = listed_as(module, self._first)
+        return self if entry is None or entry[1] is None else entry[1]
 
     def layout(self, tensors: Tensors, module: str) -> "InputFirst":
         """Return how a module's weight is stored; raises WeightError where its tensors do not
@@ -92,7 +111,26 @@ class Gptq:
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Gptq:
     """Parse a quantization_config; raises ConfigError for keys and values that are not read."""
     path = at.rpartition(": ")[2]
-    return parse(Gptq, raw, at, {**inert, **at_any_value(f"{path}{key}" for key in INERT)})
+    known = {**inert, **at_any_value(f"{path}{key}" for key in INERT)}
+    entries = raw.get("dynamic") or {}
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"{at}dynamic is {entries!r:.80}; accepted: an object")
+    general = {key: raw[key] for key in raw.keys() & {f.name for f in fields(Gptq)} - {"dynamic"}}
+    parsed: list[tuple[re.Pattern[str], Gptq | None]] = []
+    for name, own in entries.items():
+        within = f"dynamic.{name}."
+        try:
+            pattern = re.compile(name.removeprefix(LEFT).removeprefix(OTHERWISE))
+        except re.error as error:
+            raise ConfigError(f"{at}dynamic: {name!r:.80} is no pattern: {error}") from None
+        if name.startswith(LEFT):
+            parsed.append((pattern, None))
+            continue
+        if not isinstance(own, Mapping):
+            raise ConfigError(f"{at}{within[:-1]} is {own!r:.80}; accepted: an object")
+        also = {**known, **at_any_value(f"{path}{within}{key}" for key in INERT)}
+        parsed.append((pattern, parse(Gptq, {**general, **own}, f"{at}{within}", also)))
+    return parse(Gptq, {**raw, "dynamic": parsed}, at, known)
 
 
 @dataclass(frozen=True)

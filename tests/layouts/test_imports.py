@@ -120,6 +120,29 @@ def reader(source):
 
 
 @torch.no_grad()
+def test_modules_that_gptq_treats_otherwise(plain):
+    # As GPTQModel has it: by the first pattern that matches from the start of the name.
+    config, tensors = plain
+    packers: dict[str, Any] = {
+        "down_proj": partial(files.gptq, bits=8, group=64),
+        "up_proj": partial(files.gptq, sym=False),
+        "gate_proj": files.gptq,
+    }
+    stored = exact = tensors
+    for leaf, pack in packers.items():
+        stored, known = quantized(stored, pack, lambda name, leaf=leaf: leaf in name)
+        exact = exact | {name: known[name] for name in known if leaf in name and name in exact}
+    own = {"bits": 8, "group_size": 64, "mse": 2.0}
+    dynamic = {
+        "lm_head": {}, "-:.*attn.*": {}, "+:.*down": own, "down_proj": {"bits": 4},
+        ".*(up|down)": {"sym": False},
+    }  # fmt: skip
+    got = ours(config | {CONFIG: files.GPTQ | {"dynamic": dynamic}}, stored)(prompt())
+    assert torch.equal(got, ours(config, exact)(prompt()))
+    assert not torch.equal(got, ours(config, tensors)(prompt()))
+
+
+@torch.no_grad()
 def test_groups_of_several_formats(plain):
     config, tensors = plain
     (fp8, of_fp8), (int4, of_int4) = compressed("FP8_DYNAMIC"), compressed("W4A16", group_size=32)

@@ -1,5 +1,6 @@
 """Lists of modules in one spelling, beside tensors that are named in another."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from itertools import permutations
@@ -49,6 +50,11 @@ def rounded(spell: Spell) -> Settings:
     return files.AUTO_ROUND | {"group_size": 64, "extra_config": {spell(OWN): {"group_size": 32}}}
 
 
+def by_patterns(spell: Spell) -> Settings:
+    own = {rf"+:{re.escape(spell(OWN))}$": {"group_size": 32}}
+    return files.GPTQ | {"group_size": 64, "dynamic": own}
+
+
 def of_compressed(group: int) -> Pack:
     return compressed("W4A16", group_size=group)[1]
 
@@ -76,6 +82,7 @@ ROWS: dict[str, tuple[Callable[[Spell], Settings], Pack | None, Pack]] = {
     "fbgemm": (ignoring(files.FBGEMM, "modules_to_not_convert"), None, files.fbgemm),
     "quark": (ignoring(files.QUARK, "exclude"), None, files.mxfp4),
     "bitsandbytes": (ignoring(files.INT8, "llm_int8_skip_modules"), None, files.int8),
+    "gptq": (by_patterns, files.gptq, partial(files.gptq, group=64)),
     "auto-round": (rounded, files.gptq, partial(files.gptq, group=64)),
     "mlx": (
         lambda spell: files.MLX | {spell(OWN): {"bits": 8}}, partial(files.mlx, bits=8), files.mlx,
