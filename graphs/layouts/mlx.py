@@ -68,8 +68,10 @@ class Mlx:
 def is_own(raw: Mapping[str, Any]) -> bool:
     """Tell whether MLX wrote a section, which names no quant_method."""
     rest = {key: value for key, value in raw.items() if key not in DEFAULT}
-    modules = all("." in key or isinstance(value, Mapping) for key, value in rest.items())
-    return {"group_size", "bits"} <= raw.keys() and modules
+    modules = (
+        "." in key or key == "lm_head" or isinstance(value, Mapping) for key, value in rest.items()
+    )
+    return {"group_size", "bits"} <= raw.keys() and all(modules)
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Mlx:
@@ -81,8 +83,10 @@ def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Mlx:
         given = raw[module]
         if isinstance(given, Mapping):
             own.append((module, parse(Layer, {**general, **given}, f"{at}{module}.", inert)))
-        else:
+        elif isinstance(given, bool):
             own.append((module, of_all if given else None))
+        else:
+            raise ConfigError(f"{at}{module} is {given!r:.80}; accepted: an object, true or false")
     return Mlx(of_all=of_all, own=tuple(own))
 
 

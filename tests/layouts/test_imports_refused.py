@@ -237,6 +237,7 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
     ("mlx", key(Q, to={"group_size": 64}), WeightError,
      rf"{Q}.scales has shape \[128, 4\], .* in runs of 64 in a row; accepted: \[128, 2\]"),
     ("mlx", key(Q, to={"scheme": 1}), ConfigError, f"{CONFIG}.{Q}.scheme = 1, which nothing reads"),
+    ("mlx", key(Q, to=8), ConfigError, f"{Q} is 8; accepted: an object, true or false"),
     ("mlx", key("sym", to=True), ConfigError, f"{CONFIG}.quant_method is missing; accepted: fp8"),
     ("mlx", tensor("biases", lambda t: t.float()), WeightError, "biases is torch.float32; acc"),
     ("mlx", tensor("weight", lambda t: t[None]), WeightError, r"does not fit .* \[1, 128, 16\] in"),
