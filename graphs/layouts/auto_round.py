@@ -1,6 +1,5 @@
 """AutoRound: the tensors of GPTQ or of AWQ, with settings of their own."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.awq import Awq
 from lmcast.graphs.layouts.gptq import TUNING, Gptq
-from lmcast.graphs.layouts.tensors import Found, Tensors, listed_as
+from lmcast.graphs.layouts.tensors import Found, Tensors, by_patterns, listed_as
 from lmcast.graphs.weights.quantized import Layout
 
 # How words are packed: GPTQ's first version stores zero points one less than they are.
@@ -69,10 +68,23 @@ class AutoRound:
             raise ConfigError(
                 "quant_method is 'auto-round', but no tensor is quantized (X.qweight)"
             )
-        return Found({f"{x}.weight": self._layout(tensors, x) for x in modules})
+        named: dict[str, Layer] = dict(self.extra_config)
+        by_part = by_patterns({name: name for name in named}, within=True)
 
-    def _layout(self, tensors: Tensors, module: str) -> Layout:
-        own = self._of(module)
+        def entry(module: str) -> str | None:  # by its name, else the first pattern in it
+            return module if module in named else by_part(module)
+
+        layouts: dict[str, Layout] = {}
+        settings: dict[str | None, Awq | Gptq] = {}  # by entry
+        for module in modules:
+            name = listed_as(module, entry)
+            if name not in settings:
+                settings[name] = self._of(Layer() if name is None else named[name], module)
+            layouts[f"{module}.weight"] = settings[name].layout(tensors, module)
+        return Found(layouts)
+
+    def _of(self, own: Layer, module: str) -> Awq | Gptq:
+        """Return the settings of AWQ or GPTQ that say the same of a module."""
         bits = self.bits if own.bits is None else own.bits
         group = self.group_size if own.group_size is None else own.group_size
         sym = self.sym if own.sym is None else own.sym
@@ -82,29 +94,9 @@ class AutoRound:
         at = f"{module}: "
         packing = PACKINGS[self.packing_format]
         if packing == AWQ:
-            return parse(Awq, given | {"quant_method": AWQ, "zero_point": True}, at).layout(
-                tensors, module
-            )
+            return parse(Awq, given | {"quant_method": AWQ, "zero_point": True}, at)
         given |= {"quant_method": GPTQ, "sym": sym, "checkpoint_format": packing}
-        return parse(Gptq, given, at).layout(tensors, module)
-
-    def _of(self, module: str) -> Layer:
-        """Return what is said of a module: by its name, else by the first pattern in it."""
-        named = dict(self.extra_config)
-
-        def find(module: str) -> Layer | None:
-            if module in named:
-                layer: Layer = named[module]
-                return layer
-            for pattern, layer in self.extra_config:
-                try:
-                    if re.search(pattern, module):
-                        return layer
-                except re.error as error:
-                    raise ConfigError(f"extra_config: {pattern!r} is no pattern: {error}") from None
-            return None
-
-        return listed_as(module, find) or Layer()
+        return parse(Gptq, given, at)
 
 
 def read(raw: Mapping[str, Any], at: str, inert: Inert) -> AutoRound:

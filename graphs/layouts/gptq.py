@@ -11,9 +11,9 @@ from torch import Tensor
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, parse
 from lmcast.graphs.layouts.stored import bytes_of, require_shape
-from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors, listed_as
+from lmcast.graphs.layouts.tensors import FLOATS, Found, Tensors, by_patterns, listed_as
 from lmcast.graphs.weights.elements import INT4, INT8, halves
-from lmcast.graphs.weights.quantized import Quantized, ReadRows, Scheme, Shapes, WeightError
+from lmcast.graphs.weights.quantized import Layout, Quantized, ReadRows, Scheme, Shapes, WeightError
 
 # How the quantizing went and what runs the result: nothing of it changes what is stored.
 _INERT = """
@@ -35,8 +35,8 @@ seed seqlen static_kv_dtype static_kv_granularity supported_types to_quant_block
 """
 TUNING = _TUNING.split()
 INERT = (*_INERT.split(), *TUNING)
-# What entries of `dynamic` begin with: where it is not quantized, or otherwise; or nothing.
-LEFT, OTHERWISE = "-:", "+:"
+# What entries of `dynamic` begin with: modules by the pattern behind it are plain, or differ.
+LEFT, PREFIX = "-:", re.compile(r"^[-+]:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Gptq:
     lm_head: bool = False
     pack_dtype: Literal["int32"] = "int32"
     data_type: Literal["int"] = "int"
-    # Of modules that differ, in order: a pattern, how what it matches is quantized; None: not.
+    # Of modules that differ, in order: the entry, how what it matches is quantized; None: not.
     dynamic: tuple[tuple, ...] = ()
 
     def __post_init__(self) -> None:
@@ -68,21 +68,17 @@ class Gptq:
         modules = tensors.modules("qweight")
         if not modules:
             raise ConfigError("quant_method is 'gptq', but no tensor is quantized (X.qweight)")
+        own: dict[str, Gptq | None] = dict(self.dynamic)
+        find = by_patterns({entry: PREFIX.sub("", entry) for entry in own})
+        layouts: dict[str, Layout] = {}
         for module in modules:
-            if (first := self._first(module)) is not None and first[1] is None:
-                raise ConfigError(
-                    f"dynamic has {LEFT + first[0].pattern!r}, but {module} is quantized; one is"
-                    " wrong"
-                )
-        return Found({f"{x}.weight": self._of(x).layout(tensors, x) for x in modules})
-
-    def _first(self, module: str) -> tuple[re.Pattern[str], "Gptq | None"] | None:
-        return next((entry for entry in self.dynamic if entry[0].match(module)), None)
-
-    def _of(self, module: str) -> "Gptq":
-        """Return how a module is quantized."""
-        entry = listed_as(module, self._first)
-        return self if entry is None or entry[1] is None else entry[1]
+            entry = find(module)
+            if entry is not None and own[entry] is None:
+                raise ConfigError(f"dynamic has {entry!r}, but {module} is quantized; one is wrong")
+            entry = listed_as(module, find)
+            how = self if entry is None else own[entry] or self
+            layouts[f"{module}.weight"] = how.layout(tensors, module)
+        return Found(layouts)
 
     def layout(self, tensors: Tensors, module: str) -> "InputFirst":
         """Return how a module's weight is stored; raises WeightError where its tensors do not
@@ -116,20 +112,16 @@ def read(raw: Mapping[str, Any], at: str, inert: Inert) -> Gptq:
     if not isinstance(entries, Mapping):
         raise ConfigError(f"{at}dynamic is {entries!r:.80}; accepted: an object")
     general = {key: raw[key] for key in raw.keys() & {f.name for f in fields(Gptq)} - {"dynamic"}}
-    parsed: list[tuple[re.Pattern[str], Gptq | None]] = []
+    parsed: list[tuple[str, Gptq | None]] = []
     for name, own in entries.items():
         within = f"dynamic.{name}."
-        try:
-            pattern = re.compile(name.removeprefix(LEFT).removeprefix(OTHERWISE))
-        except re.error as error:
-            raise ConfigError(f"{at}dynamic: {name!r:.80} is no pattern: {error}") from None
         if name.startswith(LEFT):
-            parsed.append((pattern, None))
+            parsed.append((name, None))
             continue
         if not isinstance(own, Mapping):
             raise ConfigError(f"{at}{within[:-1]} is {own!r:.80}; accepted: an object")
         also = {**known, **at_any_value(f"{path}{within}{key}" for key in INERT)}
-        parsed.append((pattern, parse(Gptq, {**general, **own}, f"{at}{within}", also)))
+        parsed.append((name, parse(Gptq, {**general, **own}, f"{at}{within}", also)))
     return parse(Gptq, {**raw, "dynamic": parsed}, at, known)
 
 

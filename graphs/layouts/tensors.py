@@ -96,16 +96,35 @@ class Settings(Protocol):
 Finder = Callable[[str], str | None]  # a module -> the first entry of a list that names it
 
 
-def by_regex(entries: Sequence[str]) -> Finder:
-    """Return what finds modules in a list of compressed-tensors: 're:...' or the name itself."""
+# What means another thing, or nothing, in one of several patterns: flags, names, numbers of groups.
+ALONE = re.compile(r"\(\?|\\\d")
+
+
+def by_patterns(patterns: Mapping[str, str], within: bool = False) -> Finder:
+    """Return what finds modules by patterns (of entries of a list), from the start of their names,
+    or anywhere `within` them; raises ConfigError for what is no pattern."""
     compiled: dict[str, re.Pattern[str]] = {}
-    for entry in entries:
-        pattern = entry[3:] if entry.startswith("re:") else rf"{re.escape(entry)}\Z"
+    for entry, pattern in patterns.items():
         try:
             compiled[entry] = re.compile(pattern)
         except re.error as error:
             raise ConfigError(f"{entry!r} is no pattern: {error}") from None
-    return lambda module: next((e for e, p in compiled.items() if p.match(module)), None)
+    # One for all: lists have hundreds of entries, checkpoints a hundred thousand modules.
+    alone = any(map(ALONE.search, patterns.values()))
+    any_of = re.compile("" if alone else "|".join(patterns.values()) or "(?!)")
+    how = re.Pattern.search if within else re.Pattern.match
+
+    def find(module: str) -> str | None:
+        if not how(any_of, module):
+            return None
+        return next((entry for entry, pattern in compiled.items() if how(pattern, module)), None)
+
+    return find
+
+
+def by_regex(entries: Sequence[str]) -> Finder:
+    """Return what finds modules in a list of compressed-tensors: 're:...' or the name itself."""
+    return by_patterns({e: e[3:] if e.startswith("re:") else rf"{re.escape(e)}\Z" for e in entries})
 
 
 def by_wildcard(entries: Sequence[str]) -> Finder:

@@ -182,7 +182,7 @@ REFUSED: list[tuple[str, Change, type[Exception], str]] = [
     ("gptq", key("dynamic", to={"-:.*up": {}}), ConfigError,
      r"dynamic has '-:\.\*up', but model.layers.0.mlp.up_proj is quantized; one is wrong"),
     ("gptq", key("dynamic", to=["-:.*"]), ConfigError, r"dynamic is \['-:\.\*'\]; accepted: an"),
-    ("gptq", key("dynamic", to={"+:(": {}}), ConfigError, r"dynamic: '\+:\(' is no pattern"),
+    ("gptq", key("dynamic", to={"+:(": {}}), ConfigError, r"'\+:\(' is no pattern"),
     ("gptq", key("dynamic", to={"+:.*up": 8}), ConfigError, r"dynamic\.\+:\.\*up is 8; acc"),
     ("gptq", key("dynamic", to={".*up": {"bits": 3}}), ConfigError, r"\.\*up\.bits is 3; impl"),
     ("gptq", key("dynamic", to={".*up": {"rotation": "hadamard"}}), ConfigError,
