@@ -43,8 +43,10 @@ class Awq:
         modules = tensors.modules("qweight")
         if not modules:
             raise ConfigError("quant_method is 'awq', but no tensor is quantized (X.qweight)")
+        entries = self.modules_to_not_convert or ()
         for module in modules:
-            left = next((x for x in self.modules_to_not_convert or () if x in module), None)
+            # By whole parts of its path: 'gate' is a router's, and no gate_proj is meant.
+            left = next((x for x in entries if f".{x.strip('.')}." in f".{module}."), None)
             if left is not None:
                 raise ConfigError(
                     f"modules_to_not_convert has {left!r}, but {module} is quantized; one is wrong"

@@ -43,6 +43,9 @@ CASES: dict[str, Any] = {
     "gptq, int8": lambda: (files.GPTQ | {"bits": 8}, partial(files.gptq, bits=8)),
     "gptq, desc_act": lambda: (files.GPTQ | {"desc_act": True}, files.disordered),
     "awq": lambda: (files.AWQ, files.awq),
+    "awq, routers left": lambda: (
+        files.AWQ | {"modules_to_not_convert": ["gate", "mlp.gate", "lm_head"]}, files.awq
+    ),
     "quark": lambda: (files.QUARK, files.mxfp4),
     "fbgemm": lambda: (files.FBGEMM, files.fbgemm),
     "auto-round": lambda: (files.AUTO_ROUND, files.gptq),
