@@ -1,7 +1,8 @@
 """What an engine holds of a checkpoint's texts: checked against the model, and where they end."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint, Texts
 from lmcast.exporter.engine.names import GENERATION, TEMPLATE, TEMPLATES, TOKENIZER
 from lmcast.exporter.progress import Progress
-from lmcast.exporter.runtime.chat import Chat, TextError, render_chats
+from lmcast.exporter.runtime.chat import Chat, Messages, TextError, render_chats
 from lmcast.exporter.runtime.text import Text
 
 SHOWN = 5  # tokens that a message names
-ANSWER = "ANSWER"
+# Messages of the chats that show how a template ends an answer.
+QUESTION = {"role": "user", "content": "QUESTION"}
+ANSWER = {"role": "assistant", "content": "ANSWER"}
+NEXT = {"role": "user", "content": "NEXT"}
+THOUGHT = "THOUGHT"
 
 
 def settle_texts(source: Checkpoint, rows: int, progress: Progress) -> list[int]:
@@ -119,12 +124,18 @@ def ends(source: Checkpoint) -> Ends:
     eos = text.special_tokens.get("eos_token")
     if eos is not None and (id := text.id_of(eos)) is not None:
         others[id] = f"the tokenizer's eos_token {eos!r} ({id})"
-    try:
-        if (closing := answer_end(text)) is not None:
-            others[closing[0]] = f"{closing[1]!r} ({closing[0]}), which the chat template writes"
-            others[closing[0]] += " after an answer"
-    except TextError as error:
-        found.notes.append(f"a plain chat cannot be rendered: {error}")
+    if "default" in text.chat_templates:
+        try:
+            plain = rendered(text, [QUESTION, ANSWER])
+            if (closing := answer_end(text, plain, {*found.ids, *others})) is not None:
+                others[closing[0]] = (
+                    f"{closing[1]!r} ({closing[0]}), which the chat template writes"
+                )
+                others[closing[0]] += " after an answer"
+            if lost := left_out(text, plain):
+                found.notes.append(lost)
+        except TextError as error:
+            found.notes.append(f"a plain chat cannot be rendered: {error}")
     given = found.ids
     if more := {id: what for id, what in others.items() if id not in given}:
         found.ids = tuple(sorted({*given, *more}))
@@ -157,24 +168,57 @@ def text_of(source: Checkpoint) -> Text | None:
     return Text(texts.tokenizer, texts.chat_templates, texts.special_tokens)
 
 
-def answer_end(text: Text) -> tuple[int, str] | None:
+def answer_end(text: Text, plain: str, ends: Iterable[int]) -> tuple[int, str] | None:
     """Return the added token that the default template writes after the last answer, if any.
 
-    What it writes between turns would not do: GLM begins a turn with a token and ends none;
-    gpt-oss ends its reasoning with a token that does not end the answer.
+    plain: what it makes of a question and an answer; ends: the ids of known ends.
+
+    What it writes between turns would not do: GLM begins a turn with a token and ends none. Nor
+    does a token that ends a part of an answer: one that stands between reasoning and answer too
+    (gpt-oss), or after which one of `ends` follows in any case (Command A's <|END_RESPONSE|>).
     """
-    if "default" not in text.chat_templates:
-        return None
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
-    rendered = render_chats(
-        text.chat_templates, text.special_tokens, [Chat(messages)], answer=False
-    )[0]
-    rest = rendered.rpartition(ANSWER)[2].lstrip()
-    return max(
-        ((id, t) for id, t in text.added_tokens().items() if t and rest.startswith(t)),
+    _, shown, rest = plain.rpartition(ANSWER["content"])
+    found = max(
+        ((id, t) for id, t in text.added_tokens().items() if t and rest.lstrip().startswith(t)),
         key=lambda pair: len(pair[1]),
         default=None,
     )
+    if not shown or found is None or found[0] in ends:
+        return found if shown else None
+    try:
+        thought = rendered(text, [QUESTION, {**ANSWER, "reasoning_content": THOUGHT}])
+        longer = rendered(text, [QUESTION, ANSWER, NEXT])
+    except TextError:  # a template for one turn, or without reasoning
+        return found
+    within = thought.partition(THOUGHT)[2].rpartition(ANSWER["content"])[0]
+    after = longer.rpartition(ANSWER["content"])[2].partition(NEXT["content"])[0]
+    followed = any(t in after for id, t in text.added_tokens().items() if id in ends)
+    return None if followed or found[1] in within else found
+
+
+def left_out(text: Text, plain: str) -> str:
+    """Say that the default template leaves out what a user says, '' where it does not.
+
+    plain: what it makes of a question and an answer.
+    Those of some multimodal models take lists of parts alone, and are silent about texts.
+    """
+    said = QUESTION["content"]
+    if said in plain:
+        return ""
+    parts = [{"type": "text", "text": said}]
+    with suppress(TextError):
+        if said in rendered(text, [{**QUESTION, "content": parts}]):
+            return (
+                "chat template: it leaves out a content that is a text; give a list of parts,"
+                ' [{"type": "text", "text": ...}]'
+            )
+    return "chat template: it leaves out, or changes, what a user says"
+
+
+def rendered(text: Text, messages: Messages) -> str:
+    """Return a chat in the default template."""
+    chat = Chat(messages)
+    return render_chats(text.chat_templates, text.special_tokens, [chat], answer=False)[0]
 
 
 def write_texts(

@@ -250,6 +250,11 @@ def _cut(rendered: str, final: str) -> str:
             " so that it cannot be continued"
         )
     text = rendered[:at]
+    if END_TAG.strip() in text:
+        raise TextError(
+            "continue_final_message: the chat template writes the last message more than once, so"
+            " that it is not clear where it ends"
+        )
     return text if rendered.startswith(END_TAG, at) else text.rstrip()
 
 

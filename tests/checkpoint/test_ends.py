@@ -59,6 +59,22 @@ ROLES = (  # a turn begins with a token, and ends with none
 REASONS = (  # between turns a token that does not end the answer
     "{% for m in messages %}{{ m.content }}{{ '!' if loop.last else '#' }}{% endfor %}"
 )
+# Between reasoning and answer too, as gpt-oss has, but for its last answer.
+PARTS = (
+    "{% for m in messages %}{% if m.thinking %}{{ m.thinking }}!{% endif %}{{ m.content }}!"
+    "{% endfor %}"
+)
+CLOSED = (  # a part of the answer ends, and then the answer
+    "{% for m in messages %}{{ m.content }}{{ '!\n#' if m.role == 'assistant' else '#' }}"
+    "{% endfor %}"
+)
+LAST = CHATML + "{% if not add_generation_prompt %}</s>{% endif %}"  # no end of a turn
+QUESTIONS = "{{ bos_token }}!{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+LISTS = (
+    "!{% for m in messages %}{% for part in m.content if part.text %}{{ part.text }}"
+    "{% endfor %}{% endfor %}"
+)
+SHOUTS = "{% for m in messages %}{{ m.content | lower }}!{% endfor %}"
 STRICT = "{{ raise_exception('no plain chats') }}"
 # Template, eos_token of the tokenizer, ids that the files state -> ids, what is said of them.
 CASES: list[tuple[str | None, str | None, list[int] | None, list[int], str]] = [
@@ -73,6 +89,14 @@ CASES: list[tuple[str | None, str | None, list[int] | None, list[int], str]] = [
     (ROLES, "</s>", [1], [1], ""),
     (ROLES, None, None, [], "ends of text: there is none in generation_config.json, config.json"),
     (REASONS, None, [3], [3], ""),
+    (PARTS, "</s>", [1], [1], ""),
+    (CLOSED, "#", [5], [5], ""),
+    (CLOSED, "#", None, [5], "neither config says; taken too: the tokenizer's eos_token '#' (5)"),
+    (CLOSED, "</s>", [1], [1, 3], "taken too: '!' (3)"),
+    (LAST, "</s>", [1], [1, 3], "taken too: '!' (3)"),
+    (QUESTIONS, "</s>", [1], [1], ""),
+    (LISTS, "</s>", [1], [1], 'a content that is a text; give a list of parts, [{"type": "text"'),
+    (SHOUTS, "</s>", [1], [1], "it leaves out, or changes, what a user says"),
     (STRICT, None, [1], [1], "a plain chat cannot be rendered: chat template: no plain chats"),
 ]  # fmt: skip
 
@@ -103,7 +127,7 @@ def test_an_export_warns_of_texts(tmp_path: Path):
     tiny_llama(tmp_path)
     edit_json(GENERATION, eos_token_id=[1, 200], stop_strings=["END"])(tmp_path)
     edit_json(TOKENIZER_CONFIG, chat_template="C", pad_token="<pad>")(tmp_path)
-    write("chat_template.jinja", "{{ messages[1].content }}</s>")(tmp_path)
+    write("chat_template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}</s>")(tmp_path)
     heard = Heard()
     assert settle_texts(open_checkpoint(tmp_path), 97, heard) == [1, 200]
     said = [

@@ -117,11 +117,13 @@ def test_a_template_is_chosen_by_name_or_by_tools():
             '"content" of the last message has no part with text',
         ),
         ([USER, ANSWER], {"continue_final_message": True, "cut": True}, "leaves the last message"),
+        ([USER], {"continue_final_message": True, "twice": True}, "last message more than once"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(messages, given, message):
     template = (
-        "{% for m in (messages[:-1] if cut else messages) %}{{ m.content }}{% endfor %}{{ cut }}"
+        "{% for m in (messages[:-1] if cut else messages * 2 if twice else messages) %}"
+        "{{ m.content }}{% endfor %}{{ cut }}"
     )
     with pytest.raises(TextError, match=message):
         render_chats({"default": template}, {}, [Chat.of(messages, given)])
