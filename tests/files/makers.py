@@ -231,7 +231,7 @@ def trained(name: str) -> bytes:
             if "▁" * count not in known:
                 model.pieces.add(piece="▁" * count, score=-1e9)
     if name == "Unigram, no bytes":  # ⱥ is no piece alone: what an unknown one costs decides
-        for piece, score in (("ⱥⱦ", -9), ("ⱨ", -6), ("ⱦⱨ", -1)):
+        for piece, score in (("ⱥⱦ", -9), ("ⱨ", -6), ("ⱦⱨ", -1), ("<0x41>", -1)):
             model.pieces.add(piece=piece, score=score)
     return bytes(model.SerializeToString())
 

@@ -167,7 +167,7 @@ def _sentence_piece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> 
         model,
         _added(tokens, kinds),
         normalizer=parts.sequence("normalizers", [PREPEND, ESCAPE] if prefix else [ESCAPE]),
-        decoder=parts.piece_decoder(prefix),
+        decoder=parts.piece_decoder(prefix, kinds),
     )
 
 

@@ -4,7 +4,7 @@ It is written directly: its format is small, building it through the `tokenizers
 seconds for a large vocabulary, and the library panics on some damaged input.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -167,9 +167,14 @@ ESCAPE = replace({"String": " "}, SPACE)
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 
 
-def piece_decoder(prefix: bool) -> Part:
-    """Return the decoder of SentencePiece's pieces; prefix: a text began with a space too many."""
-    steps = [replace({"String": SPACE}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+def piece_decoder(prefix: bool, kinds: Collection[int]) -> Part:
+    """Return the decoder of SentencePiece's pieces.
+
+    prefix: a text began with a space too many. kinds: of the pieces; <0x41> is a byte only where
+    bytes are among them.
+    """
+    of_bytes: list[Part] = [{"type": "ByteFallback"}] if Kind.BYTE in kinds else []
+    steps = [replace({"String": SPACE}, " "), *of_bytes, {"type": "Fuse"}]
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     return {"type": "Sequence", "decoders": [*steps, strip] if prefix else steps}
 

@@ -94,7 +94,7 @@ def convert(given: Given) -> Converted:
         normalizer=parts.sequence("normalizers", normalizers),
         pre_tokenizer=parts.sequence("pretokenizers", steps),
         post_processor=parts.around(*given.around(own, ids, bos=True)),
-        decoder=parts.piece_decoder(model.prefix),
+        decoder=parts.piece_decoder(model.prefix, model.kinds),
     )
     return Converted(content, given.shown, own)
 
