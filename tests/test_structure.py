@@ -90,7 +90,7 @@ def test_rooms_of_graphs_are_a_tower():
 # The rooms of exporter/, likewise, by what importing them imports; files of its own are rooms too.
 # Records and commands refer to later rooms within functions.
 WAY = (
-    "dtypes", "extras", "cores", "interrupts", "progress", "kinds", "checkpoint", "graph", "engine",
+    "dtypes", "extras", "cores", "interrupts", "progress", "checkpoint", "graph", "engine",
     "targets", "weights", "passes", "backends", "runtime", "texts", "bench", "build", "pack",
     "prove", "pipeline", "calibrate", "cli", "command",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
 from lmcast.exporter.checkpoint.hub import fetch, is_model
-from lmcast.exporter.kinds import foreign_file
+from lmcast.exporter.checkpoint.kinds import foreign_file
 from lmcast.exporter.progress import Progress, silent
 
 if TYPE_CHECKING:

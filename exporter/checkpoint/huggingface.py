@@ -6,6 +6,7 @@ from typing import Any
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder, open_regular, read_capped, read_into
+from lmcast.exporter.checkpoint.kinds import foreign
 from lmcast.exporter.checkpoint.mistral import (
     PARAMS,
     hugging_face_config,
@@ -17,7 +18,6 @@ from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensor_parallel import is_split, read_split
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.checkpoint.texts import read_texts
-from lmcast.exporter.kinds import foreign
 from lmcast.exporter.progress import Progress, silent
 from lmcast.graphs.archs import known
 from lmcast.graphs.config.model_classes import require_generator
@@ -99,7 +99,7 @@ def _what_it_is(folder: Folder, names: list[str]) -> str:
 def require_checkpoint(root: Path, names: list[str]) -> None:
     """Refuse what names in a directory tell to be no checkpoint, and an adapter, which changes the
     weights of another model: either alone would be wrong."""
-    if kind := foreign(root, names):
+    if kind := foreign(names):
         raise CheckpointError(f"{root}: is {kind.what}, not a checkpoint; {kind.instead}")
     for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
         if name in names:

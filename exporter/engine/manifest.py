@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from lmcast.exporter.checkpoint.kinds import CHECKPOINT, what_it_is
 from lmcast.exporter.engine.names import ENGINE_JSON, RECIPE_JSON, SIGNATURE
 from lmcast.plugins.errors import InputError
 
@@ -181,8 +182,6 @@ def verify(
 
 
 def _no_engine(directory: Path) -> str:
-    from lmcast.exporter.kinds import CHECKPOINT, what_it_is  # which asks this module
-
     given, output = "CHECKPOINT", directory
     if not directory.exists():
         found = "does not exist"

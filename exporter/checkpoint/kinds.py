@@ -27,12 +27,13 @@ class Kind:
     whole: bool = False
 
 
-ENGINE = Kind(
-    "an lmcast engine",
-    (),
-    "`lmcast generate` runs it; to export again, give the checkpoint that it was made from",
-)
-RECIPE = Kind("a recipe of lmcast calibrate", (), "give its checkpoint, and this as --recipe")
+# What lmcast writes.
+OURS = (
+    Kind("an lmcast engine", (r"engine\.json",), "`lmcast generate` runs it; to export again, give"
+         " the checkpoint that it was made from"),
+    Kind("a recipe of lmcast calibrate", (r"recipe\.json",), "give its checkpoint, and this as"
+         " --recipe"),
+)  # fmt: skip
 # The first that fits.
 KINDS = (
     Kind("a diffusers pipeline", ("model_index.json",), "lmcast casts language models: give"
@@ -65,17 +66,11 @@ TENSORS = Kind(
 )
 
 
-def foreign(path: Path, names: Sequence[str]) -> Kind | None:
+def foreign(names: Sequence[str]) -> Kind | None:
     """Return the kind of a directory with these names; None where it may be a checkpoint."""
-    from lmcast.exporter.engine.manifest import is_engine, is_recipe  # which asks this module
-
-    if is_engine(path):
-        return ENGINE
-    if is_recipe(path):
-        return RECIPE
     read = (".safetensors", ".safetensors.index.json", ".gguf")
     tensors = any(name.endswith(read) or name.startswith("pytorch_model") for name in names)
-    for kind in KINDS:
+    for kind in (*OURS, *KINDS):
         if (kind.whole or not tensors) and any(fits(kind, name) for name in names):
             return kind
     return None
@@ -97,7 +92,7 @@ def what_it_is(path: Path) -> str | None:
         names = os.listdir(path) if path.is_dir() else [path.name]
     except OSError:
         return None
-    kind = foreign(path, names) if path.is_dir() else foreign_file(path.name)
+    kind = foreign(names) if path.is_dir() else foreign_file(path.name)
     if kind is not None:
         return kind.what
     checkpoint = {"config.json", "params.json"} & {*names} or any(

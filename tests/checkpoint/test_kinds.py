@@ -46,7 +46,13 @@ NAMED_AS_BEFORE = {
     "older weights of all kinds": (
         ["config.json", "pytorch_model.bin", "tf_model.h5", "model.onnx"], "pickle only",
     ),
-    "an engine of others": (["config.json", "engine.json"], "no weights"),
+    "an engine of others": (["config.json", "engine.json", "pytorch_model.bin"], "pickle only"),
+    "weights of all kinds": (
+        ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5",
+         "flax_model.msgpack", "model.onnx", "openvino_model.xml", "original/consolidated.00.pth",
+         "rank0.engine", "consolidated.safetensors", "vocabulary.txt", "recipe.json",
+         "engine.json"], None,
+    ),
     "a GGUF file with ONNX beside": (["model.gguf", "model.onnx"], "model.gguf"),
 }  # fmt: skip
 
