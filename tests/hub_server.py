@@ -20,7 +20,8 @@ ERRORS = {"GatedRepo": 403, "RepoNotFound": 404, "RevisionNotFound": 404, "": 50
 class Hub(ThreadingHTTPServer):
     """Serves `folder` as the commit COMMIT of MODEL, its branch main and its tag v1.
 
-    refuse: a route ('api', 'resolve') -> the error that it answers with. asked: every request.
+    refuse: a route ('api', 'resolve') -> the error that it answers with; 'body': 'Half', of a
+    file. asked: every request.
     """
 
     def __init__(self, folder: Path):
@@ -59,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         route = "api" if path.startswith("/api/") else "resolve"
         if self.server.refuse.get(route) == "Other":
             self.send_json({"error": "not here"})  # as a server of something else
+        elif self.server.refuse.get(route) == "NoCommit":
+            self.send_json({"id": MODEL})
         elif route in self.server.refuse:
             self.fail(self.server.refuse[route])
         elif path in (api, *(f"{api}/revision/{name}" for name in REVISIONS)):
@@ -72,18 +75,23 @@ class Handler(BaseHTTPRequestHandler):
                 ]
             )
         elif path.startswith(tuple(f"/{MODEL}/resolve/{name}/" for name in REVISIONS)):
-            self.send(self.server.files()[path.partition("/resolve/")[2].partition("/")[2]])
+            self.send_whole(self.server.files()[path.partition("/resolve/")[2].partition("/")[2]])
         else:
             self.fail("RevisionNotFound" if path.startswith(api) else "RepoNotFound")
 
     def send_json(self, value: Any) -> None:
         self.send(json.dumps(value).encode(), "application/json")
 
-    def send(self, data: bytes, kind: str = "application/octet-stream") -> None:
+    def send_whole(self, data: bytes) -> None:
+        """Send a file, or half of it as if that were all."""
+        halves = self.server.refuse.get("body") == "Half" and self.command == "GET"
+        self.send(data[: len(data) // 2] if halves else data, tag=digest(data))
+
+    def send(self, data: bytes, kind: str = "application/octet-stream", tag: str = "") -> None:
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{digest(data)}"')
+        self.send_header("ETag", f'"{tag or digest(data)}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
         if self.command == "GET":

@@ -48,6 +48,8 @@ def open_checkpoint(
     if is_model(name):
         path = fetch(str(name), revision, progress)
     elif revision is None:
+        if name == "":  # as a variable of a shell that is not set; a Path of it is this directory
+            raise CheckpointError("the path of the checkpoint is empty; give its directory")
         path = Path(name)
     else:
         raise CheckpointError(

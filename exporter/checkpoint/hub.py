@@ -110,8 +110,12 @@ def fetch(name: str, revision: str | None, progress: Progress) -> Path:
         return _download(listed, repository, file, revision, progress)
     except InputError:
         raise
-    except (http_error, LocalEntryNotFoundError, ValueError, RuntimeError) as error:
+    except (http_error, OSError, ValueError, RuntimeError) as error:
         local = isinstance(error, LocalEntryNotFoundError)  # not there, for a reason behind it
+        if isinstance(error, OSError) and error.errno and not local:
+            raise CheckpointError(
+                f"{name}: cannot be downloaded into the cache ({HF_HUB_CACHE}): {error.strerror}"
+            ) from None
         cause = error.__cause__ if local else None
         what, remedy = _explain(cause or error, repository)
         raise CheckpointError(f"{name}: on the Hub, {what}; {remedy}") from None
@@ -132,12 +136,16 @@ def _library() -> dict[str, Any]:
 
 
 def _ask(repository: str, revision: str | None) -> "ModelInfo":
-    """Return the commit and the files of a repository; raises what huggingface_hub does."""
+    """Return the commit and the files of a repository; raises what huggingface_hub does, and
+    ValueError for an answer without a commit."""
     from huggingface_hub import HfApi, constants
 
     seconds = constants.HF_HUB_ETAG_TIMEOUT
     api = HfApi(**_library())
-    return api.model_info(repository, revision=revision, timeout=seconds, files_metadata=True)
+    found = api.model_info(repository, revision=revision, timeout=seconds, files_metadata=True)
+    if not found.sha:  # without which nothing can be downloaded
+        raise ValueError("its answer names no commit")
+    return found
 
 
 def _cached(repository: str, file: str, revision: str | None) -> Path | None:

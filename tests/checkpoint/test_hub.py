@@ -133,6 +133,11 @@ FAILURES: dict[str, tuple[dict[str, str], dict[str, object], str]] = {
     "offline": ({}, {"HF_HUB_OFFLINE": True}, "not looked for, as HF_HUB_OFFLINE is set"),
     "unreachable": ({}, {"ENDPOINT": UNREACHABLE}, r"cannot be asked for \(ConnectError"),
     "no hub": ({"api": "Other"}, {}, r"cannot be asked for \(KeyError: 'id'"),
+    "no commit": (
+        {"api": "NoCommit"},
+        {},
+        r"cannot be asked for \(ValueError: its answer names no",
+    ),
 }
 REMEDIES = {
     "gated": r"ask for it at http.*/lab/tiny, and log in with `hf auth login` or HF_TOKEN",
@@ -142,6 +147,7 @@ REMEDIES = {
     "offline": "unset that",
     "unreachable": "look at the network and HF_ENDPOINT, or give a directory",
     "no hub": "look at the network and HF_ENDPOINT, or give a directory",
+    "no commit": "look at the network and HF_ENDPOINT, or give a directory",
 }
 
 
@@ -182,6 +188,25 @@ def test_files_alone_may_be_gated(served: Hub):
     """As on the Hub, where anyone sees the names of files."""
     served.refuse = {"resolve": "GatedRepo"}
     with pytest.raises(CheckpointError, match=r"^lab/tiny: on the Hub, access to it is gated; ask"):
+        open_checkpoint(MODEL)
+
+
+def test_half_a_file(served: Hub):
+    """As a proxy may cut it: nothing is made of it, nor kept."""
+    served.refuse = {"body": "Half"}
+    with pytest.raises(CheckpointError, match=r"^lab/tiny: on the Hub, .*should be of size"):
+        open_checkpoint(MODEL)
+    served.refuse = {}
+    assert open_checkpoint(MODEL).tensors
+
+
+def test_a_cache_that_cannot_be_written(
+    served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file/cache"))
+    message = r"^lab/tiny: cannot be downloaded into the cache \(.*/file/cache\): Not a directory$"
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(MODEL)
 
 
@@ -272,6 +297,16 @@ def test_what_is_no_path_and_looks_like_one_is_a_model(
     if not is_one:
         with pytest.raises(CheckpointError, match="is no model of the Hub, and only those have"):
             open_checkpoint(name, "main")
+
+
+def test_an_empty_name_is_not_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As a variable of a shell is that was never set."""
+    tiny_llama(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="the path of the checkpoint is empty"):
+        open_checkpoint("")
 
 
 def test_its_libraries_call_nobody_else(served: Hub):
