@@ -96,8 +96,9 @@ def fetch(name: str, revision: str | None, progress: Progress) -> Path:
         what, remedy = _explain(error, repository)
         path = _cached(repository, file, revision)
         if path is None:
+            wanted = "it" if revision is None else f"its revision {revision!r}"
             raise CheckpointError(
-                f"{name}: is no path here; on the Hub, {what}, and it is not in the cache"
+                f"{name}: is no path here; on the Hub, {what}, and {wanted} is not in the cache"
                 f" ({HF_HUB_CACHE}); {remedy}"
             ) from None
         commit = cast(dict[str, str], origin(path))["revision"]

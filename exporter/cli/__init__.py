@@ -50,6 +50,14 @@ def cli() -> None:
     """
 
 
+def told(error: click.ClickException) -> str:
+    """Return what click found wrong, and where the command says what is right."""
+    text = error.format_message()
+    if not (isinstance(error, click.UsageError) and error.ctx):
+        return text
+    return f"{text}{'' if text[-1:] in '.?)' else '.'} See `{error.ctx.command_path} --help`."
+
+
 def main() -> None:
     """Run the command line; an InputError is one line and exit status 2."""
     try:
@@ -58,8 +66,11 @@ def main() -> None:
     except click.exceptions.Abort:
         say()
         sys.exit(INTERRUPTED)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(WRONG_INPUT)
+    except click.ClickException as error:
+        click.echo(f"error: {' '.join(told(error).split())}", err=True)
         sys.exit(error.exit_code if error.exit_code != CHECK_FAILED else WRONG_INPUT)
     except (InputError, OSError) as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)

@@ -50,7 +50,7 @@ def calibrate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Choose low-precision weights for CHECKPOINT by what it does with text.
+    """Choose low-precision weights by what they do to text.
 
     Example: lmcast calibrate ./SmolLM2-135M-Instruct --recipe mxfp4 -o recipe
 

@@ -59,13 +59,18 @@ def export(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Write CHECKPOINT (a Hugging Face directory or GGUF file) as an engine.
+    """Cast CHECKPOINT into an engine.
+
+    CHECKPOINT is a directory of Hugging Face's or Mistral's, a GGUF file, or the name of a model on
+    the Hugging Face Hub, which is read by way of its cache.
 
     Example: lmcast export ./SmolLM2-135M-Instruct -o engine
 
-    From the Hugging Face Hub, by way of its cache: lmcast export Qwen/Qwen3-0.6B -o engine
+    From the Hub: lmcast export Qwen/Qwen3-0.6B -o engine
 
-    For NVIDIA GPUs, here or elsewhere: --target tensorrt-rtx --sm 89,120 --max-context 8192
+    \b
+    For NVIDIA GPUs, here or elsewhere:
+    --target tensorrt-rtx --sm 89,120 --max-context 8192
     """
     # The objects of a trace live to its end: garbage collection took a fifth of an export.
     gc.disable()
@@ -93,7 +98,7 @@ def export(
 @plan_options
 @as_json
 def build(engine: Path, target: str, as_json: bool, **given: Any) -> None:
-    """Compile the portable graph of ENGINE for NVIDIA GPUs, into ENGINE.
+    """Add a plan for NVIDIA GPUs to ENGINE, from its portable graph.
 
     For an engine of --target onnx, or one with plans for other GPUs.
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from lmcast.exporter.cli.options import (
     PATH,
     as_json,
     force,
+    inert,
     report,
     revision,
     untie,
@@ -21,21 +23,21 @@ from lmcast.exporter.cli.options import (
 @click.argument("path", type=CHECKPOINT)
 @click.option("--batch", type=int, default=1, show_default=True)
 @click.option("--context", type=int, help="Tokens per row.  [default: the model's longest]")
+@inert
 @untie
 @revision
 @as_json
-def inspect(
-    path: str, batch: int, context: int | None, untie: bool, revision: str | None, as_json: bool
-) -> None:
-    """Say what a checkpoint or an engine is: parameters, formats, state bytes, files.
+def inspect(path: str, batch: int, context: int | None, as_json: bool, **given: Any) -> None:
+    """Say what a checkpoint or an engine holds.
+
+    Parameters, number formats, texts, files, and the bytes of its state.
 
     Example: lmcast inspect engine --batch 8 --context 4096
     """
     from lmcast.exporter.engine.inspect import inspect as run
     from lmcast.exporter.progress import Terminal
 
-    progress = Terminal()
-    report(run(path, batch, context, untie=untie, revision=revision, progress=progress), as_json)
+    report(run(path, batch, context, progress=Terminal(), **given), as_json)
 
 
 @click.command()
@@ -47,7 +49,7 @@ def inspect(
               " times; drops a signature.")  # fmt: skip
 @as_json
 def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
-    """Recompute everything in ENGINE's manifest; exit status 1 if anything differs.
+    """Recompute every hash of ENGINE; exit status 1 if any differs.
 
     Example: lmcast verify engine --key PUBLIC.pem
     """
@@ -75,7 +77,8 @@ def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
             whole += f", and signed with the key of {key}"
         elif (engine / SIGNATURE).exists():
             whole += f"; {SIGNATURE} was not checked: give --key"
-        click.echo(f"{len(problems)} problems" if problems else whole)
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        click.echo(count if problems else whole)
     if problems:
         raise SystemExit(CHECK_FAILED)
 
@@ -86,11 +89,11 @@ def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
               help="Elliptic-curve key in PEM form, not encrypted.")  # fmt: skip
 @as_json
 def sign(engine: Path, key: Path, as_json: bool) -> None:
-    """Sign every file of ENGINE as it is, into model.sig; needs lmcast[sign].
+    """Sign every file of ENGINE as it is, into model.sig.
 
-    Of weights that ENGINE links to, what it records is signed: size, time, header, and a hash where
-    the export read them whole; see `lmcast pack`. A command that writes ENGINE anew drops the
-    signature. Keys are on P-256, P-384 or P-521; a pair is made by
+    Needs lmcast[sign]. Of weights that ENGINE links to, what it records is signed: size, time,
+    header, and a hash where the export read them whole; see `lmcast pack`. A command that writes
+    ENGINE anew drops the signature. Keys are on P-256, P-384 or P-521; a pair is made by
 
     \b
     openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out PRIVATE.pem

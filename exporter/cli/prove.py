@@ -41,7 +41,9 @@ def parity(
     json_file: Path | None,
     junit: Path | None,
 ) -> None:
-    """Prove ENGINE equal to eager PyTorch; exit status 1 beyond the bound.
+    """Prove ENGINE equal to eager PyTorch.
+
+    Exit status 1 beyond the bound, or where a text differs.
 
     Example: lmcast parity engine --against ./Qwen3-0.6B --bisect --junit parity.xml
     """
@@ -80,11 +82,11 @@ def quality(
     html_file: Path | None,
     **given: Any,
 ) -> None:
-    """Measure what ENGINE has lost: perplexity, KL divergence and agreement with its checkpoint.
+    """Measure what low precision has cost ENGINE.
 
-    Both see the same held-out text, which `lmcast calibrate` never uses of the same file. The
-    checkpoint runs in eager PyTorch and fp32; weights that it holds quantized count as what they
-    stand for.
+    Perplexity, KL divergence and agreement with its checkpoint. Both see the same held-out text,
+    which `lmcast calibrate` never uses of the same file. The checkpoint runs in eager PyTorch and
+    fp32; weights that it holds quantized count as what they stand for.
 
     Example: lmcast quality engine --against ./Qwen3-0.6B --data mine.jsonl --max-kl 0.05
     """

@@ -57,7 +57,7 @@ def generate(
     from lmcast.exporter.runtime.engine import load
 
     chatting = is_chat(prompt, file, given["chat"], ids or as_json)
-    prompts = [] if chatting else read(prompt, file, ids, system)
+    prompts = [] if chatting else read(prompt, file, ids, system, given["chat"])
     chats = of_chat(given)
     verifies = given.pop("verify")
     with Terminal().stage("hashing") if verifies else nullcontext():
@@ -84,13 +84,19 @@ def generate(
             click.echo(" ".join(map(str, result.ids)) if ids else result.text)
 
 
-def read(prompt: str | None, file: Path | None, ids: bool, system: str | None) -> list[Any]:
+def read(
+    prompt: str | None, file: Path | None, ids: bool, system: str | None, chat: bool | None
+) -> list[Any]:
     """Return the prompts of the command line, of a file or of standard input."""
     from lmcast.exporter.cli.chat import read_stdin
     from lmcast.exporter.runtime.generate import read_prompts
 
     if prompt is not None and file is not None:
         raise click.UsageError("give either a PROMPT or --file, not both.")
+    if system is not None and (ids or chat is False):
+        raise click.UsageError("--system is for chats: leave it out, or --ids and --no-chat.")
+    if ids and chat:
+        raise click.UsageError("--ids takes a prompt as it is: leave out --chat.")
     prompts: list[Any] = read_prompts(file) if file else [prompt]
     if prompts == [None] or prompt == "-":
         prompts = [read_stdin()]
@@ -108,7 +114,9 @@ def read(prompt: str | None, file: Path | None, ids: bool, system: str | None) -
 @click.option("--runs", type=int, default=3, show_default=True)
 @as_json
 def bench(engine: Path, as_json: bool, **given: Any) -> None:
-    """Measure ENGINE: load time, prefill and decode tokens/s, peak memory.
+    """Measure the speed and memory of ENGINE.
+
+    Load time, prefill and decode tokens/s, peak memory.
 
     Example: lmcast bench engine --prompt-tokens 512
     """

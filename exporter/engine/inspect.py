@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -99,21 +100,24 @@ def inspect(
     batch: int = 1,
     context: int | None = None,
     *,
+    inert: Collection[str] = (),
     untie: bool = False,
     revision: str | None = None,
     progress: Progress = silent,
 ) -> Inspection:
     """Describe a checkpoint or an engine; state sizes are for `batch` rows of `context` tokens.
 
-    path: also a model of the Hub. context None means the longest the model takes. untie, revision:
-    of a checkpoint, as for `export`. Raises InputError where the path is neither.
+    path: also a model of the Hub. context None means the longest the model takes. inert,
+    untie, revision: of a checkpoint, as for `export`. Raises InputError where the path is neither.
     """
     if batch < 1 or (context is not None and context < 1):
         raise InspectError(f"batch {batch} and context {context} must be at least 1")
     if not is_engine(Path(path)):
-        return _checkpoint(path, batch, context, untie, revision, progress)
-    if untie or revision is not None:
-        raise InspectError(f"{path}: is an engine; --untie and --revision are for checkpoints")
+        return _checkpoint(path, batch, context, inert, untie, revision, progress)
+    if inert or untie or revision is not None:
+        raise InspectError(
+            f"{path}: is an engine; --inert, --untie and --revision are for checkpoints"
+        )
     return _engine(Path(path), batch, context)
 
 
@@ -170,6 +174,7 @@ def _checkpoint(
     path: str | PathLike[str],
     batch: int,
     context: int | None,
+    inert: Collection[str],
     untie: bool,
     revision: str | None,
     progress: Progress,
@@ -181,7 +186,7 @@ def _checkpoint(
     from lmcast.exporter.checkpoint.hub import origin
     from lmcast.graphs import defined
 
-    found = defined(source.config, source.tensors, untie=untie)
+    found = defined(source.config, source.tensors, inert, untie=untie)
     stored = [source.tensors[name] for name in found.binding.tensors()]
     weights = count_weights(stored, found.binding)
     plain = [name for name in weights if name in COMPUTED] or ["float32"]

@@ -40,13 +40,13 @@ class Sampling:
         return ", ".join(shown) or "greedy"
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, 0.0, sys.float_info.max)
+        check_number("temperature", self.temperature, 0.0, sys.float_info.max, "of at least 0")
         # Hugging Face takes any number above 0; far from 1 the logits would overflow.
-        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0, "from 0.01 to 100")
         if self.top_p is not None:
-            check_number("top_p", self.top_p, sys.float_info.min, 1.0)
+            check_number("top_p", self.top_p, sys.float_info.min, 1.0, "above 0, at most 1")
         if self.min_p is not None:
-            check_number("min_p", self.min_p, 0.0, 1.0)
+            check_number("min_p", self.min_p, 0.0, 1.0, "from 0 to 1")
         check_integer("top_k", self.top_k, 1, "leave it out to keep every token")
         check_integer("seed", self.seed, 0, "leave it out for a different one each time")
         if self.temperature == 0:
@@ -157,11 +157,11 @@ def choose_sampling(
     )
 
 
-def check_number(name: str, value: object, low: float, high: float) -> None:
-    """Refuse what is not a number from low to high; NaN is none."""
+def check_number(name: str, value: object, low: float, high: float, accepted: str) -> None:
+    """Refuse what is not a number from low to high, `accepted` in words; NaN is none."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     if not number:
-        raise SamplingError(f"{name}: must be a number from {low:g} to {high:g}, not {value!r}")
+        raise SamplingError(f"{name}: must be a number {accepted}, not {value!r}")
 
 
 def check_integer(name: str, value: object, low: int, remedy: str) -> None:

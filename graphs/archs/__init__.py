@@ -76,9 +76,8 @@ def known(config: Mapping[str, Any]) -> str:
     require_generator(config)
     name = name_of(config)
     if name not in NAMES:
-        raise ConfigError(
-            f"config.json: model_type is {name!r:.80}; lmcast defines {', '.join(NAMES)}"
-        )
+        said = "there is no model_type" if name is None else f"model_type is {name!r:.80}"
+        raise ConfigError(f"config.json: {said}; lmcast defines {', '.join(NAMES)}")
     return str(name)
 
 

@@ -336,6 +336,7 @@ def test_commands(served: Hub, lmcast, tmp_path: Path, monkeypatch: pytest.Monke
     status, _, error = lmcast("export", MODEL, "-o", "other", "--revision", "v9")
     assert status == 2
     assert re.fullmatch(
-        r"error: lab/tiny: is no path here; .*HF_HUB_OFFLINE .*; unset that\n", error
+        r"error: lab/tiny: is no path .*HF_HUB_OFFLINE .* its revision 'v9' is .*; unset that\n",
+        error,
     )
     assert not Path("other").exists()

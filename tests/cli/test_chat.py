@@ -129,6 +129,9 @@ BAD: list[tuple[list[str], str]] = [
     (["hi", "--chat-kwargs", '{"tolls": []}'], "it reads no tolls"),
     (["5 6", "--ids", "--template", "short"], "chat_template is for chats; no prompt is one"),
     (["hi", "--no-chat", "--template", "short"], "no prompt is one"),
+    (["hi", "--no-chat", "--system", "be"], "--system is for chats"),
+    (["5 6", "--ids", "--system", "be"], "--system is for chats"),
+    (["5 6", "--ids", "--chat"], "leave out --chat"),
     (["hi", "--sampling", "beam"], "'beam' is not one of"),
     (["hi", "--sampling", "greedy", "--top-k", "3"], "top_k: does nothing at temperature 0"),
 ]

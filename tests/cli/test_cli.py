@@ -43,8 +43,24 @@ def test_help(command: str | None, flag: str, lmcast):
     assert out.startswith(f"Usage: lmcast {command or '[OPTIONS]'}")
     if command is None:
         assert all(f"\n  {name} " in out for name in cli.commands)
+        assert not [line for line in out.splitlines()[1:] if line.endswith("...")]  # none cut off
     else:
         assert f"Example: lmcast {command} " in out
+
+
+USAGE = [
+    (["expord"], "error: No such command 'expord'. Did you mean 'export'? See `lmcast --help`."),
+    (["bench"], "error: Missing argument 'ENGINE'. See `lmcast bench --help`."),
+    (["bench", "e", "--nope"], "error: No such option '--nope'. See `lmcast bench --help`."),
+    (["parity", "e"], "error: Missing option '--against'. See `lmcast parity --help`."),
+    (["generate", "e", "hi", "--file", "f"],
+     "error: give either a PROMPT or --file, not both. See `lmcast generate --help`."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "line"), USAGE)
+def test_a_wrong_command_is_one_line(words: list[str], line: str, lmcast):
+    assert lmcast(*words) == (2, "", f"{line}\n")
 
 
 def test_help_imports_nothing_heavy():
@@ -114,6 +130,18 @@ def test_inspect(what: str, made: Path, lmcast):
     ):
         assert text in out
     assert ("target        cpu, self-contained" in out) == (what == "engine")
+
+
+def test_inspect_takes_inert_keys_as_export_does(made: Path, tmp_path: Path, lmcast):
+    shutil.copytree(made / "checkpoint", tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"our_note": "v3"}))
+    status, _, error = lmcast("inspect", path.parent)
+    assert (status, "pass --inert our_note" in error) == (2, True)
+    status, _, error = lmcast("inspect", path.parent, "--inert", "our_note")
+    assert (status, error) == (0, "")
+    status, _, error = lmcast("inspect", made / "engine", "--inert", "our_note")
+    assert (status, "are for checkpoints" in error) == (2, True)
 
 
 def test_inspect_counts_windows_once(tmp_path: Path, lmcast):

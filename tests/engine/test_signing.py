@@ -280,7 +280,7 @@ def test_tampering_is_found(name: str, signed: Path, keys: Path, lmcast):
     assert (status, error) == (1, "")
     *problems, total = out.splitlines()
     assert first in problems[0]
-    assert (len(problems), total) == (count, f"{count} problems")
+    assert (len(problems), total) == (count, f"{count} problem{'s' * (count > 1)}")
     status, out, _ = lmcast("verify", signed, "--key", keys / PUBLIC, "--json")
     found = json.loads(out)
     assert (status, found["ok"]) == (1, False)
