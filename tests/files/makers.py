@@ -230,6 +230,9 @@ def trained(name: str) -> bytes:
         for count in range(2, 17):
             if "▁" * count not in known:
                 model.pieces.add(piece="▁" * count, score=-1e9)
+    if name == "BPE, prefix and symbols":  # of a text that spells a byte
+        for piece, score in (("<0", -1e6), ("x4", -2e6), ("<0x4", -3e6), ("2>", -4e6)):
+            model.pieces.add(piece=piece, score=score)
     if name == "Unigram, no bytes":  # ⱥ is no piece alone: what an unknown one costs decides
         for piece, score in (("ⱥⱦ", -9), ("ⱨ", -6), ("ⱦⱨ", -1), ("<0x41>", -1)):
             model.pieces.add(piece=piece, score=score)

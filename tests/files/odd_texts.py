@@ -35,7 +35,7 @@ WORDS = (
     "(a) [b] {c} <d> \"e\" 'f' `g`", "a,b.c;d:e!f?", "http://x.org/a?b=c&d=%20#e", "...///---===",
 )  # fmt: skip
 # Of no corpus that a vocabulary is trained on.
-UNTRAINED = ("<0x41>", "zqxzqx", "zqxzqx zqxzqxzqx", "ⱥⱦⱨ", "xⱥⱦⱨⱥ ⱥ")
+UNTRAINED = ("<0x41>", "<u><0x42>", "<u><0x5C>", "zqxzqx", "zqxzqx zqxzqxzqx", "ⱥⱦⱨ", "xⱥⱦⱨⱥ ⱥ")
 NUMBERS = (
     *("1234567890"[:n] for n in range(1, 11)), "3.14159", "1,000,000", "0x1F", "1e-9", "٣٤٥٦",
     "१२३४",

@@ -13,6 +13,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from lmcast.exporter.checkpoint.tokenizers import parts
@@ -42,6 +43,7 @@ SYMBOL_SCORE = -0.1
 MOST_BITS = 32
 # Text that spells a piece of a byte, which the library would take for that byte.
 SPELLED_BYTE = "<(?=0x[0-9A-F]{2}>"
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 @dataclass
@@ -222,9 +224,7 @@ def _require_representable(model: Model, given: Given) -> None:
                 f" which no text has when symbols are looked for, of up to {LONGEST_SYMBOL}"
                 " characters"
             )
-    missing = {f"<0x{byte:02X}>" for byte in range(256)} - {
-        model.pieces[id] for id in model.of(Kind.BYTE)
-    }
+    missing = set(BYTES) - {model.pieces[id] for id in model.of(Kind.BYTE)}
     if model.byte_fallback and missing:
         raise given.error(f"falls back to bytes and has no piece {min(missing)}")
 
@@ -277,11 +277,19 @@ def _expression(node: Mapping[str, Any]) -> str:
 def _spelled_bytes(model: Model, given: Given) -> Part:
     """Return the step that parts <0x0A> in a text behind its first character.
 
-    BPE takes only a whole word for a piece, here a text between symbols; in Unigram pieces are
-    everywhere, so none may lie across that place.
+    BPE takes only a whole word for a piece, here a text between symbols; it is parted behind the
+    first piece that merges make of it. In Unigram pieces are everywhere, so none may lie across
+    that place.
     """
     if model.algorithm == BPE:
-        return parts.split({"Regex": rf"\A{SPELLED_BYTE}\z)"}, "MergedWithPrevious")
+        scores = {model.pieces[id]: model.scores[id] for id in model.of(Kind.NORMAL)}
+        longer: dict[str, list[str]] = {}
+        for text in BYTES:
+            if len(first := _first_piece(text, scores)) > 1:
+                longer.setdefault(first, []).append(text.removeprefix(first))
+        found = [rf"\A{first}(?=(?:{'|'.join(rest)})\z)" for first, rest in longer.items()]
+        found.append(rf"\A{SPELLED_BYTE}\z)")
+        return parts.split({"Regex": "|".join(found)}, "MergedWithPrevious")
     for id in model.of(Kind.NORMAL, Kind.USER_DEFINED):
         if "<0" in model.pieces[id]:
             raise given.error(
@@ -289,6 +297,19 @@ def _spelled_bytes(model: Model, given: Given) -> Part:
                 f" {INSTEAD}"
             )
     return parts.split({"Regex": f"{SPELLED_BYTE})"}, "MergedWithPrevious")
+
+
+def _first_piece(text: str, scores: Mapping[str, float]) -> str:
+    """Return the first of the pieces that BPE makes of a short text; scores: of normal pieces."""
+    made = list(text)
+    while pairs := [
+        (-scores[left + right], at)
+        for at, (left, right) in enumerate(pairwise(made))
+        if left + right in scores
+    ]:
+        at = min(pairs)[1]
+        made[at : at + 2] = [made[at] + made[at + 1]]
+    return made[0]
 
 
 def _byte_pairs(model: Model, given: Given, apart: bool) -> Part:
