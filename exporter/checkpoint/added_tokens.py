@@ -27,6 +27,7 @@ STANDARD = (
 )
 FLAGS = {"single_word", "lstrip", "rstrip", "normalized", "special"}
 CONFIG, MAP, LIST = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+DIGITS = 9  # of an id, at most; the largest in use have 7
 SHOWN = 3  # tokens that are warned of
 
 
@@ -58,7 +59,8 @@ def read_tokens(folder: Folder, config: dict[str, Any]) -> Tokens:
         return Tokens(named, extra, _of_list(folder, listed, special), LIST, {}, ())
     where = f"{folder.root / CONFIG}: added_tokens_decoder"
     if not isinstance(decoder, dict) or not all(
-        id.isdecimal() and isinstance(value, dict) for id, value in decoder.items()
+        id.isdecimal() and len(id) <= DIGITS and isinstance(value, dict)
+        for id, value in decoder.items()
     ):
         raise CheckpointError(f"{where} is {decoder!r:.80}; an object by token id is accepted")
     ids = {int(id): _token(value, f"{where}: {id}") for id, value in decoder.items()}
@@ -99,7 +101,8 @@ def complete(tokenizer: Tokenizer, tokens: Tokens, folder: Folder) -> tuple[bool
         if (new := tokenizer.token_to_id(token.content)) is not None and new >= size
     ]
     notes += [
-        f"{LIST}: {content!r} is {id}, not {found} as in {CONFIG} and tokenizer.json, which count"
+        f"{LIST}: {content!r} is {id!r:.80}, not {found} as in {CONFIG} and tokenizer.json, which"
+        " count"
         for content, id in tokens.left_out.items()
         if (found := tokenizer.token_to_id(content)) != id
     ][:SHOWN]
@@ -202,7 +205,7 @@ def _of_list(folder: Folder, listed: Mapping[str, Any], special: set[str]) -> di
     """Return the tokens of added_tokens.json, which maps their texts to ids."""
     found: dict[int, AddedToken] = {}
     for content, id in listed.items():
-        if isinstance(id, bool) or not isinstance(id, int) or id < 0 or id in found:
+        if type(id) is not int or not 0 <= id < 10**DIGITS or id in found:
             raise CheckpointError(
                 f"{folder.root / LIST}: {content!r} is {id!r:.80}; an id of its own is accepted"
             )

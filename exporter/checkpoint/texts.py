@@ -148,6 +148,7 @@ def _converted(
 def _loaded(text: str, shown: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
+        tokenizer.encode("")  # what it puts around a text may be no token
     except BaseException as error:
         # The library raises plain Exception, and for some normalizers Rust's PanicException.
         if type(error) is not Exception and type(error).__name__ != "PanicException":

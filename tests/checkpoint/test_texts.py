@@ -212,6 +212,10 @@ NOTES: list[tuple[dict[str, Any], str]] = [
         {CONFIG: {"added_tokens_decoder": BASE}, LIST: {"<new>": 97, "</s>": 1}},
         "added_tokens.json: '<new>' is 97, not None as in tokenizer_config.json",
     ),
+    (
+        {CONFIG: {"added_tokens_decoder": BASE}, LIST: {"<new>": "a\nb"}},
+        r"added_tokens.json: '<new>' is 'a\nb', not None as in tokenizer_config.json",
+    ),
     ({CONFIG: {"pad_token": "<pad>"}}, "pad_token '<pad>' is in no file with an id; it is 97"),
     (
         {CONFIG: {"add_bos_token": True}},
@@ -240,6 +244,8 @@ TOKENS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({CONFIG: {"added_tokens_decoder": {"0": flags("</s>")}}}, "has '</s>' as token 0"),
     ({LIST: {"<new>": 1}}, "added_tokens.json: has '<new>' as token 1; .* 1 is '</s>'"),
     ({LIST: {"<new>": "97"}}, "added_tokens.json: '<new>' is '97'; an id of its own is accepted"),
+    ({LIST: {"<new>": 10**30}}, "'<new>' is 10+; an id of its own is accepted"),
+    ({CONFIG: {"added_tokens_decoder": {"1" + "0" * 30: {}}}}, "an object by token id is accepted"),
     ({LIST: {"<new>": 97, "<two>": 97}}, "'<two>' is 97; an id of its own"),
     ({CONFIG: {"added_tokens_decoder": [1]}}, r"added_tokens_decoder is \[1\]; an object by token"),
     ({CONFIG: {"added_tokens_decoder": {"x": {}}}}, "an object by token id is accepted"),
@@ -296,6 +302,19 @@ def test_a_token_around_every_text_must_be_in_the_vocabulary(folder):
     write("tokenizer.json", json.dumps(made))(folder)
     with pytest.raises(CheckpointError, match=r"the tokenizer has '<bos>' \(97\)"):
         check_vocabulary(open_checkpoint(folder), 97)
+
+
+def test_a_token_around_every_text_must_be_one(folder):
+    made = json.loads((folder / "tokenizer.json").read_text())
+    made["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, A],
+        "pair": [A, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<bos>", "ids": [0], "tokens": ["<s>"]}},
+    }
+    write("tokenizer.json", json.dumps(made))(folder)
+    with pytest.raises(CheckpointError, match="the tokenizers library refuses it"):
+        open_checkpoint(folder)
 
 
 def test_without_a_tokenizer_nothing_is_checked(folder):
