@@ -41,6 +41,15 @@ def _finite(text: str) -> float:
     return value
 
 
+def parse_value(text: str) -> Any:
+    """Return the JSON value of a prompt or an option.
+
+    Raises ValueError for what is none and for duplicate keys, of which one would count in silence;
+    RecursionError for deep nesting.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
 def parse_object(data: bytes, shown: Path) -> dict[str, Any]:
     """Return the JSON object that `data` holds in UTF-8; errors name `shown`.
 

@@ -123,9 +123,11 @@ def chat_options(command: Command) -> Command:
 
 def of_chat(given: dict[str, Any]) -> dict[str, Any]:
     """Take the values of chat_options but for `system`, as Engine.generate takes them."""
+    from lmcast.exporter.checkpoint import strict_json
+
     text, template = given.pop("chat_kwargs"), given.pop("template")
     try:
-        value = json.loads(text) if text is not None else {}
+        value = strict_json.parse_value(text) if text is not None else {}
     except (ValueError, RecursionError) as error:
         raise click.UsageError(f"--chat-kwargs is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -1,6 +1,5 @@
 """Text for calibration and measurement: samples of a file, and their tokens in chunks."""
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmcast.exporter import texts
-from lmcast.exporter.checkpoint import CheckpointError
+from lmcast.exporter.checkpoint import CheckpointError, strict_json
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError
@@ -68,7 +67,7 @@ def _text(data: bytes, where: str) -> str:
 
 def _sample(line: bytes, where: str) -> Sample:
     try:
-        value = json.loads(_text(line, where))
+        value = strict_json.parse_value(_text(line, where))
     except (ValueError, RecursionError) as error:
         if isinstance(error, CorpusError):
             raise

@@ -3,7 +3,6 @@
 Letters: B rows, T tokens of one call, V vocabulary.
 """
 
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from lmcast.exporter.checkpoint import strict_json
 from lmcast.exporter.runtime.chat import CHAT_KEYS, Chat, TextError, check_messages
 from lmcast.exporter.runtime.sampling import Sampler, Sampling
 from lmcast.exporter.runtime.text import Text, TextStream
@@ -257,7 +257,7 @@ def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
     text, a list of messages or a list of token ids by itself.
     """
     try:
-        value = json.loads(line)
+        value = strict_json.parse_value(line)
     except (ValueError, RecursionError) as error:
         raise GenerateError(f"{where}: is not JSON: {str(error) or 'nested too deeply'}") from error
     if not isinstance(value, dict):

@@ -123,6 +123,7 @@ def test_what_is_no_chat_is_refused(prompt, given, message, engine):
 
 BAD: list[tuple[list[str], str]] = [
     (["hi", "--chat-kwargs", "{"], "--chat-kwargs is not JSON"),
+    (["hi", "--chat-kwargs", '{"a": 1, "a": 2}'], "the key 'a' occurs twice"),
     (["hi", "--chat-kwargs", "[1]"], "--chat-kwargs needs a JSON object"),
     (["hi", "--chat-kwargs", '{"chat_template": "x"}', "--template", "short"], "give one"),
     (["hi", "--template", "x"], "there is none named 'x'"),

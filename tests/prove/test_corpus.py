@@ -57,6 +57,7 @@ REFUSED = {
     "empty.txt": (b" \n", "empty.txt: holds no text"),
     "latin.txt": (b"one\ntw\xe9\n", "latin.txt:2: is not UTF-8"),
     "latin.jsonl": (b'"a"\n"\xe9"\n', "latin.jsonl:2: is not UTF-8"),
+    "twice.jsonl": (b'{"text": "a", "text": "b"}', "is not JSON: the key 'text' occurs twice"),
     "json.jsonl": (b'"a"\n{"text": \n', "json.jsonl:2: is not JSON"),
     "keys.jsonl": (b'{"prompt": "a"}', "keys.jsonl:1: must be a text or an object with either"),
     "both.jsonl": (b'{"text": "a", "messages": []}', "not the keys ['messages', 'text']"),

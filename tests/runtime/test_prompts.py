@@ -71,6 +71,7 @@ def test_prompt_files(tmp_path: Path, name: str, content: str, expected: list):
         ("a.txt", b"\n \n", ": holds no prompt"),
         ("a.txt", b"one\n\xff\n", ":2: is not UTF-8"),
         ("a.jsonl", b'{"prompt": "a"}\nnot json\n', ":2: is not JSON: "),
+        ("a.jsonl", b'{"prompt": "a", "prompt": "b"}', ":1: is not JSON: the key 'prompt' occurs"),
         ("a.jsonl", b"[" * 100_000, ":1: is not JSON: "),
         ("a.jsonl", b"\n[1.5]", ":2: must be an object with either .* list of token ids or a list"),
         ("a.jsonl", b"{}", r":1: must be an object with either .*, not the keys \[\]"),
