@@ -209,7 +209,7 @@ def _only_gguf(repository: str, names: list[str]) -> str:
     from lmcast.exporter.checkpoint.gguf.names import models
 
     found = models(names)
-    if not found or any(name.endswith(".safetensors") for name in names):
+    if not found or any(n.endswith(".safetensors") and "/" not in n for n in names):
         return ""
     if len(found) > 1:
         raise CheckpointError(

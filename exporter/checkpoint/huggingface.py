@@ -165,7 +165,7 @@ def _from_file(folder: Folder, name: str, source: str = "") -> Tensors:
 
 def _only_file(folder: Folder, names: list[str], single: str) -> str:
     """The one safetensors file of another name, where it can be no part of something larger."""
-    found = [name for name in names if name.endswith(".safetensors")]
+    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
     if len(found) > 1:
         raise CheckpointError(
             f"{folder.root}: has {len(found)} safetensors files ({found[0]}, {found[1]}, ...) but "

@@ -73,6 +73,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         (write("chat_template.jinja", "{{ messages }}"), {WEIGHTS, "chat_template.jinja"}),
         (lambda d: shutil.copytree(d, d / "onnx"), {WEIGHTS}),
         (lambda d: (d / WEIGHTS).rename(d / "w.safetensors"), {"w.safetensors"}),
+        (lambda d: (shutil.copytree(d, d / "original"), (d / WEIGHTS).rename(d / "w.safetensors")),
+         {"w.safetensors"}),
     ],
 )  # fmt: skip
 def test_what_is_read_is_downloaded(
@@ -257,6 +259,8 @@ def test_gguf_files(served: Hub):
     ):
         hub.fetch(f"{MODEL}:d.gguf", None, Progress())
     remove(WEIGHTS, "b.gguf", *parts, "Q4/c-00001-of-00003.gguf")(served.folder)
+    (served.folder / "original").mkdir()
+    (served.folder / "original" / WEIGHTS).touch()
     shutil.rmtree(constants.HF_HUB_CACHE)
     assert hub.fetch(MODEL, None, Progress()).name == "a.gguf"
 
