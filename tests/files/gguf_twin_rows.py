@@ -63,7 +63,7 @@ TWINS = (
     Twin(
         case="olmo3/Olmo-3-7B",
         arch="olmo2",
-        keys=to.windows,
+        keys=to.olmo3,
         differs=(*FOUND, "rope_parameters"),  # the usual attention_factor, without saying so
     ),
     Twin(

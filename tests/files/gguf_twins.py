@@ -204,6 +204,11 @@ def windows(c: Config) -> Config:
     }
 
 
+def olmo3(c: Config) -> Config:
+    """Its factor of attention has two names."""
+    return {**windows(c), "rope.scaling.attn_factor": positions(c)["attention_factor"]}
+
+
 def rotated(c: Config) -> Config:
     """rope.dimension_count of Llama and its kin, and the vocabulary."""
     return {"rope.dimension_count": head_dim(c), "vocab_size": c["vocab_size"]}
