@@ -87,6 +87,11 @@ REFUSED = (
     ("phi3", {"rope.dimension_count": 10}, "accepted: an even number up to the head's 8"),
     ("phi3", {"rope.scaling.original_context_length": 1}, "accepted: a context of some length"),
     ("olmo2", {"attention.sliding_window": 8}, "sliding_window_pattern is missing"),
+    (
+        "mistral3",
+        {"attention.temperature_scale": 0.1, "rope.scaling.yarn_log_multiplier": 0.5},
+        "yarn_log_multiplier is 0.5; accepted: 1",
+    ),
     ("olmo2", {"rope.scaling.attn_factor": 1.5}, "attn_factor is 1.5; accepted: 1, as by YaRN"),
     ("gpt-oss", {"attention.sliding_window": None}, "sliding_window is missing"),
     ("llama4", {"attention.sliding_window": 0}, "of a model without chunks"),

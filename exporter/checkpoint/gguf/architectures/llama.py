@@ -55,9 +55,14 @@ def mistral(m: Model) -> dict[str, Any]:
 
 
 def ministral(m: Model) -> dict[str, Any]:
-    """Queries grow with the position, and YaRN's factor is that of two equal mscales."""
-    out = mistral(m)
-    both = m.number("rope.scaling.yarn_log_multiplier")
+    """Queries grow with the position, and YaRN's factor is that of two equal mscales.
+
+    The file holds one of them; llama.cpp takes 1 for the other, as it is in all releases.
+    """
+    out, name = mistral(m), "rope.scaling.yarn_log_multiplier"
+    both = m.number(name)
+    if both != 1:
+        raise m.error(f"{m.key(name)} is {both}; accepted: 1, as the mscale that it does not hold")
     beta = m.number("attention.temperature_scale")
     out["rope_parameters"] |= {
         "mscale": both,
