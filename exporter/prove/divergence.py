@@ -116,7 +116,7 @@ class Measured:
             ),
             ("bytes of weights", f"{self.reference_bytes:,}", f"{self.bytes:,}", share),
         ]
-        lines = [f"{name:18}{a:>18}{b:>18}{c:>18}" for name, a, b, c in rows]
+        lines = [f"{name:18}{a:>18} {b:>18} {c:>18}" for name, a, b, c in rows]
         error = "" if self.top1.error is None else f" ±{self.top1.error:.2%}"
         lines += [
             f"KL per token      {self.kl.text('.3g')} nats",
