@@ -198,6 +198,7 @@ def test_inputs_are_rounded_in_every_way(target: str, models, tmp_path: Path):
     recipe = round_weights(models["qwen3"], tmp_path / "recipe", runs, inputs, more)
     engine = export(models["qwen3"], tmp_path / "engine", target, recipe=recipe, tokenizer=False)
     proto = onnx.load(engine.directory / "model.onnx", load_external_data=False)
+    assert "\n  without rounding of inputs: within " in engine.summary().text()
     bodies = [f for f in proto.functions if f.name.startswith("quantize_input")]
     assert len(bodies) == len(BLOCKS) + 4
     report = parity(engine.directory, models["qwen3"], recipe=recipe)
