@@ -75,11 +75,7 @@ def fetch(name: str, revision: str | None, progress: Progress) -> Path:
     """
     _switch_telemetry_off()
     from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
     # All that fails on the way derives from this class, of httpx or of httpx2.
     http_error = cast(type[Exception], HfHubHTTPError.__bases__[0])
@@ -112,14 +108,21 @@ def fetch(name: str, revision: str | None, progress: Progress) -> Path:
     except InputError:
         raise
     except (http_error, OSError, ValueError, RuntimeError) as error:
-        local = isinstance(error, LocalEntryNotFoundError)  # not there, for a reason behind it
-        if isinstance(error, OSError) and error.errno and not local:
-            raise CheckpointError(
-                f"{name}: cannot be downloaded into the cache ({HF_HUB_CACHE}): {error.strerror}"
-            ) from None
-        cause = error.__cause__ if local else None
-        what, remedy = _explain(cause or error, repository)
-        raise CheckpointError(f"{name}: on the Hub, {what}; {remedy}") from None
+        raise _failed(name, repository, error) from None
+
+
+def _failed(name: str, repository: str, error: Exception) -> CheckpointError:
+    """Return what a download that failed is said as."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    local = isinstance(error, LocalEntryNotFoundError)  # not there, for a reason behind it
+    if isinstance(error, OSError) and error.errno and not local:
+        return CheckpointError(
+            f"{name}: cannot be downloaded into the cache ({HF_HUB_CACHE}): {error.strerror}"
+        )
+    what, remedy = _explain((local and error.__cause__) or error, repository)
+    return CheckpointError(f"{name}: on the Hub, {what}; {remedy}")
 
 
 def _switch_telemetry_off() -> None:
