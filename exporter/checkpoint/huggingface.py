@@ -29,6 +29,7 @@ CONFIG_BYTES = 16 << 20  # 16 MiB; real ones have kilobytes
 INDEX_BYTES = 100 << 20  # of a trillion parameters in small tensors: about 20 MB
 SINGLE = "model.safetensors"
 MODELOPT = "hf_quant_config.json"
+EMBEDDING = "modules.json"  # of sentence-transformers: what is done with the hidden states
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 COMPARED_BYTES = 4096  # of each tensor, between a single file and the shards beside it
@@ -64,6 +65,11 @@ def open_directory(path: Path, progress: Progress = silent) -> Checkpoint:
         raise CheckpointError(f"{folder.root}: has no config.json; {_what_it_is(folder, names)}")
     if not tensors:
         raise CheckpointError(f"{folder.root}: its safetensors files hold no tensor")
+    if EMBEDDING in names:
+        progress.warn(
+            f"{EMBEDDING}: this is a model of sentence-transformers, made to embed texts; what is"
+            " read is its language model, whose logits are of the next token"
+        )
     return Checkpoint(folder.root, config, tensors, read_texts(folder))
 
 

@@ -105,6 +105,15 @@ def test_a_stale_index_is_named(folder):
     assert str(folder / INDEX) in message and WEIGHTS in message
 
 
+def test_a_model_that_embeds_is_named(folder):
+    (folder / "modules.json").write_text("[]")
+    told: list[str] = []
+    progress = Progress()
+    progress.warn = told.append
+    open_checkpoint(folder, progress=progress)
+    assert ["sentence-transformers" in message for message in told] == [True]
+
+
 @pytest.mark.parametrize("name", OF_SAFETENSORS)
 def test_reads_every_dtype_in_blocks(name, folder):
     dtype = OF_SAFETENSORS[name].torch
