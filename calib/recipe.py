@@ -4,27 +4,33 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-import torch
 from torch import nn
 
+from lmcast.calib.formats import WEIGHTS
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
 from lmcast.graphs.weights.bind import wide
-from lmcast.graphs.weights.elements import ELEMENTS
 from lmcast.graphs.weights.quantized import Blocks, Scheme
 from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed, Source, View
-from lmcast.plugins.errors import InputError
+from lmcast.plugins import records
+from lmcast.plugins.errors import InputError, printable
+from lmcast.plugins.quantize.quantize_input import BLOCKS
+from lmcast.plugins.records import Count, Range, RecordError
 
 FP8_CACHE = "fp8"  # the one format of a cache
+SCALED = ("fp8", "int8", "nvfp4")  # formats of inputs that take a static scale
 
 
 class RecipeError(InputError):
-    """A recipe that is not whole, or of another checkpoint."""
+    """A recipe that is not whole, or of another checkpoint; one printable line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -48,39 +54,74 @@ class Recipe:
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        weights = {
-            name: {
-                **dataclasses.asdict(s),
-                "element": s.element.name,
-                "block": list(s.block),
-                "scale": _name(s.scale),
-            }
-            for name, s in self.weights.items()
-        }
+        weights = {n: dataclasses.asdict(_Scheme.of(s)) for n, s in self.weights.items()}
         inputs = {name: dataclasses.asdict(given) for name, given in self.inputs.items()}
         caches, report = dict(self.caches), dict(self.report)
         return {"weights": weights, "inputs": inputs, "caches": caches, "report": report}
 
 
-def read_recipe(fields: Mapping[str, Any]) -> Recipe:
-    """Return a recipe from its JSON; raises RecipeError where it is not one."""
-    try:
-        weights = {
-            name: Scheme(
-                **s
-                | {
-                    "element": ELEMENTS[s["element"]],
-                    "block": tuple(s["block"]),
-                    "scale": getattr(torch, s["scale"]),
-                }
+@dataclass(frozen=True)
+class _Scheme:
+    """A scheme in JSON: names in place of records."""
+
+    element: str
+    block: tuple[Count, Count]
+    scale: str
+    shared: bool
+    zeros: bool
+
+    @classmethod
+    def of(cls, s: Scheme) -> "_Scheme":
+        scale = str(s.scale).removeprefix("torch.")
+        return cls(s.element.name, s.block, scale, s.shared, s.zeros)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """An InputFormat in JSON."""
+
+    format: str | None
+    rotation: Annotated[int, Range(0, 1 << 16)]
+    static: bool
+    smooth: bool
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in BLOCKS:
+            raise RecordError(f"format is {self.format!r:.40}; accepted: {', '.join(BLOCKS)}, null")
+        if self.rotation & (self.rotation - 1):
+            raise RecordError(f"rotation is {self.rotation}; accepted: a power of two, and 0")
+        if self.static and self.format not in SCALED:
+            raise RecordError(
+                f"static is true for format {self.format}; accepted: for {', '.join(SCALED)}"
             )
-            for name, s in fields["weights"].items()
-        }
-        inputs = {name: InputFormat(**given) for name, given in fields["inputs"].items()}
-        caches = dict(fields.get("caches", {}))  # those of an earlier lmcast have none
-        return Recipe(weights, inputs, caches, fields["report"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(f"the recipe is damaged ({error}); calibrate again") from None
+
+
+@dataclass(frozen=True)
+class _Json:
+    """A recipe in JSON."""
+
+    weights: Mapping[str, _Scheme]
+    inputs: Mapping[str, _Inputs]
+    caches: Mapping[str, str]
+    report: Mapping[str, Any]
+
+
+def read_recipe(fields: Mapping[str, Any]) -> Recipe:
+    """Return a recipe from its JSON; raises RecipeError where it is not one that is written."""
+    known = {_Scheme.of(format.scheme): format.scheme for format in WEIGHTS.values()}
+    try:
+        given = records.read(_Json, fields)
+    except RecordError as error:
+        raise RecipeError(f"{error}: damaged, calibrate again") from None
+    for name, scheme in given.weights.items():
+        if scheme not in known:
+            raise RecipeError(
+                f"weights.{name:.80} is {dataclasses.asdict(scheme)}; accepted: the formats"
+                f" {', '.join(WEIGHTS)}: damaged, calibrate again"
+            )
+    weights = {name: known[scheme] for name, scheme in given.weights.items()}
+    inputs = {n: InputFormat(**dataclasses.asdict(i)) for n, i in given.inputs.items()}
+    return Recipe(weights, inputs, given.caches, given.report)
 
 
 def tensors(parameter: str, scheme: Scheme) -> Blocks:
@@ -95,7 +136,8 @@ def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definitio
 
     names: the tensors of the recipe, which must be among those of the checkpoint.
 
-    Raises RecipeError where the recipe belongs to another model.
+    Raises RecipeError where the recipe belongs to another model, and for a tensor of it that
+    nothing reads.
     """
     model = copy.deepcopy(found.model.to("meta"))
     for name, inputs in recipe.inputs.items():
@@ -103,20 +145,27 @@ def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definitio
     for name, format in recipe.caches.items():
         hold(model, name, format)
     sources: dict[str, Source] = {}
+    used = set[str]()
     for name, _ in model.named_parameters():
         if name in recipe.weights:
             layout = tensors(name, recipe.weights[name])
             if missing := set(layout.tensors) - names:
                 raise RecipeError(f"the recipe has no tensor {min(missing)}; calibrate again")
             sources[name] = Packed(View(name), layout)
+            used |= set(layout.tensors)
         elif name in names:
             sources[name] = View(name)
+            used.add(name)
         elif name in found.binding.sources:
             sources[name] = found.binding.sources[name]
         else:
             raise RecipeError(f"the recipe has no tensor {name}; calibrate again")
     if unknown := recipe.weights.keys() - sources.keys():
         raise RecipeError(f"the recipe is of another model: {min(unknown)} is no weight of this")
+    if surplus := names - used:
+        raise RecipeError(
+            f"the recipe has the tensor {min(surplus):.80}, which nothing reads; calibrate again"
+        )
     kept = found.binding.wide | frozenset(wide(model))
     binding = dataclasses.replace(found.binding, sources=sources, wide=kept)
     return dataclasses.replace(found, model=model, binding=binding)
@@ -130,6 +179,12 @@ def _replace(model: nn.Module, name: str, inputs: InputFormat) -> None:
         raise RecipeError(f"the recipe is of another model: it has no layer {name}") from None
     if not isinstance(linear, nn.Linear):
         raise RecipeError(f"the recipe rounds inputs of {name}, which is no linear layer")
+    for size in (inputs.rotation, BLOCKS[inputs.format] if inputs.format else 0):
+        if size and linear.in_features % size:
+            raise RecipeError(
+                f"the recipe rounds inputs of {name} in runs of {size}; accepted: what divides its"
+                f" {linear.in_features}"
+            )
     setattr(model.get_submodule(parent), leaf, QuantizedLinear(linear, inputs))
 
 
@@ -152,7 +207,3 @@ def hold(model: nn.Module, name: str, format: str) -> Fp8Cache:
     except ValueError as error:
         raise RecipeError(f"the recipe has a cache of {name}: {error}") from None
     return cache
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -23,9 +23,10 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.checkpoint.tokenizers import KINDS
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
-from lmcast.exporter.engine.manifest import EngineError, digests, write_manifest
+from lmcast.exporter.engine.manifest import EngineError, write_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, PARITY
 from lmcast.exporter.engine.output import check_output
+from lmcast.exporter.engine.sealed import digests
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
@@ -79,7 +80,7 @@ def export(
     source, identities = identified(checkpoint, revision, progress)
     source = source if tokenizer else without_texts(source)
     found = understand(source, inert, tokenizer, untie)
-    found, source, part = take_parts(found, source, matformer, recipe, identities)
+    found, source, part = take_parts(found, source, matformer, recipe, identities, progress)
     own = part | {"inert": sorted(inert), "untie": untie}
     own |= {"context": choose_context(found, context, progress)}
     plan = (made_for := targets.get(target)).order(sms, own["context"], sizes)
@@ -130,10 +131,11 @@ def take_parts(
     matformer: str | PathLike[str] | None,
     recipe: str | PathLike[str] | None,
     identities: Sequence[SourceFile],
+    progress: Progress = silent,
 ) -> tuple[Definition, Checkpoint, dict[str, Any]]:
     """Apply a slice and a recipe, where they are given; return their fields of engine.json too."""
     found, fields = take_slice(found, matformer)
-    found, source = take_recipe(found, source, recipe, identities, fields)
+    found, source = take_recipe(found, source, recipe, identities, fields, progress)
     return found, source, fields
 
 
@@ -153,12 +155,13 @@ def take_recipe(
     recipe: str | PathLike[str] | None,
     identities: Sequence[SourceFile],
     fields: dict[str, Any],
+    progress: Progress = silent,
 ) -> tuple[Definition, Checkpoint]:
     """Apply a recipe: return the quantized definition and the checkpoint with the recipe's
     tensors; add the recipe's summary for engine.json to `fields`."""
     if recipe is None:
         return found, source
-    files = open_recipe(Path(recipe), identities)
+    files = open_recipe(Path(recipe), identities, progress=progress)
     fields["recipe"] = files.summary(found)
     return files.take(found, source)
 

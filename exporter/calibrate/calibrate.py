@@ -131,9 +131,9 @@ def _write(
             warn(made.report, subject.fewest_tokens, progress)
             for file in subject.identities:
                 file.check()
-            published = made.work.publish(made.report["written"], made.parts, directory)
+            published, hashes = made.work.publish(made.report["written"], made.parts, directory)
             whole = dataclasses.replace(published, report=made.report)
-            write_recipe(directory, whole, subject.identities)
+            write_recipe(directory, whole, subject.identities, hashes)
     return made.report
 
 

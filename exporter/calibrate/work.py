@@ -23,6 +23,7 @@ from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.blocks.quantized import InputFormat, QuantizedLinear
 from lmcast.graphs.weights.quantized import Scheme
 from lmcast.graphs.weights.sources import Packed, View, load_into
+from lmcast.plugins.errors import InputError
 
 KEY = "key.json"
 WHOLE = "whole"  # written last into the directory of a layer
@@ -57,12 +58,21 @@ class Work:
 
         key: everything that the results depend on.
         """
-        file, text = self.folder / KEY, json.dumps(key, sort_keys=True)
-        if file.is_file() and file.read_text(encoding="utf-8") == text:
+        file, text = self.folder / KEY, json.dumps(key, sort_keys=True).encode()
+        if file.is_file() and file.read_bytes() == text:
+            self._drop_damaged()
             return
         self.end()
         self.folder.mkdir()
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(text)
+
+    def _drop_damaged(self) -> None:
+        """Remove results that are not as they were written: their layers are quantized again."""
+        for whole in list(self.folder.glob(f"*/{WHOLE}")):
+            try:
+                open_recipe(whole.parent, self.identities)
+            except InputError:
+                shutil.rmtree(whole.parent)
 
     def end(self) -> None:
         """Remove everything."""
@@ -82,22 +92,27 @@ class Work:
         folder = self._at(index, variant)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        write((_entry(name, value) for name, value in values.items()), folder)
-        write_recipe(folder, recipe, self.identities)
+        _, hashes = write((_entry(name, value) for name, value in values.items()), folder)
+        write_recipe(folder, recipe, self.identities, hashes)
         (folder / WHOLE).touch()
 
     def get(self, index: int, variant: str) -> RecipeFiles:
-        return open_recipe(self._at(index, variant), self.identities)
+        # Its hashes are known: `begin` has checked what was there, and `put` has written the rest.
+        return open_recipe(self._at(index, variant), self.identities, whole=False)
 
-    def publish(self, variant: str, layers: int, directory: Path) -> Recipe:
-        """Move the tensors of all layers into `directory`, and return what belongs to them."""
+    def publish(self, variant: str, layers: int, directory: Path) -> tuple[Recipe, dict[str, str]]:
+        """Move the tensors of all layers into `directory`; return what belongs to them, and the
+        hashes of their files."""
         parts = [self.get(index, variant) for index in range(layers)]
+        hashes = {}
         (directory / "weights").mkdir()
         for index, part in enumerate(parts):
             (part.path / WHOLE).unlink()
-            for file in sorted((part.path / "weights").iterdir()):
-                file.rename(directory / "weights" / f"layer-{index:04}-{file.name}")
-        return joined(part.recipe for part in parts)
+            for file in part.files:
+                moved = f"weights/layer-{index:04}-{Path(file.path).name}"
+                (part.path / file.path).rename(directory / moved)
+                hashes[moved] = file.sha256
+        return joined(part.recipe for part in parts), hashes
 
     def _at(self, index: int, variant: str) -> Path:
         return self.folder / f"{variant}-{index:04}"

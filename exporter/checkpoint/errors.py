@@ -1,6 +1,6 @@
 """What a checkpoint can be refused for."""
 
-from lmcast.plugins.errors import InputError
+from lmcast.plugins.errors import InputError, printable
 
 LONGEST = 1000  # characters; a hostile name may be megabytes long
 
@@ -10,6 +10,4 @@ class CheckpointError(InputError):
 
     def __init__(self, message: str):
         shown = message if len(message) <= LONGEST else message[:LONGEST] + "..."
-        super().__init__(
-            "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
-        )
+        super().__init__(printable(shown))

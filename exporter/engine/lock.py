@@ -20,7 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lmcast.exporter.engine.manifest import EngineError, open_without_waiting
+from lmcast.exporter.engine.manifest import EngineError
+from lmcast.exporter.engine.sealed import open_without_waiting
 from lmcast.exporter.interrupts import Signals
 
 TOKEN_BYTES = 8

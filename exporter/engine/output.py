@@ -6,14 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmcast.exporter.engine.manifest import (
-    DamagedError,
-    EngineError,
-    is_engine,
-    is_recipe,
-    read_regular,
-)
+from lmcast.exporter.engine.manifest import EngineError, is_engine, is_recipe
 from lmcast.exporter.engine.names import ENGINE_JSON, RECIPE_JSON
+from lmcast.exporter.engine.sealed import DamagedError, parse_object, read_regular
 
 FORCE = "--force replaces it; or give another path"
 
@@ -68,8 +63,8 @@ def check_replaced(
     if kind != there:
         raise EngineError(f"{output} is {what}, not what is to be written there: {FORCE}")
     try:
-        fields = json.loads(read_regular(output / there))
-    except (OSError, ValueError, DamagedError):
+        fields = parse_object(read_regular(output / there))
+    except (OSError, DamagedError):
         return
     same = fields.get("source") == json.loads(json.dumps(list(source)))
     if engine and config is not None:

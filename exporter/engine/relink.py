@@ -6,7 +6,8 @@ from typing import Any
 
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.engine import manifest
-from lmcast.exporter.engine.manifest import EngineError, Problem, read_manifest, write_manifest
+from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
+from lmcast.exporter.engine.sealed import Problem
 from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmcast.exporter.engine import manifest
-from lmcast.exporter.engine.manifest import DamagedError, Problem, read_manifest, read_regular
+from lmcast.exporter.engine.manifest import read_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
+from lmcast.exporter.engine.sealed import DamagedError, Problem, read_regular
 from lmcast.plugins.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -83,8 +84,7 @@ def sign(engine: Path, key: Path) -> Signed:
         unfinished.unlink(missing_ok=True)
     found = read_manifest(engine)
     size = (engine / ENGINE_JSON).stat().st_size + sum(f.size for f in found.files)
-    sources = found.fields.get("linked", [])
-    linked = tuple(source["path"] for source in sources if "sha256" not in source)
+    linked = tuple(source.path for source in found.linked if source.sha256 is None)
     return Signed(str(engine / SIGNATURE), _fingerprint(public), len(found.files) + 1, size, linked)
 
 

@@ -277,7 +277,7 @@ def parity(
     found = defined(source.config, source.tensors, fields["inert"], fields.get("untie", False))
     if "matformer" in fields:
         found = sliced(found, fields["matformer"])
-    files = recipe_of(engine, fields, recipe, identities)
+    files = recipe_of(engine, fields, recipe, identities, progress)
     if files is not None:
         found, source = files.take(found, source)
     rows = loaded.encode(read_prompts(prompts)) if prompts else None

@@ -60,7 +60,7 @@ def quality(
     fields = loaded.manifest.fields
     source, identities = identified(against, revision or revision_of(against, fields), progress)
     found = _definition(loaded, source)
-    files = recipe_of(engine, fields, recipe, identities) if recipe else None
+    files = recipe_of(engine, fields, recipe, identities, progress) if recipe else None
     with progress.stage("reading text"):
         ids = _chunks(loaded, source, data, math.ceil(tokens / chunk), chunk)
     with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:

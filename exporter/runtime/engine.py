@@ -13,8 +13,9 @@ import numpy as np
 from lmcast.exporter import targets
 from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.cores import limited
-from lmcast.exporter.engine.manifest import EngineError, Manifest, Problem, read_manifest, verify
+from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
+from lmcast.exporter.engine.sealed import Problem
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError
 from lmcast.exporter.runtime.conversation import Conversation
@@ -307,7 +308,7 @@ def changes(manifest: Manifest, whole: bool) -> list[Problem]:
     problems = verify(manifest.directory, quick=True)
     if not whole:
         return problems
-    hashed = {file["path"] for file in manifest.fields.get("linked", []) if "sha256" in file}
+    hashed = {file.path for file in manifest.linked if file.sha256 is not None}
     unhashed = [problem for problem in problems if problem.path not in hashed]
     return unhashed + verify(manifest.directory, times=False)
 

@@ -3,24 +3,39 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmcast.calib.recipe import Recipe, RecipeError, apply, read_recipe
-from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import read_header
-from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.engine.names import RECIPE_JSON
+from lmcast.exporter.engine.sealed import (
+    DamagedError,
+    FileEntry,
+    Problem,
+    check_seal,
+    differs,
+    list_files,
+    parse_object,
+    read_files,
+    read_regular,
+    seal,
+    walk,
+    wrong_contents,
+)
+from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.weights.quantized import format_name
 from lmcast.graphs import Definition
 from lmcast.graphs.weights.sources import shape_of
 
-VERSION = 1
-MOST_BYTES = 64 << 20  # of recipe.json: a few hundred bytes for each weight
+VERSION = 2  # 1 had no hashes
+AGAIN = "calibrate again"
+WEIGHTS = "weights"  # the folder of tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +45,8 @@ class RecipeFiles:
     path: Path
     recipe: Recipe
     tensors: Mapping[str, StoredTensor]
-    sha256: str  # of recipe.json
+    files: tuple[FileEntry, ...]  # of tensors
+    sha256: str  # of recipe.json, and thereby of all of it
 
     def extend(self, source: Checkpoint) -> Checkpoint:
         """Return a checkpoint with the tensors of the recipe added."""
@@ -69,11 +85,29 @@ class RecipeFiles:
         return quantized, extended
 
 
-def write_recipe(directory: Path, recipe: Recipe, identities: Iterable[SourceFile]) -> None:
-    """Write recipe.json; the tensors lie in weights/*.safetensors already."""
-    fields = {"version": VERSION, "source": identity(identities), **recipe.as_json()}
-    text = json.dumps(fields, indent=1, sort_keys=True) + "\n"
-    (directory / RECIPE_JSON).write_text(text, encoding="utf-8")
+def write_recipe(
+    directory: Path,
+    recipe: Recipe,
+    identities: Iterable[SourceFile],
+    hashes: Mapping[str, str] | None = None,
+) -> None:
+    """Write recipe.json; the tensors lie in weights/*.safetensors already.
+
+    hashes: known sha256 of those by relative path. Raises RecipeError for a report of numbers that
+    are not finite.
+    """
+    found = {path: status for path, status in walk(directory) if path.startswith(f"{WEIGHTS}/")}
+    fields = {
+        "version": VERSION,
+        "source": identity(identities),
+        "files": list_files(directory, found, hashes or {}),
+        **recipe.as_json(),
+    }
+    try:
+        data = seal(fields)
+    except ValueError as error:
+        raise RecipeError(f"what was measured is not finite ({error}): no recipe") from None
+    (directory / RECIPE_JSON).write_bytes(data)
 
 
 def identity(identities: Iterable[SourceFile]) -> list[dict[str, Any]]:
@@ -83,21 +117,76 @@ def identity(identities: Iterable[SourceFile]) -> list[dict[str, Any]]:
     ]
 
 
-def open_recipe(path: Path, identities: Iterable[SourceFile]) -> RecipeFiles:
-    """Return the recipe of a directory; raises RecipeError if it is of another checkpoint."""
+def open_recipe(
+    path: Path, identities: Iterable[SourceFile], whole: bool = True, progress: Progress = silent
+) -> RecipeFiles:
+    """Return the recipe of a directory; raises RecipeError if it is damaged, or of another
+    checkpoint.
+
+    whole: compute the hashes of its tensors too, which recipe.json lists.
+    """
     file = path / RECIPE_JSON
     if not file.is_file():
         raise RecipeError(f"{path}: has no {RECIPE_JSON}; accepted: what `lmcast calibrate` writes")
-    data = read_capped(file, MOST_BYTES)
-    fields = parse_object(data, file)
-    if fields.get("version") != VERSION:
-        raise RecipeError(f"{file}: version is {fields.get('version')!r:.40}; accepted: {VERSION}")
-    if fields.get("source") != json.loads(json.dumps(identity(identities))):
+    try:
+        data = read_regular(file)
+        fields = _unsealed(data)
+        files = read_files(fields.pop("files", None))
+    except DamagedError as error:
+        raise RecipeError(f"{file}: {error}; {AGAIN}") from None
+    except OSError as error:
+        raise RecipeError(f"{file}: cannot be read: {error.strerror}") from None
+    source = fields.pop("source", None)
+    try:
+        recipe = read_recipe(fields)
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from None
+    if source != json.loads(json.dumps(identity(identities))):
         raise RecipeError(f"{path}: was calibrated on another checkpoint than the one given")
+    if problems := list(_problems(path, files, whole, progress)):
+        raise RecipeError(f"{path}: {problems[0]}; {AGAIN}")
+    return RecipeFiles(path, recipe, _tensors(path, files), files, hashlib.sha256(data).hexdigest())
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    """Return the fields of recipe.json but for its version; raises DamagedError."""
+    body = parse_object(data)
+    version = body.get("version")
+    if type(version) is not int or version != VERSION:
+        raise DamagedError(f"version is {version!r:.40}; accepted: {VERSION}, which has hashes")
+    fields = check_seal(body, data)
+    del fields["version"]
+    return fields
+
+
+def _problems(
+    path: Path, files: Sequence[FileEntry], whole: bool, progress: Progress
+) -> Iterator[Problem]:
+    """Yield how the tensors of a recipe differ from its list; what else lies there is not read."""
+    found = {name: status for name, status in walk(path) if name.partition("/")[0] == WEIGHTS}
+    for entry in files:
+        if not re.fullmatch(rf"{WEIGHTS}/[^/]+\.safetensors", entry.path):
+            yield Problem(entry.path, f"is listed; accepted: {WEIGHTS}/*.safetensors")
+        yield from differs(entry, found.get(entry.path))
+    for name in sorted(found.keys() - {entry.path for entry in files}):
+        yield Problem(name, f"is not part of the recipe: {RECIPE_JSON} does not list it")
+    if whole:
+        intact = [entry for entry in files if not list(differs(entry, found.get(entry.path)))]
+        try:
+            with progress.stage("checking the recipe", sum(e.size for e in intact)) as step:
+                yield from wrong_contents(path, intact, step)
+        except OSError as error:
+            yield Problem(str(error.filename), f"cannot be read: {error.strerror}")
+
+
+def _tensors(path: Path, files: Sequence[FileEntry]) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
-    for weights in sorted((path / "weights").glob("*.safetensors")):
-        found |= read_header(weights.resolve(), weights)
-    return RecipeFiles(path, read_recipe(fields), found, hashlib.sha256(data).hexdigest())
+    for entry in files:
+        held = read_header((path / entry.path).resolve(), path / entry.path)
+        if twice := found.keys() & held.keys():
+            raise RecipeError(f"{path / entry.path}: has {min(twice):.80} again; {AGAIN}")
+        found |= held
+    return found
 
 
 def recipe_of(
@@ -105,6 +194,7 @@ def recipe_of(
     fields: Mapping[str, Any],
     recipe: Path | None,
     identities: Iterable[SourceFile],
+    progress: Progress = silent,
 ) -> RecipeFiles | None:
     """Return the recipe that an engine was made with, None for none.
 
@@ -120,7 +210,7 @@ def recipe_of(
         )
     if made_with is None:
         raise RecipeError(f"{engine}: was made without a recipe; leave out --recipe")
-    files = open_recipe(recipe, identities)
+    files = open_recipe(recipe, identities, progress=progress)
     if files.sha256 != made_with["sha256"]:
         raise RecipeError(
             f"{recipe}: is another recipe than {engine} was made with, whose recipe.json has the"

@@ -16,8 +16,9 @@ from typing import Any
 from lmcast.exporter.backends.cuda import Cuda, DeviceError
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
-from lmcast.exporter.engine.manifest import EngineError, Manifest, open_without_waiting
+from lmcast.exporter.engine.manifest import EngineError, Manifest
 from lmcast.exporter.engine.names import ENGINE_JSON
+from lmcast.exporter.engine.sealed import open_without_waiting
 
 SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens")
 PLUGINS = "lmcast_tensorrt"  # the package with the plugins of our operators

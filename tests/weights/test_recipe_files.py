@@ -1,0 +1,230 @@
+"""Recipes on disk: whatever of one is damaged or edited is refused in one line, by every reader."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from files.recipe_dirs import write_packed
+from tiny.llama import tiny_llama
+
+from lmcast.calib.recipe import Recipe, RecipeError
+from lmcast.exporter.calibrate.work import Work
+from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.engine.lock import Place
+from lmcast.exporter.engine.sealed import seal, unseal
+from lmcast.exporter.pipeline import export, identified, understand
+from lmcast.exporter.weights.place import Entry, as_bytes, write
+from lmcast.exporter.weights.recipe_files import RecipeFiles, open_recipe
+from lmcast.graphs.blocks.quantized import InputFormat
+
+FILE = "weights/model-00001.safetensors"
+Change = Callable[[Path], object]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, a recipe of it, and the engine made with that."""
+    folder = tmp_path_factory.mktemp("recipes")
+    tiny_llama(folder / "checkpoint")
+    inputs = InputFormat("fp8", static=True)
+    write_packed(folder / "checkpoint", folder / "recipe", {"q.weight": "fp8-channel"}, inputs)
+    export(folder / "checkpoint", folder / "engine", recipe=folder / "recipe", parity=False)
+    return folder
+
+
+def opened(made: Path, recipe: Path) -> RecipeFiles:
+    """Open a recipe and apply it, as all that read one do."""
+    source, identities = identified(made / "checkpoint")
+    files = open_recipe(recipe, identities)
+    files.take(understand(source, (), tokenizer=False), source)
+    return files
+
+
+def flip(name: str, place: int) -> Change:
+    def change(recipe: Path) -> None:
+        data = bytearray((recipe / name).read_bytes())
+        data[place] ^= 1
+        (recipe / name).write_bytes(data)
+
+    return change
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Change:
+    """Change recipe.json and seal it again, as nothing but an attacker does."""
+
+    def edited(recipe: Path) -> None:
+        body = unseal((recipe / "recipe.json").read_bytes())
+        change(body)
+        (recipe / "recipe.json").write_bytes(seal(body))
+
+    return edited
+
+
+def put(*path: Any) -> Change:
+    """Put the last of `path` at the place that the others name; 0 as a key: of the first."""
+    *parents, key, value = path
+
+    def change(body: dict[str, Any]) -> None:
+        held: Any = body
+        for parent in parents:
+            held = (
+                next(iter(held.values()))
+                if parent == 0 and isinstance(held, dict)
+                else held[parent]
+            )
+        held[key] = value
+
+    return edit(change)
+
+
+def more_tensors(recipe: Path, names: list[str]) -> None:
+    """Add a listed file of tensors, each a single zero."""
+    data = as_bytes(torch.zeros(1))
+    entries = [Entry(name, "F32", (1,), 4, lambda: iter([data])) for name in names]
+    _, hashes = write(entries, recipe / "more")
+    (recipe / "more" / FILE).rename(recipe / "weights/z.safetensors")
+    shutil.rmtree(recipe / "more")
+    size, digest = (recipe / "weights/z.safetensors").stat().st_size, hashes[FILE]
+    entry = {"path": "weights/z.safetensors", "size": size, "sha256": digest}
+    edit(lambda body: body["files"].append(entry))(recipe)
+
+
+def surplus(*names: str) -> Change:
+    def change(recipe: Path) -> None:
+        (recipe / "more").mkdir()
+        more_tensors(recipe, list(names))
+
+    return change
+
+
+def flag_in_text(recipe: Path) -> None:
+    """Edit a flag as with an editor: the seal stays."""
+    text = (recipe / "recipe.json").read_text()
+    assert '"static": true' in text
+    (recipe / "recipe.json").write_text(text.replace('"static": true', '"static": false', 1))
+
+
+def linked(recipe: Path) -> None:
+    (recipe / FILE).rename(recipe / "elsewhere")
+    (recipe / FILE).symlink_to(recipe / "elsewhere")
+
+
+SCHEME = {"element": "int4", "block": [1, 7], "scale": "float16", "shared": False, "zeros": False}
+# What happens to a recipe -> a part of the refusal.
+DAMAGE: dict[str, tuple[Change, str]] = {
+    "a bit of a weight": (flip(FILE, -1), "sha256 differs"),
+    "a bit of a header": (flip(FILE, 20), "sha256 differs"),
+    "a bit of recipe.json": (flip("recipe.json", 40), "damaged"),
+    "an edited flag": (flag_in_text, "does not match its own sha256"),
+    "zeros behind it": (lambda r: os.truncate(r / "recipe.json", 10_000), "not valid JSON"),
+    "no weights": (lambda r: shutil.rmtree(r / "weights"), "missing"),
+    "a file cut short": (lambda r: os.truncate(r / FILE, 100), "size differs"),
+    "a file more": (lambda r: (r / "weights/a.safetensors").touch(), "not part of the recipe"),
+    "a link": (linked, "is a symbolic link"),
+    "a FIFO": (lambda r: (os.unlink(r / FILE), os.mkfifo(r / FILE)), "is a FIFO"),
+    "no JSON": (lambda r: (r / "recipe.json").write_text("{"), "not valid JSON"),
+    "too deep": (lambda r: (r / "recipe.json").write_text("[" * 99999), "not valid JSON"),
+    "too large": (lambda r: os.truncate(r / "recipe.json", 1 << 32), "larger than 64 MiB"),
+    "an earlier version": (put("version", 1), "version is 1; accepted: 2"),
+    "a true version": (put("version", True), "version is True"),
+    "another checkpoint": (put("source", 0, "size", 1), "another checkpoint"),
+    "no source": (put("source", None), "another checkpoint"),
+    "an unknown field": (put("extra", None), "extra is unknown"),
+    "no inputs": (edit(lambda body: body.pop("inputs")), "inputs is missing"),
+    "weights, a list": (put("weights", []), "weights is []; accepted: an object"),
+    "a scheme, a text": (put("weights", "layers.0.mixer.q.weight", "int4"), "accepted: an object"),
+    "an unknown scheme": (put("weights", "layers.0.mixer.q.weight", SCHEME), "the formats fp8,"),
+    "another block": (put("weights", 0, "block", [1, 2, 3]), "accepted: a list of 2"),
+    "a negative block": (put("weights", 0, "block", [-1, 2]), "block[0] is -1; accepted: 0 to"),
+    "a flag that is a number": (put("weights", 0, "shared", 1), "shared is 1; accepted: true or"),
+    "zeros": (put("weights", 0, "zeros", True), "accepted: the formats"),
+    "a field of a scheme": (put("weights", 0, "extra", 1), "extra is unknown"),
+    "a weight of no model": (
+        edit(lambda b: b["weights"].update({"no\nname": b["weights"]["layers.0.mixer.q.weight"]})),
+        r"no\nname",
+    ),
+    "an unknown format": (put("inputs", 0, "format", "fp9"), "format is 'fp9'"),
+    "a rotation of 3": (put("inputs", 0, "rotation", 3), "a power of two"),
+    "a rotation below 0": (put("inputs", 0, "rotation", -1), "rotation is -1"),
+    "a rotation that is too wide": (put("inputs", 0, "rotation", 4096), "in runs of 4096"),
+    "a static mxfp8": (put("inputs", 0, "format", "mxfp8"), "static is true for format mxfp8"),
+    "static, none": (put("inputs", 0, "format", None), "static is true for format None"),
+    "a scale that nothing reads": (put("inputs", 0, "static", False), "which nothing reads"),
+    "inputs of no layer": (
+        put("inputs", "layers.9.mixer.q", {
+            "format": "fp8", "rotation": 0, "static": False, "smooth": False}),
+        "it has no layer layers.9.mixer.q",
+    ),
+    "another cache": (put("caches", "layers.0.mixer", "fp4"), "in 'fp4'; accepted: fp8"),
+    "a report, a text": (put("report", "good"), "report is 'good'; accepted: an object"),
+    "a path out of it": (put("files", 0, "path", "../a.safetensors"), "a relative path inside"),
+    "an absolute path": (put("files", 0, "path", "/a.safetensors"), "a relative path inside"),
+    "a path elsewhere in it": (put("files", 0, "path", "recipe.json"), "accepted: weights/*"),
+    "a negative size": (put("files", 0, "size", -1), "size is -1"),
+    "no hash": (put("files", 0, "sha256", "0"), "64 digits"),
+    "a tensor that nothing reads": (surplus("strange"), "the tensor strange, which nothing reads"),
+    "a tensor of the checkpoint": (surplus("model.norm.weight"), "model.norm.weight, which"),
+    "a tensor twice": (surplus("layers.0.mixer.q.input_scale"), "again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_refused(name: str, made: Path, tmp_path: Path):
+    change, message = DAMAGE[name]
+    shutil.copytree(made / "recipe", tmp_path / "recipe")
+    change(tmp_path / "recipe")
+    with pytest.raises((RecipeError, CheckpointError)) as refusal:
+        opened(made, tmp_path / "recipe")
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("command", ["export", "parity", "quality"])
+def test_every_command_refuses(command: str, made: Path, tmp_path: Path, lmcast: Run):
+    """A weight of other bits, which the engine and eager PyTorch would compute alike."""
+    shutil.copytree(made / "recipe", tmp_path / "recipe")
+    flip(FILE, -1)(tmp_path / "recipe")
+    words: tuple[object, ...] = (made / "engine", "--against", made / "checkpoint")
+    if command == "export":
+        words = (made / "checkpoint", "-o", tmp_path / "engine")
+    chunk = ("--chunk", 8) if command == "quality" else ()
+    status, _, error = lmcast(command, *words, *chunk, "--recipe", tmp_path / "recipe")
+    assert (status, error.splitlines()[-1][:6]) == (2, "error:")
+    assert f"{FILE}: sha256 differs" in error
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_run_goes_on_without_what_is_damaged(made: Path, tmp_path: Path):
+    source, identities = identified(made / "checkpoint")
+    work = Work(Place(tmp_path / "recipe"), source, identities)
+    work.begin({"a": 1})
+    for index in range(3):
+        work.put(index, "kept", Recipe({}, {}), {"value": torch.ones(2)})
+    flip(FILE, -1)(work.folder / "kept-0001")
+    flip("recipe.json", 9)(work.folder / "kept-0002")
+    again = Work(Place(tmp_path / "recipe"), source, identities)
+    again.begin({"a": 1})
+    assert [again.has(index, ["kept"]) for index in range(3)] == [True, False, False]
+    again.begin({"a": 2})
+    assert not again.has(0, ["kept"])
+
+
+def test_no_recipe_of_what_is_not_finite(made: Path, tmp_path: Path):
+    source, identities = identified(made / "checkpoint")
+    work = Work(Place(tmp_path / "recipe"), source, identities)
+    work.begin({})
+    with pytest.raises(RecipeError, match="not finite"):
+        work.put(0, "kept", Recipe({}, {}, {}, {"kl": float("nan")}), {})
+
+
+def test_what_is_written_is_accepted(made: Path):
+    assert opened(made, made / "recipe").files[0].path == FILE
+    fields = json.loads((made / "recipe/recipe.json").read_text())
+    assert [entry["path"] for entry in fields["files"]] == [FILE]
+    assert fields["version"] == 2
