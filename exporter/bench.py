@@ -155,9 +155,9 @@ def measured_apart(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def weight_bytes_per_step(engine: Engine) -> int:
     """Return the bytes of the weights that one token is multiplied with."""
-    fields = engine.manifest.fields
-    total = sum(format["bytes"] for format in fields["weights"].values())
-    return int(total * fields["active_parameters"] / fields["parameters"])
+    about = engine.manifest.about
+    total = sum(stored.bytes for stored in about.weights.values())
+    return int(total * about.active_parameters / about.parameters)
 
 
 class Peaks:

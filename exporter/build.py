@@ -30,10 +30,10 @@ def build(
     plans_of = targets.get_plans(target)
     source = Engine(engine)
     fields = dict(source.manifest.fields)
-    if fields["graph"]["optimized"]:
+    if source.manifest.about.graph.optimized:
         raise EngineError(
-            f"{engine}: its graph was rewritten for target {fields['target']}; plans are built from"
-            f" a portable one: export again with --target {targets.PORTABLE}"
+            f"{engine}: its graph was rewritten for target {source.manifest.about.target}; plans"
+            f" are built from a portable one: export again with --target {targets.PORTABLE}"
         )
     request = plans_of.order(sms, source.context, sizes)
     with staged(engine, progress) as directory:

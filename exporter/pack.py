@@ -37,9 +37,9 @@ def pack(
     entries = [_entry(value) for value in graph.graph.initializers.values()]
     destination, fields = output or engine, dict(source.manifest.fields)
     if output is not None:
-        for file in fields["linked"]:
+        for linked in source.manifest.linked:
             check_output(
-                output, checkpoint_of(Path(file["path"])), ENGINE_JSON, fields["source"], force,
+                output, checkpoint_of(Path(linked.path)), ENGINE_JSON, fields["source"], force,
                 fields["config"],
             )  # fmt: skip
     total = sum(entry.nbytes for entry in entries)

@@ -42,7 +42,8 @@ class Pattern:
 MOST = 1 << 53  # numbers of JSON are exact up to here, in any reader
 Count = Annotated[int, Range(0, MOST)]
 Positive = Annotated[int, Range(1, MOST)]
-Axis = Annotated[int, Range(1, 1 << 32)]  # above any axis of a state; a product is looked at too
+Axis = Annotated[int, Range(0, 1 << 32)]  # above any of a state; 0: a convolution of one tap
+Name = Annotated[str, Pattern(r"[^\0-\x1f\x7f]+", "a text of printable characters")]
 Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "64 digits of 0-9 and a-f")]
 # Relative, with forward slashes, and below the directory that it is meant in.
 FilePath = Annotated[

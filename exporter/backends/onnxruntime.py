@@ -4,13 +4,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.backends.runner import Loading, Shaped
 from lmcast.exporter.dtypes import DTYPES
+from lmcast.exporter.engine.description import Graph
 from lmcast.exporter.engine.manifest import EngineError, Manifest
 from lmcast.plugins.errors import InputError
 
@@ -32,11 +32,11 @@ class States(list[tuple[str, np.ndarray]]):
 
 def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
     """Return the graph of an engine, loaded; raises InputError where it cannot run here."""
-    require_kernels(manifest.fields["dtype"])
-    graph = manifest.fields["graph"]
+    require_kernels(manifest.about.dtype)
+    graph = manifest.about.graph
     if loading.model is not None:
         return Runner(manifest.directory, graph, loading.threads, loading.model)
-    prepack = loading.prepack or graph.get("prepack", False)
+    prepack = loading.prepack or graph.prepack
     return Runner(manifest.directory, graph, loading.threads, prepack=prepack)
 
 
@@ -53,7 +53,7 @@ class Runner:
     def __init__(
         self,
         directory: Path,
-        graph: Mapping[str, Any],
+        graph: Graph,
         threads: int | None,
         model: bytes | None = None,
         prepack: bool = False,
@@ -66,7 +66,7 @@ class Runner:
         options.inter_op_num_threads = 1
         # Prepacking makes a private copy of every weight, in the layout the kernels like best.
         options.add_session_config_entry("session.disable_prepacking", "01"[not prepack])
-        if graph["optimized"]:
+        if graph.optimized:
             # The passes of the target have rewritten the graph: nothing is left to be found.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         else:
@@ -77,12 +77,12 @@ class Runner:
         # unknown size (ONNX Runtime 1.31: 3 s for four layers of 128 experts), and saves nothing:
         # of the values of the experts most are empty. A memory pattern begins with room for all
         # weights, although they are mapped: a model larger than memory fails to load.
-        options.enable_mem_reuse = options.enable_mem_pattern = not graph["split_experts"]
-        folder = ROOT if graph["weights"] == "link" else str(directory.absolute())
+        options.enable_mem_reuse = options.enable_mem_pattern = not graph.split_experts
+        folder = ROOT if graph.weights == "link" else str(directory.absolute())
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", folder
         )
-        path = directory / graph["file"]
+        path = directory / graph.file
         try:
             self._session = ort.InferenceSession(
                 model or str(path), options, providers=["CPUExecutionProvider"]

@@ -66,6 +66,7 @@ def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
     else:
         with Terminal().stage("hashing"):
             problems = signing.verify(engine, key) if key else manifest.verify(engine)
+        problems = problems or manifest.undeclared(engine)
     if as_json:
         listed = [{"path": p.path, "message": p.message} for p in problems]
         click.echo(json.dumps({"ok": not problems, "problems": listed}, indent=1))
@@ -77,6 +78,8 @@ def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
             whole += f", and signed with the key of {key}"
         elif (engine / SIGNATURE).exists():
             whole += f"; {SIGNATURE} was not checked: give --key"
+        elif not relink:
+            whole += "; by whom, only a signature can tell"
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         click.echo(count if problems else whole)
     if problems:

@@ -142,30 +142,30 @@ def _state_size(states: list[State], batch: int, tokens: int) -> StateSize:
 
 def _engine(path: Path, batch: int, context: int | None) -> Inspection:
     manifest = read_manifest(path)
-    fields = manifest.fields
-    states = [(s["shape"], s["dtype"]) for s in fields["graph"]["states"]]
-    tokens = _tokens(context, fields["context"])
+    about = manifest.about
+    states: list[State] = [(list(state.shape), state.dtype) for state in about.graph.states]
+    tokens = _tokens(context, about.context)
     names = {file.path for file in manifest.files}
     files = [{"path": f.path, "bytes": f.size, "what": "engine"} for f in manifest.files]
-    files += [{"path": s["path"], "bytes": s["size"], "what": "linked"} for s in fields["linked"]]
+    files += [{"path": s.path, "bytes": s.size, "what": "linked"} for s in about.linked]
     return Inspection(
         path=str(path),
         kind="engine",
-        architecture=fields["architecture"],
-        parameters=fields["parameters"],
-        active_parameters=fields["active_parameters"],
-        layers=fields["layers"],
-        context=fields["context"],
-        vocab_size=fields["vocab_size"],
-        weights=fields["weights"],
+        architecture=about.architecture,
+        parameters=about.parameters,
+        active_parameters=about.active_parameters,
+        layers=about.layers,
+        context=about.context,
+        vocab_size=about.vocab_size,
+        weights={name: asdict(stored) for name, stored in about.weights.items()},
         state=_state_size(states, batch, tokens),
         batch=batch,
         tokens=tokens,
         files=files,
-        target=fields["target"],
-        linked=fields["graph"]["weights"] == "link",
+        target=about.target,
+        linked=about.graph.weights == "link",
         tokenizer=TOKENIZER in names,
-        hub=fields.get("hub"),
+        hub=None if about.hub is None else asdict(about.hub),
         chat_templates=tuple(sorted(templates(names))),
     )
 

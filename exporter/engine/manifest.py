@@ -5,12 +5,14 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lmcast.exporter.checkpoint.kinds import CHECKPOINT, what_it_is
-from lmcast.exporter.engine.names import ENGINE_JSON, RECIPE_JSON, SIGNATURE
+from lmcast.exporter.engine.description import Description, Linked
+from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, RECIPE_JSON, SIGNATURE
 from lmcast.exporter.engine.sealed import (
     SELF,
     Advance,
@@ -30,9 +32,10 @@ from lmcast.exporter.engine.sealed import (
 )
 from lmcast.plugins import records
 from lmcast.plugins.errors import InputError, printable
-from lmcast.plugins.records import Count, RecordError, Sha256
+from lmcast.plugins.records import RecordError
 
 FORMAT = 1
+SMALL = 16 << 20  # bytes: the graph, texts and reports of a model, not its weights
 RESERVED = {"format", "lmcast", "files", SELF}  # written here and by nobody else
 AGAIN = "export again"
 
@@ -45,17 +48,6 @@ class EngineError(InputError):
 
 
 @dataclass(frozen=True)
-class Linked:
-    """A file of the checkpoint that an engine points into, as it was."""
-
-    path: str  # absolute as a rule, else relative to the engine
-    size: Count
-    mtime_ns: int
-    header_sha256: Sha256
-    sha256: Sha256 | None = None  # of all its bytes, where the export has read them
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A validated engine.json; fields holds all that its writer passed to write_manifest."""
 
@@ -64,6 +56,14 @@ class Manifest:
     fields: Mapping[str, Any]
     files: tuple[FileEntry, ...]
     linked: tuple[Linked, ...]
+
+    @cached_property
+    def about(self) -> Description:
+        """The fields as a record; raises EngineError for one that is not as declared."""
+        try:
+            return records.read(Description, self.fields)
+        except RecordError as error:
+            raise EngineError(f"{self.directory / ENGINE_JSON}: {error}; {AGAIN}") from None
 
 
 def write_manifest(
@@ -139,8 +139,9 @@ def verify(
 ) -> list[Problem]:
     """Return all differences between an engine and its manifest; none where it is whole.
 
-    quick: check existence, kind and size of the listed files and the identity of linked sources, as
-        a loader needs; otherwise also surplus files and every sha256 that is recorded.
+    quick: check existence, kind and size of the listed files, the sha256 of the graph and of those
+        up to SMALL, and the identity of linked sources, as a loader needs; otherwise also surplus
+        files and every sha256 that is recorded.
     times: whether those of linked sources are of their identity.
     advance: as in write_manifest.
 
@@ -164,11 +165,20 @@ def verify(
                 continue  # right or wrong, as signing.verify says
             what = "not part of the engine" if regular else f"is {kind(found[path])}"
             problems.append(Problem(path, what))
-        broken = {problem.path for problem in problems}
-        intact = [entry for entry in manifest.files if entry.path not in broken]
-        problems += _wrong(directory, intact, advance)
+    broken = {problem.path for problem in problems}
+    read = [e for e in manifest.files if not quick or e.size <= SMALL or e.path == MODEL]
+    problems += _wrong(directory, [e for e in read if e.path not in broken], advance)
     problems.sort(key=lambda problem: problem.path)
     return problems + _changed_sources(manifest, quick, times, advance)
+
+
+def undeclared(directory: Path) -> list[Problem]:
+    """Return what engine.json says that is not as declared, as a problem; hashes cannot tell."""
+    try:
+        records.read(Description, read_manifest(directory).fields)
+    except RecordError as error:
+        return [Problem(ENGINE_JSON, str(error))]
+    return []
 
 
 def _no_engine(directory: Path) -> str:

@@ -64,7 +64,7 @@ def check(
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
     length = min(max([tokens, *lengths]), engine.session(1).context)
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
-    format = DTYPES[engine.manifest.fields["dtype"]]
+    format = DTYPES[engine.manifest.about.dtype]
     reference = _reference(unrounded(found), source, rows, format.torch)
     results = []
     graph = ir.load(engine.directory / MODEL)
@@ -270,14 +270,14 @@ def parity(
         )
     if tokens is not None and not 1 <= tokens <= loaded.context:
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {loaded.context}")
-    fields = loaded.manifest.fields
+    fields, about = loaded.manifest.fields, loaded.manifest.about
     source, identities = identified(against, revision or revision_of(against, fields), progress)
-    if fields["config"] != json.loads(json.dumps(dict(source.config))):
+    if about.config != json.loads(json.dumps(dict(source.config))):
         raise EngineError(f"{engine}: was made from another config.json than that of {against}")
-    found = defined(source.config, source.tensors, fields["inert"], fields.get("untie", False))
-    if "matformer" in fields:
-        found = sliced(found, fields["matformer"])
-    files = recipe_of(engine, fields, recipe, identities, progress)
+    found = defined(source.config, source.tensors, about.inert, about.untie)
+    if about.matformer is not None:
+        found = sliced(found, about.matformer)
+    files = recipe_of(engine, about.recipe, recipe, identities, progress)
     if files is not None:
         found, source = files.take(found, source)
     rows = loaded.encode(read_prompts(prompts)) if prompts else None

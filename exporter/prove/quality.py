@@ -57,10 +57,10 @@ def quality(
         raise CorpusError(f"tokens is {tokens} and chunk {chunk}; accepted: integers from 1")
     loaded = Engine(engine, portable=portable)
     loaded.session(1).check_room(chunk)
-    fields = loaded.manifest.fields
+    fields, about = loaded.manifest.fields, loaded.manifest.about
     source, identities = identified(against, revision or revision_of(against, fields), progress)
     found = _definition(loaded, source)
-    files = recipe_of(engine, fields, recipe, identities, progress) if recipe else None
+    files = recipe_of(engine, about.recipe, recipe, identities, progress) if recipe else None
     with progress.stage("reading text"):
         ids = _chunks(loaded, source, data, math.ceil(tokens / chunk), chunk)
     with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:
@@ -74,7 +74,7 @@ def quality(
             for at in torch.arange(chunk).split(POSITIONS):
                 expected = final(reference.hidden[row], at[None])[0]
                 compared.add(row, int(at[0]), expected, logits[at])
-    bytes = sum(format["bytes"] for format in fields["weights"].values())
+    bytes = sum(stored.bytes for stored in about.weights.values())
     return compared.measured(bytes, weight_bytes(found, source), layers)
 
 
@@ -123,13 +123,13 @@ def _definition(engine: Engine, source: Checkpoint) -> Definition:
 
     The engine may come from a quantized copy of the checkpoint, with another config.json.
     """
-    fields = engine.manifest.fields
-    found = defined(source.config, source.tensors, fields["inert"], fields.get("untie", False))
-    if "matformer" in fields:
-        found = sliced(found, fields["matformer"])
+    about = engine.manifest.about
+    found = defined(source.config, source.tensors, about.inert, about.untie)
+    if about.matformer is not None:
+        found = sliced(found, about.matformer)
     for what, theirs, ours in (
-        ("architecture", fields["architecture"], found.arch.name),
-        ("vocab_size", fields["vocab_size"], found.config.vocab_size),
+        ("architecture", about.architecture, found.arch.name),
+        ("vocab_size", about.vocab_size, found.config.vocab_size),
     ):
         if theirs != ours:
             raise EngineError(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from lmcast.exporter.engine.description import Description, Graph
 from lmcast.exporter.engine.manifest import read_manifest
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.graph.assemble import arguments
@@ -48,8 +49,8 @@ FP8 = "float8_e4m3fn"  # as engine.json names it
 def exact_engine(directory: Path, threads: int | None = None) -> Engine:
     """Return an engine whose portable graph rounds neither inputs of products nor keys and
     values to low precision."""
-    fields = read_manifest(directory).fields
-    variant = Variant(exact_model(directory / MODEL), exact_contract(fields))
+    about = read_manifest(directory).about
+    variant = Variant(exact_model(directory / MODEL), exact_contract(about))
     return Engine(directory, threads, portable=True, variant=variant)
 
 
@@ -65,11 +66,13 @@ def exact_model(file: Path) -> bytes:
     return model
 
 
-def exact_contract(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `graph` of engine.json with unquantized keys and values."""
-    states = [s | ({"dtype": fields["dtype"]} if s["dtype"] == FP8 else {})
-              for s in fields["graph"]["states"]]  # fmt: skip
-    return {**fields["graph"], "states": states}
+def exact_contract(about: Description) -> Graph:
+    """Return the contract of the graph with unquantized keys and values."""
+    states = (
+        dataclasses.replace(s, dtype=about.dtype if s.dtype == FP8 else s.dtype)
+        for s in about.graph.states
+    )
+    return dataclasses.replace(about.graph, states=tuple(states))
 
 
 def without_rounding(graph: ir.Model) -> bool:

@@ -1,6 +1,5 @@
 """A loaded engine: logits, sessions and generation from an engine directory."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,9 +12,10 @@ import numpy as np
 from lmcast.exporter import targets
 from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.cores import limited
+from lmcast.exporter.engine.description import Graph, Parity
 from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
-from lmcast.exporter.engine.sealed import Problem
+from lmcast.exporter.engine.sealed import DamagedError, Problem, parse_object, read_regular
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError
 from lmcast.exporter.runtime.conversation import Conversation
@@ -24,6 +24,8 @@ from lmcast.exporter.runtime.sampling import Sampling, choose_sampling, of_gener
 from lmcast.exporter.runtime.session import Session, check_ids
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target
+from lmcast.plugins import records
+from lmcast.plugins.records import RecordError
 
 NEW_TOKENS = 256
 Prompt = str | Messages | Chat | Sequence[int]
@@ -88,7 +90,7 @@ class Variant:
     """A graph to run instead of an engine's own, over the same weights."""
 
     model: bytes  # ONNX
-    contract: Mapping[str, Any]  # as `graph` of engine.json
+    contract: Graph
 
 
 class Engine:
@@ -102,8 +104,8 @@ class Engine:
     variant: another graph in its place.
     whole: recompute every hash first.
 
-    Raises EngineError where files are missing or resized, or where the checkpoint that a linked
-    engine points into has moved or changed.
+    Raises EngineError where engine.json is not as declared, where files are missing, resized or,
+    up to 16 MiB, changed, and where the checkpoint that a linked engine points into is.
     """
 
     def __init__(
@@ -119,46 +121,66 @@ class Engine:
         threads = limited(threads)
         recover(self.directory)
         self.manifest: Manifest = read_manifest(self.directory)
+        about = self.manifest.about
         if problems := changes(self.manifest, whole):
             raise EngineError(f"{self.directory}: {problems[0]}")
         self.threads, self._prepack = threads, prepack
-        self.runs_plan: bool = bool(self.manifest.fields.get("plans")) and not portable
-        fields = self.manifest.fields
+        self.runs_plan: bool = bool(about.plans) and not portable
         self._model: bytes | None = variant.model if variant else None
-        self._graph: Mapping[str, Any] = variant.contract if variant else fields["graph"]
-        self.context: int = fields["context"]
-        self.vocab_size: int = fields["vocab_size"]
-        self.eos_ids: frozenset[int] = frozenset(fields["eos_ids"])
+        self._graph: Graph = variant.contract if variant else about.graph
+        self.context: int = about.context
+        self.vocab_size: int = about.vocab_size
+        self.eos_ids: frozenset[int] = frozenset(about.eos_ids)
 
     @property
     def linked(self) -> bool:
         """Whether the weights are in the checkpoint, not in the engine."""
-        return bool(self.manifest.fields["graph"]["weights"] == "link")
+        return self.manifest.about.graph.weights == "link"
 
     def summary(self) -> Summary:
         """Return the summary of the engine."""
-        fields = self.manifest.fields
-        parity = self.directory / PARITY
+        about = self.manifest.about
         return Summary(
             path=str(self.directory),
-            architecture=fields["architecture"],
-            parameters=fields["parameters"],
-            dtype=fields["dtype"],
-            target=fields["target"],
+            architecture=about.architecture,
+            parameters=about.parameters,
+            dtype=about.dtype,
+            target=about.target,
             bytes=sum(file.size for file in self.manifest.files),
-            linked=tuple(s["path"] for s in fields["linked"]),
-            parity=json.loads(parity.read_bytes()) if parity.exists() else None,
+            linked=tuple(source.path for source in about.linked),
+            parity=self._parity(),
             plans=tuple(
-                {"file": p["file"], "sms": p["request"]["sms"], "bytes": p["bytes"]}
-                for p in fields.get("plans", [])
+                {"file": plan.file, "sms": list(plan.request.sms), "bytes": plan.bytes}
+                for plan in about.plans
             ),
         )
+
+    def _parity(self) -> dict[str, Any] | None:
+        """Return parity.json, which is as declared; None where it was not measured."""
+        found = self._object(PARITY)
+        try:
+            if found is not None:
+                records.read(Parity, found)
+        except RecordError as error:
+            path = self.directory / PARITY
+            raise EngineError(f"{path}: {error}; export again") from None
+        return found
+
+    def _object(self, name: str) -> dict[str, Any] | None:
+        """Return a JSON object among the files, None where there is no such file."""
+        path = self.directory / name
+        if name not in {file.path for file in self.manifest.files}:
+            return None
+        try:
+            return parse_object(read_regular(path))
+        except DamagedError as error:
+            raise EngineError(f"{path}: {error}; export again") from None
 
     @property
     def target(self) -> Target:
         """The target that it runs as here; raises EngineError for one that this lmcast does not
         know."""
-        target = targets.get(self.manifest.fields["target"])
+        target = targets.get(self.manifest.about.target)
         return target if self.runs_plan else target.carried
 
     @cached_property
@@ -167,15 +189,19 @@ class Engine:
         loading = Loading(self.threads, self._prepack, self._model)
         return self.target.run(self.manifest, loading)
 
+    @property
+    def _has_tokenizer(self) -> bool:
+        return TOKENIZER in {file.path for file in self.manifest.files}
+
     @cached_property
     def text(self) -> Text:
         """Tokenizer and chat template; raises EngineError if the engine has no tokenizer."""
-        path = self.directory / TOKENIZER
-        if not path.exists():
+        if not self._has_tokenizer:
             raise EngineError(
                 f"{self.directory}: this engine has no tokenizer; give token ids (--ids)"
             )
-        return Text(path.read_bytes(), self.chat_templates, self.manifest.fields["special_tokens"])
+        data = (self.directory / TOKENIZER).read_bytes()
+        return Text(data, self.chat_templates, self.manifest.about.special_tokens)
 
     @cached_property
     def chat_templates(self) -> dict[str, str]:
@@ -188,9 +214,7 @@ class Engine:
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """What the checkpoint's generation_config.json says, {} without one."""
-        path = self.directory / GENERATION
-        found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
-        return found
+        return self._object(GENERATION) or {}
 
     @property
     def model_sampling(self) -> Sampling:
@@ -267,7 +291,7 @@ class Engine:
             sampling=sampling or Sampling(),
             eos_ids=self.eos_ids,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            text=self.text if (self.directory / TOKENIZER).exists() else None,
+            text=self.text if self._has_tokenizer else None,
             on_token=on_token,
         )
 
@@ -301,7 +325,8 @@ class Engine:
 
 
 def changes(manifest: Manifest, whole: bool) -> list[Problem]:
-    """Return what differs from the manifest as far as sizes and times tell, or whole bytes do.
+    """Return what differs from the manifest as far as sizes, times and the hashes of small files
+    tell, or those of all do.
 
     Of linked files whose hash is recorded, the bytes then count and not the time.
     """
@@ -349,7 +374,8 @@ def load(
     prepack: copy the weights into the kernels' preferred layout: faster, but slower to load, and
         with as much private memory as the weights.
     portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
-    verify: recompute every hash first; otherwise a file that was changed at the same size is run,
-        but for linked ones, whose times are compared.
+    verify: recompute every hash first; otherwise those of files up to 16 MiB and of the graph are,
+        and weights that were changed at the same size are run, but for linked ones, whose times
+        are compared.
     """
     return Engine(engine_dir, threads, prepack, portable, whole=verify)

@@ -3,12 +3,12 @@
 Letters: B rows, T tokens of one call, R rows of logits, V vocabulary, C capacity in tokens.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lmcast.exporter.backends.runner import Runner, SessionError, Shaped
+from lmcast.exporter.engine.description import Graph
 
 FIRST_CAPACITY = 256  # tokens; buffers double from here
 
@@ -16,9 +16,7 @@ FIRST_CAPACITY = 256  # tokens; buffers double from here
 class Session:
     """Sequences that grow by `append`; their caches stay in place between calls."""
 
-    def __init__(
-        self, runner: Runner, graph: Mapping[str, Any], context: int, vocab: int, batch: int
-    ):
+    def __init__(self, runner: Runner, graph: Graph, context: int, vocab: int, batch: int):
         if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
             raise SessionError(f"batch is {batch!r}; accepted: an integer from 1")
         self._limits, self._trained = runner.limits, context
@@ -98,7 +96,7 @@ class Session:
         if self._limits is not None and int(self.lengths.max()) + tokens > self.context:
             return True  # padding would be written behind the end of the states
         fresh = not self.lengths.any() and bool((counts == tokens).all())
-        return self._graph["append"] == "row" and tokens > 1 and not fresh
+        return self._graph.append == "row" and tokens > 1 and not fresh
 
     def _call(
         self, rows: slice, ids: np.ndarray, counts: np.ndarray, wanted: np.ndarray
@@ -160,8 +158,8 @@ class Session:
     def _shaped(self, capacity: int) -> list[Shaped]:
         axes = {"B": self.batch, "C": capacity}
         return [
-            (s["name"], tuple(axes.get(n, n) for n in s["shape"]), s["dtype"])
-            for s in self._graph["states"]
+            (s.name, tuple(axes[n] if isinstance(n, str) else n for n in s.shape), s.dtype)
+            for s in self._graph.states
         ]
 
 

@@ -13,6 +13,7 @@ from lmcast.calib.recipe import Recipe, RecipeError, apply, read_recipe
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+from lmcast.exporter.engine.description import MadeWith
 from lmcast.exporter.engine.names import RECIPE_JSON
 from lmcast.exporter.engine.sealed import (
     DamagedError,
@@ -191,29 +192,29 @@ def _tensors(path: Path, files: Sequence[FileEntry]) -> dict[str, StoredTensor]:
 
 def recipe_of(
     engine: Path,
-    fields: Mapping[str, Any],
+    made_with: MadeWith | None,
     recipe: Path | None,
     identities: Iterable[SourceFile],
     progress: Progress = silent,
 ) -> RecipeFiles | None:
     """Return the recipe that an engine was made with, None for none.
 
-    fields: of its engine.json. Raises RecipeError where another one is given, or one is missing.
+    made_with: as its engine.json says. Raises RecipeError where another one is given, or one is
+    missing.
     """
-    made_with = fields.get("recipe")
     if recipe is None:
         if made_with is None:
             return None
         raise RecipeError(
             f"{engine}: was made with a recipe; give it (--recipe DIR), whose recipe.json has the"
-            f" SHA-256 {made_with['sha256']}"
+            f" SHA-256 {made_with.sha256}"
         )
     if made_with is None:
         raise RecipeError(f"{engine}: was made without a recipe; leave out --recipe")
     files = open_recipe(recipe, identities, progress=progress)
-    if files.sha256 != made_with["sha256"]:
+    if files.sha256 != made_with.sha256:
         raise RecipeError(
             f"{recipe}: is another recipe than {engine} was made with, whose recipe.json has the"
-            f" SHA-256 {made_with['sha256']}; accepted is that one"
+            f" SHA-256 {made_with.sha256}; accepted is that one"
         )
     return files

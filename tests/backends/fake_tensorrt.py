@@ -123,7 +123,7 @@ class ICudaEngine:
     def __init__(self, text: dict[str, Any], logger: ILogger):
         directory = Path(text["directory"])
         self.text, self.logger = text, logger
-        self.graph = read_manifest(directory).fields["graph"]
+        self.graph = read_manifest(directory).about.graph
         self.session = onnxruntime.Runner(directory, self.graph, 1)._session
         self.contexts: list[IExecutionContext] = []
         self.capturable = text.get("capturable", True)
@@ -160,8 +160,8 @@ class ICudaEngine:
         return {"B": batch, "C": (held, held), "T": tokens, "R": rows}
 
     def axes(self, name: str) -> list[Any]:
-        states = {s["name"]: s["shape"] for s in self.graph["states"]}
-        return states.get(name.rpartition(".")[0]) or dict(self.graph["inputs"])[name]
+        states = {s.name: s.shape for s in self.graph.states}
+        return states.get(name.rpartition(".")[0]) or dict(self.graph.inputs)[name]
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         sizes = self.sizes(profile_index)

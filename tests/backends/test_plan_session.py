@@ -22,7 +22,8 @@ from lmcast.exporter import Engine, bench, export
 from lmcast.exporter.backends import cuda
 from lmcast.exporter.backends.tensorrt import plans
 from lmcast.exporter.backends.tensorrt.runner import Call
-from lmcast.exporter.engine.manifest import write_manifest
+from lmcast.exporter.engine import manifest
+from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.runtime.session import Session
 
@@ -275,10 +276,13 @@ def _refused(planned: Engine, *words: str) -> None:
     assert not ENGINES, "loaded all the same"
 
 
-def test_other_bytes_are_never_loaded(both):
+def test_other_bytes_are_never_loaded(both, monkeypatch):
     planned, _ = both(LLAMA)
     path = planned.directory / "plans/p.plan"
     path.write_bytes(path.read_bytes().replace(b"layers.0.key", b"layers.1.key"))
+    with pytest.raises(EngineError, match=r"plans/p\.plan: sha256 differs"):
+        Engine(planned.directory)
+    monkeypatch.setattr(manifest, "SMALL", 0)  # plans are larger as a rule: read where they run
     _refused(Engine(planned.directory), "sha256 differs", "it is not loaded")
 
 
@@ -335,21 +339,32 @@ def test_plugins(both, monkeypatch):
     assert fake_tensorrt.IPluginRegistry.loaded == ["/l.so"]
 
 
-BAD_ENTRIES: dict[str, Any] = {
-    "a file that is not listed": {"file": "plans/other.plan"},
-    "a file outside": {"file": "../p.plan"},
-    "an unknown target": {"request": {"target": "cuda", "sms": [89], "max_context": 64}},
-    "no SMs": {"request": {"target": "tensorrt-rtx", "sms": [], "max_context": 64}},
-    "no library": {"library": None},
-    "a size that is none": {"request": {"target": "tensorrt-rtx", "sms": [89], "max_context": "9"}},
+# What of an entry is another -> a part of the refusal.
+BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
+    "a file that is not listed": ({"file": "plans/other.plan"}, "a listed file"),
+    "a file outside": ({"file": "../p.plan"}, "a relative path inside"),
+    "an unknown target": ({"target": "cuda"}, "for cuda and SMs"),
+    "no SMs": ({"sms": []}, "at least one SM"),
+    "no library": ({"library": None}, "library is None; accepted: a text"),
+    "a size that is none": ({"max_context": "9"}, "max_context is '9'; accepted: an integer"),
+    "a plugin that is none": ({"operators": {"a": 1}}, "operators.a is 1; accepted: an object"),
+    "a state that is none": ({"in_place": [1]}, "in_place[0] is 1; accepted: a text"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_ENTRIES)
 def test_bad_entries(portable, tmp_path, name: str):
-    aliased, _ = MODELS[LLAMA]
-    planned = add_plan(portable(LLAMA), tmp_path / "p", aliased, entry=BAD_ENTRIES[name])
-    _refused(Engine(planned), "plans has", "build it again")
+    (aliased, _), (changes, message) = MODELS[LLAMA], BAD_ENTRIES[name]
+    planned = add_plan(portable(LLAMA), tmp_path / "p", aliased)
+    fields = dict(read_manifest(planned).fields)
+    (entry,) = fields["plans"]
+    for key, value in changes.items():
+        held = entry if key in entry else entry["request"]
+        held[key] = value
+    write_manifest(planned, fields)
+    with pytest.raises(EngineError) as refusal:
+        assert Engine(planned).runner
+    assert message in str(refusal.value)
 
 
 def test_a_plan_of_another_graph(both, portable):

@@ -11,6 +11,17 @@ from lmcast.exporter.engine import lock
 from lmcast.exporter.engine.manifest import read_manifest, verify, write_manifest
 from lmcast.exporter.engine.staging import staged
 
+# What an engine.json has to say, but for its files.
+DESCRIPTION = {
+    "architecture": "llama", "config": {}, "vocab_size": 8, "parameters": 8, "active_parameters": 8,
+    "layers": 1, "weights": {}, "dtype": "float32", "target": "cpu", "source": [], "linked": [],
+    "eos_ids": [], "special_tokens": {}, "inert": [], "context": 8,
+    "graph": {
+        "file": "model.onnx", "weights": "copy", "optimized": True, "split_experts": False,
+        "append": "batch", "inputs": [], "outputs": [], "states": [],
+    },
+}  # fmt: skip
+
 # What the processes of these tests run; a generation is written into every file of an engine.
 WRITER = """
 import itertools, os, signal, sys, time

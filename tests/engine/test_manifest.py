@@ -9,15 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lmcast.exporter.engine.manifest import (
-    ENGINE_JSON,
-    SIGNATURE,
-    EngineError,
-    Problem,
-    read_manifest,
-    verify,
-    write_manifest,
-)
+from lmcast.exporter.engine import manifest
+from lmcast.exporter.engine.manifest import EngineError, read_manifest, verify, write_manifest
+from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
+from lmcast.exporter.engine.sealed import Problem
 
 CONTENTS = {
     "model.onnx": b"graph",
@@ -50,15 +45,15 @@ def rewrite(directory: Path, **changes: object) -> None:
 
 
 def test_round_trip(engine):
-    manifest = read_manifest(engine)
-    assert {entry.path: entry.size for entry in manifest.files} == {
+    found = read_manifest(engine)
+    assert {entry.path: entry.size for entry in found.files} == {
         path: len(data) for path, data in CONTENTS.items()
     }
-    for entry in manifest.files:
+    for entry in found.files:
         assert entry.sha256 == hashlib.sha256(CONTENTS[entry.path]).hexdigest()
-    assert [entry.path for entry in manifest.files] == sorted(CONTENTS)
-    assert manifest.fields["states"] == [1, 2]
-    assert manifest.fields["by_layer"] == {"9": "b", "10": "a"}
+    assert [entry.path for entry in found.files] == sorted(CONTENTS)
+    assert found.fields["states"] == [1, 2]
+    assert found.fields["by_layer"] == {"9": "b", "10": "a"}
     assert verify(engine) == []
     assert verify(engine, quick=True) == []
 
@@ -121,7 +116,7 @@ PROBLEMS = [
         ["model.onnx: size differs: recorded 5 bytes, found 6"],
         True,
     ),
-    (lambda e: (e / "model.onnx").write_bytes(b"Graph"), ["model.onnx: sha256 differs"], False),
+    (lambda e: (e / "model.onnx").write_bytes(b"Graph"), ["model.onnx: sha256 differs"], True),
     (lambda e: (e / "weights/new").write_bytes(b""), ["weights/new: not part"], False),
     (lambda e: os.mkfifo(e / "pipe"), ["pipe: is a FIFO"], False),
     (lambda e: (e / SIGNATURE).write_bytes(b""), [], True),
@@ -156,10 +151,14 @@ def test_problems(engine, change, expected, seen_quickly):
         assert [str(problem) for problem in verify(engine, quick=True)] == found
 
 
-def test_quick_reads_no_contents_and_allows_surplus(engine):
-    (engine / "model.onnx").write_bytes(b"Graph")
+def test_quick_reads_no_weights_and_allows_surplus(engine, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL", 4)  # of 5 bytes is the graph, which is always read
+    weights = engine / "weights/a.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
     (engine / ".DS_Store").write_bytes(b"")
     assert verify(engine, quick=True) == []
+    (engine / "model.onnx").write_bytes(b"Graph")
+    assert [problem.path for problem in verify(engine, quick=True)] == ["model.onnx"]
 
 
 DAMAGED = [

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from model_signing import hashing, signing, verifying
+from staged_engines import DESCRIPTION
 from tiny.llama import tiny_llama
 
 from lmcast.exporter.checkpoint.identity import SourceFile
@@ -74,7 +75,7 @@ def build(directory: Path) -> Path:
     for path, data in CONTENTS.items():
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(data)
-    write_manifest(directory, {"architecture": "llama"})
+    write_manifest(directory, DESCRIPTION)
     return directory
 
 
@@ -179,7 +180,7 @@ def forge(engine: Path) -> None:
     """Change a file and the manifest with it: the engine is whole, but not the one signed."""
     kept = (engine / SIGNATURE).read_bytes()
     (engine / "plans/b").write_bytes(b"malice")
-    write_manifest(engine, {"architecture": "llama"})
+    write_manifest(engine, DESCRIPTION)
     (engine / SIGNATURE).write_bytes(kept)
     assert manifest.verify(engine) == []
 
@@ -341,7 +342,7 @@ def test_model_signing_agrees(signed: Path, keys: Path):
 
 
 def test_writing_anew_drops_the_signature(signed: Path, keys: Path, tmp_path: Path, lmcast):
-    write_manifest(signed, {"architecture": "llama"})
+    write_manifest(signed, DESCRIPTION)
     assert names(signed) == {*CONTENTS, ENGINE_JSON}
 
     checkpoint, packed = tmp_path / "checkpoint", tmp_path / "packed"
@@ -354,7 +355,7 @@ def test_writing_anew_drops_the_signature(signed: Path, keys: Path, tmp_path: Pa
     ):
         assert lmcast("sign", signed, "--key", keys / KEY)[0] == 0
         status, _, error = lmcast(*command)
-        assert status == 0
+        assert status == 0, error
         assert f"warning: {written} is not signed" in error
         assert error.count("\n") == 1
         assert not (written / SIGNATURE).exists()
@@ -373,7 +374,7 @@ def test_linked_weights_are_covered_by_their_hash(
     entry["header_sha256"] = now.header_sha256
     if hashed:
         entry["sha256"] = hashlib.sha256(b"weights").hexdigest()
-    write_manifest(engine, {"architecture": "llama", "linked": [entry]})
+    write_manifest(engine, {**DESCRIPTION, "linked": [entry]})
     status, out, _ = lmcast("sign", engine, "--key", keys / KEY)
     said = f"not covered: weights linked in {file}, but for their size"
     assert (status, said in out) == (0, not hashed)

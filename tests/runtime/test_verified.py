@@ -1,4 +1,5 @@
-"""`--verify`: every byte counts before a run; without it sizes, and times of linked files."""
+"""`--verify`: every byte counts before a run; without it those of small files, sizes, and times of
+linked files."""
 
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from tiny.llama import tiny_llama
 
 from lmcast.exporter import export, load
+from lmcast.exporter.engine import manifest
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
 
 IDS = [[5, 6, 7]]
@@ -53,7 +55,12 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object], str | None, str | None]]
     "nothing, linked": ("linked", lambda folder: None, None, None),
     "a weight": ("copied", flip_weights, None, "sha256 differs"),
     "the tokenizer": (
-        "copied", lambda folder: flip(folder / "copied/tokenizer.json"), None, "sha256 differs",
+        "copied", lambda folder: flip(folder / "copied/tokenizer.json"), "sha256 differs",
+        "sha256 differs",
+    ),
+    "the graph": (
+        "copied", lambda folder: flip(folder / "copied/model.onnx"), "sha256 differs",
+        "sha256 differs",
     ),
     "a file more": (
         "copied", lambda folder: (folder / "copied/more").touch(), None, "not part of the engine",
@@ -71,7 +78,8 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object], str | None, str | None]]
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_run(name: str, made: Path, tmp_path: Path, lmcast):
+def test_what_is_run(name: str, made: Path, tmp_path: Path, lmcast, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL", 64 << 10)  # less than the weights, which are 85 KB
     which, change, *refusals = CHANGES[name]
     for part in ("checkpoint", "copied"):
         shutil.copytree(made / part, tmp_path / part)

@@ -172,10 +172,17 @@ def test_wrong_input_is_said_without_torch_too(lmcast_there: Run):
     assert "absent: cannot be opened" in done.stderr
 
 
+SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens")
+PLAN = {
+    "file": "plans/p.plan", "library": "tensorrt_rtx 1", "operators": {},
+    "request": {"target": "tensorrt-rtx", "sms": [89], **dict.fromkeys(SIZES, 1)},
+}  # fmt: skip
+
+
 def test_says_what_plans_need(lmcast_there: Run, made: Path):
     shutil.copytree(made / "portable", made / "planned")
     fields = dict(read_manifest(made / "portable").fields)
-    write_manifest(made / "planned", fields | {"target": "tensorrt-rtx", "plans": [{}]})
+    write_manifest(made / "planned", fields | {"target": "tensorrt-rtx", "plans": [PLAN]})
     for words in (("generate", "planned", "hello"), ("bench", "planned", "--prompt-tokens", 8)):
         done = lmcast_there(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -16,6 +16,7 @@ from typing import Any
 from lmcast.exporter.backends.cuda import Cuda, DeviceError
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
+from lmcast.exporter.engine.description import PlanEntry
 from lmcast.exporter.engine.manifest import EngineError, Manifest
 from lmcast.exporter.engine.names import ENGINE_JSON
 from lmcast.exporter.engine.sealed import open_without_waiting
@@ -77,7 +78,7 @@ def load_plan(manifest: Manifest) -> Loaded:
 
 def read_plans(manifest: Manifest) -> list[Plan]:
     """Return the plans of an engine; raises EngineError for entries of another form."""
-    return [_plan(item, manifest) for item in manifest.fields.get("plans", [])]
+    return [_plan(item, manifest) for item in manifest.about.plans]
 
 
 def choose(manifest: Manifest) -> tuple[Plan, Cuda, ModuleType]:
@@ -138,26 +139,20 @@ def plugin_library(plan: Plan) -> str | None:
     return str(import_module(PLUGINS).LIBRARY)
 
 
-def _plan(item: Any, manifest: Manifest) -> Plan:
-    match item:
-        case {
-            "file": str(file),
-            "request": {"target": str(target), "sms": [int(), *_] as sms, **sizes},
-            "library": str(library),
-            "operators": dict(operators),
-        } if (
-            target in libraries.LIBRARIES
-            and file in {f.path for f in manifest.files}
-            and all(isinstance(number, int) for number in (*sms, *map(sizes.get, SIZES)))
-        ):
-            plugins = tuple(sorted(name for name, forms in operators.items() if "plugin" in forms))
-            in_place = frozenset(item.get("in_place", []))
-            asked: dict[str, Any] = {name: sizes[name] for name in SIZES}
-            widen = sizes.get("widen") is True  # plans of an earlier lmcast do not say
-            return Plan(file, target, tuple(sms), asked, library, plugins, in_place, widen)
-    raise EngineError(
-        f"{manifest.directory / ENGINE_JSON}: plans has {str(item)[:200]!r}; accepted: file,"
-        " request, library and operators of a plan that is listed: build it again"
+def _plan(item: PlanEntry, manifest: Manifest) -> Plan:
+    asked = item.request
+    known = asked.target in libraries.LIBRARIES and asked.sms
+    if not known or item.file not in {file.path for file in manifest.files}:
+        raise EngineError(
+            f"{manifest.directory / ENGINE_JSON}: plans has {item.file} for {asked.target} and SMs"
+            f" {list(asked.sms)}; accepted: a listed file, {', '.join(libraries.LIBRARIES)}, and at"
+            " least one SM: build it again"
+        )
+    plugins = tuple(sorted(name for name, forms in item.operators.items() if "plugin" in forms))
+    sizes = {name: getattr(asked, name) for name in SIZES}
+    in_place = frozenset(item.in_place)
+    return Plan(
+        item.file, asked.target, asked.sms, sizes, item.library, plugins, in_place, asked.widen
     )
 
 

@@ -22,6 +22,8 @@ from lmcast.exporter.backends.cuda import Cuda
 from lmcast.exporter.backends.runner import Limits, SessionError, Shaped
 from lmcast.exporter.backends.tensorrt.plans import Loaded, gpu, load_plan, modules
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
+from lmcast.exporter.engine.description import Description
+from lmcast.exporter.engine.description import State as Carried
 from lmcast.exporter.engine.manifest import Manifest
 
 STEP, PROMPT = 0, 1  # optimization profiles
@@ -49,7 +51,7 @@ def open_runner(manifest: Manifest) -> "Runner":
     """Return the plan of an engine that fits this machine, loaded; raises InputError."""
     loaded = load_plan(manifest)
     try:
-        return Runner(loaded, manifest.fields)
+        return Runner(loaded, manifest.about)
     except torch.OutOfMemoryError:
         raise loaded.failed("finds too little free memory on the GPU to run in") from None
 
@@ -134,12 +136,12 @@ class Call:
 class Runner:
     """One loaded plan, shared by sessions with separate states."""
 
-    def __init__(self, loaded: Loaded, fields: Mapping[str, Any]):
+    def __init__(self, loaded: Loaded, about: Description):
         self._loaded, self.gpu, self._engine = loaded, loaded.device, loaded.engine
         engine, plan = loaded.engine, loaded.plan
-        self._vocab: int = fields["vocab_size"]
-        self._names = [state["name"] for state in fields["graph"]["states"]]
-        self._require_contract(fields["graph"]["states"])
+        self._vocab, states = about.vocab_size, about.graph.states
+        self._names = [state.name for state in states]
+        self._require_contract(states)
         self.place = f"this GPU ({self.gpu.name})"
         most = [engine.get_tensor_profile_shape(n, PROMPT)[2] for n in ("input_ids", "logit_rows")]
         (rows, tokens), (_, logits) = map(tuple, most)
@@ -290,11 +292,13 @@ class Runner:
             raise self._loaded.failed(f"has {name}.present in the memory of {other}")
         return bool(other) or name in self._loaded.plan.in_place
 
-    def _require_contract(self, states: Sequence[Mapping[str, Any]]) -> None:
+    def _require_contract(self, states: Sequence[Carried]) -> None:
         """Refuse a plan of another graph than engine.json describes."""
         engine = self._engine
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
-        kinds = {f"{s['name']}.{end}": s["dtype"] for s in states for end in ("past", "present")}
+        kinds: dict[str, str] = {
+            f"{s.name}.{end}": s.dtype for s in states for end in ("past", "present")
+        }
         wanted = dict(kinds)
         # An input that the graph does not use may be gone.
         self._given = [name for name in INPUTS if name in names]

@@ -1,0 +1,200 @@
+"""What engine.json and parity.json say, declared once: the records that all readers take."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from lmcast.plugins.records import (
+    Axis,
+    Count,
+    FilePath,
+    Name,
+    Pattern,
+    Positive,
+    Range,
+    RecordError,
+    Sha256,
+)
+
+Size = Annotated[int, Range(1, 1 << 24)]  # as of a config: above any dimension of any model
+Layers = Annotated[int, Range(1, 4096)]
+Tokens = Annotated[int, Range(1, 1 << 32)]
+Computed = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A file of the checkpoint that an engine points into, as it was."""
+
+    path: Annotated[
+        str, Pattern(r"[^\0]+", "a path")
+    ]  # absolute as a rule, else relative to the engine
+    size: Count
+    mtime_ns: int
+    header_sha256: Sha256
+    sha256: Sha256 | None = None  # of all its bytes, where the export has read them
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of the checkpoint that an engine was made from."""
+
+    name: Name
+    size: Count
+    header_sha256: Sha256
+
+
+@dataclass(frozen=True)
+class State:
+    """A state of the graph; axes "B" and "C" are the rows and the capacity of a session."""
+
+    name: Name
+    shape: tuple[Literal["B", "C"] | Axis, ...]
+    dtype: Computed | Literal["float8_e4m3fn"]
+
+    def __post_init__(self) -> None:
+        if self.shape[:1] != ("B",):
+            raise RecordError(f"shape is {list(self.shape)}; accepted: axes that begin with B")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The contract of a graph: what a runtime must know to run it."""
+
+    file: Literal["model.onnx"]
+    weights: Literal["link", "copy"]
+    optimized: bool
+    split_experts: bool
+    append: Literal["batch", "row"]
+    inputs: tuple[tuple[Name, tuple[Name, ...]], ...]
+    outputs: tuple[tuple[Name, tuple[Name, ...]], ...]
+    states: tuple[State, ...]
+    prepack: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The weights of one format."""
+
+    tensors: Count
+    bytes: Count
+
+
+@dataclass(frozen=True)
+class Hub:
+    """The model of the Hugging Face Hub that an engine was made from."""
+
+    repository: Name
+    revision: Name
+
+
+@dataclass(frozen=True)
+class MadeWith:
+    """The recipe that an engine was made with; parameters by format, layers by what they round."""
+
+    sha256: Sha256
+    formats: Mapping[str, Count]
+    inputs: Mapping[str, Count]
+    caches: Mapping[str, Count] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan was built for."""
+
+    target: Name
+    sms: tuple[Count, ...]
+    max_batch: Positive
+    max_context: Positive
+    max_tokens: Positive
+    opt_batch: Positive
+    opt_tokens: Positive
+    widen: bool = False  # plans of an earlier lmcast do not say
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """A plan of TensorRT. operators: name -> form -> how many."""
+
+    file: FilePath
+    request: PlanRequest
+    library: Name
+    operators: Mapping[str, Mapping[str, Count]]
+    in_place: tuple[Name, ...] = ()
+    bytes: Count = 0
+    # For people alone:
+    cuda: Any = None
+    codes: Any = None
+    products: Any = None
+    fused: Any = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What engine.json says, but for the list of its files.
+
+    config: that of the checkpoint, as it was read. matformer: of a slice, as it was given.
+    """
+
+    architecture: Name
+    config: Mapping[str, Any]
+    vocab_size: Size
+    parameters: Positive
+    active_parameters: Positive
+    layers: Layers
+    weights: Mapping[str, Stored]
+    dtype: Computed
+    target: Name
+    graph: Graph
+    source: tuple[Source, ...]
+    linked: tuple[Linked, ...]
+    eos_ids: tuple[int, ...]
+    special_tokens: Mapping[str, str]
+    inert: tuple[str, ...]
+    context: Tokens
+    untie: bool = False
+    hub: Hub | None = None
+    matformer: Mapping[str, Any] | None = None
+    recipe: MadeWith | None = None
+    plans: tuple[PlanEntry, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.graph.weights == "link") != bool(self.linked):
+            raise RecordError(
+                f"graph.weights is {self.graph.weights}, and linked lists {len(self.linked)} files"
+            )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One comparison of parity.json."""
+
+    scenario: str
+    positions: Count
+    error: float
+    eager_error: float
+    bound: float
+    top1: float
+    kl: float
+    passed: bool
+    times_eager: float | None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was measured at export."""
+
+    dtype: Computed
+    tokens: Count
+    beyond_window: bool | None
+    passed: bool
+    times_allowed: float
+    floor: float
+    bisection: Mapping[str, Any] | None
+    results: tuple[Compared, ...]
+    ran: Literal["graph", "plan"] = "graph"
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.results:
+            raise RecordError("results is empty")
