@@ -106,7 +106,7 @@ def test_bytes_of_another_time_need_a_hash(tmp_path: Path, lmcast):
     status, out, _ = lmcast("verify", engine, "--relink")
     assert status == 1
     assert "one.safetensors: changed: it was written again, and no hash" in out
-    assert out.endswith("1 problems\n")
+    assert out.endswith("1 problem\n")
 
 
 def test_changed_bytes_of_the_same_time_are_found_without_it_too(tmp_path: Path):
