@@ -32,12 +32,12 @@ class Config:
     rope_parameters: FullRope
     moe_intermediate_size: Size
     num_experts: Experts
-    num_experts_per_tok: Experts = 6
+    num_experts_per_tok: Experts
     num_shared_experts: Size = 2
     num_dense_layers: Count = 1
     route_scale: Positive = 1.0
     num_key_value_heads: Size | None = None
-    head_dim: Size | None = 128
+    head_dim: Size = 128
     sliding_window: Size | None = 1024
     layer_types: tuple[Literal["sliding_attention", "full_attention"], ...] | None = None
     global_attn_every_n_layers: Size = 4  # where layer_types does not say more

@@ -11,12 +11,13 @@ from lmcast.graphs.blocks.ffn import GatedMLP
 from lmcast.graphs.blocks.mla import HeadWidths, LatentAttention
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope, rotate, rotate_interleaved
-from lmcast.graphs.config.reading import Experts, Positive
+from lmcast.graphs.config.reading import Experts, OrAbsent, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.families.latents import (
     SIGMOID_INERT,
     LatentKeys,
     beside,
+    require_head_dim,
     softmax_scale,
     tidy,
     weights,
@@ -29,8 +30,13 @@ class Config(LatentKeys):
     rope_interleave: bool = True
     n_group: Experts = 8
     topk_group: Experts = 4
-    routed_scaling_factor: Positive | None = 2.5
+    routed_scaling_factor: Positive = 2.5
+    head_dim: OrAbsent[Size] = None
     tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_head_dim(self.head_dim, self.qk_rope_head_dim)
 
 
 def attention(c: Config, rope: Rope) -> LatentAttention:

@@ -18,6 +18,7 @@ from lmcast.graphs.config.reading import Experts, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.families.latents import (
     SIGMOID_INERT,
+    UNREAD_HEAD_DIM,
     LatentKeys,
     beside,
     softmax_scale,
@@ -30,12 +31,13 @@ from lmcast.graphs.families.latents import (
 class Config(LatentKeys):
     rope_parameters: FullRope
     q_lora_rank: Size
+    num_key_value_heads: Size
     index_topk: Size = 2048
     index_head_dim: Size = 128
     index_n_heads: Size = 64
     n_group: Experts = 8
     topk_group: Experts = 4
-    routed_scaling_factor: Positive | None = 2.5
+    routed_scaling_factor: Positive = 2.5
     mlp_layer_types: tuple[FFNType, ...] | None = None
     layer_types: tuple[Literal["indexed_attention"], ...] | None = None
     max_position_embeddings: Size = 163840
@@ -123,6 +125,8 @@ def build(c: Config) -> Decoder:
 
 INERT = {
     **SIGMOID_INERT,
+    **UNREAD_HEAD_DIM,
+    "mlp_bias": Literal[False],
     "rope_interleave": Literal[True],
     "indexer_rope_interleave": Literal[False],
 }

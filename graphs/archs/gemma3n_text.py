@@ -38,7 +38,7 @@ class Config:
     rms_norm_eps: Positive = 1e-6
     hidden_activation: ActivationName = "gelu_pytorch_tanh"
     attention_bias: bool = False
-    final_logit_softcapping: Positive | None = 30.0
+    final_logit_softcapping: Positive = 30.0
     sliding_window: Size = 512
     layer_types: tuple[LayerType, ...] | None = None
     num_kv_shared_layers: Count = 15

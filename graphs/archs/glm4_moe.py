@@ -16,7 +16,7 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import further_predictors, head_width
 from lmcast.graphs.config.older_spellings import renamed, rope
-from lmcast.graphs.config.reading import Count, Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import Count, Experts, Layers, OrAbsent, Positive, Size
 from lmcast.graphs.config.rope_parameters import RopeParameters
 from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS, Table
 from lmcast.graphs.weights.experts import CORRECTION, ROUTER, SHARED_EXPERTS, routed
@@ -32,16 +32,16 @@ class Config:
     rope_parameters: RopeParameters
     n_routed_experts: Experts
     moe_intermediate_size: Size
-    num_experts_per_tok: Experts = 8
+    num_experts_per_tok: Experts
     n_group: Experts = 1
     topk_group: Experts = 1
     norm_topk_prob: bool = True
-    routed_scaling_factor: Positive | None = 1.0
+    routed_scaling_factor: Positive = 1.0
     n_shared_experts: Size = 1
     first_k_dense_replace: Count = 1
     num_nextn_predict_layers: Count = 1  # stored behind the others, and left out
     num_key_value_heads: Size = 8
-    head_dim: Size | None = None
+    head_dim: OrAbsent[Size] = None
     use_qk_norm: bool = False
     max_position_embeddings: Size = 131072
     rms_norm_eps: Positive = 1e-5

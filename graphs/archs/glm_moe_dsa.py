@@ -20,7 +20,14 @@ from lmcast.graphs.config.older_spellings import renamed
 from lmcast.graphs.config.reading import ConfigError, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.families import latents
-from lmcast.graphs.families.latents import SIGMOID_INERT, LatentKeys, beside, softmax_scale, weights
+from lmcast.graphs.families.latents import (
+    SIGMOID_INERT,
+    UNREAD_HEAD_DIM,
+    LatentKeys,
+    beside,
+    softmax_scale,
+    weights,
+)
 
 IndexerType = Literal["full", "shared"]
 LETTERS = {"F": "full", "S": "shared"}
@@ -30,13 +37,14 @@ LETTERS = {"F": "full", "S": "shared"}
 class Config(LatentKeys):
     rope_parameters: FullRope
     q_lora_rank: Size
+    num_key_value_heads: Size
     index_topk: Size = 2048
     index_head_dim: Size = 128
     index_n_heads: Size = 32
     indexer_types: tuple[IndexerType, ...] | None = None
     index_topk_freq: Size = 1  # without indexer_types
     index_skip_topk_offset: int = 2
-    routed_scaling_factor: Positive | None = 2.5
+    routed_scaling_factor: Positive = 2.5
     mlp_layer_types: tuple[FFNType, ...] | None = None
     layer_types: tuple[Literal["indexed_attention"], ...] | None = None
     max_position_embeddings: Size = 202752
@@ -62,6 +70,7 @@ class Config(LatentKeys):
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Also with index_topk_pattern, a word or a list, as indexer_types."""
+    raw = {k: v for k, v in raw.items() if (k, v) != ("index_topk_pattern", None)}  # as released
     pattern = raw.get("index_topk_pattern")
     if isinstance(pattern, str):
         if not set(pattern) <= LETTERS.keys():
@@ -163,6 +172,8 @@ def build(c: Config) -> Decoder:
 
 INERT = {
     **SIGMOID_INERT,
+    **UNREAD_HEAD_DIM,
+    "mlp_bias": Literal[False],
     "rope_interleave": Literal[True],
     "indexer_rope_interleave": Literal[True],
     "index_share_for_mtp_iteration": bool,  # of predictors of further tokens, which are left out

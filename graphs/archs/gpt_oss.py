@@ -35,9 +35,9 @@ class Config:
     num_attention_heads: Size
     rope_parameters: FullRope
     num_local_experts: Experts
-    num_experts_per_tok: Experts = 4
+    num_experts_per_tok: Experts
     num_key_value_heads: Size | None = 8
-    head_dim: Size | None = 64
+    head_dim: Size = 64
     sliding_window: Size | None = 128
     layer_types: tuple[LayerType, ...] | None = None
     max_position_embeddings: Size = 131072
@@ -55,10 +55,13 @@ class Config:
         return windows(kinds, self.num_hidden_layers, self.sliding_window)
 
 
+NAMES = {"experts_per_token": "num_experts_per_tok", "num_experts": "num_local_experts"}
+
+
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     given = says(raw, "rope_scaling") or raw.get("rope_parameters") is not None
-    out = renamed(raw, {"experts_per_token": "num_experts_per_tok"})
-    return rope(out if given else {**out, "rope_parameters": POSITIONS}, theta=150000.0)
+    out = renamed(raw, NAMES)
+    return rope(out if given else {**out, "rope_parameters": POSITIONS})
 
 
 def build(c: Config) -> Decoder:

@@ -41,7 +41,7 @@ class Config(HybridKeys):
     intermediate_size: Size = 11008  # of each expert
     shared_intermediate_size: Size = 1024
     num_local_experts: Count = 8
-    num_experts_per_tok: Count = 2
+    num_experts_per_tok: Count
     layer_types: tuple[LayerType, ...] | None = None
     position_embedding_type: Literal["rope", "nope"] | None = None
     max_position_embeddings: Size = 2048

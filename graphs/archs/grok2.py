@@ -40,8 +40,8 @@ class Config:
     rms_norm_eps: Positive
     embedding_multiplier_scale: Positive
     output_multiplier_scale: Positive
+    rope_theta: Positive
     head_dim: Size = 128
-    rope_theta: Positive = 10000.0
     residual_moe: bool = False
     attn_logit_softcapping: float = 30.0  # none at 0 and below
     router_logit_softcapping: Positive = 30.0

@@ -18,7 +18,7 @@ from lmcast.graphs.config.layer_types import FFNType, one_each, with_experts
 from lmcast.graphs.config.older_spellings import renamed
 from lmcast.graphs.config.reading import ConfigError, Count, Positive, Size
 from lmcast.graphs.families import latents
-from lmcast.graphs.families.latents import SIGMOID_INERT, LatentKeys, beside
+from lmcast.graphs.families.latents import SIGMOID_INERT, UNREAD_HEAD_DIM, LatentKeys, beside
 from lmcast.graphs.weights.bind import Table
 from lmcast.graphs.weights.experts import either, out_first, per_expert
 from lmcast.graphs.weights.sources import View
@@ -56,7 +56,7 @@ class Config(LatentKeys):
     num_nextn_predict_layers: Count = 0
     max_position_embeddings: Size = 1048576
     rms_norm_eps: Positive = 1e-5
-    routed_scaling_factor: Positive | None = 2.446
+    routed_scaling_factor: Positive = 2.446
     # As the code on the hub reads it; transformers' own class uses a head that is stored, and to
     # equal the embedding is asked of that.
     tie_word_embeddings: bool = False
@@ -229,6 +229,7 @@ def weights(c: Config) -> Table:
 
 INERT = {
     **SIGMOID_INERT,
+    **UNREAD_HEAD_DIM,
     "mla_use_nope": Literal[True],
     "rope_interleave": bool,  # nothing rotates
     "rope_parameters": None,

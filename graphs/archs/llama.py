@@ -1,6 +1,7 @@
 """Llama 3, 3.1, 3.2 and whatever is saved as one: GQA with rotary positions."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -73,4 +74,6 @@ def build(c: Config) -> Decoder:
     )
 
 
-ARCH = Arch(name="llama", config=Config, build=build, weights=COMMON, tidy=rope)
+TIDY = partial(rope, theta=10000.0)  # files of Llama 2 and before say none
+
+ARCH = Arch(name="llama", config=Config, build=build, weights=COMMON, tidy=TIDY)

@@ -33,7 +33,7 @@ class Config:
     rope_parameters: FullRope
     intermediate_size_mlp: Size = 16384
     num_local_experts: Experts = 16
-    num_experts_per_tok: Experts = 1
+    num_experts_per_tok: Experts
     moe_layers: tuple[Count, ...] | None = None
     interleave_moe_layer_step: Size = 1  # without moe_layers
     num_key_value_heads: Size = 8
@@ -123,10 +123,8 @@ def weights(c: Config) -> Table:
     return table
 
 
-TIDY = partial(rope, theta=500000.0)
-
 INERT = {
     "for_llm_compressor": bool,  # how tensors of experts are named, by which they are found
     "nope_layer_interval": Literal[4],  # what no_rope_layer_interval is by default
 }
-ARCH = Arch(name="llama4_text", config=Config, build=build, weights=weights, tidy=TIDY, inert=INERT)
+ARCH = Arch(name="llama4_text", config=Config, build=build, weights=weights, tidy=rope, inert=INERT)

@@ -18,7 +18,7 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import FFNType, LayerType, full_every, windows, with_experts
 from lmcast.graphs.config.older_spellings import renamed, rope_by_layer_type, says, worded
-from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import ConfigError, Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import PartialRopeByLayerType
 from lmcast.graphs.weights.bind import COMMON, Table
 from lmcast.graphs.weights.experts import CORRECTION, ROUTER, routed
@@ -35,7 +35,7 @@ class Config:
     rope_parameters: PartialRopeByLayerType
     n_routed_experts: Experts
     moe_intermediate_size: Size
-    num_experts_per_tok: Experts = 8
+    num_experts_per_tok: Experts
     n_group: Experts = 1
     topk_group: Experts = 1
     norm_topk_prob: bool = True
@@ -76,8 +76,10 @@ NAMES |= {f"swa_{name}": name for name in ("num_attention_heads", "head_dim", "v
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     out = worded(raw, "hybrid_layer_pattern", "layer_types", tuple(THETA))
     out = renamed(worded(out, "moe_layer_freq", "mlp_layer_types", ("dense", "sparse")), NAMES)
+    if out.get("rope_scaling", {}) is None:
+        raise ConfigError("config.json: rope_scaling is None; leave it out, or give a value")
     given = out["rope_parameters"] if says(out, "rope_parameters") else POSITIONS
-    out = rope_by_layer_type({**out, "rope_parameters": given}, THETA, OLDER)
+    out = rope_by_layer_type({**out, "rope_parameters": given}, dict.fromkeys(THETA), OLDER)
     for positions in out["rope_parameters"].values():
         if positions.get("rope_type", "default") == "default":
             positions.setdefault("partial_rotary_factor", 0.334)

@@ -38,7 +38,7 @@ class Config:
     num_attention_heads: Size
     rope_parameters: RopeParameters
     num_local_experts: Experts = 8
-    num_experts_per_tok: Experts = 2
+    num_experts_per_tok: Experts
     num_key_value_heads: Size | None = 8
     head_dim: Size | None = None
     rotary_dim: Size | None = None
@@ -74,7 +74,7 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     if width is None and type(dim) is type(heads) is int and heads > 0:
         width = dim // heads
     share = rotated_share(raw.get("rotary_dim"), width)
-    return rope(renamed(raw, {"num_experts": "num_local_experts"}), theta=1e6, partial=share)
+    return rope(renamed(raw, {"num_experts": "num_local_experts"}), partial=share)
 
 
 def build(c: Config) -> Decoder:

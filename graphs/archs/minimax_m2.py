@@ -34,7 +34,7 @@ class Config:
     num_attention_heads: Size
     rope_parameters: RopeParameters
     num_local_experts: Experts
-    num_experts_per_tok: Experts = 8
+    num_experts_per_tok: Experts
     num_key_value_heads: Size = 8
     head_dim: Size = HEAD_DIM
     rotary_dim: Size | None = None
@@ -52,7 +52,7 @@ class Config:
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     partial = rotated_share(raw.get("rotary_dim"), raw.get("head_dim", HEAD_DIM))
-    return rope(renamed(raw, {"num_experts": "num_local_experts"}), theta=5e6, partial=partial)
+    return rope(renamed(raw, {"num_experts": "num_local_experts"}), partial=partial)
 
 
 def build(c: Config) -> Decoder:

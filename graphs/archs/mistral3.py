@@ -13,7 +13,9 @@ vision_config vision_feature_layer
 ARCH = Multimodal(
     name="mistral3",
     texts={
-        "mistral": Text(mistral.ARCH, {**SIZES, "vocab_size": 32000, "num_hidden_layers": 32}),
+        "mistral": Text(
+            mistral.ARCH, {**SIZES, "vocab_size": 32000, "num_hidden_layers": 32}, theta=10000.0
+        ),
         "ministral3": Text(
             ministral3.ARCH, {**SIZES, "vocab_size": 131072, "num_hidden_layers": 34}
         ),

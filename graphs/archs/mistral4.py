@@ -15,10 +15,16 @@ from lmcast.graphs.blocks.mla import HeadWidths, LatentAttention
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.rope import Rope, Temperature, rotate, rotate_interleaved, temperature
 from lmcast.graphs.config.older_spellings import says
-from lmcast.graphs.config.reading import ConfigError, Count, Experts, Size
+from lmcast.graphs.config.reading import ConfigError, Count, OrAbsent, Size
 from lmcast.graphs.config.rope_parameters import TEMPERED_INERT, TemperedRope
 from lmcast.graphs.families import latents
-from lmcast.graphs.families.latents import LATENT_INERT, LatentKeys, beside, softmax_scale
+from lmcast.graphs.families.latents import (
+    LATENT_INERT,
+    LatentKeys,
+    beside,
+    require_head_dim,
+    softmax_scale,
+)
 from lmcast.graphs.weights.bind import Table
 from lmcast.graphs.weights.experts import PER_EXPERT, either, out_first
 
@@ -40,11 +46,15 @@ POSITIONS = {
 class Config(LatentKeys):
     rope_parameters: TemperedRope
     rope_interleave: bool = True
-    num_experts_per_tok: Experts = 4
     first_k_dense_replace: Count = 0
     num_nextn_predict_layers: Count = 0
     max_position_embeddings: Size = 1048576
+    head_dim: OrAbsent[Size] = None
     tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_head_dim(self.head_dim, self.qk_nope_head_dim + self.qk_rope_head_dim)
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +65,7 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     share = rotated / (rotated + rest) if counts else 1.0
     out = latents.tidy(raw if given else {**raw, "rope_parameters": POSITIONS}, share)
     partial = out["rope_parameters"].pop("partial_rotary_factor", share)
-    if partial != share:
+    if counts and partial != share:  # else the widths are refused by name
         raise ConfigError(
             f"config.json: rope_parameters.partial_rotary_factor is {partial!r:.80}; accepted:"
             f" {share}, the share of qk_rope_head_dim in a head"
@@ -92,7 +102,7 @@ def experts(c: Config) -> moe.MoE:
             groups=c.n_group,
             kept_groups=c.topk_group,
             epsilon=1e-20 if c.norm_topk_prob else None,
-            scale=c.routed_scaling_factor or 1.0,
+            scale=c.routed_scaling_factor,
         ),
         moe.Experts(dim, inner, c.n_routed_experts, activation=moe.EXPERT_ACTIVATIONS[act]),
         shared=GatedMLP(dim, inner * c.n_shared_experts, act=act),

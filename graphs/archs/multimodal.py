@@ -6,6 +6,7 @@ from typing import Any
 
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.config.inert import Inert, at_any_value
+from lmcast.graphs.config.older_spellings import with_theta
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys, refuse_unread
 from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed, root_of
 from lmcast.graphs.weights.quantized import Shapes, WeightError
@@ -23,11 +24,13 @@ class Text:
     """A text model that may stand in text_config.
 
     `defaults` are what Hugging Face takes where text_config is silent, of the keys that a text
-    checkpoint must have: transformers 4 left out what equals a default.
+    checkpoint must have: transformers 4 left out what equals a default. `theta`, likewise, is the
+    rope_theta, of those that do not have one for each kind of layer.
     """
 
     arch: Arch
     defaults: Mapping[str, Any]
+    theta: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class Multimodal:
             raise ConfigError(f"{self.name}: {error}") from None
         text = self.texts[kind]
         arch = replace(laid_out(text.arch, layout, self.beside), name=self.name)
-        return arch, {**text.defaults, **raw, TIE: tie}
+        return arch, {**text.defaults, **with_theta(raw, text.theta), TIE: tie}
 
     def _layout(self, shapes: Shapes) -> Layout:
         """Return how these tensors are named; raises WeightError for two ways at once."""

@@ -20,7 +20,7 @@ from lmcast.graphs.blocks.step import Mixer
 from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.config.layer_types import one_each
 from lmcast.graphs.config.older_spellings import renamed
-from lmcast.graphs.config.reading import ConfigError, Experts, Layers, Positive, Size
+from lmcast.graphs.config.reading import ConfigError, Experts, Layers, OrAbsent, Positive, Size
 from lmcast.graphs.families.mamba import mamba_weights, time_steps, unlimited
 from lmcast.graphs.weights.bind import EachExpert, Table
 from lmcast.graphs.weights.experts import either
@@ -68,13 +68,13 @@ class Config:
     use_conv_bias: bool = True
     use_bias: bool = False  # of the projections around Mamba-2
     mamba_hidden_act: ActivationName = "silu"
-    time_step_limit: tuple[float | None, ...] | None = None
+    time_step_limit: OrAbsent[tuple[float | None, ...]] = None
     n_routed_experts: Experts = 8
-    num_experts_per_tok: Experts = 2
+    num_experts_per_tok: OrAbsent[Experts] = None  # of layers with experts
     n_group: Experts = 1
     topk_group: Experts = 1
     norm_topk_prob: bool = True
-    routed_scaling_factor: Positive | None = 1.0
+    routed_scaling_factor: Positive = 1.0
     moe_intermediate_size: Size = 7688
     moe_shared_expert_intermediate_size: Size = 7688
     moe_latent_size: Size | None = None
@@ -87,6 +87,8 @@ class Config:
 
     def __post_init__(self) -> None:
         kinds: tuple[str, ...] = one_each("layer_types", self.layer_types, self.num_hidden_layers)
+        if "moe" in kinds and self.num_experts_per_tok is None:
+            raise ValueError("num_experts_per_tok is missing; layers with experts need it")
         if "moe" in kinds and self.mlp_hidden_act != "relu2":
             raise ValueError(f"mlp_hidden_act is {self.mlp_hidden_act!r}; of experts: 'relu2'")
         for name, eps in (("norm_eps", self.norm_eps), ("rms_norm_eps", self.rms_norm_eps)):
@@ -159,6 +161,7 @@ def mlp(c: Config, inner: int) -> PlainMLP:
 
 def experts(c: Config) -> moe.MoE:
     dim, latent, count = c.hidden_size, c.moe_latent_size, c.n_routed_experts
+    assert c.num_experts_per_tok
     return moe.MoE(
         moe.sigmoid_router(
             dim, count, c.num_experts_per_tok, groups=c.n_group,

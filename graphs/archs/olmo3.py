@@ -16,7 +16,7 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope, rotate_wide
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import rope_by_layer_type
-from lmcast.graphs.config.reading import ConfigError, Layers, Positive, Size
+from lmcast.graphs.config.reading import ConfigError, Layers, OrAbsent, Positive, Size
 from lmcast.graphs.config.rope_parameters import RopeByLayerType
 from lmcast.graphs.weights.bind import COMMON, QK_NORMS, SANDWICH
 
@@ -30,7 +30,7 @@ class Config:
     num_attention_heads: Size
     rope_parameters: RopeByLayerType
     num_key_value_heads: Size | None = None
-    head_dim: Size | None = None
+    head_dim: OrAbsent[Size] = None
     max_position_embeddings: Size = 2048
     rms_norm_eps: Positive = 1e-5
     hidden_act: ActivationName = "silu"

@@ -20,7 +20,7 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Layers, Positive, Size
+from lmcast.graphs.config.reading import Layers, OrAbsent, Positive, Size
 from lmcast.graphs.config.rope_parameters import LENGTH, LongRope
 from lmcast.graphs.weights.bind import COMMON, Table
 from lmcast.graphs.weights.sources import View
@@ -35,7 +35,7 @@ class Config:
     num_attention_heads: Size
     rope_parameters: LongRope
     num_key_value_heads: Size | None = None
-    head_dim: Size | None = None
+    head_dim: OrAbsent[Size] = None
     max_position_embeddings: Size = 4096
     rms_norm_eps: Positive = 1e-5
     hidden_act: ActivationName = "silu"

@@ -14,7 +14,7 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows_from
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Count, Layers, Positive, Size
+from lmcast.graphs.config.reading import Count, Layers, OrAbsent, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON
 
@@ -28,7 +28,7 @@ class Config:
     num_attention_heads: Size
     rope_parameters: FullRope
     num_key_value_heads: Size | None = 32
-    head_dim: Size | None = None
+    head_dim: OrAbsent[Size] = None
     max_position_embeddings: Size = 32768
     rms_norm_eps: Positive = 1e-6
     hidden_act: ActivationName = "silu"

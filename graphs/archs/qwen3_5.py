@@ -15,7 +15,7 @@ KEYS = "image_token_id video_token_id vision_config vision_end_token_id vision_s
 
 ARCH = Multimodal(
     name="qwen3_5",
-    texts={"qwen3_5_text": Text(qwen3_5_text.ARCH, DEFAULTS)},
+    texts={"qwen3_5_text": Text(qwen3_5_text.ARCH, DEFAULTS, theta=10000.0)},
     inert=at_any_value(KEYS.split()),
     beside=("visual",),
     tied=False,

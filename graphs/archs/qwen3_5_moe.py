@@ -14,7 +14,7 @@ DEFAULTS = {
 
 ARCH = Multimodal(
     name="qwen3_5_moe",
-    texts={"qwen3_5_moe_text": Text(qwen3_5_moe_text.ARCH, DEFAULTS)},
+    texts={"qwen3_5_moe_text": Text(qwen3_5_moe_text.ARCH, DEFAULTS, theta=10000.0)},
     inert=qwen3_5.ARCH.inert,
     beside=("visual",),
     tied=False,

@@ -1,7 +1,6 @@
 """SmolLM3: Llama's layers, but every fourth has no positions at all (NoPE)."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -16,7 +15,7 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import LayerType, head_width, windows
 from lmcast.graphs.config.older_spellings import rope
-from lmcast.graphs.config.reading import Layers, Positive, Size
+from lmcast.graphs.config.reading import Layers, OrAbsent, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON
 
@@ -30,7 +29,7 @@ class Config:
     num_attention_heads: Size
     rope_parameters: FullRope
     num_key_value_heads: Size | None = 4
-    head_dim: Size | None = None
+    head_dim: OrAbsent[Size] = None
     max_position_embeddings: Size = 32768
     rms_norm_eps: Positive = 1e-6
     hidden_act: ActivationName = "silu"
@@ -102,7 +101,6 @@ def build(c: Config) -> Decoder:
     )
 
 
-TIDY = partial(rope, theta=2e6)
 INERT = {"max_window_layers": int}
 
-ARCH = Arch(name="smollm3", config=Config, build=build, weights=COMMON, tidy=TIDY, inert=INERT)
+ARCH = Arch(name="smollm3", config=Config, build=build, weights=COMMON, tidy=rope, inert=INERT)

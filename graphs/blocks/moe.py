@@ -63,6 +63,11 @@ class Router(Wide):
         super().__init__()
         if experts % groups:
             raise ValueError(f"n_group is {groups}; accepted: a divisor of the {experts} experts")
+        if experts == groups > 1:
+            raise ValueError(
+                f"n_group is {groups}, of as many experts; accepted: groups of two or more, as a"
+                " group is worth what its best two are"
+            )
         if kept_groups > groups:
             raise ValueError(f"topk_group is {kept_groups}; accepted: at most n_group, {groups}")
         if top_k > experts // groups * kept_groups:

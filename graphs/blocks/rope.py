@@ -100,9 +100,8 @@ class Rope(Table):
         elif p.rope_type == "llama3":
             frequency = _llama3(p, frequency, original)
         elif p.rope_type == "yarn":
-            frequency, self.magnitude = _yarn(
-                p, self.dim, original, p.factor or max_position_embeddings / original
-            )
+            assert p.factor
+            frequency, self.magnitude = _yarn(p, self.dim, original, p.factor)
         elif p.rope_type == "longrope":
             self.magnitude = _longrope_magnitude(p, original, max_position_embeddings)
             self.switch = original

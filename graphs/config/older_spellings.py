@@ -15,25 +15,26 @@ LAYER_TYPE_KEYS = ("layer_types", "layers_block_type")
 
 ROPE_KEYS = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 # Of rope parameters: to Hugging Face null is no silence, but an error, or means false.
-NEVER_NULL = {*ROPE_KEYS, "rope_type", "truncate"}
+NEVER_NULL = {*ROPE_KEYS, "rope_type", "truncate", "mrope_section"}
 
 
 def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Return `raw` with other spellings of keys (old -> new) under the new one.
 
-    Raises ConfigError where both are set and differ.
+    Raises ConfigError where both are there and differ, and for a null in the other spelling: to
+    Hugging Face it is no silence, but overwrites what it means.
     """
     out = dict(raw)
     for old, new in names.items():
         if old not in out:
             continue
         value = out.pop(old)
-        if out.get(new) is None:
-            out[new] = value
-        elif value is not None and out[new] != value:
+        if value is None:
+            raise ConfigError(f"config.json: {old} is None; leave it out, or give a value")
+        if out.setdefault(new, value) != value:
             raise ConfigError(
                 f"config.json: {new} is {out[new]!r:.80}, but {old}, which means the same, is"
-                f" {value!r:.80}"
+                f" {value!r:.80}; leave one out"
             )
     return out
 
@@ -69,11 +70,14 @@ def worded(raw: Mapping[str, Any], old: str, new: str, words: Sequence[str]) -> 
     return renamed({**raw, old: [words[n] for n in numbers]}, {old: new})
 
 
-def rope(raw: Mapping[str, Any], theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
+def rope(
+    raw: Mapping[str, Any], theta: float | None = None, partial: float = 1.0
+) -> dict[str, Any]:
     """Return `raw` with rope_scaling, rope_theta and the like folded into rope_parameters.
 
-    `theta` and `partial` (of a head, where no key says how much rotates) are the family's own
-    defaults. Raises ConfigError where two spellings differ.
+    theta: where no key says it, of families with files that leave it out; None where all have it,
+    so that one without is damaged. partial: the share of a head that rotates, where no key says it.
+    Raises ConfigError where two spellings differ.
     """
     out = dict(raw)
     scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
@@ -95,13 +99,13 @@ def rotated_share(rotary_dim: Any, head_dim: Any) -> float:
 
 
 def rope_by_layer_type(
-    raw: Mapping[str, Any], theta: Mapping[str, float], older: Mapping[str, str]
+    raw: Mapping[str, Any], theta: Mapping[str, float | None], older: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return `raw` with its rope settings folded into one rope_parameters per layer type.
 
-    `theta` has the default of each type, `older` the key that once held it. An older rope_scaling
-    is for full attention only, a partial_rotary_factor beside them for all. Raises ConfigError
-    where two spellings differ.
+    `theta` has the default of each type, None for none, `older` the key that once held it. An older
+    rope_scaling is for full attention only, a partial_rotary_factor beside them for all. Raises
+    ConfigError where two spellings differ.
     """
     out = dict(raw)
     scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
@@ -150,8 +154,15 @@ def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
     return dict(value)
 
 
+def with_theta(raw: Mapping[str, Any], theta: float | None) -> dict[str, Any]:
+    """Return `raw` with this rope_theta where nothing in it says another."""
+    holders = [raw, *(raw.get(key) for key in ("rope_scaling", "rope_parameters"))]
+    said = any(isinstance(holder, Mapping) and "rope_theta" in holder for holder in holders)
+    return dict(raw) if said or theta is None else {**raw, "rope_theta": theta}
+
+
 def _merge(
-    found: dict[str, Any], outer: Mapping[str, Any], theta: float, at: str
+    found: dict[str, Any], outer: Mapping[str, Any], theta: float | None, at: str
 ) -> dict[str, Any]:
     """Return one set of rope parameters, merged with the keys beside it that older files have."""
     for key in NEVER_NULL & found.keys():
@@ -163,11 +174,16 @@ def _merge(
         raise ConfigError(f"config.json: {at} has type {old!r} and rope_type {out['rope_type']!r}")
     for beside, value in outer.items():
         key = beside if beside in ROPE_KEYS else "rope_theta"
-        if key == "rope_theta" and value is None:
+        if value is None and key != "partial_rotary_factor":  # null of which means 1
             raise ConfigError(f"config.json: {beside} is None; leave it out, or give a value")
         if value is not None and out.setdefault(key, value) != value:
             raise ConfigError(
                 f"config.json: {at}.{key} is {out[key]!r}, but {beside} is {value!r} beside it"
             )
-    out.setdefault("rope_theta", theta)
+    if theta is not None:
+        out.setdefault("rope_theta", theta)
+    elif "rope_theta" not in out:
+        raise ConfigError(
+            f"config.json: rope_theta is missing, also in {at}; this architecture needs it"
+        )
     return out

@@ -47,6 +47,9 @@ Positive = Annotated[float, Range(1e-30, 1e30)]
 EXACT = 1 << 53  # floats hold every whole number up to here; one beyond is no number of a model
 
 T = TypeVar("T")
+NOT_NULL = "not null"
+# What may be left out, but not be null: Hugging Face's code tells the two apart, and fails.
+OrAbsent = Annotated[T | None, NOT_NULL]
 
 
 def parse(cls: type[T], raw: Mapping[str, Any], at: str, inert: Inert = NONE) -> T:
@@ -126,6 +129,10 @@ def _convert(hint: Any, value: Any, at: str, inert: Inert) -> Any:
     if hint is Any:
         return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated and args[1] == NOT_NULL:
+        if value is None:
+            raise ConfigError(f"{at} is None; leave it out, or give a value")
+        return _convert(args[0], value, at, inert)
     if origin is Annotated:
         value, bounds = _convert(args[0], value, at, inert), args[1]
         if not bounds.low <= value <= bounds.high:

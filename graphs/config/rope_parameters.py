@@ -98,9 +98,9 @@ KEYS: dict[RopeType, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dynamic": (("factor",), (LENGTH,)),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor"), (LENGTH,)),
     "yarn": (
-        (),
+        ("factor",),
         (
-            *("factor", "attention_factor", "beta_fast", "beta_slow"),
+            *("attention_factor", "beta_fast", "beta_slow"),
             *("mscale", "mscale_all_dim", "truncate", LENGTH),
         ),
     ),

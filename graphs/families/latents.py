@@ -31,15 +31,15 @@ class LatentKeys:
     qk_rope_head_dim: Size
     v_head_dim: Size
     qk_head_dim: Size | None = None
-    num_key_value_heads: Size | None = None
+    num_key_value_heads: Size | None
     n_routed_experts: Experts
     n_shared_experts: Size = 1
     moe_intermediate_size: Size
-    num_experts_per_tok: Experts = 8
+    num_experts_per_tok: Experts
     n_group: Experts = 1
     topk_group: Experts = 1
     norm_topk_prob: bool = True
-    routed_scaling_factor: Positive | None = 1.0
+    routed_scaling_factor: Positive = 1.0
     first_k_dense_replace: Count = 3
     num_nextn_predict_layers: Count = 1  # stored behind the others, and left out
     max_position_embeddings: Size = 4096
@@ -62,8 +62,20 @@ class LatentKeys:
             )
 
 
-# head_dim: what rotates is qk_rope_head_dim, and files say all kinds of things there.
-LATENT_INERT: Inert = {"head_dim": Any, "moe_layer_freq": Literal[1]}
+def require_head_dim(head_dim: int | None, width: int) -> None:
+    """Raise ValueError where head_dim, by which some classes of Hugging Face rotate if it is there,
+    is not `width`, what they take without it."""
+    if head_dim not in (None, width):
+        raise ValueError(
+            f"head_dim is {head_dim}, but {width} by qk_rope_head_dim and qk_nope_head_dim; leave"
+            " it out"
+        )
+
+
+LATENT_INERT: Inert = {"moe_layer_freq": Literal[1]}
+# Of the other members: their classes overwrite it, or nothing rotates, and files say all kinds of
+# things there.
+UNREAD_HEAD_DIM: Inert = {"head_dim": Any}
 # Also of those whose scores are sigmoids, with a correction that selects (arXiv 2412.19437).
 SIGMOID_INERT: Inert = {
     **LATENT_INERT,
@@ -77,10 +89,7 @@ def softmax_scale(width: int, p: RopeParameters) -> float:
     """Return `width ** -0.5`, times the square of YaRN's factor if mscale_all_dim is given."""
     if not p.mscale_all_dim:
         return width**-0.5
-    if p.factor is None:
-        raise ValueError(
-            f"rope_parameters.factor is missing; mscale_all_dim, {p.mscale_all_dim}, needs it"
-        )
+    assert p.factor  # of yarn, which alone has mscale_all_dim
     factor = 0.1 * p.mscale_all_dim * math.log(p.factor) + 1.0 if p.factor > 1 else 1.0
     return width**-0.5 * factor * factor
 

@@ -8,7 +8,7 @@ import torch
 
 from lmcast.graphs.config.inert import Inert
 from lmcast.graphs.config.layer_types import head_width
-from lmcast.graphs.config.reading import Layers, Positive, Size
+from lmcast.graphs.config.reading import Layers, OrAbsent, Positive, Size
 from lmcast.graphs.weights.bind import Entry
 
 
@@ -21,7 +21,7 @@ class HybridKeys:
     num_hidden_layers: Layers
     num_attention_heads: Size
     num_key_value_heads: Size | None = None
-    head_dim: Size | None = None
+    head_dim: OrAbsent[Size] = None
     max_position_embeddings: Size = 262144
     attention_bias: bool = False
     mamba_n_heads: Size = 128
@@ -32,7 +32,7 @@ class HybridKeys:
     mamba_expand: Size = 2
     mamba_conv_bias: bool = True
     mamba_proj_bias: bool = False
-    time_step_limit: tuple[float | None, ...] | None = None
+    time_step_limit: OrAbsent[tuple[float | None, ...]] = None
     rms_norm_eps: Positive = 1e-5
     tie_word_embeddings: bool = False
 

@@ -193,7 +193,7 @@ ROWS: list[tuple[str, Build, str]] = [
             rope_parameters={"rope_type": "yarn", "rope_theta": 100.0, "mscale_all_dim": 1.0},
             rope_theta=DROP,
         ),
-        "rope_parameters.factor is missing; mscale_all_dim",
+        "rope_type 'yarn' needs factor",
     ),
 ]
 

@@ -1,7 +1,10 @@
 """Every key of every architecture's tiny configs, replaced by values that it cannot mean:
 
-    python tests/graphs/fuzz_configs.py                   # all of them: 15 minutes of CPU
+    python tests/graphs/fuzz_configs.py                   # all of them: 20 minutes of CPU
     python tests/graphs/fuzz_configs.py llama qwen3_moe   # of these architectures
+    python tests/graphs/fuzz_configs.py --values null absent  # 5 minutes of CPU
+
+Null is also tried for keys that no case has, but a Config of ours or of Hugging Face.
 
 Each must be refused in one line, or give the logits that Hugging Face gives from the same file.
 What does neither is printed, and the exit status is then 1. test_fuzz_configs takes a sample.
@@ -18,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,20 @@ import torch
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny import CASES, Case, case, defined, gap, logits, make, oracle, prompt, read
+from tiny import CASES, CLASSES, Case, case, defined, gap, logits, make, oracle, prompt, read
 from torch import Tensor
 
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.graphs import archs
+from lmcast.graphs.archs.multimodal import Multimodal
 from lmcast.graphs.config.inert import INERT
+from lmcast.graphs.config.older_spellings import ROPE_KEYS
+from lmcast.graphs.config.rope_parameters import RopeParameters
 from lmcast.plugins.errors import InputError
 
+ABSENT = object()
 VALUES: dict[str, Any] = {
+    "absent": ABSENT,
     "null": None,
     "-1": -1,
     "0": 0,
@@ -71,6 +79,8 @@ class Trial:
         for key in self.path[:-1]:
             holder = holder[key]
         holder[self.path[-1]] = VALUES[self.value] if value is ... else value
+        if holder[self.path[-1]] is ABSENT:
+            del holder[self.path[-1]]
         return changed
 
 
@@ -83,18 +93,45 @@ def paths(config: dict[str, Any], within: Path_ = ()) -> Iterator[Path_]:
 
 
 def trials(case: Case, directory: Path, seen: set[Path_] | None = None) -> list[Trial]:
-    """Return the trials of a checkpoint's keys, without those in `seen`, to which they are
-    added."""
+    """Return the trials of a checkpoint's keys, and of null for those that it does not have,
+    without those in `seen`, to which they are added."""
     seen = set() if seen is None else seen
-    new = [path for path in paths(read(directory)[0]) if path not in seen]
+    config = read(directory)[0]
+    new = [path for path in paths(config) if path not in seen]
     seen.update(new)
-    return [Trial(case, path, value) for path in new for value in VALUES]
+    others = [path for path in optional(case, config) if path not in seen]
+    seen.update(others)
+    return [
+        *(Trial(case, path, value) for path in new for value in VALUES),
+        *(Trial(case, path, "null") for path in others),
+    ]
+
+
+def optional(case: Case, config: dict[str, Any]) -> Iterator[Path_]:
+    """Yield the paths of the keys of the text that we, or Hugging Face, know."""
+    import transformers
+
+    within = ("text_config",) if "text_config" in config else ()
+    text = config["text_config"] if within else config
+    arch = archs.get(case.architecture)
+    if isinstance(arch, Multimodal):
+        arch = arch.texts[text.get("model_type", next(iter(arch.texts)))].arch
+    theirs = getattr(transformers, CLASSES.get(arch.name, (case.config_class,))[0], arch.config)
+    names = {field.name for cls in (arch.config, theirs) for field in fields(cls)}
+    names |= {*ROPE_KEYS, "rope_scaling", "head_dim", *getattr(theirs, "attribute_map", ())}
+    yield from ((*within, name) for name in sorted(names))
+    if isinstance(text.get("rope_parameters"), dict):
+        nested = text["rope_parameters"]
+        kinds = [(kind,) for kind in nested if isinstance(nested[kind], dict)] or [()]
+        own = sorted(field.name for field in fields(RopeParameters))
+        yield from ((*within, "rope_parameters", *kind, key) for kind in kinds for key in own)
 
 
 def of_table() -> list[Trial]:
     """Return trials of every key of INERT, in a config that lacks most of them."""
     plain = case("llama/plain")
-    return [Trial(plain, (key,), value) for key in sorted(INERT) for value in VALUES]
+    values = [value for value in VALUES if value != "absent"]
+    return [Trial(plain, (key,), value) for key in sorted(INERT) for value in values]
 
 
 def sample(among: list[Trial], count: int, seed: int) -> list[Trial]:
@@ -123,8 +160,8 @@ def fault(trial: Trial, directory: Path, work: Path) -> str | None:
     try:
         theirs = hugging_faces(trial, plain, directory, work)
     except Exception as error:  # noqa: BLE001 (whatever Hugging Face raises is its refusal)
-        # Null has one meaning where our Config takes it; a key of no effect has none to differ.
-        if trial.value == "null" or changes_nothing(trial, plain, tensors):
+        # A key of no effect has no meaning to differ.
+        if changes_nothing(trial, plain, tensors):
             return None
         said = " ".join(str(error).split())
         return f"accepted; Hugging Face refuses: {type(error).__name__}: {said:.200}"
@@ -202,8 +239,10 @@ def run(found: list[Trial], directory: Path, folder: Path) -> int:
 def main() -> int:
     options = argparse.ArgumentParser()
     options.add_argument("architectures", nargs="*", metavar="ARCHITECTURE")
+    options.add_argument("--values", nargs="+", choices=VALUES, default=list(VALUES))
+    chosen = options.parse_args()
     count = faults = 0
-    for name in options.parse_args().architectures or archs.NAMES:
+    for name in chosen.architectures or archs.NAMES:
         seen: set[Path_] = set()
         started = time.process_time()
         for one in (one for one in CASES if one.architecture == name):
@@ -211,6 +250,7 @@ def main() -> int:
                 directory = make(one, Path(folder) / "checkpoint")
                 found = trials(one, directory, seen)
                 found += of_table() if one is case("llama/plain") else []
+                found = [trial for trial in found if trial.value in chosen.values]
                 faults += run(found, directory, Path(folder) / "work")
                 count += len(found)
         print(f"{name}: {len(seen)} keys, {time.process_time() - started:.0f} s", flush=True)

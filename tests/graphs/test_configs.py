@@ -1,6 +1,7 @@
 """What the Configs of architectures hold: keys that something reads; and what they say is inert."""
 
 import dataclasses
+import typing
 from typing import Any
 
 import pytest
@@ -10,10 +11,13 @@ from tiny import CASES, Case, defined, logits, read
 from lmcast.graphs import ConfigError, Definition, WeightError, archs
 from lmcast.graphs.config.inert import INERT
 from lmcast.graphs.config.older_spellings import LAYER_TYPE_KEYS, OLDER_LAYER_TYPES
+from lmcast.graphs.config.reading import NOT_NULL
 
 BY_NAME = pytest.mark.parametrize("name", sorted(archs.NAMES))
 
 
+TIE = "tie_word_embeddings"
+WITHOUT_POSITIONS = ("kimi_linear", "nemotron_h")
 # Lists that go before what other keys say of each layer.
 LISTS = ("layer_types", "no_rope_layers")
 
@@ -43,6 +47,26 @@ def without_lists(found: Definition) -> Definition:
     fields = {field.name: field.default for field in dataclasses.fields(found.config)}
     left_out = {key: None for key in LISTS if fields.get(key, ...) is None}
     return dataclasses.replace(found, config=dataclasses.replace(found.config, **left_out))
+
+
+@BY_NAME
+def test_null_is_no_silence(name, checkpoint):
+    """A null is refused by name wherever the type of its key has no null."""
+    config, tensors = read(checkpoint(next(case for case in CASES if case.architecture == name)))
+    cls = type(defined(config, tensors).config)
+    hints = typing.get_type_hints(cls)  # without Annotated
+    marked = typing.get_type_hints(cls, include_extras=True)
+    inner = "text_config" in config
+    refused = [key for key, hint in hints.items() if type(None) not in typing.get_args(hint)]
+    refused += [key for key in hints if NOT_NULL in typing.get_args(marked[key])]
+    assert len(refused) > 6
+    refused += [] if name in WITHOUT_POSITIONS else ["rope_theta"]
+    # Read before the others: a multimodal config's outer tie, a number that a list may say.
+    for key in {*refused} - {"rope_parameters", TIE, "num_hidden_layers"}:
+        null = {key: None}
+        changed = config | ({"text_config": config["text_config"] | null} if inner else null)
+        with pytest.raises(ConfigError, match=rf"{key}.* is (None|missing)"):
+            defined(changed, tensors)
 
 
 @BY_NAME

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from fuzz_configs import of_table, run, sample, trials
-from tiny import CASES, case
+from fuzz_configs import is_accepted, of_table, run, sample, trials
+from tiny import CASES, case, read
 
 from lmcast.graphs import archs
 
@@ -16,6 +16,22 @@ def test_a_config_is_refused_or_gives_hugging_faces_logits(name: str, checkpoint
     first = next(case for case in CASES if case.architecture == name)
     directory = checkpoint(first)
     assert not run(sample(trials(first, directory), 3, SEED), directory, tmp_path)
+
+
+@pytest.mark.parametrize("name", archs.NAMES)
+def test_null_and_absent_are_told_apart_where_hugging_face_does(
+    name: str, checkpoint, tmp_path: Path
+):
+    first = next(case for case in CASES if case.architecture == name)
+    directory = checkpoint(first)
+    config, tensors = read(directory)
+    accepted = [
+        trial
+        for trial in trials(first, directory)
+        if trial.value in ("null", "absent") and is_accepted(trial.config(config), tensors)
+    ]
+    assert len(accepted) > 3
+    assert not run(sample(accepted, 2, SEED), directory, tmp_path)
 
 
 def test_inert_keys_change_no_logit_of_hugging_face(checkpoint, tmp_path: Path):

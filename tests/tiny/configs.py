@@ -48,7 +48,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "yarn": _rope("yarn", **YARN),
         "yarn mscale": _rope("yarn", **YARN, mscale=0.7, mscale_all_dim=1.3, truncate=False),
         "yarn attention_factor": _rope("yarn", **YARN, attention_factor=1.5),
-        "yarn null factor": _rope("yarn", factor=None, original_max_position_embeddings=16),
         "longrope, long": _rope(
             "longrope",
             short_factor=[1.0, 1.1, 1.2, 1.3],
@@ -574,7 +573,19 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("llama/plain", {"rope_parameters": {"rope_type": "linear"}}, "factor"),
     ("llama/plain", {"rope_parameters": {"factor": 2.0}}, "factor"),
     ("llama/plain", {"rope_parameters": {"rope_theta": 0}}, "rope_theta"),
-    ("llama/plain", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_theta"),
+    (
+        "llama/plain",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}},
+        "rope_theta",
+    ),
+    ("llama/plain", {"rope_parameters": {"rope_type": "yarn"}}, "needs factor"),
+    ("llama/plain", {"rope_parameters": {"rope_type": "yarn", "factor": None}}, "needs factor"),
+    ("llama/plain", {"attention_bias": None}, "attention_bias is None; accepted: true or false"),
+    ("llama/plain", {"max_position_embeddings": None}, "max_position_embeddings is None"),
+    ("qwen2/plain", {"rope_parameters": DROP}, "rope_theta is missing"),
+    ("qwen2/plain", {"rope_parameters": {"rope_theta": None}}, "rope_theta is None; leave it out"),
+    ("qwen2/plain", {"head_dim": None}, "head_dim is None; leave it out"),
+    ("gemma2/gemma-2-2b", {"sliding_window_size": None}, "sliding_window_size is None; leave it"),
     ("llama/plain", {"rope_parameters": {"mrope_section": [1, 2]}}, "mrope_section"),
     ("llama/plain", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta"),
     ("llama/plain", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
@@ -588,10 +599,10 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("mistral/window", {"sliding_window": -8}, "sliding_window"),
     ("mistral/window", {"attention_bias": True}, "attention_bias"),
     ("mistral/window", {"layer_types": ["full_attention"] * 3}, "layer_types"),
-    ("ministral3/yarn", {"rope_parameters": {"rope_type": "default"}}, "llama_4_scaling_beta"),
+    ("ministral3/yarn", {"rope_parameters": {"rope_theta": 9.0}}, "llama_4_scaling_beta"),
     (
         "ministral3/yarn",
-        {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
+        {"rope_parameters": {"rope_theta": 9.0, "llama_4_scaling_beta": 0.1}},
         "original_max_position_embeddings",
     ),
     ("granite/plain", {"logits_scaling": 0}, "logits_scaling is 0"),
@@ -640,9 +651,7 @@ REFUSED: list[tuple[str, Change, str]] = [
 ]
 
 # What config classes write of a plain model is what the keys default to.
-DEFAULTS: Change = dict.fromkeys(
-    ("hidden_act", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"), DROP
-)
+DEFAULTS: Change = dict.fromkeys(("hidden_act", "rms_norm_eps", "tie_word_embeddings"), DROP)
 WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 
 # Settings that say what holds anyway: by default, or because of another.
@@ -652,7 +661,6 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     ("gemma3_text/final cap, bias, scalar", {"attn_logit_softcapping": None}),
     ("qwen3/plain", {"use_qk_norm": True}),
     ("granite/plain", dict.fromkeys(GRANITE, DROP), dict.fromkeys(GRANITE, 1)),
-    ("granite/granite-3.0-2b-base", {"rope_theta": 10000}, {"rope_theta": DROP}),
     ("granite/plain", {**DEFAULTS, "attention_bias": DROP, "mlp_bias": DROP, "head_dim": 8}),
     ("granite/head_dim, MHA, gelu, eps", {"num_key_value_heads": DROP}),
     ("qwen2/plain", {**DEFAULTS, **dict.fromkeys(WINDOWS, DROP)}),

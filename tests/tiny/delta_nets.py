@@ -232,9 +232,13 @@ REFUSED: list[tuple[str, Change, str]] = [
     (DENSE, {"output_gate_type": "sigmoid"}, "output_gate_type is 'sigmoid'"),
     (DENSE, {"mamba_ssm_dtype": "bfloat16"}, "mamba_ssm_dtype is 'bfloat16'"),
     (DENSE, {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\], which nothing reads"),
-    (DENSE, {"rope_parameters": {"mrope_section": [1, 1]}}, "mrope_section has 2 entries"),
-    (DENSE, {"rope_parameters": {"mrope_section": [1, 1, -1]}}, r"mrope_section\[2\] is -1"),
-    (DENSE, {"rope_parameters": {"mrope_interleaved": 1}}, "mrope_interleaved is 1"),
+    (DENSE, {"rope_parameters": {**NEAR, "mrope_section": [1, 1]}}, "mrope_section has 2 entries"),
+    (
+        DENSE,
+        {"rope_parameters": {**NEAR, "mrope_section": [1, 1, -1]}},
+        r"mrope_section\[2\] is -1",
+    ),
+    (DENSE, {"rope_parameters": {**NEAR, "mrope_interleaved": 1}}, "mrope_interleaved is 1"),
     (MOE, {"norm_topk_prob": False}, "norm_topk_prob is False; implemented: True"),
     (MOE, {"num_experts_per_tok": 9}, "num_experts_per_tok is 9"),
 ]

@@ -111,7 +111,7 @@ SHOWN: list[tuple[str, Change]] = [
     (SHARED, {"activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.25, 0.95, 0.0, 0.5, 0.1]}),
     (SHARED, {"altup_active_idx": 0}),
     (SHARED, {"altup_correct_scale": False}),
-    (SHARED, {"final_logit_softcapping": None}),
+    (SHARED, {"final_logit_softcapping": 1.0}),
     (SHARED, {"hidden_activation": "relu"}),
     (
         SHARED,

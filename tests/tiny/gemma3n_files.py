@@ -24,12 +24,16 @@ OTHERS = {  # two of each other model, named as on the hub
 }
 
 
-def model(settings: dict[str, Any]) -> Any:
-    """Return Hugging Face's text model of a multimodal config, with eager attention."""
+def model(settings: dict[str, Any], untied: bool = False) -> Any:
+    """Return Hugging Face's text model of a multimodal config, with eager attention.
+
+    untied: whatever the config says.
+    """
     from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
     config = Gemma3nTextConfig.from_dict(settings["text_config"])
     config.tie_word_embeddings = settings.get("tie_word_embeddings", config.tie_word_embeddings)
+    config.tie_word_embeddings &= not untied
     config._attn_implementation = "eager"
     return Gemma3nForCausalLM(config).eval()
 
@@ -54,12 +58,15 @@ def logits(directory: Path, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Return B,T,V for ids B,T."""
     from safetensors.torch import load_file
 
-    made = model(json.loads((directory / "config.json").read_text()))
     tensors = {
         name.replace("model.language_model.", "model."): tensor
         for name, tensor in load_file(directory / "model.safetensors").items()
         if name not in OTHERS
     }
+    # As from_pretrained: a head that is stored, and another than the embedding, is used.
+    head, embedding = (tensors.get(f"{n}.weight") for n in ("lm_head", "model.embed_tokens"))
+    untied = head is not None and not torch.equal(head, embedding)
+    made = model(json.loads((directory / "config.json").read_text()), untied)
     missing, unexpected = made.load_state_dict(tensors, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}

@@ -310,7 +310,9 @@ SHOWN: list[tuple[str, Change]] = [
 SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (V3, {"moe_router_dtype": "float32"}),
     (SHARED, {"index_share_for_mtp_iteration": True, "moe_router_dtype": "float32"}),
-    (V3, {"head_dim": 7, "qk_head_dim": 20}, {}),
+    (V3, {"head_dim": 8, "qk_head_dim": 20}, {}),
+    (V32, {"head_dim": 7}, {}),
+    (GLM52, {"index_topk_pattern": None}, {}),
     (V3, {"num_key_value_heads": None}, {}),
     (V3, {"n_routed_experts": DROP, "num_local_experts": 8}, {}),
     (V3, {"num_nextn_predict_layers": DROP, "num_mtp_layers": 0}, {}),
@@ -328,6 +330,15 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
 
 # What define refuses, beside what the command does (malformed_latents).
 REFUSED: list[tuple[str, Change, str]] = [
+    (V3, {"head_dim": 20}, "head_dim is 20, but 8 by qk_rope_head_dim"),
+    (V3, {"head_dim": None}, "head_dim is None; leave it out"),
+    (V3, {"num_key_value_heads": DROP}, "num_key_value_heads is missing"),
+    (V3, {"num_experts_per_tok": DROP}, "num_experts_per_tok is missing"),
+    (V3, {"rope_theta": DROP}, "rope_theta is missing, also in rope_parameters"),
+    (V3, {"routed_scaling_factor": None}, "routed_scaling_factor is None"),
+    (V3, {"num_local_experts": None}, "num_local_experts is None; leave it out"),
+    (V3, {"n_group": 8}, "n_group is 8, of as many experts; accepted: groups of two"),
+    (SMALL4, {"head_dim": 7}, "head_dim is 7, but "),
     (SHARED, {"moe_router_dtype": "bfloat16"}, "moe_router_dtype is 'bfloat16'"),
     (V3, {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
     (V3, {"topk_method": "greedy"}, "topk_method is 'greedy'"),

@@ -186,8 +186,8 @@ SHOWN: list[tuple[str, Change]] = [
 # Settings that say what holds anyway: by default, or because of another.
 SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (TINY, {"time_step_limit": [0.0, math.inf]}, {"time_step_limit": DROP}),
-    (TINY, {"time_step_limit": [0.0, INFINITY]}, {"time_step_limit": None}),
-    (TINY, {"time_step_limit": [0.0, 3.4028234663852886e38]}, {"time_step_limit": None}),
+    (TINY, {"time_step_limit": [0.0, INFINITY]}, {"time_step_limit": DROP}),
+    (TINY, {"time_step_limit": [0.0, 3.4028234663852886e38]}, {"time_step_limit": DROP}),
     (BAMBA_9B, {"time_step_limit": [0.0, 1e308]}),
     (TINY, {"mamba_d_head": "auto", "mamba_chunk_size": 256}, {}),
     (TINY, {"layer_types": TURNED}, {}),
@@ -195,7 +195,7 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (TINY, {"position_embedding_type": None, "rope_theta": 7}, {}),
     (MICRO, {"intermediate_size": 7}, {}),
     (BAMBA_9B, {"attn_rotary_emb": None, "partial_rotary_factor": 0.5}, {}),
-    (BAMBA_9B, {"rope_theta": DROP, "rope_parameters": {"partial_rotary_factor": 0.5}}, {}),
+    (BAMBA_9B, {"rope_theta": DROP, "rope_parameters": {**ROPE, "rope_theta": 10000}}, {}),
     (BAMBA_9B, {"partial_rotary_factor": None, "attn_layer_indices": [3, 1]}, {}),
 ]
 

@@ -87,6 +87,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "whole heads, other gains": {
             **M1,
             **EXPERTS,
+            "rope_theta": 1000,
             "attn_type_list": [1, 0, 1],
             "layernorm_full_attention_alpha": 2.5,
             "layernorm_full_attention_beta": 1.3,

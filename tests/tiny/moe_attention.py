@@ -298,7 +298,7 @@ SHOWN: list[tuple[str, Change]] = [
 
 # Settings that say what holds anyway: by default, or because of another.
 SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
-    (OSS_20B, {"initial_context_length": None, "experts_per_token": None}),
+    (OSS_20B, {"initial_context_length": None}),
     (OSS_20B, {"layer_types": None}),
     (MAVERICK, {"no_rope_layers": [1, 1, 1, 0]}),
     (MAVERICK, {"no_rope_layers": [1, 1, 1, 0, 1, 1]}),
@@ -315,17 +315,20 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (MIMO_FLASH, {"sliding_window_size": None, "sliding_window": 9}),
     (
         MIMO_FLASH,
-        {"swa_num_key_value_heads": None, "swa_head_dim": None, "layernorm_epsilon": DROP},
+        {"swa_num_key_value_heads": None, "swa_head_dim": DROP, "layernorm_epsilon": DROP},
     ),
     (
         MIMO_FLASH,
         dict.fromkeys(("rope_theta", "swa_rope_theta", "partial_rotary_factor"), DROP),
     ),
-    (MIMO_FLASH, {"n_routed_experts": None, "num_local_experts": 8}),
+    (MIMO_FLASH, {"n_routed_experts": DROP, "num_local_experts": 8}),
 ]
 
 # Base case, what is changed in config.json, what the message must name.
 REFUSED: list[tuple[str, Change, str]] = [
+    (OSS_20B, {"num_experts": None}, "num_experts is None; leave it out"),
+    (MIMO_FLASH, {"rope_parameters": {FULL: {"rope_theta": 9.0}}}, "rope_theta"),
+    (MIMO_FLASH, {"rope_scaling": None}, "rope_scaling is None; leave it out"),
     (OSS_20B, {"layer_types": [SLIDING, FULL]}, "layer_types has 2 entries; .* is 4"),
     (OSS_20B, {"layer_types": [CHUNKED] * 4}, r"layer_types\[0\] is 'chunked_attention'"),
     (OSS_20B, {"sliding_window": None}, r"layer_types\[0\].*sliding_window"),

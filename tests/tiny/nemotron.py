@@ -172,7 +172,7 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
     (NANO2, {"residual_in_fp32": True, "rescale_prenorm_residual": False}),
     (NANO2, {PATTERN: "M-M*-", "layers_block_type": OLD, "layer_types": NEW}),
     (NANO2, {PATTERN: DROP, "layers_block_type": OLD}),
-    (NANO2, {PATTERN: None, "layer_types": NEW, "num_hidden_layers": DROP}),
+    (NANO2, {PATTERN: DROP, "layer_types": NEW, "num_hidden_layers": DROP}),
     (NANO2, {"n_groups": DROP, "mamba_num_groups": 2, "head_dim": DROP, "attention_head_dim": 16}),
     (NANO2, {"ssm_state_size": DROP, "mamba_state_dim": 12, "conv_kernel": DROP}),
     (NANO2, {"layer_norm_epsilon": DROP, "use_conv_bias": DROP, "mamba_conv_bias": True}),
@@ -182,11 +182,13 @@ SILENT: list[tuple[str, Change] | tuple[str, Change, Change]] = [
 
 # What define refuses.
 REFUSED: list[tuple[str, Change, str]] = [
+    (NANO2, {"time_step_limit": None}, "time_step_limit is None; leave it out"),
+    (NANO_3, {"num_experts_per_tok": DROP}, "num_experts_per_tok is missing; layers with experts"),
     (NANO2, {PATTERN: "M-MX-"}, rf"{PATTERN} is 'M-MX-'; .* E \(moe"),
     (NANO2, {PATTERN: 5}, f"{PATTERN} is 5; accepted: a string of M"),
     (NANO2, {PATTERN: DROP}, "layer_types is missing"),
     (NANO2, {PATTERN: DROP, "layer_types": ["mamba2"]}, r"layer_types\[0\] is 'mamba2'"),
-    (NANO2, {PATTERN: None, "layers_block_type": [["mamba"]]}, r"layer_types\[0\] is \['mamba"),
+    (NANO2, {PATTERN: DROP, "layers_block_type": [["mamba"]]}, r"layer_types\[0\] is \['mamba"),
     (NANO2, {"layers_block_type": OLD[::-1]}, "layer_types is .* but hybrid_override_pattern"),
     (NANO2, {"num_hidden_layers": 4}, "layer_types has 5 entries; num_hidden_layers is 4"),
     (NANO2, {"time_step_limit": [0.1]}, r"time_step_limit is \[0.1\]; accepted: the least"),

@@ -48,6 +48,7 @@ def latents(m: Model) -> dict[str, Any]:
                     f" {m.integer(f'attention.{name}_length')}; accepted: {width}"
                 )
     return {
+        "num_key_value_heads": m.integer("attention.head_count"),  # every head makes its own
         "q_lora_rank": m.integer("attention.q_lora_rank")
         if m.any_ends("attn_q_a.weight")
         else None,
