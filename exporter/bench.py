@@ -25,6 +25,8 @@ import numpy as np
 
 from lmcast.exporter.cores import limited, usable
 from lmcast.exporter.runtime.engine import Engine
+from lmcast.plugins.annotations import Count, Rows, Runs, Threads
+from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 
 READ_BYTES = 512 << 20  # 512 MiB: well above the caches
@@ -83,20 +85,21 @@ class BenchReport:
         return "\n".join([setting, *(f"{name:<13} {value}" for name, value in rows.items())])
 
 
+@checked
 def bench(
     engine_dir: str | PathLike[str],
-    prompt_tokens: int = 128,
-    new_tokens: int = 32,
-    batch: int = 1,
-    threads: int | None = None,
-    runs: int = 3,
+    prompt_tokens: Count = 128,
+    new_tokens: Count = 32,
+    batch: Rows = 1,
+    threads: Threads | None = None,
+    runs: Runs = 3,
     prepack: bool = False,
     portable: bool = False,
 ) -> BenchReport:
     """Measure an engine in a process of its own, on random token ids and greedy sampling.
 
     threads: at most the processors of this process; None for all of them. prepack, portable: as for
-    Engine. Raises BenchError for numbers below 1 or a process that dies, EngineError for a
+    Engine. Raises BenchError for a process that dies, EngineError for a
     directory that is no whole engine.
     """
     engine = Engine(engine_dir, portable=portable)
@@ -107,9 +110,6 @@ def bench(
         "batch": batch,
     }
     setting |= {"threads": threads, "runs": runs}
-    for name, value in setting.items():
-        if value < 1:
-            raise BenchError(f"{name} is {value}; accepted: an integer from 1")
     setting["threads"] = limited(threads)
     if prompt_tokens + new_tokens > engine.context:
         raise BenchError(

@@ -3,17 +3,19 @@
 from pathlib import Path
 
 from lmcast.exporter import targets
-from lmcast.exporter.backends.tensorrt.request import Sizes
+from lmcast.exporter.backends.tensorrt.request import Sizes, Sm
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
 from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
+from lmcast.plugins.arguments import checked
 
 
+@checked
 def build(
     engine: Path,
     target: str,
-    sms: tuple[int, ...] = (),
+    sms: tuple[Sm, ...] = (),
     sizes: Sizes | None = None,
     progress: Progress = silent,
 ) -> Engine:

@@ -5,7 +5,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from lmcast.plugins.errors import InputError
+from lmcast.plugins.annotations import Threads
+from lmcast.plugins.arguments import checked
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -52,8 +53,11 @@ def read(path: Path) -> str:
         return ""
 
 
+@checked
 def limited(
-    threads: int | None, warn: Callable[[str], object] = warnings.warn, most: int | None = None
+    threads: Threads | None,
+    warn: Callable[[str], object] = warnings.warn,
+    most: int | None = None,
 ) -> int | None:
     """Return how many threads to run in; None: as many as the runtime takes by itself.
 
@@ -61,13 +65,11 @@ def limited(
     on 2 processors took 12 times the processor time of 2. The runtime counts all processors of the
     machine, so where there are fewer it is told.
 
-    Raises InputError for what is no integer from 1.
+    Raises ArgumentError for what is no integer from 1.
     """
     most = usable() if most is None else most
     if threads is None:
         return most if most < (os.cpu_count() or 1) else None
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise InputError(f"threads is {threads!r}; accepted: an integer from 1")
     if threads > most:
         warn(f"threads is {threads}; this process may use {most}, so it runs in {most}")
     return min(threads, most)

@@ -20,8 +20,10 @@ from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.place import Entry, location, write
+from lmcast.plugins.arguments import checked
 
 
+@checked
 def pack(
     engine: Path, output: Path | None = None, progress: Progress = silent, force: bool = False
 ) -> Engine:

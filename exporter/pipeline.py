@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import onnx_ir as ir
 import torch
 
 from lmcast.exporter import passes, targets
-from lmcast.exporter.backends.tensorrt.request import Request, Sizes
+from lmcast.exporter.backends.tensorrt.request import Request, Sizes, Sm
 from lmcast.exporter.checkpoint import CheckpointError, identified
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
@@ -23,7 +23,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.checkpoint.tokenizers import KINDS
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
-from lmcast.exporter.engine.manifest import EngineError, write_manifest
+from lmcast.exporter.engine.manifest import write_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, PARITY
 from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.sealed import digests
@@ -42,29 +42,32 @@ from lmcast.exporter.weights.quantized_forms import without_kernel
 from lmcast.exporter.weights.recipe_files import identity, open_recipe
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
+from lmcast.plugins.annotations import OneOf, Range
+from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import CheckFailed
 
 SLICE_BYTES = 1 << 20  # of the description of a slice: a few numbers for each layer
 MOST_TOKENS = 1 << 24  # positions are exact in fp32 up to here
 
 
+@checked
 def export(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
-    target: str = targets.DEFAULT,
-    dtype: str | None = None,
+    target: Annotated[str, OneOf(targets.TARGETS)] = targets.DEFAULT,
+    dtype: Annotated[str, OneOf(COMPUTED)] | None = None,
     weights: Mode | None = None,
     parity: bool = True,
     *,
     inert: Collection[str] = (),
     untie: bool = False,
     revision: str | None = None,
-    context: int | None = None,
+    context: Annotated[int, Range(1, MOST_TOKENS)] | None = None,
     full_check: bool | None = None,
     tokenizer: bool = True,
     matformer: str | PathLike[str] | None = None,
     recipe: str | PathLike[str] | None = None,
-    sms: tuple[int, ...] = (),
+    sms: tuple[Sm, ...] = (),
     sizes: Sizes | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -264,11 +267,8 @@ def choose_format(
 ) -> DType:
     """Return the format to compute in, which must run here if `runs`.
 
-    Raises InputError for an unknown dtype, for what the target refuses, and where weights are no
-    plain floats.
+    Raises InputError for what the target refuses, and where weights are no plain floats.
     """
-    if asked is not None and asked not in COMPUTED:
-        raise EngineError(f"dtype {asked!r} is unknown; accepted: {', '.join(COMPUTED)}")
     # Every accepted format fits into float32.
     name = asked or target.dtype or stored_format(found, source)
     target.refuse(found.binding, name, runs)
@@ -304,14 +304,9 @@ def stored_format(found: Definition, source: Checkpoint) -> str:
 
 
 def choose_context(found: Definition, asked: int | None, progress: Progress = silent) -> int:
-    """Return the most tokens that a row may hold; warn of more than the model was made for.
-
-    Raises EngineError for none or absurdly many.
-    """
+    """Return the most tokens that a row may hold; warn of more than the model was made for."""
     if asked is None:
         return found.context
-    if not 1 <= asked <= MOST_TOKENS:
-        raise EngineError(f"context is {asked}; accepted: 1 to {MOST_TOKENS}")
     if asked > found.context:
         progress.warn(
             f"the context is {asked} tokens, beyond the {found.context} of config.json: nothing is"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from os import PathLike
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,13 @@ from lmcast.graphs.layouts.catalogue import take
 from lmcast.graphs.layouts.tensors import Found, Tensors, is_activation
 from lmcast.graphs.weights.bind import Binding, WeightError, bind, not_a_copy, require_zeros, spared
 from lmcast.graphs.weights.sources import View, alike, load_into, plain, tensors_of
+from lmcast.plugins.annotations import OneOf
+from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 
 __all__ = ["ConfigError", "Definition", "WeightError", "define", "defined", "fill", "load"]
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Definition:
         return longest
 
 
+@checked
 def define(
     config: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
@@ -205,6 +210,7 @@ class HasShape(Protocol):
     def dtype(self) -> torch.dtype: ...
 
 
+@checked
 def defined(
     config: Mapping[str, Any],
     tensors: Mapping[str, HasShape],
@@ -251,8 +257,12 @@ def _places(module: nn.Module) -> Mapping[int, Sequence[tuple[nn.Module, str]]]:
     return found
 
 
+@checked
 def load(
-    checkpoint: str | PathLike[str], dtype: torch.dtype = torch.float32, *, untie: bool = False
+    checkpoint: str | PathLike[str],
+    dtype: Annotated[torch.dtype, OneOf(FLOATS)] = torch.float32,
+    *,
+    untie: bool = False,
 ) -> Decoder:
     """Return the eager model of a checkpoint: `model(input_ids B,T int64) -> logits B,T,V`.
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -36,10 +36,14 @@ from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.weights.place import check_copies
 from lmcast.exporter.weights.recipe_files import identity, write_recipe
+from lmcast.plugins.annotations import Count, OneOf, Range, Seed
+from lmcast.plugins.arguments import checked
 
 TOKENS, CHUNK = 32768, 512
 HELD_OUT = 4  # chunks to calibrate on for each held-out one
 FEWEST_TOKENS = 64  # of an expert
+Bits = Annotated[float, Range(1e-6, 1000)]  # a format says which are possible
+Kl = Annotated[float, Range(1e-12, 1000)]
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,26 @@ class Calibration:
         return "\n".join([first, *lines(report)])
 
 
+@checked
 def calibrate(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
     *,
-    recipe: str | Preset | None = None,
+    recipe: Annotated[str, OneOf(PRESETS)] | Preset | None = None,
     data: str | PathLike[str] | None = None,
-    tokens: int = TOKENS,
-    chunk: int = CHUNK,
-    seed: int = 0,
-    observer: str | None = None,
+    tokens: Count = TOKENS,
+    chunk: Annotated[int, Range(2, 1 << 31)] = CHUNK,
+    seed: Seed = 0,
+    observer: Annotated[str, OneOf(OBSERVERS)] | None = None,
     ids: tuple[Tensor, Tensor] | None = None,
-    fewest_tokens: int = FEWEST_TOKENS,
+    fewest_tokens: Count = FEWEST_TOKENS,
     inert: Collection[str] = (),
     untie: bool = False,
     revision: str | None = None,
-    bits: float | None = None,
-    most_kl: float | None = None,
+    bits: Bits | None = None,
+    most_kl: Kl | None = None,
     head: bool = False,
-    kv: str | None = None,
+    kv: Annotated[str, OneOf((FP8_CACHE,))] | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Calibration:
@@ -146,22 +151,13 @@ def _check_options(
         raise CalibrationError("--head, --bits and --budget are for weights: give --recipe, too")
     if bits is not None and most_kl is not None:
         raise CalibrationError("both bits and a KL are given; accepted: one of them")
-    for what, given in (("bits", bits), ("KL", most_kl)):
-        if given is not None and not 0 < given < math.inf:
-            raise CalibrationError(f"a budget of {given:g} {what}; accepted: numbers above 0")
 
 
 def _preset(recipe: str | Preset | None, observer: str | None, kv: str | None) -> Preset | None:
-    if observer is not None and observer not in OBSERVERS:
-        raise CalibrationError(
-            f"observer {observer!r:.80} is unknown; accepted: {', '.join(OBSERVERS)}"
-        )
     return _named(recipe, observer, kv) if isinstance(recipe, str) else recipe
 
 
 def _named(name: str, observer: str | None, kv: str | None) -> Preset:
-    if name not in PRESETS:
-        raise CalibrationError(f"recipe {name!r:.80} is unknown; accepted: {', '.join(PRESETS)}")
     if observer is not None and kv is None and not PRESETS[name].inputs.static:
         static = [known for known, preset in PRESETS.items() if preset.inputs.static]
         raise CalibrationError(
@@ -175,8 +171,6 @@ def _text(
     source: Checkpoint, data: str | PathLike[str] | None, tokens: int, chunk: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Read chunks of token ids, C,T each: to calibrate on, and held out."""
-    if tokens < 1 or chunk < 2:
-        raise CalibrationError(f"{tokens} tokens in chunks of {chunk}; accepted: from 1, from 2")
     text, samples = text_of(source), read_corpus(None if data is None else Path(data))
     count = math.ceil(tokens / chunk)
     held = math.ceil(count / HELD_OUT)
@@ -190,8 +184,6 @@ def _check(subject: Subject) -> None:
     found = subject.found
     if subject.head and subject.preset:
         check_head(found.model, subject.preset)
-    if subject.kv not in (None, FP8_CACHE):
-        raise CalibrationError(f"keys and values in {subject.kv!r:.40}; accepted: {FP8_CACHE}")
     if subject.kv:
         check_caches(found.model)
     for ids in subject.sample:

@@ -12,6 +12,8 @@ from lmcast.exporter.dtypes import COMPUTED, DTYPES, computed, of_torch
 from lmcast.exporter.engine.manifest import is_engine, read_manifest
 from lmcast.exporter.engine.names import TOKENIZER, templates
 from lmcast.exporter.progress import Progress, silent
+from lmcast.plugins.annotations import Count, Rows
+from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,10 +97,11 @@ class Inspection:
         return "\n".join(lines)
 
 
+@checked
 def inspect(
     path: str | PathLike[str],
-    batch: int = 1,
-    context: int | None = None,
+    batch: Rows = 1,
+    context: Count | None = None,
     *,
     inert: Collection[str] = (),
     untie: bool = False,
@@ -110,8 +113,6 @@ def inspect(
     path: also a model of the Hub. context None means the longest the model takes. inert,
     untie, revision: of a checkpoint, as for `export`. Raises InputError where the path is neither.
     """
-    if batch < 1 or (context is not None and context < 1):
-        raise InspectError(f"batch {batch} and context {context} must be at least 1")
     if not is_engine(Path(path)):
         return _checkpoint(path, batch, context, inert, untie, revision, progress)
     if inert or untie or revision is not None:

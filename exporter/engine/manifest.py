@@ -31,6 +31,7 @@ from lmcast.exporter.engine.sealed import (
     wrong_contents,
 )
 from lmcast.plugins import records
+from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError, printable
 from lmcast.plugins.records import RecordError
 
@@ -130,6 +131,7 @@ def is_recipe(directory: Path) -> bool:
     return names <= {RECIPE_JSON, "weights"}
 
 
+@checked
 def verify(
     directory: Path,
     *,

@@ -10,6 +10,7 @@ from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_ma
 from lmcast.exporter.engine.sealed import Problem
 from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
+from lmcast.plugins.arguments import checked
 
 UNKNOWN = (
     "changed: it was written again, and no hash of its bytes is recorded, as the export read only"
@@ -17,6 +18,7 @@ UNKNOWN = (
 )
 
 
+@checked
 def relink(engine: Path, progress: Progress = silent) -> list[Problem]:
     """Verify an engine but for the times of the files that it links to, and record those.
 

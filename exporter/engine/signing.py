@@ -18,6 +18,7 @@ from lmcast.exporter.engine import manifest
 from lmcast.exporter.engine.manifest import read_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
 from lmcast.exporter.engine.sealed import DamagedError, Problem, read_regular
+from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Signed:
         return "\n".join(lines)
 
 
+@checked
 def sign(engine: Path, key: Path) -> Signed:
     """Write model.sig into `engine`, in place of any that is there.
 
@@ -88,6 +90,7 @@ def sign(engine: Path, key: Path) -> Signed:
     return Signed(str(engine / SIGNATURE), _fingerprint(public), len(found.files) + 1, size, linked)
 
 
+@checked
 def verify(engine: Path, key: Path) -> list[Problem]:
     """Return all differences of an engine from its manifest, and from what `key` has signed.
 

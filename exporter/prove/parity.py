@@ -37,6 +37,8 @@ from lmcast.exporter.runtime.generate import read_prompts
 from lmcast.exporter.weights.recipe_files import recipe_of
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
+from lmcast.plugins.annotations import Count
+from lmcast.plugins.arguments import checked
 
 SHORT, LONG = 24, 64  # tokens: at export, and for `lmcast parity`
 PAST_WINDOW = 16  # tokens beyond a window that is exceeded at all
@@ -244,11 +246,12 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
     return normalized
 
 
+@checked
 def parity(
     engine: Path,
     against: str | PathLike[str],
     prompts: Path | None = None,
-    tokens: int | None = None,
+    tokens: Count | None = None,
     bisect: bool = False,
     progress: Progress = silent,
     portable: bool = False,
@@ -268,7 +271,7 @@ def parity(
             f"{engine}: a plan shows none of its inner values to --bisect; those of the portable"
             " graph can be compared (--portable)"
         )
-    if tokens is not None and not 1 <= tokens <= loaded.context:
+    if tokens is not None and tokens > loaded.context:
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {loaded.context}")
     fields, about = loaded.manifest.fields, loaded.manifest.about
     source, identities = identified(against, revision or revision_of(against, fields), progress)

@@ -16,7 +16,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.engine.names import TOKENIZER
 from lmcast.exporter.progress import Progress, Step, silent
-from lmcast.exporter.prove.corpus import CorpusError, chunks, read_corpus, text_of
+from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.prove.divergence import Comparison, LayerError, Mean, Measured
 from lmcast.exporter.prove.eager_pass import Pass
 from lmcast.exporter.prove.rounding import unrounded
@@ -24,6 +24,8 @@ from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.recipe_files import recipe_of
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
+from lmcast.plugins.annotations import Count
+from lmcast.plugins.arguments import checked
 
 __all__ = ["Measured", "eager_quality", "quality"]
 
@@ -31,12 +33,13 @@ TOKENS, CHUNK = 2048, 512
 POSITIONS = 32  # compared at a time: of a vocabulary of 262,144, 64 MiB for each copy in fp64
 
 
+@checked
 def quality(
     engine: Path,
     against: str | PathLike[str],
     data: Path | None = None,
-    tokens: int = TOKENS,
-    chunk: int = CHUNK,
+    tokens: Count = TOKENS,
+    chunk: Count = CHUNK,
     recipe: Path | None = None,
     portable: bool = False,
     progress: Progress = silent,
@@ -53,8 +56,6 @@ def quality(
 
     Raises InputError where these do not belong together.
     """
-    if tokens < 1 or chunk < 1:
-        raise CorpusError(f"tokens is {tokens} and chunk {chunk}; accepted: integers from 1")
     loaded = Engine(engine, portable=portable)
     loaded.session(1).check_room(chunk)
     fields, about = loaded.manifest.fields, loaded.manifest.about

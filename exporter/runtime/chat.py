@@ -127,6 +127,8 @@ class Chat:
                 "continue_final_message: must be true, false or the name of a part of the message,"
                 f" not {self.continue_final_message!r:.80}"
             )
+        if not isinstance(self.variables, Mapping):
+            raise TextError(f"variables: must be an object, not {self.variables!r:.80}")
         if self.template is not None and not isinstance(self.template, str):
             raise TextError(f"chat_template: must be a name, not {self.template!r:.80}")
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -25,10 +25,16 @@ from lmcast.exporter.runtime.session import Session, check_ids
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target
 from lmcast.plugins import records
+from lmcast.plugins.annotations import Count, Rows, Threads
+from lmcast.plugins.arguments import checked
 from lmcast.plugins.records import RecordError
 
 NEW_TOKENS = 256
 Prompt = str | Messages | Chat | Sequence[int]
+Prompts = Annotated[
+    Sequence[Prompt] | Prompt,
+    "texts, lists of messages, Chats or lists of token ids, one or several",
+]
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,11 @@ class Engine:
     up to 16 MiB, changed, and where the checkpoint that a linked engine points into is.
     """
 
+    @checked
     def __init__(
         self,
         directory: str | PathLike[str],
-        threads: int | None = None,
+        threads: Threads | None = None,
         prepack: bool = False,
         portable: bool = False,
         variant: Variant | None = None,
@@ -224,7 +231,8 @@ class Engine:
         """
         return of_generation_config(self.generation_config)
 
-    def session(self, batch: int = 1) -> Session:
+    @checked
+    def session(self, batch: Rows = 1) -> Session:
         """Return `batch` empty sequences."""
         return Session(self.runner, self._graph, self.context, self.vocab_size, batch)
 
@@ -244,12 +252,13 @@ class Engine:
         counts = np.full(batch, tokens, np.int64)
         return session.run(ids, counts, np.tile(np.arange(tokens), (batch, 1)))
 
+    @checked
     def generate(
         self,
-        prompts: Sequence[Prompt] | Prompt,
+        prompts: Prompts,
         *,
-        max_new_tokens: int | None = None,
-        sampling: Sampling | Literal["model"] | None = None,
+        max_new_tokens: Count | None = None,
+        sampling: Sampling | Literal["model", "greedy"] | None = None,
         stop: str | Sequence[str] = (),
         chat: bool | None = None,
         chat_kwargs: Mapping[str, Any] | None = None,
@@ -260,7 +269,7 @@ class Engine:
 
         prompts: several; a text, a Chat, a list of messages and a flat list of ids are one.
         max_new_tokens: None for NEW_TOKENS, or what the context leaves.
-        sampling: None for greedy, "model" for what generation_config.json asks for.
+        sampling: "greedy", which None is too; "model" for what generation_config.json asks for.
         stop: strings that end a text.
         chat: put a text into the chat template as a user's message; None: if there is a template.
         chat_kwargs: of every chat, as of transformers' apply_chat_template: tools, documents,
@@ -295,9 +304,10 @@ class Engine:
             on_token=on_token,
         )
 
+    @checked
     def encode(
         self,
-        prompts: Sequence[Prompt] | Prompt,
+        prompts: Prompts,
         chat: bool | None = None,
         chat_kwargs: Mapping[str, Any] | None = None,
     ) -> list[list[int]]:
@@ -352,18 +362,14 @@ def as_chat(prompt: Any, given: Mapping[str, Any]) -> Chat | list[Any]:
         return prompt.with_defaults(given)
     if isinstance(prompt, str):
         return Chat.of([{"role": "user", "content": prompt}], given)
-    if isinstance(prompt, Mapping) or not hasattr(prompt, "__iter__"):
-        raise TextError(
-            f"prompt: is {prompt!r:.80}; a text, a list of messages, a Chat or a list of token ids"
-            " is accepted"
-        )
     items = list(prompt)
     return Chat.of(items, given) if items and isinstance(items[0], Mapping) else items
 
 
+@checked
 def load(
     engine_dir: str | PathLike[str],
-    threads: int | None = None,
+    threads: Threads | None = None,
     prepack: bool = False,
     portable: bool = False,
     verify: bool = False,

@@ -16,6 +16,8 @@ from lmcast.exporter.checkpoint import strict_json
 from lmcast.exporter.runtime.chat import CHAT_KEYS, Chat, TextError, check_messages
 from lmcast.exporter.runtime.sampling import Sampler, Sampling
 from lmcast.exporter.runtime.text import Text, TextStream
+from lmcast.plugins.annotations import Count
+from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 
 PROMPTS_BYTES = 64 << 20  # 64 MiB: far more prompts than one session takes
@@ -47,11 +49,12 @@ class Generated:
     finish_reason: Literal["eos", "stop", "length"]
 
 
+@checked
 def generate(
     session: Session,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new_tokens: int,
+    max_new_tokens: Count,
     sampling: Sampling,
     eos_ids: frozenset[int] = frozenset(),
     stop: tuple[str, ...] = (),
@@ -107,10 +110,6 @@ def check_request(
     """Refuse what cannot run, before anything is allocated."""
     if not prompts:
         raise GenerateError("prompts: there is none; give at least one")
-    if max_new_tokens < 1:
-        raise GenerateError(f"max_new_tokens: must be at least 1, not {max_new_tokens}")
-    if wrong := [s for s in stop if not isinstance(s, str)]:
-        raise GenerateError(f"stop: holds {wrong[0]!r:.80}; texts are accepted, not token ids")
     if "" in stop:
         raise GenerateError("stop: an empty string would stop at once; give some text")
     if stop and text is None:
@@ -208,6 +207,7 @@ class Shown:
         return 0
 
 
+@checked
 def read_prompts(path: Path) -> list[str | Chat | list[int]]:
     """Read prompts: a line each of a .txt file, or a JSON value each of a .jsonl file.
 

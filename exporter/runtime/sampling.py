@@ -6,19 +6,26 @@ Letters: B rows, V vocabulary.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from lmcast.plugins.annotations import Range, Seed
+from lmcast.plugins.arguments import checked, checked_fields
 from lmcast.plugins.errors import InputError
 
 FIRST_CANDIDATES = 256  # tokens looked at first for top_p: mostly enough, and fast to sort
 
 
 class SamplingError(InputError):
-    """A sampling option out of range, or logits that hold no distribution."""
+    """A sampling option that does nothing or is not done here, or logits that hold no
+    distribution."""
 
 
+Share = Annotated[float, Range(sys.float_info.min, 1.0), "a number above 0, at most 1"]
+
+
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Sampling options, applied in the order repetition_penalty, temperature, top_k, top_p, min_p.
@@ -26,12 +33,13 @@ class Sampling:
     temperature 0 takes the most likely token. None: not applied.
     """
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int | None = None
+    temperature: Annotated[float, Range(0.0, sys.float_info.max), "a number of at least 0"] = 0.0
+    top_k: Annotated[int, Range(1, 1 << 31)] | None = None
+    top_p: Share | None = None
+    min_p: Annotated[float, Range(0.0, 1.0)] | None = None
+    # Hugging Face takes any number above 0; far from 1 the logits would overflow.
+    repetition_penalty: Annotated[float, Range(0.01, 100.0)] = 1.0
+    seed: Seed | None = None
 
     def options(self) -> str:
         """Return what is set, as a person reads it: 'temperature 0.6, top_p 0.95'."""
@@ -40,15 +48,6 @@ class Sampling:
         return ", ".join(shown) or "greedy"
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, 0.0, sys.float_info.max, "of at least 0")
-        # Hugging Face takes any number above 0; far from 1 the logits would overflow.
-        check_number("repetition_penalty", self.repetition_penalty, 0.01, 100.0, "from 0.01 to 100")
-        if self.top_p is not None:
-            check_number("top_p", self.top_p, sys.float_info.min, 1.0, "above 0, at most 1")
-        if self.min_p is not None:
-            check_number("min_p", self.min_p, 0.0, 1.0, "from 0 to 1")
-        check_integer("top_k", self.top_k, 1, "leave it out to keep every token")
-        check_integer("seed", self.seed, 0, "leave it out for a different one each time")
         if self.temperature == 0:
             for name in ("top_k", "top_p", "min_p"):
                 if getattr(self, name) is not None:
@@ -123,20 +122,21 @@ def of_generation_config(given: Mapping[str, Any]) -> Sampling:
         said["temperature"] = 1.0
     try:
         return Sampling(**said, **kept)
-    except SamplingError as error:
+    except InputError as error:
         raise SamplingError(f"generation_config.json: {error}") from None
 
 
+@checked
 def choose_sampling(
-    generation: Mapping[str, Any], asked: str | None, given: Mapping[str, Any]
+    generation: Mapping[str, Any],
+    asked: Literal["model", "greedy"] | None,
+    given: Mapping[str, Any],
 ) -> tuple[Sampling, str]:
     """Return the sampling of a command, and what to say about it: '' for nothing.
 
     generation: generation_config.json. asked: "model" for its sampling, "greedy", or None for
     greedy with a word about what it asks for. given: options of their own, which count first.
     """
-    if asked not in ("model", "greedy", None):
-        raise SamplingError(f"sampling: is {asked!r:.80}; model, greedy or options are accepted")
     if asked == "model":
         of_model = of_generation_config(generation)
         if given.get("temperature") == 0:
@@ -155,21 +155,6 @@ def choose_sampling(
         f"generation_config.json asks for {wanted.options()}; --sampling model takes that, this is"
         " greedy (--sampling greedy says so)"
     )
-
-
-def check_number(name: str, value: object, low: float, high: float, accepted: str) -> None:
-    """Refuse what is not a number from low to high, `accepted` in words; NaN is none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    if not number:
-        raise SamplingError(f"{name}: must be a number {accepted}, not {value!r}")
-
-
-def check_integer(name: str, value: object, low: int, remedy: str) -> None:
-    """Refuse what is neither None nor an integer from low on."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise SamplingError(f"{name}: must be an integer from {low} on, not {value!r}; {remedy}")
 
 
 class Sampler:

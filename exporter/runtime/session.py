@@ -9,6 +9,8 @@ import numpy as np
 
 from lmcast.exporter.backends.runner import Runner, SessionError, Shaped
 from lmcast.exporter.engine.description import Graph
+from lmcast.plugins.annotations import Rows
+from lmcast.plugins.arguments import checked
 
 FIRST_CAPACITY = 256  # tokens; buffers double from here
 
@@ -16,9 +18,8 @@ FIRST_CAPACITY = 256  # tokens; buffers double from here
 class Session:
     """Sequences that grow by `append`; their caches stay in place between calls."""
 
-    def __init__(self, runner: Runner, graph: Graph, context: int, vocab: int, batch: int):
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-            raise SessionError(f"batch is {batch!r}; accepted: an integer from 1")
+    @checked
+    def __init__(self, runner: Runner, graph: Graph, context: int, vocab: int, batch: Rows):
         self._limits, self._trained = runner.limits, context
         if self._limits is not None:
             context = min(context, self._limits.context)

@@ -3,10 +3,12 @@
 import json
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from lmcast.exporter.checkpoint.tokenizers.parts import byte_alphabet
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError, one_line, render_chats
+from lmcast.plugins.annotations import Range
+from lmcast.plugins.arguments import checked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,6 +34,7 @@ class Text:
         self.chat_templates = dict(chat_templates)
         self.special_tokens = dict(special_tokens)
 
+    @checked
     def encode(self, text: str) -> list[int]:
         """Return token ids, with the special tokens that the tokenizer puts around a text."""
         return self._encode(text, special=True)
@@ -42,10 +45,12 @@ class Text:
         marks = enumerate(encoded.special_tokens_mask)
         return encoded.ids[: next((i for i, special in marks if not special), 0)]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    @checked
+    def decode(self, ids: Sequence[Annotated[int, Range(0, (1 << 32) - 1)]]) -> str:
         """Return the text of ids; special tokens and ids that the tokenizer lacks give none."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    @checked
     def id_of(self, token: str) -> int | None:
         """Return the id of a token by its spelling, None if there is none."""
         found: int | None = self._tokenizer.token_to_id(token)

@@ -19,9 +19,10 @@ from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.blocks.step import Mixer
 from lmcast.graphs.config.layer_types import LayerType, full_every, one_each, owners, windows
 from lmcast.graphs.config.older_spellings import rope_with_local_base
-from lmcast.graphs.config.reading import Count, Layers, Positive, Range, Size
+from lmcast.graphs.config.reading import Count, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import RopeByLayerType
 from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS, SANDWICH
+from lmcast.plugins.annotations import Range
 
 
 @dataclass(frozen=True, kw_only=True)

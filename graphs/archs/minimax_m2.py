@@ -15,11 +15,12 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import check_rotated, head_width, one_each
 from lmcast.graphs.config.older_spellings import renamed, rope, rotated_share
-from lmcast.graphs.config.reading import Experts, Layers, Positive, Range, Size
+from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import RopeParameters
 from lmcast.graphs.weights.bind import COMMON, QK_NORMS, Table
 from lmcast.graphs.weights.experts import sparse_block
 from lmcast.graphs.weights.sources import View
+from lmcast.plugins.annotations import Range
 
 HEAD_DIM = 128
 One = Annotated[float, Range(1, 1)]

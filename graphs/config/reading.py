@@ -4,10 +4,10 @@ import dataclasses
 import types
 import typing
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from lmcast.graphs.config.inert import INERT, NONE, Inert
+from lmcast.plugins.annotations import Range
 from lmcast.plugins.errors import InputError
 
 
@@ -28,14 +28,6 @@ class UnreadKeys(ConfigError):
             f"{file}sets {listed}, which nothing reads; pass --inert {','.join(keys)} to ignore it,"
             " only where that changes no result"
         )
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number in a config, both included."""
-
-    low: float
-    high: float
 
 
 # 2**24: above any dimension of any model; 4096 layers likewise. A larger number is a damaged file.

@@ -4,7 +4,8 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from lmcast.graphs.config.inert import Inert
-from lmcast.graphs.config.reading import Positive, Range, Size
+from lmcast.graphs.config.reading import Positive, Size
+from lmcast.plugins.annotations import Range
 
 NotNegative = Annotated[float, Range(0, 1e30)]
 RopeType = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]

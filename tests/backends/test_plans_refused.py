@@ -21,6 +21,7 @@ from lmcast.exporter.backends.tensorrt.worker import Job
 from lmcast.exporter.build import build as build_plan
 from lmcast.exporter.engine.manifest import verify
 from lmcast.exporter.progress import silent
+from lmcast.plugins.errors import InputError
 
 SMS = (89, 120)
 
@@ -44,7 +45,7 @@ WRONG = {
     "a data-centre GPU": ((90,), {}, "SM90: tensorrt-rtx builds no plan for it here; accepted: 75"),
     "no such GPU": ((89, 200), {}, "SM200: tensorrt-rtx builds no plan"),
     "no SM, no GPU": ((), {}, "no GPU is here: --sm says which ones the plan is for: 75, 80"),
-    "no rows": (SMS, {"max_batch": 0}, "--max-batch is 0; accepted: 1 to 4096"),
+    "no rows": (SMS, {"max_batch": 0}, "max_batch is 0; accepted: an integer from 1"),
     "more than the context": (SMS, {"max_context": 65}, "--max-context is 65; accepted: 1 to 64"),
     "longer than a row": (
         SMS, {"max_context": 32, "max_tokens": 33}, "--max-tokens is 33; accepted: 1 to 32",
@@ -61,7 +62,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_request_refused(engine: Path, name: str):
     sms, sizes, words = WRONG[name]
-    with pytest.raises(BackendError, match=re.escape(words)):
+    with pytest.raises(InputError, match=re.escape(words)):
         build_plan(engine, "tensorrt-rtx", sms, Sizes(**sizes))
     assert not verify(engine) and not (engine / "plans").exists()
 

@@ -14,6 +14,7 @@ from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.engine.manifest import EngineError, Manifest
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.graph.requirements import Requirements, require, requirements
+from lmcast.plugins.errors import InputError
 
 SOURCES = Path(targets.__file__).parent
 MARK = "lmcast.toy"
@@ -73,7 +74,7 @@ def test_without_its_target_an_engine_is_refused(checkpoint, tmp_path: Path, mon
     words = "target 'toy' is unknown; accepted: cpu, onnx, tensorrt-rtx, tensorrt"
     with pytest.raises(EngineError, match=words):
         load(tmp_path / "e").logits(IDS)
-    with pytest.raises(EngineError, match=words):
+    with pytest.raises(InputError, match="target is 'toy'; accepted: cpu, onnx, tensorrt-rtx"):
         export(checkpoint("llama/plain"), tmp_path / "f", "toy", tokenizer=False)
 
 

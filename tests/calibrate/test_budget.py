@@ -26,7 +26,7 @@ from lmcast.exporter.pipeline import identified, understand
 from lmcast.exporter.progress import Progress, Step
 from lmcast.exporter.weights.recipe_files import open_recipe
 from lmcast.graphs.blocks.quantized import InputFormat
-from lmcast.plugins.errors import CheckFailed
+from lmcast.plugins.errors import CheckFailed, InputError
 
 RTN = ("rtn",)
 INT4 = Preset("int4", PRESETS["int4"].inputs, RTN)
@@ -328,7 +328,7 @@ def test_refusals(
         made(folder, output, "int4-64", head=True)
     with pytest.raises(CalibrationError, match="one of them"):
         made(folder, output, bits=5, most_kl=1)
-    with pytest.raises(CalibrationError, match="accepted: numbers above 0"):
+    with pytest.raises(InputError, match="bits is nan; accepted: a finite number from"):
         made(folder, output, bits=math.nan)
     with pytest.raises(CalibrationError, match="no weight of this model can be quantized"):
         made(folder, output, Preset("int8", InputFormat("int8", rotation=64), RTN), bits=9)

@@ -22,7 +22,7 @@ from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.presets import PLAIN, PRESETS, Preset
 from lmcast.calib.recipe import RecipeError
 from lmcast.exporter.calibrate import choice, run
-from lmcast.exporter.calibrate.calibrate import Calibration, CalibrationError, calibrate
+from lmcast.exporter.calibrate.calibrate import Calibration, calibrate
 from lmcast.exporter.calibrate.work import WHOLE, Work
 from lmcast.exporter.checkpoint import CheckpointError
 from lmcast.exporter.engine.manifest import EngineError
@@ -31,6 +31,7 @@ from lmcast.exporter.progress import Progress, Step
 from lmcast.exporter.prove.quality import eager_quality
 from lmcast.exporter.weights.recipe_files import open_recipe
 from lmcast.graphs.blocks.moe import Experts
+from lmcast.plugins.errors import InputError
 
 # One scale for each row: what widths of 24 and experts of 16 outputs allow too.
 ROWS = Preset("int8", PLAIN, ("rtn", "gptq"))
@@ -279,9 +280,9 @@ def test_refusals(checkpoint: Callable[[str], Path], tmp_path: Path):
         ({"recipe": "int8", "ids": sample(2000)}, "at most 64"),
         ({"recipe": "int8", "ids": (sample()[0] + VOCABULARY, sample()[1])}, "accepted: 0 to 96"),
         ({"recipe": "int8", "ids": (sample()[0][:, :1], sample()[1])}, "at least 2"),
-        ({"recipe": "int8", "tokens": 0}, "0 tokens"),
+        ({"recipe": "int8", "tokens": 0}, "tokens is 0"),
     ):
-        with pytest.raises(CalibrationError, match=message):
+        with pytest.raises(InputError, match=message):
             calibrate(folder, output, **options)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
         calibrate(folder, output, recipe="int8")

@@ -33,6 +33,7 @@ from lmcast.graphs import Definition, fill
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.keeps import Ring
+from lmcast.plugins.errors import InputError
 from lmcast.plugins.rounding import E4M3_MOST
 
 Checkpoint = Callable[[str], Path]
@@ -259,7 +260,7 @@ def test_other_states_stay(checkpoint: Checkpoint, tmp_path: Path):
 
 
 def test_refused(checkpoint: Checkpoint, tmp_path: Path):
-    with pytest.raises(CalibrationError, match="keys and values in 'int8'; accepted: fp8"):
+    with pytest.raises(InputError, match="kv is 'int8'; accepted: fp8"):
         made(checkpoint(FULL), tmp_path / "recipe", kv="int8")
     wrong = {
         "no-format": ({"layers.0.mixer": "int4"}, "a cache of layers.0.mixer in 'int4'; accepted"),

@@ -9,6 +9,7 @@ from tiny.llama import CONFIG, HEAD, config, shapes, tensors, tiny_llama
 
 from lmcast.exporter import Engine, export
 from lmcast.exporter.bench import BenchError, BenchReport, bench, weight_bytes_per_step
+from lmcast.plugins.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_weights_read_in_a_step(tmp_path: Path, tied: bool, target: str):
     ],
 )
 def test_refuses(engine, changes, words):
-    with pytest.raises(BenchError, match=words):
+    with pytest.raises(InputError, match=words):
         bench(engine.directory, **changes)
 
 

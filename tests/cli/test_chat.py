@@ -10,8 +10,7 @@ from tiny.llama import edit_json, tiny_llama, write
 from transformers import PreTrainedTokenizerFast
 
 from lmcast.exporter import Chat, export, load
-from lmcast.exporter.runtime.chat import TextError
-from lmcast.exporter.runtime.sampling import Sampling, SamplingError
+from lmcast.exporter.runtime.sampling import Sampling
 from lmcast.plugins.errors import InputError
 
 DEFAULT = (
@@ -110,13 +109,13 @@ def test_one_prompt_is_meant_where_one_is_given(engine: Path):
         ("hello", {"enable_thinkng": True}, "it reads no enable_thinkng; leave that out"),
         ("hello", {"chat_template": "rag"}, "none named 'rag'; there is default, short, tool_use"),
         ([5], {"enable_thinking": True}, "chat_kwargs: enable_thinking is for chats; no prompt is"),
-        ({"role": "user"}, {}, "prompt: is {'role': 'user'}; a text, a list of messages"),
-        ([3.5], {}, "prompt: is 3.5; a text"),
-        ([None], {}, "prompt: is None; a text"),
+        ({"role": "user"}, {}, "prompts is {'role': 'user'}; accepted: texts, lists of messages"),
+        ([3.5], {}, "prompts is [3.5]; accepted: texts"),
+        ([None], {}, "prompts is [None]; accepted: texts"),
     ],
 )  # fmt: skip
 def test_what_is_no_chat_is_refused(prompt, given, message, engine):
-    with pytest.raises(TextError) as caught:
+    with pytest.raises(InputError) as caught:
         load(engine).generate(prompt, chat_kwargs=given)
     assert message in str(caught.value)
 
@@ -168,7 +167,7 @@ def test_the_models_sampling_is_said_once_and_used_when_asked(engine: Path, lmca
 
 
 def test_a_sampling_that_is_none_is_refused(engine: Path):
-    with pytest.raises(SamplingError, match="sampling: is 'beam'; model, greedy or options"):
+    with pytest.raises(InputError, match=r"sampling is 'beam'; accepted: .*model, greedy"):
         load(engine).generate("hello", sampling="beam")
 
 

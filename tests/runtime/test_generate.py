@@ -10,11 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lmcast.exporter.runtime.generate import (
     FILLER,
-    GenerateError,
     generate,
 )
 from lmcast.exporter.runtime.sampling import Sampler, Sampling, SamplingError
 from lmcast.exporter.runtime.text import Text
+from lmcast.plugins.errors import InputError
 
 GREEDY = Sampling()
 EOS = 1
@@ -245,11 +245,11 @@ def test_without_tokenizer_there_are_ids_alone():
     [
         ({"prompts": []}, "prompts: there is none; give at least one"),
         ({"prompts": [[1], []]}, "prompt 1: is empty; give at least one token"),
-        ({"max_new_tokens": 0}, "max_new_tokens: must be at least 1, not 0"),
-        ({"max_new_tokens": -5}, "max_new_tokens: must be at least 1, not -5"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; accepted: an integer from 1"),
+        ({"max_new_tokens": -5}, "max_new_tokens is -5; accepted: an integer from 1"),
         (
-            {"max_new_tokens": 10**18},
-            "prompt 0: its 1 tokens and 1000000000000000000 new ones make 1000000000000000001, "
+            {"max_new_tokens": 1 << 30},
+            "prompt 0: its 1 tokens and 1073741824 new ones make 1073741825, "
             "over the context of 16; shorten the prompt or lower max_new_tokens",
         ),
         (
@@ -258,7 +258,7 @@ def test_without_tokenizer_there_are_ids_alone():
             "shorten the prompt or lower max_new_tokens",
         ),
         ({"stop": ("x", "")}, "stop: an empty string would stop at once; give some text"),
-        ({"stop": ("x", 3)}, "stop: holds 3; texts are accepted, not token ids"),
+        ({"stop": ("x", 3)}, "stop is ('x', 3); accepted: a list, each item a text"),
         ({"text": None, "stop": ("x",)}, "stop: stop strings need a tokenizer"),
         ({"text": None, "on_token": print}, "on_token: text needs a tokenizer"),
     ],
@@ -266,7 +266,7 @@ def test_without_tokenizer_there_are_ids_alone():
 def test_wrong_request_is_refused_before_anything_runs(change: dict, message: str):
     session = History(1, context=16)
     request = {"prompts": [[1]], "max_new_tokens": 4, "sampling": GREEDY, "text": TEXT, **change}
-    with pytest.raises(GenerateError) as caught:
+    with pytest.raises(InputError) as caught:
         generate(session, **request)
     assert str(caught.value).startswith(message)
     assert not session.calls

@@ -16,6 +16,7 @@ from lmcast.exporter.runtime.sampling import (
     of_generation_config,
     penalize,
 )
+from lmcast.plugins.arguments import ArgumentError
 
 VOCABULARY = 1000
 OPTIONS = [
@@ -169,7 +170,7 @@ def test_logits_that_are_not_finite_are_refused(value: float, temperature: float
 )
 def test_option_out_of_range_is_refused(name: str, values: list):
     for value in values:
-        with pytest.raises(SamplingError, match=rf"^{name}: must be .*, not ") as caught:
+        with pytest.raises(ArgumentError, match=rf"^{name} is .*; accepted: an? ") as caught:
             Sampling(**{"temperature": 1.0, name: value})
         assert "\n" not in str(caught.value)
 
@@ -214,9 +215,9 @@ def test_generation_config_asks_for(given: dict, wanted: Sampling):
         ({"num_beams": 4}, "num_beams is 4, which is not done here"),
         ({"do_sample": True, "typical_p": 0.9}, "typical_p is 0.9"),
         ({"suppress_tokens": [3]}, r"suppress_tokens is \[3\]"),
-        ({"do_sample": True, "top_p": 1.5}, "generation_config.json: top_p: must be a number"),
+        ({"do_sample": True, "top_p": 1.5}, "generation_config.json: top_p is 1.5; accepted"),
         ({"do_sample": "yes"}, "do_sample is 'yes'; true or false"),
-        ({"temperature": "hot"}, "generation_config.json: temperature: must be a number"),
+        ({"temperature": "hot"}, "generation_config.json: temperature is 'hot'; accepted"),
     ],
 )
 def test_generation_config_that_is_not_done_is_refused(given: dict, message: str):

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt.libraries import local_sm
+from lmcast.plugins.annotations import Count, Range
+from lmcast.plugins.arguments import checked_fields
 
-Range = tuple[int, int, int]  # least, usual, most
+Bounds = tuple[int, int, int]  # least, usual, most
+Sm = Annotated[int, Range(10, 999)]  # of two or three digits: 89 for SM89
 
 CONTEXT = 4096  # tokens that a row may hold unless asked; states are reserved for all of them
 TOKENS = 2048  # most tokens of one call unless asked
@@ -15,15 +18,16 @@ USUAL_TOKENS = 128
 MOST_BATCH = 4096
 
 
+@checked_fields
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Bounds of a plan's calls; None: a usual value, or what the context leaves."""
 
-    max_batch: int = 1
-    max_context: int | None = None  # tokens that a row can hold
-    max_tokens: int | None = None  # of one call; a longer prompt goes in several
-    opt_batch: int = 1
-    opt_tokens: int | None = None  # of a usual prompt
+    max_batch: Count = 1
+    max_context: Count | None = None  # tokens that a row can hold
+    max_tokens: Count | None = None  # of one call; a longer prompt goes in several
+    opt_batch: Count = 1
+    opt_tokens: Count | None = None  # of a usual prompt
     widen: bool = False  # store weights of 4 bits as ones of 8 where an SM lacks them
 
 
@@ -54,7 +58,7 @@ class Request:
         return local_sm() in self.sms
 
     @property
-    def profiles(self) -> list[dict[str, Range]]:
+    def profiles(self) -> list[dict[str, Bounds]]:
         """The optimization profiles: ranges of the graph's axes for a decoding step, then for a
         prompt.
 
