@@ -12,15 +12,13 @@ from typing import Any
 
 import click
 
-from lmcast.plugins.errors import InputError
-
 CHECK_FAILED, WRONG_INPUT = 1, 2  # exit statuses
+LONGEST_ID = 12  # digits: no vocabulary has a larger id, and Python reads no integer of thousands
 PATH = click.Path(path_type=Path)
 CHECKPOINT = click.Path()  # a text: one that is no path may name a model of the Hub
 Command = Callable[..., None]
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-json_file = click.option("--json", "json_file", type=PATH, help="Write the report; - prints it.")
 inert = click.option(
     "--inert",
     multiple=True,
@@ -177,7 +175,7 @@ def parse_ids(prompt: Any) -> list[int]:
     if isinstance(prompt, list):
         return prompt
     words = prompt.replace(",", " ").split() if isinstance(prompt, str) else []
-    if not words or not all(word.isdecimal() for word in words):
+    if not words or not all(word.isdecimal() and len(word) < LONGEST_ID for word in words):
         raise click.UsageError(f"--ids needs token ids such as '1 15 27', got {prompt!r:.80}")
     return [int(word) for word in words]
 
@@ -195,22 +193,3 @@ def with_system(prompt: Any, system: str) -> Any:
 def report(result: Any, as_json: bool) -> None:
     """Print what a command found, for a machine or for a person."""
     click.echo(json.dumps(result.as_json(), indent=1) if as_json else result.text())
-
-
-def report_table(result: Any, file: Path | None) -> None:
-    """Print a measurement as a table, and write it as JSON; the file '-' prints that instead."""
-    text = json.dumps(result.as_json(), indent=1)
-    if str(file) == "-":
-        click.echo(text)
-        return
-    click.echo(result.table())
-    if file:
-        write(file, text.encode() + b"\n")
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a report; raises InputError where it cannot be."""
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

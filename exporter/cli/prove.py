@@ -1,7 +1,7 @@
 """`lmcast parity` and `lmcast quality`: engines against their checkpoints."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
@@ -9,13 +9,13 @@ from lmcast.exporter.cli.options import (
     CHECK_FAILED,
     CHECKPOINT,
     PATH,
-    json_file,
     portable,
     recipe,
-    report_table,
     revision,
-    write,
 )
+from lmcast.exporter.cli.reports import check_reports, force, json_file, report_table, write
+from lmcast.plugins.annotations import Range
+from lmcast.plugins.arguments import checked
 
 
 @click.command()
@@ -29,17 +29,14 @@ from lmcast.exporter.cli.options import (
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
 @json_file
 @click.option("--junit", type=PATH, help="Write a JUnit report for CI.")
+@force
 def parity(
     engine: Path,
     against: str,
-    revision: str | None,
-    prompts: Path | None,
-    tokens: int | None,
-    recipe: Path | None,
-    portable: bool,
-    bisect: bool,
     json_file: Path | None,
     junit: Path | None,
+    force: bool,
+    **given: Any,
 ) -> None:
     """Prove ENGINE equal to eager PyTorch.
 
@@ -48,14 +45,22 @@ def parity(
     Example: lmcast parity engine --against ./Qwen3-0.6B --bisect --junit parity.xml
     """
     from lmcast.exporter.progress import Terminal
+
+    check_reports((json_file, junit), force)
     from lmcast.exporter.prove.parity import parity as run
 
-    result = run(engine, against, prompts, tokens, bisect, Terminal(), portable, recipe, revision)
-    report_table(result, json_file)
+    result = run(engine, against, progress=Terminal(), **given)
+    report_table(result, "parity", json_file)
     if junit:
         write(junit, result.as_junit())
     if not result.passed:
         raise SystemExit(CHECK_FAILED)
+
+
+@checked
+def bound(max_kl: Annotated[float, Range(0.0, 1000.0)] | None) -> float | None:
+    """Return what --max-kl is, if that is a number of nats."""
+    return max_kl
 
 
 @click.command()
@@ -70,16 +75,18 @@ def parity(
 @click.option("--recipe", type=PATH, metavar="DIR",
               help="The recipe it was made with, to rank layers by their errors.")  # fmt: skip
 @portable
-@click.option("--max-kl", type=float, metavar="NATS",
+@click.option("--max-kl", type=float, metavar="NATS", callback=lambda _, __, kl: bound(max_kl=kl),
               help="Exit status 1 if the mean KL per token is above it.")  # fmt: skip
 @json_file
 @click.option("--html", "html_file", type=PATH, help="Write the report with plots, as one file.")
+@force
 def quality(
     engine: Path,
     against: str,
     max_kl: float | None,
     json_file: Path | None,
     html_file: Path | None,
+    force: bool,
     **given: Any,
 ) -> None:
     """Measure what low precision has cost ENGINE.
@@ -91,11 +98,13 @@ def quality(
     Example: lmcast quality engine --against ./Qwen3-0.6B --data mine.jsonl --max-kl 0.05
     """
     from lmcast.exporter.progress import Terminal
+
+    check_reports((json_file, html_file), force)
     from lmcast.exporter.prove.quality import quality as run
     from lmcast.exporter.prove.quality_report import html
 
     measured = run(engine, against, progress=Terminal(), **given)
-    report_table(measured, json_file)
+    report_table(measured, "quality", json_file)
     if html_file:
         write(html_file, html(measured, f"{engine} against {against}").encode())
     if max_kl is not None:

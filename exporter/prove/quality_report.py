@@ -80,6 +80,7 @@ def html(measured: Measured, title: str) -> str:
         parts += [f"<h2>Layers</h2><p>{about}</p>", _layers(measured)]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="generator" content="lmcast quality"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>Quality of {name}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)

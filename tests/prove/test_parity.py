@@ -21,6 +21,7 @@ from lmcast.exporter.passes.rewrite import nodes_of
 from lmcast.plugins.errors import CheckFailed
 
 FIELDS = {
+    "report",
     "ran", "dtype", "tokens", "beyond_window", "passed", "times_allowed", "floor", "bisection",
     "results", "texts",
 }  # fmt: skip
@@ -264,10 +265,11 @@ def test_json_to_the_terminal(made: Path, capsys: pytest.CaptureFixture):
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "no tokens": (["--tokens", "0"], "tokens is 0; accepted: 1 to 128"),
+    "no tokens": (["--tokens", "0"], "tokens is 0; accepted: an integer from 1"),
     "too many tokens": (["--tokens", "129"], "tokens is 129; accepted: 1 to 128"),
     "no such prompts": (["--prompts", "absent.txt"], "absent.txt: cannot be read"),
     "report in no folder": (["--json", "absent/report.json"], "absent/report.json: cannot be"),
+    "one file for both": (["--json", "both", "--junit", "both"], "both: is given for two reports"),
     "junit in no folder": (["--junit", "absent/junit.xml"], "absent/junit.xml: cannot be"),
 }
 

@@ -15,6 +15,7 @@ from tiny.llama import HEAD, Q0, config, set_tensor, tiny_llama
 
 from lmcast.exporter import Engine, export
 from lmcast.exporter.checkpoint import identified, open_checkpoint
+from lmcast.exporter.cli.reports import check_reports
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
@@ -30,6 +31,7 @@ from lmcast.plugins.errors import CheckFailed, InputError
 CHUNK, COUNT = 40, 4
 SIZE = ("--tokens", CHUNK * COUNT, "--chunk", CHUNK)
 FIELDS = {
+    "report",
     "chunks", "tokens", "kl", "top1", "perplexity", "reference_perplexity", "perplexity_ratio",
     "worst", "bytes", "reference_bytes", "by_position", "histogram", "layers",
 }  # fmt: skip
@@ -159,6 +161,7 @@ def test_the_gate(made: Path, lmcast: Run, tmp_path: Path):
     assert (status, err) == (0, "")
     assert json.loads(out) == read
     assert f"{read['kl']['value']:.4g}" in page.read_text()
+    check_reports([report, page], force=False)  # both are known as ours
 
 
 def test_layers_of_a_recipe(made: Path, recipe: Path, tmp_path: Path):

@@ -1,0 +1,86 @@
+"""Files that commands write reports to: only over what they wrote themselves, never in an engine.
+
+A report names its command in its first bytes, as "lmcast parity" in quotes, by which it is known.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmcast.exporter.cli.options import PATH
+from lmcast.plugins.errors import InputError
+
+HEAD_BYTES = 1024
+PRINTED = Path("-")
+
+json_file = click.option("--json", "json_file", type=PATH, help="Write the report; - prints it.")
+force = click.option("--force", is_flag=True, help="Write reports over files of others, too.")
+
+
+def check_reports(files: Iterable[Path | None], force: bool) -> None:
+    """Refuse files that cannot be written, or must not be; before the work that they report."""
+    given = [file for file in files if file is not None and file != PRINTED]
+    if len({os.path.realpath(file) for file in given}) < len(given):
+        raise InputError(f"{given[0]}: is given for two reports; give a file for each")
+    for file in given:
+        check_report(file, force)
+
+
+def check_report(file: Path, force: bool) -> None:
+    """Refuse a file in an engine or a recipe, and one that is there and no report, unless by
+    force; raises InputError."""
+    from lmcast.exporter.engine.manifest import is_engine, is_recipe
+
+    for above in Path(os.path.realpath(file)).parents:
+        if is_engine(above) or is_recipe(above):
+            raise InputError(
+                f"{file}: is inside {above}, which holds what was written into it and nothing"
+                " else; give a path outside of it"
+            )
+    try:
+        mode = os.stat(file).st_mode
+        head = read_head(file) if stat.S_ISREG(mode) else b""
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.realpath(file))  # of what a link points at
+        if not os.path.isdir(folder):
+            raise InputError(f"{file}: cannot be written: there is no {folder}") from None
+        return
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error.strerror}") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        raise InputError(f"{file}: cannot be written: it is no file")
+    if head and b'"lmcast ' not in head and not force:
+        raise InputError(
+            f"{file}: is there, and no report of lmcast; --force writes over it, or give another"
+            " path"
+        )
+
+
+def read_head(file: Path) -> bytes:
+    """Return the first bytes of a file."""
+    with open(file, "rb") as opened:
+        return opened.read(HEAD_BYTES)
+
+
+def report_table(result: Any, command: str, file: Path | None) -> None:
+    """Print a measurement as a table, and write it as JSON; the file '-' prints that instead."""
+    text = json.dumps({"report": f"lmcast {command}", **result.as_json()}, indent=1)
+    if file == PRINTED:
+        click.echo(text)
+        return
+    click.echo(result.table())
+    if file is not None:
+        write(file, text.encode() + b"\n")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a report that was checked; raises InputError where it cannot be."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
