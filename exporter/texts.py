@@ -10,6 +10,7 @@ from typing import Any
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint, Texts
+from lmcast.exporter.checkpoint.tokenizer_trial import try_tokenizer
 from lmcast.exporter.engine.names import GENERATION, TEMPLATE, TEMPLATES, TOKENIZER
 from lmcast.exporter.progress import Progress
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError, render_chats
@@ -37,7 +38,7 @@ def settle_texts(source: Checkpoint, rows: int, progress: Progress) -> list[int]
             " spells one of them is refused"
         )
     if strange := [id for id in found.ids if not 0 <= id < rows]:
-        notes.append(f"ends of text: {strange} are no ids of a vocabulary of {rows}")
+        raise CheckpointError(f"{source.path}: ends of text: {no_ids(strange, rows)}")
     if strings := source.texts.generation.get("stop_strings"):
         notes.append(
             f"{GENERATION}: stop_strings is {strings!r:.80}; give --stop where you want it"
@@ -53,7 +54,8 @@ def without_texts(source: Checkpoint) -> Checkpoint:
 
 
 def check_vocabulary(source: Checkpoint, rows: int) -> None:
-    """Refuse a tokenizer that gives a plain text ids from `rows` on, which have no embedding.
+    """Refuse a tokenizer that gives a plain text ids from `rows` on, which have no embedding, or
+    that the tokenizers library fails with; and ends of text that are no ids of the model.
 
     Added tokens may lie there, as only a text that spells one has it: Gemma 3's text models have
     a token for images there.
@@ -64,6 +66,22 @@ def check_vocabulary(source: Checkpoint, rows: int) -> None:
             f" ends at {rows - 1}; this is the tokenizer of another model: take that of this one,"
             " or pass --no-tokenizer for an engine that takes token ids"
         )
+    if strange := [id for id in stated(source) if not 0 <= id < rows]:
+        raise CheckpointError(f"{source.path}: eos_token_id: {no_ids(strange, rows)}")
+    if (text := text_of(source)) is not None:
+        try:
+            try_tokenizer(text, rows, source.path)
+        except TextError as error:
+            raise CheckpointError(f"{source.path}: {error}") from None
+
+
+def no_ids(strange: Sequence[int], rows: int) -> str:
+    """Say that ends of text are not in the vocabulary, and what to do."""
+    listed = ", ".join(map(str, strange[:SHOWN]))
+    return (
+        f"{listed} is no token of the model, whose vocabulary has {rows}, so no answer would end"
+        " there; correct generation_config.json, or config.json where that states none"
+    )
 
 
 def shown(tokens: dict[int, str]) -> str:

@@ -14,6 +14,7 @@ from lmcast.exporter.checkpoint.files import Folder
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Texts
 from lmcast.exporter.checkpoint.tokenizer_ids import require_one_each
+from lmcast.exporter.checkpoint.tokenizer_trial import refusing
 from lmcast.exporter.checkpoint.tokenizers import converted
 from lmcast.exporter.checkpoint.tokenizers.beside import more_ids
 
@@ -146,13 +147,10 @@ def _converted(
 
 
 def _loaded(text: str, shown: Path) -> Tokenizer:
-    try:
+    with refusing(
+        lambda said: CheckpointError(f"{shown}: the tokenizers library refuses it: {said}")
+    ):
         tokenizer = Tokenizer.from_str(text)
         tokenizer.encode("")  # what it puts around a text may be no token
-    except BaseException as error:
-        # The library raises plain Exception, and for some normalizers Rust's PanicException.
-        if type(error) is not Exception and type(error).__name__ != "PanicException":
-            raise
-        raise CheckpointError(f"{shown}: the tokenizers library refuses it: {error}") from None
     require_one_each(parse_object(text.encode(), shown), tokenizer, shown)
     return tokenizer

@@ -5,6 +5,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+from lmcast.exporter.checkpoint.tokenizer_trial import refusing
 from lmcast.exporter.checkpoint.tokenizers.parts import byte_alphabet
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError, one_line, render_chats
 from lmcast.plugins.annotations import Range
@@ -12,6 +13,11 @@ from lmcast.plugins.arguments import checked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+def unusable(said: str) -> TextError:
+    """Return the error for what the tokenizers library cannot do."""
+    return TextError(f"tokenizer.json: the tokenizers library fails: {said}")
 
 
 class Text:
@@ -25,7 +31,8 @@ class Text:
         from tokenizers import Tokenizer
 
         try:
-            self._tokenizer = Tokenizer.from_buffer(tokenizer)
+            with refusing(unusable):
+                self._tokenizer = Tokenizer.from_buffer(tokenizer)
         except ValueError as error:
             raise TextError(f"tokenizer.json: not a tokenizer: {one_line(error)}") from error
         # Limits stored for training would cut prompts short.
@@ -48,7 +55,8 @@ class Text:
     @checked
     def decode(self, ids: Sequence[Annotated[int, Range(0, (1 << 32) - 1)]]) -> str:
         """Return the text of ids; special tokens and ids that the tokenizer lacks give none."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        with refusing(unusable):
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     @checked
     def id_of(self, token: str) -> int | None:
@@ -87,7 +95,8 @@ class Text:
                 f"text: character {error.start} is half of a surrogate pair, not Unicode text; "
                 "give text that was valid UTF-8"
             ) from error
-        return self._tokenizer.encode(text, add_special_tokens=special).ids
+        with refusing(unusable):
+            return self._tokenizer.encode(text, add_special_tokens=special).ids
 
 
 class TextStream:

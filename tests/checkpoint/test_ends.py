@@ -9,7 +9,7 @@ from tiny.llama import DROP, config, edit_json, tiny_llama, write
 from lmcast.exporter import export
 from lmcast.exporter.checkpoint import CheckpointError, open_checkpoint
 from lmcast.exporter.progress import Progress
-from lmcast.exporter.texts import ends, settle_texts, stated
+from lmcast.exporter.texts import check_vocabulary, ends, settle_texts, stated
 
 GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
 # eos_token_id of config.json and of generation_config.json -> the ids. Both files are released, and
@@ -125,21 +125,34 @@ class Heard(Progress):
 
 def test_an_export_warns_of_texts(tmp_path: Path):
     tiny_llama(tmp_path)
-    edit_json(GENERATION, eos_token_id=[1, 200], stop_strings=["END"])(tmp_path)
+    edit_json(GENERATION, eos_token_id=[1, 20], stop_strings=["END"])(tmp_path)
     edit_json(TOKENIZER_CONFIG, chat_template="C", pad_token="<pad>")(tmp_path)
     write("chat_template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}</s>")(tmp_path)
     heard = Heard()
-    assert settle_texts(open_checkpoint(tmp_path), 97, heard) == [1, 200]
+    assert settle_texts(open_checkpoint(tmp_path), 97, heard) == [1, 20]
     said = [
         "tokenizer_config.json has a different one (default), which is left out",
         "pad_token '<pad>' is in no file with an id; it is 97",
         "'<pad>' (97) lie behind the model's vocabulary of 97",
-        "[200] are no ids of a vocabulary of 97",
         "generation_config.json: stop_strings is ['END']; give --stop",
     ]
     assert len(heard.warnings) == len(said)
     for warning, text in zip(heard.warnings, said, strict=True):
         assert text in warning
+
+
+@pytest.mark.parametrize("file", ["config.json", GENERATION])
+@pytest.mark.parametrize("given", [97, -1, [1, 200], 1 << 40])
+def test_ends_that_are_no_tokens_are_refused(file: str, given: Any, tmp_path: Path):
+    tiny_llama(tmp_path)
+    edit_json(GENERATION, eos_token_id=DROP)(tmp_path)
+    edit_json(file, eos_token_id=given)(tmp_path)
+    for check in (
+        lambda source: check_vocabulary(source, 97),
+        lambda source: settle_texts(source, 97, Heard()),
+    ):
+        with pytest.raises(CheckpointError, match="no token of the model, whose vocabulary has 97"):
+            check(open_checkpoint(tmp_path))
 
 
 def test_an_engine_ends_where_generation_config_says(tmp_path: Path):
