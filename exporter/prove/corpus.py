@@ -1,10 +1,11 @@
 """Text for calibration and measurement: samples of a file, and their tokens in chunks."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,13 +13,14 @@ from lmcast.exporter import texts
 from lmcast.exporter.checkpoint import CheckpointError, strict_json
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.runtime.chat import Chat, Messages, TextError
+from lmcast.exporter.runtime.chat import CHATS_PER_WORKER, Chat, Messages, TextError
 from lmcast.exporter.runtime.text import Text
 from lmcast.plugins.errors import InputError
 
 Sample = str | Messages | Chat
 
 MOST_BYTES = 256 << 20  # 256 MiB: tokenizing that takes minutes, and no method needs more
+PIECE = 1 << 20  # characters tokenized at once
 Part = Literal["calibration", "choice", "measuring"]
 # The tokens of a corpus are divided into equal spans, which the parts take in turn. Spans depend
 # on nothing else, so that chunks of one length never reach into those of another.
@@ -136,7 +138,7 @@ def chunks(
         for i, (begin, end) in enumerate(pairwise(bounds))
         if TURNS[i % len(TURNS)] == part
     ]
-    found = [chunk for span in spans for chunk in _cut(span, prefix, tokens)]
+    found = [place for span in spans for place in _cut(span, prefix, tokens)]
     if len(found) < count:
         needed = SPANS * tokens * -(-count // len(spans))
         raise CorpusError(
@@ -144,27 +146,50 @@ def chunks(
             f" {part}; {needed:,} are enough for {count}: give more text, or ask for less"
         )
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
-    return torch.tensor([found[i] for i in sorted(order[:count].tolist())], dtype=torch.int64)
+    chosen = [found[i] for i in sorted(order[:count].tolist())]
+    return torch.tensor([[*head, *part.tolist()] for head, part in chosen], dtype=torch.int64)
 
 
-def _stream(samples: Sequence[Sample], text: Text) -> list[int]:
-    """Return the tokens of all samples, one behind the other, each with its special tokens."""
-    chats = [sample for sample in samples if not isinstance(sample, str)]
-    # All at once: a template is rendered in a process of its own, which takes a while to start.
-    rendered = iter(text.chats(chats) if chats else [])
-    ids: list[int] = []
+def _stream(samples: Sequence[Sample], text: Text) -> np.ndarray:
+    """Return the tokens of all samples, one behind the other, each with its special tokens.
+
+    int32: ids of a large file take as much memory as its text, not forty times that.
+    """
+    chats = _rendered((sample for sample in samples if not isinstance(sample, str)), text)
+    parts = [np.empty(0, np.int32)]
     for sample in samples:
-        ids += text.encode(sample) if isinstance(sample, str) else next(rendered)
-    return ids
+        pieces = map(text.encode, _pieces(sample)) if isinstance(sample, str) else [next(chats)]
+        parts += [np.array(ids, np.int32) for ids in pieces]
+    return np.concatenate(parts)
 
 
-def _cut(span: list[int], prefix: list[int], tokens: int) -> Iterator[list[int]]:
+def _rendered(chats: Iterator[Messages | Chat], text: Text) -> Iterator[list[int]]:
+    """Yield the tokens of chats, several at once: a template is rendered in a process of its own,
+    which takes a while to start."""
+    while several := list(islice(chats, CHATS_PER_WORKER)):
+        yield from text.chats(several)
+
+
+def _pieces(sample: str) -> Iterator[str]:
+    """Yield a text in pieces that end with a line; tokenizing takes 100 times their memory."""
+    start = 0
+    while len(sample) - start > PIECE:
+        end = sample.rfind("\n", start, start + PIECE) + 1 or start + PIECE
+        yield sample[start:end]
+        start = end
+    yield sample[start:]
+
+
+def _cut(
+    span: np.ndarray, prefix: list[int], tokens: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yield what a chunk begins with, and the part of the span behind that."""
     at = 0
     while True:
         # Where a text begins with the chunk, its own prefix is there.
-        head = [] if span[at : at + len(prefix)] == prefix else prefix
+        head = [] if span[at : at + len(prefix)].tolist() == prefix else prefix
         end = at + tokens - len(head)
         if end > len(span):
             return
-        yield [*head, *span[at:end]]
+        yield head, span[at:end]
         at = end

@@ -40,6 +40,7 @@ from lmcast.graphs.matformer import sliced
 from lmcast.plugins.annotations import Count
 from lmcast.plugins.arguments import checked
 
+MOST_PROMPTS = 256  # of a file: all go through one pass in fp64
 SHORT, LONG = 24, 64  # tokens: at export, and for `lmcast parity`
 PAST_WINDOW = 16  # tokens beyond a window that is exceeded at all
 WIDEST_WINDOW = 512  # a wider one would take minutes to exceed; the report says so
@@ -283,7 +284,9 @@ def parity(
     files = recipe_of(engine, about.recipe, recipe, identities, progress)
     if files is not None:
         found, source = files.take(found, source)
-    rows = loaded.encode(read_prompts(prompts)) if prompts else None
+    rows = loaded.encode(read_prompts(prompts, MOST_PROMPTS)) if prompts else None
+    for row in rows or ():
+        loaded.session(1).check_room(len(row))  # before an eager pass over all of them
     with progress.stage("comparing"):
         texts = compare_texts(loaded, source, identities)
         report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)

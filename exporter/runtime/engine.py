@@ -30,6 +30,7 @@ from lmcast.plugins.arguments import checked
 from lmcast.plugins.records import RecordError
 
 NEW_TOKENS = 256
+TOKEN_CHARACTERS = 512  # of the longest token; those in use have 128 spaces, or 256
 Prompt = str | Messages | Chat | Sequence[int]
 Prompts = Annotated[
     Sequence[Prompt] | Prompt,
@@ -317,6 +318,8 @@ class Engine:
         ids: list[list[int]] = []
         chats: dict[int, Chat] = {}
         for prompt in as_prompts(prompts):
+            if isinstance(prompt, str):
+                self._check_length(prompt)
             if isinstance(prompt, str) and not chat:
                 ids.append(self.text.encode(prompt))
             elif isinstance(made := as_chat(prompt, chat_kwargs or {}), Chat):
@@ -332,6 +335,15 @@ class Engine:
         ):
             ids[index] = rendered
         return ids
+
+    def _check_length(self, prompt: str) -> None:
+        """Refuse a text that no context holds, before its tokens take a hundred times its memory;
+        raises TextError."""
+        if len(prompt) > (most := self.context * TOKEN_CHARACTERS):
+            raise TextError(
+                f"prompt: has {len(prompt):,} characters; the context of this engine is"
+                f" {self.context} tokens, for which at most {most:,} are read: shorten it"
+            )
 
 
 def changes(manifest: Manifest, whole: bool) -> list[Problem]:

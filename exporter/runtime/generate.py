@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,10 +17,11 @@ from lmcast.exporter.checkpoint import strict_json
 from lmcast.exporter.runtime.chat import CHAT_KEYS, Chat, TextError, check_messages
 from lmcast.exporter.runtime.sampling import Sampler, Sampling
 from lmcast.exporter.runtime.text import Text, TextStream
-from lmcast.plugins.annotations import Count
+from lmcast.plugins.annotations import Count, Rows
 from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 
+MOST_PROMPTS = 1 << 16  # rows of a session
 PROMPTS_BYTES = 64 << 20  # 64 MiB: far more prompts than one session takes
 FILLER = 0  # the token fed to rows that have finished; what it gives is ignored
 
@@ -208,16 +210,18 @@ class Shown:
 
 
 @checked
-def read_prompts(path: Path) -> list[str | Chat | list[int]]:
+def read_prompts(path: Path, most: Rows = MOST_PROMPTS) -> list[str | Chat | list[int]]:
     """Read prompts: a line each of a .txt file, or a JSON value each of a .jsonl file.
 
     Values are as `parse_prompt` takes them; blank lines are skipped. Raises GenerateError that
-    names the line.
+    names the line, and for more than `most` prompts.
     """
     kind = path.suffix.lower()
     if kind not in (".txt", ".jsonl"):
         raise GenerateError(f"{path}: prompts must be in a .txt or .jsonl file")
-    lines = read_lines(path)
+    lines = list(islice(read_lines(path), most + 1))
+    if len(lines) > most:
+        raise GenerateError(f"{path}: holds more than {most} prompts; split it")
     prompts: list[str | Chat | list[int]] = [
         parse_prompt(line, f"{path}:{number}") if kind == ".jsonl" else line
         for number, line in lines
