@@ -75,7 +75,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "temperature": SHARES, "top_k": COUNTS, "top_p": [0, 1.5, *SHARES],
         "min_p": [1.5, *SHARES], "repetition_penalty": [0, 1000, *SHARES], "seed": SEEDS,
     },
-    read_prompts: {"path": PATHS},
+    read_prompts: {"path": PATHS, "most": COUNTS},
     pack: {"engine": PATHS, "output": SOME_PATHS, "progress": OBJECTS, "force": FLAGS},
     build: {"engine": PATHS, "target": TEXTS, **OF_PLAN, "progress": OBJECTS},
     Sizes: {
@@ -87,7 +87,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "runs": [*COUNTS, 10**6], **LOADS,
     },
     inspect_path: {
-        "path": PATHS, "batch": COUNTS, "context": COUNTS, "untie": FLAGS, "revision": TEXTS,
+        "path": PATHS, "batch": COUNTS, "context": COUNTS, "inert": NAMES, "untie": FLAGS, "revision": TEXTS,
         "progress": OBJECTS,
     },
     manifest.verify: {
