@@ -87,7 +87,8 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "runs": [*COUNTS, 10**6], **LOADS,
     },
     inspect_path: {
-        "path": PATHS, "batch": COUNTS, "context": COUNTS, "inert": NAMES, "untie": FLAGS, "revision": TEXTS,
+        "path": PATHS, "batch": COUNTS, "context": COUNTS, "inert": NAMES, "untie": FLAGS,
+        "revision": TEXTS,
         "progress": OBJECTS,
     },
     manifest.verify: {

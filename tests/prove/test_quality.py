@@ -195,7 +195,7 @@ def test_inputs_of_the_reference_are_not_rounded(made: Path, recipe: Path):
 
 
 WRONG = {
-    "tokens": ({"tokens": 0}, "tokens is 0 and chunk 40"),
+    "tokens": ({"tokens": 0}, "tokens is 0; accepted: an integer from 1"),
     "chunk": ({"chunk": 0}, "chunk is 0; accepted: an integer from 1"),
     "context": ({"chunk": 129}, "128"),
     "little": ({"tokens": 10**7}, "chunks of 40 for measuring"),
