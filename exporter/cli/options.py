@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 CHECK_FAILED, WRONG_INPUT = 1, 2  # exit statuses
-LONGEST_ID = 12  # digits: no vocabulary has a larger id, and Python reads no integer of thousands
+LONGEST_ID = 1000  # digits: Python reads no integer of some thousands
 PATH = click.Path(path_type=Path)
 CHECKPOINT = click.Path()  # a text: one that is no path may name a model of the Hub
 Command = Callable[..., None]
