@@ -363,13 +363,13 @@ GENERATES = r"lmcast exports decoders that generate text: \.\.\.ForCausalLM"
 # What config.json says of the model's class.
 CLASSES: list[tuple[str, Build, str]] = [
     ("class_classifier", _named("LlamaForSequenceClassification"),
-     f"'LlamaForSequenceClassification', by its name a classifier of texts .*reward models.*{GENERATES}"),
+     f"'LlamaForSequenceClassification', by its name a cl.*reward models.*{GENERATES}"),
     ("class_reward", _named("InternLM2ForRewardModel"), f"a reward model; {GENERATES}"),
     ("class_token_classifier", _named("Qwen3ForTokenClassification"), "a classifier of tokens"),
     ("class_answers", _named("LlamaForQuestionAnswering"), "a finder of answers"),
     ("class_choices", _named("BertForMultipleChoice", model_type="bert"), "a chooser among"),
-    ("class_trunk", _named("Qwen3Model"), f"'Qwen3Model', by its name a model without a .*{GENERATES}"),
-    ("class_encoder", _named("BertForMaskedLM", model_type="bert"), "BertForMaskedLM', by its name an"),
+    ("class_trunk", _named("Qwen3Model"), f"'Qwen3Model', by its name a mo.*{GENERATES}"),
+    ("class_encoder", _named("BertForMaskedLM", model_type="bert"), "BertForMaskedLM', by its"),
     ("class_embedder", _named("NomicBertModel", model_type="nomic_bert"), "a model without a"),
     ("class_pretraining", _named("BertForPreTraining"), "its heads of training"),
     ("class_draft", _named("LlamaForCausalLMEagle3"), f"none of the classes .*; {GENERATES}"),
