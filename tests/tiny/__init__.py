@@ -91,6 +91,10 @@ def make(case: Case, directory: Path) -> Path:
         config = config_class.from_dict(deepcopy(own))
     else:
         config = config_class(**settings)
+    for part in (config, getattr(config, "text_config", None)):
+        # What a class has by default, of the vocabulary of a release, ends no text of this one.
+        if isinstance(end := getattr(part, "eos_token_id", None), int) and end >= VOCABULARY:
+            part.eos_token_id = None
     with torch.random.fork_rng():
         torch.manual_seed(0)  # Hugging Face draws sinks at random, and randomise adds to them
         model = getattr(transformers, case.model_class)(config)
