@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
+from lmcast.plugins.annotations import Range
 from lmcast.plugins.errors import InputError, printable
 
 
@@ -21,14 +22,6 @@ class RecordError(InputError):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number, both included."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def calibrate(
     seed: Seed = 0,
     observer: Annotated[str, OneOf(OBSERVERS)] | None = None,
     ids: tuple[Tensor, Tensor] | None = None,
-    fewest_tokens: Count = FEWEST_TOKENS,
+    fewest_tokens: Annotated[int, Range(0, 1 << 31)] = FEWEST_TOKENS,
     inert: Collection[str] = (),
     untie: bool = False,
     revision: str | None = None,

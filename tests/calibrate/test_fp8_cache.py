@@ -318,7 +318,7 @@ def test_command(tmp_path: Path, lmcast):
     words += ["-o", tmp_path / "recipe", "--kv"]
     status, _, err = lmcast(*words, "int8")
     assert status == 2
-    assert "keys and values in 'int8'; accepted: fp8" in err
+    assert "kv is 'int8'; accepted: fp8" in err
     status, out, _ = lmcast(*words, "fp8")
     assert status == 0
     assert "keys and values of 2 layers are held in fp8" in out
