@@ -172,7 +172,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (HUB, {"layer_types": [LINEAR] * 4, **nested(full_attn_layers=DROP, kda_layers=DROP)},
      "layer_types has 4 entries; num_hidden_layers is 5"),
     (HUB, {NESTED: [1]}, rf"{NESTED} is \[1\]; accepted: an object"),
-    (HUB, {"moe_renormalize": None}, "norm_topk_prob is None; accepted: true or false"),
+    (HUB, {"moe_renormalize": None}, "moe_renormalize is None; leave it out"),
     (HUB, nested(gate_rank=8), f"sets {NESTED}.gate_rank = 8.*--inert {NESTED}.gate_rank"),
     (HUB, nested(kda_layers=DROP), r"full_attn_layers is \[4, 5\] and kda_layers is None"),
     (HUB, nested(kda_layers=[0, 1, 2]), r"kda_layers is \[0, 1, 2\]; accepted"),
