@@ -28,6 +28,8 @@ def small(name: str, directory: Path) -> tuple[dict[str, Any], Leaves]:
     settings, sizes = case(name).settings, dict(WIDE)
     if "moe_intermediate_size" in settings:
         sizes["moe_intermediate_size"] = 64
+    if "qk_rope_head_dim" in settings:  # of latent attention, which has widths of its own
+        del sizes["head_dim"]
     if "text_config" in settings:
         sizes = {"text_config": {**settings["text_config"], **WIDE}}
     own = dataclasses.replace(case(name), settings={**settings, **sizes})
