@@ -18,9 +18,10 @@ from lmcast.graphs.weights.quantized import Blocks, Scheme
 from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed, Source, View
 from lmcast.plugins import records
+from lmcast.plugins.annotations import Range
 from lmcast.plugins.errors import InputError, printable
 from lmcast.plugins.quantize.quantize_input import BLOCKS
-from lmcast.plugins.records import Count, Range, RecordError
+from lmcast.plugins.records import Count, RecordError
 
 FP8_CACHE = "fp8"  # the one format of a cache
 SCALED = ("fp8", "int8", "nvfp4")  # formats of inputs that take a static scale

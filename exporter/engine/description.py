@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from lmcast.plugins.annotations import Range
 from lmcast.plugins.records import (
     Axis,
     Count,
@@ -11,7 +12,6 @@ from lmcast.plugins.records import (
     Name,
     Pattern,
     Positive,
-    Range,
     RecordError,
     Sha256,
 )
