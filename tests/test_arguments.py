@@ -110,7 +110,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "checkpoint": PATHS, "output": PATHS, "recipe": WORDS, "data": SOME_PATHS,
         "tokens": COUNTS, "chunk": [1, *COUNTS], "seed": SEEDS, "observer": WORDS,
         "ids": [3, "ab", [], [[1], [2]], np.zeros((2, 2), int), torch.zeros(2, 3)],
-        "fewest_tokens": COUNTS, "inert": NAMES, "untie": FLAGS, "revision": TEXTS,
+        "fewest_tokens": SEEDS, "inert": NAMES, "untie": FLAGS, "revision": TEXTS,
         "bits": [0, *SHARES], "most_kl": [0, *SHARES], "head": FLAGS, "kv": WORDS,
         "force": FLAGS, "progress": OBJECTS,
     },
