@@ -34,7 +34,9 @@ def test_ids_and_texts_are_those_of_the_makers_library(tmp_path: Path, name: str
                 texts_back = texts_back[0].lstrip(" "), texts_back[1].lstrip(" ")
             assert texts_back[0] == texts_back[1], text[:60]
     assert not differ, (len(differ), differ[:6])
-    assert reordered <= len(odd) // 20
+    # Of 286, SentencePiece's rounding of equal scores was seen to reorder 5 of Unigram, 3 without
+    # pieces of bytes, none of the others.
+    assert reordered <= (7 if case.any_order else 0)
 
 
 AROUND: list[tuple[dict[str, Any], list[int], list[int]]] = [

@@ -146,11 +146,10 @@ def matrices(name: str, entry: Entry, steps: Sequence[Step] = ()) -> list[Stored
 
 
 @dataclass(frozen=True)
-class Chained:
-    """Tensors one after the other along axis 0."""
+class Several:
+    """What is put together from several tensors."""
 
     parts: tuple[StoredTensor, ...]
-    dtype: torch.dtype
 
     @property
     def format(self) -> str:
@@ -159,6 +158,13 @@ class Chained:
     @property
     def files(self) -> frozenset[Path]:
         return frozenset[Path]().union(*(part.files for part in self.parts))
+
+
+@dataclass(frozen=True)
+class Chained(Several):
+    """Tensors one after the other along axis 0."""
+
+    dtype: torch.dtype
 
     def __call__(self, start: int, stop: int) -> Tensor:
         found, at = [], 0
@@ -171,25 +177,16 @@ class Chained:
 
 
 @dataclass(frozen=True)
-class ByUnit:
+class ByUnit(Several):
     """Tensors that are put together unit by unit (heads, experts).
 
     Each part's axis 0 divides into `units` equal runs; `join` takes the same units of all parts,
     each [n, rows of a unit, ...], and returns [n, `rows`, ...].
     """
 
-    parts: tuple[StoredTensor, ...]
     units: int
     rows: int
     join: Callable[..., Tensor]
-
-    @property
-    def format(self) -> str:
-        return _format(self.parts)
-
-    @property
-    def files(self) -> frozenset[Path]:
-        return frozenset[Path]().union(*(part.files for part in self.parts))
 
     def __call__(self, start: int, stop: int) -> Tensor:
         first, last = start // self.rows, stop // self.rows
