@@ -20,7 +20,7 @@ from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
-from lmcast.exporter.runtime.sampling import Sampling, choose_sampling, of_generation_config
+from lmcast.exporter.runtime.sampling import Sampling, choose_sampling
 from lmcast.exporter.runtime.session import Session, check_ids
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target
@@ -223,14 +223,6 @@ class Engine:
     def generation_config(self) -> dict[str, Any]:
         """What the checkpoint's generation_config.json says, {} without one."""
         return self._object(GENERATION) or {}
-
-    @property
-    def model_sampling(self) -> Sampling:
-        """The sampling that generation_config.json asks for, greedy where it asks for none.
-
-        Raises SamplingError for what lmcast does not do.
-        """
-        return of_generation_config(self.generation_config)
 
     @checked
     def session(self, batch: Rows = 1) -> Session:

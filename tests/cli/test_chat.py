@@ -10,7 +10,7 @@ from tiny.llama import edit_json, tiny_llama, write
 from transformers import PreTrainedTokenizerFast
 
 from lmcast.exporter import Chat, export, load
-from lmcast.exporter.runtime.sampling import Sampling
+from lmcast.exporter.runtime.sampling import Sampling, of_generation_config
 from lmcast.plugins.errors import InputError
 
 DEFAULT = (
@@ -160,7 +160,8 @@ def test_the_models_sampling_is_said_once_and_used_when_asked(engine: Path, lmca
     assert run(*model, "--temperature", 4.0) == run(*own, "--temperature", 4.0)
     assert run(*model, "--temperature", 0) == (greedy, "")
     loaded = load(engine)
-    assert loaded.model_sampling == Sampling(temperature=0.5, top_k=20, top_p=0.9)
+    asked = of_generation_config(loaded.generation_config)
+    assert asked == Sampling(temperature=0.5, top_k=20, top_p=0.9)
     drawn = {tuple(loaded.generate("hello", max_new_tokens=9, sampling="model")[0].ids)
              for _ in range(9)}  # fmt: skip
     assert len(drawn) > 1
