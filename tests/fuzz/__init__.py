@@ -1,0 +1,1 @@
+"""Spoiled input of every kind that lmcast opens, and whether it is handled right."""

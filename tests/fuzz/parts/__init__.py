@@ -1,0 +1,12 @@
+"""The parts, each a file that ends in one PART: what is spoiled, how, and what is right."""
+
+from importlib import import_module
+from pathlib import Path
+
+from fuzz.trial import Part
+
+PARTS: dict[str, Part] = {
+    path.stem: vars(import_module(f"fuzz.parts.{path.stem}"))["PART"]
+    for path in sorted(Path(__file__).parent.glob("*.py"))
+    if path.stem != "__init__"
+}
