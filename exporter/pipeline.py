@@ -31,6 +31,7 @@ from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
 from lmcast.exporter.graph.requirements import require
+from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.parity import check
 from lmcast.exporter.runtime.engine import Engine
@@ -51,6 +52,7 @@ MOST_TOKENS = 1 << 24  # positions are exact in fp32 up to here
 
 
 @checked
+@one_at_a_time
 def export(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
@@ -80,13 +82,14 @@ def export(
     False for token ids alone. matformer: a file with a slice. recipe: of `lmcast calibrate`. sms,
     sizes: of a plan. force: replace another's. Raises InputError, CheckFailed: nothing is written.
     """
+    (made_for := targets.get(target)).require_options(sms, sizes)
     source, identities = identified(checkpoint, revision, progress)
     source = source if tokenizer else without_texts(source)
     found = understand(source, inert, tokenizer, untie)
     found, source, part = take_parts(found, source, matformer, recipe, identities, progress)
     own = part | {"inert": sorted(inert), "untie": untie}
     own |= {"context": choose_context(found, context, progress)}
-    plan = (made_for := targets.get(target)).order(sms, own["context"], sizes)
+    plan = made_for.order(sms, own["context"], sizes)
     format = choose_format(found, source, made_for, dtype, parity)
     asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
     mode = choose_mode(found.binding, source, format, asked, made_for.links_codes and not parity)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # kernels: for ONNX Runtime's own kernels: unsigned integers, those of E2M1 twice their number,
 # FP8 as fp16, and scales in fp32.
 WeightForm = Literal["standard", "kernels"]
+# Options of export that only some targets read: the SMs of GPUs, and the sizes of a plan's calls.
+Option = Literal["sms", "sizes"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Target:
     prepare: import what the engine's runner needs; return the GPU at hand, None for the CPU.
     run: load the graph or the plan of an engine; raises InputError where it cannot run here.
     plans: how plans are compiled; None where the engine's own graph is run.
+    options: those that change something for it.
     """
 
     name: str
@@ -72,12 +75,29 @@ class Target:
     prepare: "Callable[[Manifest], Cuda | None]"
     run: "Callable[[Manifest, Loading], Runner]"
     plans: Plans | None = None
+    options: frozenset[Option] = frozenset()
 
     @property
     def carried(self) -> "Target":
         """The target whose graph the engine has: itself, or for plans the portable one, whose
         graph is shipped with them for other GPUs and CPUs."""
         return self if self.plans is None else get(PORTABLE)
+
+    def require_options(self, sms: tuple[int, ...], sizes: "Sizes | None") -> None:
+        """Refuse what was asked for and would change nothing; raises EngineError."""
+        asked: dict[Option, list[str]] = {
+            "sms": ["sm"] if sms else [],
+            "sizes": [] if sizes is None else sizes.asked(),
+        }
+        unread = {option: names for option, names in asked.items() if option not in self.options}
+        if names := [name for names in unread.values() for name in names]:
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+            wanted = {option for option, names in unread.items() if names}
+            readers = [target.name for target in TARGETS.values() if wanted <= target.options]
+            raise EngineError(
+                f"target {self.name} does not read {given}; leave that out, or give --target"
+                f" {' or '.join(readers)}"
+            )
 
     def order(self, sms: tuple[int, ...], context: int, sizes: "Sizes | None") -> "Request | None":
         """Return a request for a plan, None where none is compiled; raises BackendError."""
@@ -194,6 +214,7 @@ def _tensorrt(name: str, about: str) -> Target:
         prepare=_prepare_tensorrt,
         run=_run_tensorrt,
         plans=Plans(order, compiled),
+        options=frozenset({"sms", "sizes"}),
     )
 
 

@@ -31,6 +31,7 @@ from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.engine.names import RECIPE_JSON
 from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.staging import staged
+from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
@@ -68,6 +69,7 @@ class Calibration:
 
 
 @checked
+@one_at_a_time
 def calibrate(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],

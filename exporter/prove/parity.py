@@ -20,6 +20,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.engine.names import MODEL
+from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.passes.nbits_matmul import rounded_products
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.bisect import find_divergence
@@ -248,6 +249,7 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 @checked
+@one_at_a_time
 def parity(
     engine: Path,
     against: str | PathLike[str],

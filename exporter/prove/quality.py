@@ -15,6 +15,7 @@ from lmcast.exporter.checkpoint.hub import revision_of
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.engine.names import TOKENIZER
+from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.progress import Progress, Step, silent
 from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.prove.divergence import Comparison, LayerError, Mean, Measured
@@ -34,6 +35,7 @@ POSITIONS = 32  # compared at a time: of a vocabulary of 262,144, 64 MiB for eac
 
 
 @checked
+@one_at_a_time
 def quality(
     engine: Path,
     against: str | PathLike[str],

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, parser
 from plan_builder import Builder
 
-from lmcast.exporter import export
+from lmcast.exporter import export, targets
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import build, embed, libraries
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes, parse_sms
@@ -199,3 +199,25 @@ def test_command(lmcast, engine: Path):
     assert status == 2
     assert error.startswith("error: SM90: tensorrt-rtx builds no plan for it here")
     assert "--target tensorrt, built on such a GPU" in error and error.count("\n") == 1
+
+
+# Options of plans for a target that compiles none -> what the error names.
+UNREAD: dict[str, tuple[dict[str, Any], str]] = {
+    "SMs": ({"sms": SMS}, "--sm"),
+    "a size": ({"sizes": Sizes(max_context=64)}, "--max-context"),
+    "a flag": ({"sizes": Sizes(widen=True)}, "--widen"),
+    "several": (
+        {"sms": SMS, "sizes": Sizes(max_batch=2, opt_tokens=8)}, "--sm, --max-batch, --opt-tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [t.name for t in targets.TARGETS.values() if not t.plans])
+@pytest.mark.parametrize("name", UNREAD)
+def test_options_that_change_nothing_are_refused(tmp_path: Path, name: str, target: str):
+    """Before the checkpoint is looked for: there is none."""
+    given, named = UNREAD[name]
+    assert not targets.get(target).options
+    words = f"target {target} does not read {named}; leave that out, or give --target tensorrt-rtx"
+    with pytest.raises(InputError, match=re.escape(words)):
+        export(tmp_path / "none", tmp_path / "engine", target, **given)

@@ -1,7 +1,7 @@
 """The request for a plan: GPUs, and bounds of its calls."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 from lmcast.exporter.backends.onnxruntime import BackendError
@@ -29,6 +29,10 @@ class Sizes:
     opt_batch: Count = 1
     opt_tokens: Count | None = None  # of a usual prompt
     widen: bool = False  # store weights of 4 bits as ones of 8 where an SM lacks them
+
+    def asked(self) -> list[str]:
+        """Return the names of those that are not as usual."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
 
 @dataclass(frozen=True)
