@@ -27,6 +27,7 @@ from lmcast.exporter.runtime.text import Text
 from lmcast.graphs import define, defined
 from lmcast.graphs import load as load_eager
 from lmcast.plugins.arguments import ArgumentError, checked
+from lmcast.plugins.errors import InputError
 
 HUGE, NAN, INFINITE = 10**5000, float("nan"), float("inf")
 ONE_LINE = re.compile(".+; accepted: .{1,250}")
@@ -181,9 +182,35 @@ def test_what_is_meant_is_taken():
     ]  # fmt: skip
 
 
-def test_a_word_too_many_is_python_s_own_error():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'weight'"):
-        export("/nowhere", "/nowhere/out", weight="link")
+@pytest.mark.parametrize("function", REFUSED, ids=name)
+def test_arguments_that_do_not_fit_are_named(function: Callable[..., Any]):
+    """A misspelled name, whose own is proposed first; one too many; one missing; one twice."""
+    parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n != "self"}
+    needed = [n for n, p in parameters.items() if p.default is p.empty]
+    given = {n: GIVEN.get(n) for n in needed}
+    own = () if "self" not in inspect.signature(function).parameters else (None,)
+    called = function.__qualname__
+    places = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    for word in parameters:
+        with pytest.raises(ArgumentError) as said:
+            function(*own, **given, **{f"{word}_": None})
+        first, *others = str(said.value).partition("accepted: ")[2].split(", ")
+        assert str(said.value).startswith(f"{called}: there is no parameter '{word}_'; accepted")
+        assert first == word and {first, *others} == parameters.keys()
+    with pytest.raises(ArgumentError, match=f"{called}: 'surplus' is one too many; accepted by pl"):
+        function(*own, *[None] * len(places), "surplus")
+    for word in needed:
+        with pytest.raises(ArgumentError, match=f"{called}: {word} is missing; accepted: "):
+            function(*own, **{n: value for n, value in given.items() if n != word})
+    for word in places[:1]:
+        with pytest.raises(ArgumentError, match=f"{called}: {word} is given twice"):
+            function(*own, None, **{word: None})
+
+
+def test_a_wrong_argument_is_an_error_of_input_and_python_s_own():
+    for error in (InputError, ValueError, TypeError):
+        with pytest.raises(error, match="no parameter 'weight'; accepted: weights, checkpoint"):
+            export("/nowhere", "/nowhere/out", weight="link")
 
 
 @pytest.mark.parametrize(
