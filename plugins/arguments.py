@@ -61,7 +61,7 @@ def checked_fields(cls: type[T]) -> type[T]:
 
 def _misfit(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return how arguments do not fit a signature, and what is accepted, what is like it first."""
-    own = [p for p in signature.parameters.values() if p.name == "self"]
+    own = [p for p in signature.parameters.values() if p.name in ("self", "cls")]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     parameters = {
         name: parameter for name, parameter in signature.parameters.items()

@@ -3,6 +3,8 @@
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmcast.exporter import Chat, Engine, export, load
+from lmcast.exporter import Chat, Engine, Session, export, load
 from lmcast.exporter.backends.tensorrt.request import Sizes
 from lmcast.exporter.bench import bench
 from lmcast.exporter.build import build
@@ -21,6 +23,8 @@ from lmcast.exporter.engine.relink import relink
 from lmcast.exporter.pack import pack
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.prove.quality import quality
+from lmcast.exporter.runtime.chat import TextError
+from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import read_prompts
 from lmcast.exporter.runtime.sampling import Sampling
 from lmcast.exporter.runtime.text import Text
@@ -48,6 +52,9 @@ OBJECTS = [3, "x", b"x", [], {}, True]
 MAPPINGS = [3, "x", [], [("a", 1)], {3: 1}, {b"a": 1}, True]
 PROMPTS = [3, None, b"x", True, {"a": 1}, [3.0], [True], [None], [[b"a"]], [["a"]], ITSELF,
            {"a"}, object(), np.zeros(3), np.float64(3), [["a", 1]]]  # fmt: skip
+USER = [{"role": "user", "content": "x"}]
+MESSAGES = [3, "x", b"x", True, None, USER[0], ["x"], [3], [USER], [{3: 1}], {"a"}, ITSELF]
+LISTS = [3, "x", b"x", True, {"name": "f"}, ["x"], [3], [None], [print], [{3: 1}]]
 DTYPES = [torch.int64, torch.float8_e4m3fn, "float32", np.float32, 32, None]
 
 LOADS = {"threads": COUNTS, "prepack": FLAGS, "portable": FLAGS}
@@ -72,6 +79,23 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     Text.encode: {"text": [*TEXTS, None]},
     Text.decode: {"ids": ["1", b"1", 1, [-1], [1.0], [True], [1 << 32], [HUGE], None, {1}]},
     Text.id_of: {"token": [*TEXTS, None]},
+    Text: {
+        "tokenizer": [3, "x", None, []], "chat_templates": [*MAPPINGS, {"a": 3}],
+        "special_tokens": [*MAPPINGS, {"a": 3}],
+    },
+    Text.chat: {"messages": MESSAGES},
+    Text.chats: {"chats": [3, "x", {"a": 1}, None, [3], ["x"], [[3]], USER], "most": COUNTS},
+    Chat: {
+        "messages": MESSAGES, "tools": LISTS, "documents": LISTS, "template": TEXTS,
+        "continue_final_message": [0, 1, None, [], b"content", np.bool_(True)],
+        "variables": [*MAPPINGS, None],
+    },
+    Chat.of: {"messages": MESSAGES, "given": [*MAPPINGS, None]},
+    Chat.from_json: {"value": [*MAPPINGS, None]},
+    Conversation: {"fresh": [3, "x", None, []]},
+    Conversation.check_room: {"tokens": SEEDS},
+    Session.check_room: {"tokens": SEEDS},
+    Session.reserve: {"tokens": SEEDS},
     Sampling: {
         "temperature": SHARES, "top_k": COUNTS, "top_p": [0, 1.5, *SHARES],
         "min_p": [1.5, *SHARES], "repetition_penalty": [0, 1000, *SHARES], "seed": SEEDS,
@@ -129,7 +153,8 @@ GIVEN: dict[str, Any] = {
     "self": None, "checkpoint": "/nowhere", "output": "/nowhere/out", "engine": "/nowhere",
     "engine_dir": "/nowhere", "directory": "/nowhere", "key": "/nowhere", "against": "/nowhere",
     "path": "/nowhere", "target": "cpu", "config": {}, "shapes": {}, "tensors": {},
-    "prompts": "x",
+    "prompts": "x", "messages": USER, "given": {}, "chats": [],
+    "tokenizer": b"", "chat_templates": {}, "special_tokens": {},
 }  # fmt: skip
 
 
@@ -147,10 +172,16 @@ def refusal(function: Callable[..., Any], arguments: dict[str, Any]) -> str:
     return "accepted"
 
 
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return those of a function that have a name of their own."""
+    parameters = inspect.signature(function).parameters.items()
+    return {n: p for n, p in parameters if n != "self" and p.kind is not p.VAR_KEYWORD}
+
+
 @pytest.mark.parametrize("function", REFUSED, ids=name)
 def test_refused_before_anything_is_done(function: Callable[..., Any]):
     parameters = inspect.signature(function).parameters
-    assert REFUSED[function].keys() == parameters.keys() - {"self"}
+    assert REFUSED[function].keys() == parameters_of(function).keys()
     needed = {n: GIVEN[n] for n, p in parameters.items() if p.default is p.empty and n in GIVEN}
     accepted = []
     for parameter, values in REFUSED[function].items():
@@ -185,13 +216,14 @@ def test_what_is_meant_is_taken():
 @pytest.mark.parametrize("function", REFUSED, ids=name)
 def test_arguments_that_do_not_fit_are_named(function: Callable[..., Any]):
     """A misspelled name, whose own is proposed first; one too many; one missing; one twice."""
-    parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n != "self"}
+    parameters = parameters_of(function)
     needed = [n for n, p in parameters.items() if p.default is p.empty]
     given = {n: GIVEN.get(n) for n in needed}
-    own = () if "self" not in inspect.signature(function).parameters else (None,)
+    signature = inspect.signature(function).parameters
+    own = (None,) if "self" in signature else ()
     called = function.__qualname__
     places = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
-    for word in parameters:
+    for word in parameters if parameters.keys() == signature.keys() - {"self"} else ():
         with pytest.raises(ArgumentError) as said:
             function(*own, **given, **{f"{word}_": None})
         first, *others = str(said.value).partition("accepted: ")[2].split(", ")
@@ -214,12 +246,22 @@ def test_a_wrong_argument_is_an_error_of_input_and_python_s_own():
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"messages": "x"}, {"messages": 3}, {"messages": []}, {"tools": "x"}, {"documents": [3]},
-     {"template": 3}, {"continue_final_message": 3}, {"variables": 3}],
-    ids=str,
-)  # fmt: skip
-def test_chats_are_checked_before_they_are_rendered(fields: dict[str, Any]):
-    chat = Chat(**{"messages": [{"role": "user", "content": "x"}], **fields})
-    with pytest.raises(ValueError, match="must be"):
-        chat.check()
+    ("fields", "words"),
+    [
+        ({"messages": []}, "at least one message"),
+        ({"messages": ()}, "at least one message"),
+        ({"messages": [{}]}, 'message 0 is not an object with a "role"'),
+        ({"messages": [*USER, {"role": 3}]}, 'message 1 is not an object with a "role"'),
+        ({"messages": [{"content": "x"}]}, 'message 0 is not an object with a "role"'),
+    ],
+)
+def test_chats_are_checked_when_they_are_made(fields: dict[str, Any], words: str):
+    for make in (Chat, partial(Chat.of, given={}), lambda **given: Chat.from_json(given)):
+        with pytest.raises(TextError, match=words):
+            make(**fields)
+    made = Chat(USER)
+    assert replace(made, messages=tuple(USER)) == made
+    with pytest.raises(TextError, match=words):
+        replace(made, **fields)
+    with pytest.raises(TextError, match='has no "messages"'):
+        Chat.from_json({})

@@ -13,7 +13,7 @@ from lmcast.exporter import texts
 from lmcast.exporter.checkpoint import CheckpointError, strict_json
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.runtime.chat import CHATS_PER_WORKER, Chat, Messages, TextError
+from lmcast.exporter.runtime.chat import CHATS_PER_WORKER, Chat, Messages
 from lmcast.exporter.runtime.text import Text
 from lmcast.plugins.errors import InputError
 
@@ -78,7 +78,7 @@ def _sample(line: bytes, where: str) -> Sample:
         if isinstance(value.get("messages"), list):
             try:
                 return Chat.from_json(value)
-            except TextError as error:
+            except InputError as error:
                 raise CorpusError(f"{where}: {error}") from None
         value = value["text"] if "text" in value else value["messages"]
     elif not isinstance(value, str):
@@ -167,7 +167,7 @@ def _rendered(chats: Iterator[Messages | Chat], text: Text) -> Iterator[list[int
     """Yield the tokens of chats, several at once: a template is rendered in a process of its own,
     which takes a while to start."""
     while several := list(islice(chats, CHATS_PER_WORKER)):
-        yield from text.chats(several)
+        yield from text.chats(several, PIECE)
 
 
 def _pieces(sample: str) -> Iterator[str]:

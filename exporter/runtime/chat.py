@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcast.exporter.runtime import chat_worker
+from lmcast.plugins.arguments import checked, checked_fields
 from lmcast.plugins.errors import InputError
 
 WALL_SECONDS = 20  # the worker limits its own CPU time to less; this ends one that waits
@@ -50,9 +51,11 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())[:300]
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Chat:
-    """A conversation, and what its template is given beside it.
+    """A conversation, and what its template is given beside it. Raises InputError for values that
+    are not of their kind.
 
     messages: objects with a "role", in order.
     tools: JSON schemas of functions that the model may call.
@@ -71,11 +74,22 @@ class Chat:
     continue_final_message: bool | str = False
     variables: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise TextError("messages: must be a list of at least one message")
+        for i, message in enumerate(self.messages):
+            if not isinstance(message.get("role"), str):
+                raise TextError(
+                    f'messages: message {i} is not an object with a "role"; '
+                    'give {"role": "user", "content": "..."}'
+                )
+
     @classmethod
+    @checked
     def of(cls, messages: Messages, given: Mapping[str, Any]) -> "Chat":
         """Return a chat with arguments named as `apply_chat_template` names them.
 
-        chat_template is the name of one of the checkpoint's. Raises TextError for those that
+        chat_template is the name of one of the checkpoint's. Raises InputError for those that
         cannot be given.
         """
         for name, why in OURS.items():
@@ -90,18 +104,19 @@ class Chat:
         )
 
     @classmethod
+    @checked
     def from_json(cls, value: Mapping[str, Any]) -> "Chat":
         """Return the chat of an object with "messages" and any of CHAT_KEYS; it may hold others.
 
-        Raises TextError for values that cannot be.
+        Raises InputError for values that cannot be.
         """
+        if "messages" not in value:
+            raise TextError('chat: has no "messages", a list of at least one')
         given = {key: value[key] for key in CHAT_KEYS if key in value}
         more = given.pop("chat_kwargs", {})
         if not isinstance(more, dict):
             raise TextError(f"chat_kwargs: must be an object, not {more!r:.80}")
-        chat = cls.of(value["messages"], more | given)
-        chat.check()
-        return chat
+        return cls.of(value["messages"], more | given)
 
     def with_defaults(self, given: Mapping[str, Any]) -> "Chat":
         """Return this chat with arguments that it does not have itself."""
@@ -113,24 +128,16 @@ class Chat:
         }
         return replace(other, variables={**other.variables, **self.variables}, **own)
 
-    def check(self) -> None:
-        """Raise TextError for what is not of its kind."""
-        check_messages(self.messages)
-        for name in ("tools", "documents"):
-            value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, list | tuple) and all(isinstance(v, Mapping) for v in value)
-            ):
-                raise TextError(f"{name}: must be a list of JSON objects, not {value!r:.80}")
-        if not isinstance(self.continue_final_message, bool | str):
-            raise TextError(
-                "continue_final_message: must be true, false or the name of a part of the message,"
-                f" not {self.continue_final_message!r:.80}"
-            )
-        if not isinstance(self.variables, Mapping):
-            raise TextError(f"variables: must be an object, not {self.variables!r:.80}")
-        if self.template is not None and not isinstance(self.template, str):
-            raise TextError(f"chat_template: must be a name, not {self.template!r:.80}")
+    def require_size(self, most: int) -> None:
+        """Refuse a chat of more than `most` characters, keys and values, before it is rendered;
+        raises TextError."""
+        told = (self.messages, self.tools, self.documents, self.variables)
+        try:
+            room = _room(told, most)
+        except RecursionError:
+            raise TextError("chat: is nested too deeply; give plain JSON values") from None
+        if room < 0:
+            raise too_long(most)
 
     def choose(self, templates: Mapping[str, str]) -> str:
         """Return the template to use; raises TextError where there is none."""
@@ -145,16 +152,23 @@ class Chat:
         return templates[name]
 
 
-def check_messages(messages: object) -> None:
-    """Refuse what is not a list of objects that each have a role."""
-    if not isinstance(messages, list | tuple) or not messages:
-        raise TextError("messages: must be a list of at least one message")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise TextError(
-                f'messages: message {i} is not an object with a "role"; '
-                'give {"role": "user", "content": "..."}'
-            )
+def too_long(most: int) -> TextError:
+    """Return the error for a text or a chat that no context holds."""
+    return TextError(
+        f"prompt: has more than {most:,} characters, the most that are read; shorten it"
+    )
+
+
+def _room(value: Any, room: int) -> int:
+    """Return what a JSON value leaves of room for so many characters, keys and values; negative as
+    soon as it has more. A list of itself ends with RecursionError."""
+    if isinstance(value, str):
+        return room - len(value)
+    items = value.items() if isinstance(value, Mapping) else ()
+    for item in items or (value if isinstance(value, list | tuple) else ()):
+        if (room := _room(item, room)) < 0:
+            return room
+    return room - 1
 
 
 def render_chats(
@@ -163,8 +177,11 @@ def render_chats(
     chats: Iterable[Chat],
     *,
     answer: bool = True,
+    most: int | None = None,
 ) -> list[str]:
     """Return the text of each chat, ending where an answer begins (`answer`), or goes on.
+
+    most: characters of a chat and of its text, None for any number that can be rendered.
 
     A template runs in a sandbox in a process of its own with little time and memory; whatever it
     does wrong is a TextError. So is an argument that it does not read.
@@ -172,7 +189,8 @@ def render_chats(
     chats = list(chats)
     by_template: dict[str, list[int]] = {}
     for i, chat in enumerate(chats):
-        chat.check()
+        if most is not None:
+            chat.require_size(most)
         by_template.setdefault(chat.choose(templates), []).append(i)
     texts = [""] * len(chats)
     for template, places in by_template.items():
@@ -181,6 +199,8 @@ def render_chats(
             rendered = _render(template, special_tokens, [chats[i] for i in part], answer)
             for i, text in zip(part, rendered, strict=True):
                 texts[i] = text
+    if most is not None and any(len(text) > most for text in texts):
+        raise too_long(most)
     return texts
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.runtime.session import Session
+from lmcast.exporter.runtime.session import Session, SessionError, Tokens, as_ids, as_integers
+from lmcast.plugins.arguments import checked, shown
 
 
 class Conversation:
@@ -17,6 +18,7 @@ class Conversation:
     same prompt alone.
     """
 
+    @checked
     def __init__(self, fresh: Callable[[], Session]):
         """fresh: gives an empty session of one row."""
         self._fresh, self._session = fresh, fresh()
@@ -33,7 +35,8 @@ class Conversation:
         """How many tokens are cached."""
         return len(self._held or ())
 
-    def check_room(self, tokens: int) -> None:
+    @checked
+    def check_room(self, tokens: Tokens) -> None:
         """Refuse a sequence of more tokens than the context; raises SessionError."""
         self._fresh().check_room(tokens)
 
@@ -43,13 +46,25 @@ class Conversation:
 
     def append(self, input_ids: Any, counts: Any = None) -> np.ndarray:
         """As Session.append of one row, but for the first call after `begin`."""
-        row = np.asarray(input_ids)[0].tolist()
+        ids = as_ids(input_ids)
+        if len(ids) != 1:
+            raise SessionError(f"input_ids has {len(ids)} rows; a conversation has 1")
+        if counts is not None and as_integers("counts", counts).tolist() != [ids.shape[1]]:
+            raise SessionError(f"counts is {shown(counts)}; accepted: [{ids.shape[1]}]")
+        if ids.shape[1] > self.context:
+            self.check_room(ids.shape[1])
+        row, session, held = ids[0].tolist(), self._session, self._held
         if self._begins:
-            held = self._held
             if held is None or len(held) >= len(row) or row[: len(held)] != held:
-                self._session, held = self._fresh(), []
-            row, self._held, self._begins = row[len(held) :], held, False
-        known, self._held = self._held or [], None
-        logits = self._session.append([row])
-        self._held = known + row
+                session, held = self._fresh(), []
+            row = row[len(held) :]
+        elif held is None:
+            raise SessionError("the call before this one did not end; begin again")
+        before, self._held = self._held, None
+        try:
+            logits = session.append([row])
+        except SessionError:  # before anything changed
+            self._held = before
+            raise
+        self._session, self._begins, self._held = session, False, held + row
         return logits

@@ -17,11 +17,11 @@ from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
 from lmcast.exporter.engine.sealed import DamagedError, Problem, parse_object, read_regular
 from lmcast.exporter.engine.staging import recover
-from lmcast.exporter.runtime.chat import Chat, Messages, TextError
+from lmcast.exporter.runtime.chat import Chat, Messages, TextError, too_long
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.sampling import Sampling, choose_sampling
-from lmcast.exporter.runtime.session import Session, check_ids
+from lmcast.exporter.runtime.session import Session, as_ids, within
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target
 from lmcast.plugins import records
@@ -238,12 +238,11 @@ class Engine:
 
         Raises SessionError for ids out of range or more tokens than the context.
         """
-        ids = check_ids(input_ids, self.vocab_size)
+        ids = as_ids(input_ids)
         batch, tokens = ids.shape
         session = self.session(batch)
         session.check_room(tokens)
-        counts = np.full(batch, tokens, np.int64)
-        return session.run(ids, counts, np.tile(np.arange(tokens), (batch, 1)))
+        return session.run(ids, None, np.broadcast_to(np.arange(tokens), (batch, tokens)))
 
     @checked
     def generate(
@@ -307,35 +306,28 @@ class Engine:
         """Return the token ids of prompts, in any of the forms that `generate` takes."""
         if chat is None:
             chat = bool(self.chat_templates)
+        # Known before a text is tokenized, which takes a hundred times its memory.
+        most = self.context * TOKEN_CHARACTERS
         ids: list[list[int]] = []
         chats: dict[int, Chat] = {}
         for prompt in as_prompts(prompts):
-            if isinstance(prompt, str):
-                self._check_length(prompt)
+            if isinstance(prompt, str) and len(prompt) > most:
+                raise too_long(most)
             if isinstance(prompt, str) and not chat:
                 ids.append(self.text.encode(prompt))
             elif isinstance(made := as_chat(prompt, chat_kwargs or {}), Chat):
                 chats[len(ids)] = made
                 ids.append([])
             else:
-                ids.append(check_ids([made], self.vocab_size)[0].tolist())
+                ids.append(within("input_ids", as_ids([made]), self.vocab_size)[0].tolist())
         if chat_kwargs and not chats:
             raise TextError(f"chat_kwargs: {', '.join(chat_kwargs)} is for chats; no prompt is one")
         # All at once: a template is rendered in a process of its own, which takes a while to start.
         for index, rendered in zip(
-            chats, self.text.chats(chats.values()) if chats else [], strict=True
+            chats, self.text.chats(chats.values(), most) if chats else [], strict=True
         ):
             ids[index] = rendered
         return ids
-
-    def _check_length(self, prompt: str) -> None:
-        """Refuse a text that no context holds, before its tokens take a hundred times its memory;
-        raises TextError."""
-        if len(prompt) > (most := self.context * TOKEN_CHARACTERS):
-            raise TextError(
-                f"prompt: has {len(prompt):,} characters; the context of this engine is"
-                f" {self.context} tokens, for which at most {most:,} are read: shorten it"
-            )
 
 
 def changes(manifest: Manifest, whole: bool) -> list[Problem]:

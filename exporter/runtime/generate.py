@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from lmcast.exporter.checkpoint import strict_json
-from lmcast.exporter.runtime.chat import CHAT_KEYS, Chat, TextError, check_messages
+from lmcast.exporter.runtime.chat import CHAT_KEYS, Chat
 from lmcast.exporter.runtime.sampling import Sampler, Sampling
 from lmcast.exporter.runtime.text import Text, TextStream
 from lmcast.plugins.annotations import Count, Rows
@@ -278,7 +278,7 @@ def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
     if accepted:
         try:
             return Chat.from_json(value)
-        except TextError as error:
+        except InputError as error:
             raise GenerateError(f"{where}: {error}") from None
     prompt = value["prompt"]
     if not is_ids(prompt) and not (isinstance(prompt, str) and prompt):
@@ -297,13 +297,12 @@ def parse_value(value: Any, where: str) -> str | Chat | list[int]:
         ids: list[int] = value
         return ids
     try:
-        check_messages(value)
-    except TextError as error:
+        return Chat(value)
+    except InputError as error:
         raise GenerateError(
             f'{where}: must be an object with either "prompt" or "messages", a text that is not'
             f" empty, a list of token ids or a list of messages, not {value!r:.80} ({error})"
         ) from None
-    return Chat(value)
 
 
 def is_ids(value: object) -> bool:

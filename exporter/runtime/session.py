@@ -3,16 +3,17 @@
 Letters: B rows, T tokens of one call, R rows of logits, V vocabulary, C capacity in tokens.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from lmcast.exporter.backends.runner import Runner, SessionError, Shaped
 from lmcast.exporter.engine.description import Graph
-from lmcast.plugins.annotations import Rows
+from lmcast.plugins.annotations import Range, Rows
 from lmcast.plugins.arguments import checked
 
 FIRST_CAPACITY = 256  # tokens; buffers double from here
+Tokens = Annotated[int, Range(0, 1 << 31)]
 
 
 class Session:
@@ -41,11 +42,22 @@ class Session:
         input_ids: integers B,T; counts: integers B, how many of the T are valid (rows padded on
         the right), None for all. Raises SessionError before anything changes.
         """
-        ids, counts = self._checked(input_ids, counts)
-        rows = (counts - 1)[:, None]
-        return self.run(ids, counts, rows)[:, 0]
+        ids, valid = self._checked(input_ids, counts)
+        return self._run(ids, valid, (valid - 1)[:, None])[:, 0]
 
-    def check_room(self, tokens: int) -> None:
+    def run(self, input_ids: Any, counts: Any, rows: Any) -> np.ndarray:
+        """Add tokens as `append` does and return float32 B,R,V: logits at the positions `rows`,
+        integers B,R from 0 to T - 1, of this call."""
+        ids, valid = self._checked(input_ids, counts)
+        wanted = as_integers("rows", rows)
+        if wanted.ndim != 2 or wanted.shape[0] != self.batch or not wanted.size:
+            raise SessionError(
+                f"rows has shape {list(wanted.shape)}; accepted: [{self.batch}, positions]"
+            )
+        return self._run(ids, valid, within("rows", wanted, ids.shape[1]))
+
+    @checked
+    def check_room(self, tokens: Tokens) -> None:
         """Refuse to hold more than the context; raises SessionError."""
         longest = int(self.lengths.max()) + tokens
         if longest > self._trained:
@@ -58,8 +70,7 @@ class Session:
                 f" `{self._limits.rebuild(max_context=longest)}` makes one that holds more"
             )
 
-    def run(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Add checked tokens; return float32 B,R,V: logits at positions `rows` B,R of this call."""
+    def _run(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         self.reserve(int(self.lengths.max()) + ids.shape[1])
         if self._limits is None:
             return self._append(ids, counts, rows)
@@ -111,26 +122,29 @@ class Session:
         return self._runner.run(inputs, self._states, rows=rows)[0]
 
     def _checked(self, input_ids: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
-        ids = check_ids(input_ids, self._vocab)
+        ids = as_ids(input_ids)
         if ids.shape[0] != self.batch:
             raise SessionError(f"input_ids has {ids.shape[0]} rows; the session has {self.batch}")
+        tokens = ids.shape[1]
         if counts is None:
-            valid = np.full(self.batch, ids.shape[1], np.int64)
+            valid = np.full(self.batch, tokens, np.int64)
         else:
-            valid = _integers("counts", counts)
+            valid = as_integers("counts", counts)
             if valid.shape != (self.batch,):
                 raise SessionError(
                     f"counts has shape {list(valid.shape)}; accepted: [{self.batch}]"
                 )
-            if valid.min() < 1 or valid.max() > ids.shape[1]:
+            if valid.min() < 1 or valid.max() > tokens:
                 raise SessionError(
-                    f"counts holds {valid.min()} to {valid.max()}; accepted: 1 to {ids.shape[1]}"
+                    f"counts holds {valid.min()} to {valid.max()}; accepted: 1 to {tokens}"
                 )
+            valid = valid.astype(np.int64)
         longest = int((self.lengths + valid).max())
         self.check_room(longest - int(self.lengths.max()))
-        return ids[:, : int(valid.max())], valid
+        return within("input_ids", ids[:, : int(valid.max())], self._vocab), valid
 
-    def reserve(self, tokens: int) -> Any:
+    @checked
+    def reserve(self, tokens: Tokens) -> Any:
         """Make room for `tokens` per row and return the states as the backend keeps them.
 
         Raises SessionError if the memory cannot hold them.
@@ -179,24 +193,35 @@ def distinct(rows: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, tuple[np
     return wanted, (batch, np.concatenate(columns))
 
 
-def check_ids(input_ids: Any, vocab: int) -> np.ndarray:
-    """Return integers B,T as int64; raises SessionError for ids outside 0..vocab-1."""
-    ids = _integers("input_ids", input_ids)
+def as_ids(input_ids: Any) -> np.ndarray:
+    """Return integers B,T of any dtype and value, not empty; raises SessionError."""
+    ids = as_integers("input_ids", input_ids)
     if ids.ndim != 2 or not ids.size:
         raise SessionError(
             f"input_ids has shape {list(ids.shape)}; accepted: [rows, tokens], not empty"
         )
-    if ids.min() < 0 or ids.max() >= vocab:
-        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-        raise SessionError(f"input_ids holds {wrong}; accepted: 0 to {vocab - 1}")
     return ids
 
 
-def _integers(name: str, values: Any) -> np.ndarray:
+def within(name: str, values: np.ndarray, below: int) -> np.ndarray:
+    """Return integers of any dtype as int64; raises SessionError for any outside 0..below-1."""
+    least, most = int(values.min()), int(values.max())
+    if least < 0 or most >= below:
+        raise SessionError(
+            f"{name} holds {least if least < 0 else most}; accepted: 0 to {below - 1}"
+        )
+    return values.astype(np.int64)
+
+
+def as_integers(name: str, values: Any) -> np.ndarray:
+    """Return an array of integers, or an empty one; raises SessionError for anything else."""
+    if isinstance(values, np.ma.MaskedArray):  # whose mask np.asarray forgets
+        raise SessionError(f"{name} is a masked array; accepted: an array without a mask")
     try:
         array = np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise SessionError(f"{name} is not a rectangular array of integers: {error}") from None
+    except Exception as error:  # noqa: BLE001 (whatever an object's __array__ raises)
+        said = " ".join(str(error).split())
+        raise SessionError(f"{name} is not a rectangular array of integers: {said:.200}") from None
     if array.size and array.dtype.kind not in "iu":  # numpy makes floats of an empty list
         raise SessionError(f"{name} holds {array.dtype}; accepted: integers")
-    return array.astype(np.int64)
+    return array

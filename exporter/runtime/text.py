@@ -2,13 +2,13 @@
 
 import json
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from lmcast.exporter.checkpoint.tokenizer_trial import refusing
 from lmcast.exporter.checkpoint.tokenizers.parts import byte_alphabet
 from lmcast.exporter.runtime.chat import Chat, Messages, TextError, one_line, render_chats
-from lmcast.plugins.annotations import Range
+from lmcast.plugins.annotations import Count, Range
 from lmcast.plugins.arguments import checked
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def unusable(said: str) -> TextError:
 class Text:
     """The tokenizer and the chat templates of one checkpoint."""
 
+    @checked
     def __init__(
         self, tokenizer: bytes, chat_templates: Mapping[str, str], special_tokens: Mapping[str, str]
     ):
@@ -68,6 +69,7 @@ class Text:
         """Return the spelling by id of the tokens that are matched as a whole."""
         return {id: t.content for id, t in self._tokenizer.get_added_tokens_decoder().items()}
 
+    @checked
     def chat(self, messages: Messages, **arguments: Any) -> list[int]:
         """Return token ids of the messages in the chat template, ending where an answer begins.
 
@@ -76,10 +78,16 @@ class Text:
         """
         return self.chats([Chat.of(messages, arguments)])[0]
 
-    def chats(self, chats: Iterable[Chat | Messages]) -> list[list[int]]:
-        """Return what `chat` does for each, in far less time than one by one."""
+    @checked
+    def chats(
+        self, chats: Collection[Chat | Messages], most: Count | None = None
+    ) -> list[list[int]]:
+        """Return what `chat` does for each, in far less time than one by one.
+
+        most: characters of each; None for any number that can be rendered.
+        """
         given = [chat if isinstance(chat, Chat) else Chat(chat) for chat in chats]
-        texts = render_chats(self.chat_templates, self.special_tokens, given)
+        texts = render_chats(self.chat_templates, self.special_tokens, given, most=most)
         # The template has written the special tokens already.
         return [self._encode(text, special=False) for text in texts]
 

@@ -67,7 +67,7 @@ REFUSED = {
     "role.jsonl": (b'{"messages": [{"content": "a"}]}', "role.jsonl:1: messages: message 0"),
     "tools.jsonl": (
         b'{"messages": [{"role": "x"}], "tools": "[]"}',
-        "tools.jsonl:1: tools: must be",
+        "tools.jsonl:1: tools is '[]'; acc",
     ),
     "chats.jsonl": (b'{"messages": []}', "chats.jsonl:1: messages: must be a list of at least one"),
 }

@@ -1,12 +1,14 @@
 """Sizes of texts are known before they are tokenized, and bound the memory that takes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lmcast.exporter import Engine
 from lmcast.exporter.prove import corpus
-from lmcast.exporter.runtime.chat import TextError
+from lmcast.exporter.runtime import chat
+from lmcast.exporter.runtime.chat import Chat, TextError, render_chats
 from lmcast.exporter.runtime.engine import TOKEN_CHARACTERS
 from lmcast.exporter.runtime.generate import GenerateError, read_prompts
 
@@ -47,9 +49,56 @@ def test_a_text_that_no_context_holds_is_refused_before_it_is_tokenized():
     vars(engine)["text"] = Counting()
     most = CONTEXT * TOKEN_CHARACTERS
     assert engine.encode("x" * most) == [[ord("x")] * most]
-    for chat in (False, True):
-        with pytest.raises(TextError, match=r"has 4,097 characters; .* at most 4,096 are read"):
-            engine.encode(["a", "x" * (most + 1)], chat=chat)
+    for as_chat in (False, True):
+        with pytest.raises(TextError, match="has more than 4,096 characters"):
+            engine.encode(["a", "x" * (most + 1)], chat=as_chat)
+
+
+def say(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+DEEP: list[Any] = []
+ITSELF: list[Any] = []
+SHARED: Any = "x"
+for _ in range(60):
+    SHARED = [SHARED, SHARED]  # 2^60 texts to whoever writes it out
+for _ in range(3000):
+    DEEP = [DEEP]
+ITSELF.append(ITSELF)
+MOST = 4096
+LONG: dict[str, tuple[Chat, str]] = {
+    "one message": (Chat(say("x" * MOST)), "more than 4,096 characters"),
+    "many messages": (Chat(say("x" * 9) * 300), "more than 4,096 characters"),
+    "many parts": (Chat(say([{"text": "x"}] * 2000)), "more than 4,096 characters"),
+    "keys": (Chat([{"role": "user", "x" * MOST: 1}]), "more than 4,096 characters"),
+    "tools": (Chat(say("x"), tools=[{"name": "f" * MOST}]), "more than 4,096 characters"),
+    "documents": (Chat(say("x"), documents=[{"text": ["d"] * MOST}]), "more than 4,096 char"),
+    "a variable": (Chat(say("x"), variables={"v": ["d"] * MOST}), "more than 4,096 characters"),
+    "shared parts": (Chat(say(SHARED)), "more than 4,096 characters"),
+    "itself": (Chat(say(ITSELF)), "nested too deeply"),
+    "nested": (Chat(say(DEEP)), "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_chat_that_no_context_holds_is_refused_before_it_is_rendered(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(chat, "run_worker", None)
+    given, words = LONG[name]
+    with pytest.raises(TextError, match=words):
+        render_chats({"default": "{{ messages }}"}, {}, [Chat(say("x")), given], most=MOST)
+
+
+def test_what_a_template_makes_of_a_chat_is_bounded_too():
+    """What fits is rendered; of a template that writes more, nothing reaches the tokenizer."""
+    template = "{{ messages[0].content * times }}"
+    chats = [Chat(say("x" * 8), variables={"times": times}) for times in (1, 512, 513)]
+    texts = render_chats({"default": template}, {}, chats[:2], most=MOST)
+    assert [len(text) for text in texts] == [8, MOST]
+    with pytest.raises(TextError, match="more than 4,096 characters"):
+        render_chats({"default": template}, {}, chats, most=MOST)
 
 
 @pytest.mark.parametrize("line", [7, 30, 1000])

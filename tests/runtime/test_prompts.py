@@ -85,7 +85,11 @@ def test_prompt_files(tmp_path: Path, name: str, content: str, expected: list):
             b'{"messages": [{"role": "user"}], "enable_thinkng": 1, "stop": []}',
             ':1: has enable_thinkng, stop, which is not read; "messages" with tools, documents, ',
         ),
-        ("a.jsonl", b'{"messages": [{"role": "x"}], "tools": {}}', ":1: tools: must be a list of"),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "x"}], "tools": {}}',
+            ":1: tools is {}; accepted: a list",
+        ),
         ("a.jsonl", b'{"messages": [{"role": "x"}], "chat_kwargs": 3}', ":1: .* an object, not 3"),
         (
             "a.jsonl",
@@ -99,7 +103,7 @@ def test_prompt_files(tmp_path: Path, name: str, content: str, expected: list):
         ("a.jsonl", b'{"prompt": 3}', ':1: "prompt" must be a text that is not empty'),
         ("a.jsonl", b'{"prompt": ""}', ':1: "prompt" must be a text that is not empty'),
         ("a.jsonl", b'{"messages": []}', ":1: .* at least one message"),
-        ("a.jsonl", b'{"messages": "x"}', ":1: .* at least one message"),
+        ("a.jsonl", b'{"messages": "x"}', ":1: messages is 'x'; accepted: a list"),
         (
             "a.jsonl",
             b'{"messages": [{"role": "user"}, {}]}',

@@ -1,5 +1,6 @@
 """Sessions: what they refuse, what they give, and that their memory stays where it is."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from tiny.llama import config, tiny_llama
 
 from lmcast.exporter import Engine, export
-from lmcast.exporter.runtime.session import FIRST_CAPACITY, SessionError
+from lmcast.exporter.runtime.session import FIRST_CAPACITY, Session, SessionError
 from lmcast.plugins.arguments import ArgumentError
 from lmcast.plugins.errors import InputError
 
@@ -33,6 +34,13 @@ def drawn(rows: int, tokens: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCABULARY, (rows, tokens))
 
 
+class Failing:
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise OSError("no array\nhere")
+
+
+ITSELF: list[Any] = []
+ITSELF.append(ITSELF)
 BAD_IDS: dict[str, tuple[Any, str]] = {
     "too large": ([[1, 97]], "input_ids holds 97; accepted: 0 to 96"),
     "negative": ([[1, -1]], "input_ids holds -1; accepted: 0 to 96"),
@@ -48,16 +56,45 @@ BAD_IDS: dict[str, tuple[Any, str]] = {
     "one axis": ([1, 2], "input_ids has shape [2]"),
     "three axes": ([[[1]]], "input_ids has shape [1, 1, 1]"),
     "None": (None, "input_ids"),
+    "NaN": ([[float("nan")]], "input_ids holds float64; accepted: integers"),
+    "complex numbers": ([[1j]], "input_ids holds complex128"),
+    "objects": (np.array([[1, None]], object), "input_ids holds object"),
+    "integers as objects": (np.array([[1, 2]], object), "input_ids holds object"),
+    "dates": (np.zeros((1, 2), "datetime64[s]"), "input_ids holds datetime64[s]"),
+    "spans of time": (np.zeros((1, 2), "timedelta64[s]"), "input_ids holds timedelta64[s]"),
+    "records": (np.zeros((1, 2), [("id", np.int64)]), "input_ids holds [('id', '<i8')]"),
+    "bytes": (b"12", "input_ids holds |S2; accepted: integers"),
+    "a set": ({1, 2}, "input_ids holds object"),
+    "a mapping": ({"input_ids": [[1]]}, "input_ids holds object"),
+    "a generator": ((i for i in range(3)), "input_ids holds object"),
+    "a list of itself": (ITSELF, "input_ids is not a rectangular array of integers"),
+    "a mask": (np.ma.masked_array([[1, 2]], [[False, True]]), "input_ids is a masked array"),
+    "floats of torch": (torch.ones(1, 2), "input_ids holds float32; accepted: integers"),
+    "a gradient": (torch.ones(1, 2, requires_grad=True), "input_ids is not a rectangular array"),
+    "no data": (torch.ones(1, 2, dtype=torch.int64, device="meta"), "input_ids is not a rectan"),
+    "an array that fails": (Failing(), "of integers: no array here"),
+    "a view of more than any memory": (
+        np.broadcast_to(np.int8(1), (1, 1 << 40)), "is 1099511627776; accepted: an integer from 0",
+    ),
+}  # fmt: skip
+
+
+# Every way of ids into an engine.
+THROUGH: dict[str, Callable[[Engine, Session], Callable[[Any], object]]] = {
+    "append": lambda engine, session: session.append,
+    "run": lambda engine, session: lambda ids: session.run(ids, None, [[0]]),
+    "logits": lambda engine, session: engine.logits,
+    "conversation": lambda engine, session: engine.conversation().append,
 }
 
 
 @pytest.mark.parametrize("name", BAD_IDS)
-@pytest.mark.parametrize("through", ["append", "logits"])
+@pytest.mark.parametrize("through", THROUGH)
 def test_bad_ids_are_refused(engine: Engine, name: str, through: str):
     ids, message = BAD_IDS[name]
     session = engine.session(1)
-    with pytest.raises(SessionError) as refused:
-        (session.append if through == "append" else engine.logits)(ids)
+    with pytest.raises(InputError) as refused:
+        THROUGH[through](engine, session)(ids)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert session.lengths.tolist() == [0]
@@ -71,7 +108,19 @@ BAD_COUNTS: dict[str, tuple[Any, str]] = {
     "too many": ([1, 1, 1], "counts has shape [3]; accepted: [2]"),
     "two axes": ([[1, 1]], "counts has shape [1, 2]; accepted: [2]"),
     "floats": ([1.0, 1.0], "counts holds float64; accepted: integers"),
-}
+    "NaN": ([1, float("nan")], "counts holds float64; accepted: integers"),
+    "booleans": ([True, True], "counts holds bool; accepted: integers"),
+    "texts": ("11", "counts holds <U2; accepted: integers"),
+    "a number": (2, "counts has shape []; accepted: [2]"),
+    "nothing": ([], "counts has shape [0]; accepted: [2]"),
+    "negative": ([-1, 3], "counts holds -1 to 3; accepted: 1 to 3"),
+    "above int64": (np.array([1, 2**63 + 1], np.uint64), "counts holds 1 to 9223372036854775809"),
+    "objects": (np.array([1, None], object), "counts holds object"),
+    "a mask": (np.ma.masked_array([1, 2], [False, True]), "counts is a masked array"),
+    "a view of more than any memory": (
+        np.broadcast_to(np.int8(1), (1 << 40,)), "counts has shape [1099511627776]; accepted: [2]",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_COUNTS)
@@ -82,6 +131,47 @@ def test_bad_counts_are_refused(engine: Engine, name: str):
         session.append([[1, 2, 3], [4, 5, 6]], counts)
     assert message in str(refused.value)
     assert session._states == []
+
+
+BAD_ROWS: dict[str, tuple[Any, str]] = {
+    "none": (np.zeros((2, 0), int), "rows has shape [2, 0]; accepted: [2, positions]"),
+    "one axis": ([0, 1], "rows has shape [2]; accepted: [2, positions]"),
+    "of one row": ([[0]], "rows has shape [1, 1]; accepted: [2, positions]"),
+    "behind the end": ([[0], [3]], "rows holds 3; accepted: 0 to 2"),
+    "before the beginning": ([[0], [-1]], "rows holds -1; accepted: 0 to 2"),
+    "floats": ([[0.0], [1.0]], "rows holds float64; accepted: integers"),
+    "None": (None, "rows holds object; accepted: integers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_positions_are_refused(engine: Engine, name: str):
+    rows, message = BAD_ROWS[name]
+    session = engine.session(2)
+    with pytest.raises(SessionError) as refused:
+        session.run([[1, 2, 3], [4, 5, 6]], None, rows)
+    assert message in str(refused.value)
+    assert session._states == []
+
+
+@pytest.mark.parametrize("ids", [[[1], [2]], [[1, 97]], [[1.0]], [[1] * (CONTEXT + 1)]], ids=repr)
+def test_a_conversation_goes_on_after_what_it_refused(engine: Engine, ids: Any):
+    said = drawn(1, 6)
+    alone = engine.session().append(said)
+    talk = engine.conversation()
+    talk.append(said[:, :4])
+    with pytest.raises(SessionError):
+        talk.append(ids)
+    np.testing.assert_allclose(talk.append(said[:, 4:]), alone, atol=CLOSE)
+    talk.begin()
+    with pytest.raises(SessionError):
+        talk.append(ids)
+    with pytest.raises(SessionError, match=r"counts is \[5\]; accepted: \[6\]"):
+        talk.append(said, [5])
+    longer = np.concatenate([said, said], 1)
+    expected = engine.session().append(longer)
+    np.testing.assert_allclose(talk.append(longer), expected, atol=CLOSE)
+    assert talk.cached == 12
 
 
 @pytest.mark.parametrize("batch", [0, -1, 1.0, True, "2", None])

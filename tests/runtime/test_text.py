@@ -23,6 +23,7 @@ from tokenizers import (
 from lmcast.exporter.runtime import chat_worker
 from lmcast.exporter.runtime.chat import TextError
 from lmcast.exporter.runtime.text import Text
+from lmcast.plugins.errors import InputError
 
 CORPUS = [
     "The capital of France is Paris.",
@@ -347,14 +348,14 @@ def test_waiting_worker_is_ended(monkeypatch: pytest.MonkeyPatch):
     ("messages", "message"),
     [
         ([], "at least one message"),
-        ("hello", "at least one message"),
-        (["hello"], 'message 0 is not an object with a "role"'),
+        ("hello", "accepted: a list, each item a mapping"),
+        (["hello"], "accepted: a list, each item a mapping"),
         ([{"role": "user"}, {"content": "x"}], 'message 1 is not an object with a "role"'),
         ([{"role": "user", "content": b"x"}], "not JSON serializable; give plain JSON values"),
     ],
 )
 def test_wrong_messages_are_refused(messages, message: str):
-    with pytest.raises(TextError, match=f"^messages: .*{message}"):
+    with pytest.raises(InputError, match=f"^messages(:| is) .*{message}"):
         text_of("byte_level", CHATML).chat(messages)
 
 
