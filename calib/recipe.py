@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import torch
 from torch import nn
 
 from lmcast.calib.formats import WEIGHTS
@@ -129,6 +130,34 @@ def tensors(parameter: str, scheme: Scheme) -> Blocks:
     """Return the names of the tensors of a quantized parameter in a recipe."""
     shared = Part.SHARED.of(parameter) if scheme.shared else None
     return Blocks(scheme, Part.CODES.of(parameter), Part.SCALES.of(parameter), shared)
+
+
+def require_tensors(
+    recipe: Recipe, found: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> None:
+    """Refuse tensors, dtype and shape by name, that are not as their formats have them: codes in
+    bytes, scales of blocks in the dtype of the scheme, all else in fp32; raises RecipeError."""
+    shapes = {name: shape for name, (_, shape) in found.items()}
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name, scheme in recipe.weights.items():
+        layout = tensors(name, scheme)
+        codes = shapes.get(layout.packed, ())
+        if len(codes) < 2:
+            raise RecipeError(
+                f"{layout.packed}, the codes of a matrix or of several, is missing or has shape"
+                f" {list(codes)}"
+            )
+        shape = (*codes[:-1], codes[-1] * 8 // scheme.bits)
+        expected[layout.packed] = torch.uint8, scheme.codes_shape(shape)
+        expected[layout.scales] = scheme.scale, scheme.scales_shape(shape)
+        if layout.shared is not None:
+            expected[layout.shared] = torch.float32, (*shape[:-2], 1, 1) if shape[:-2] else ()
+    for name, (dtype, shape) in found.items():
+        accepted = expected.get(name, (torch.float32, shape))
+        if (dtype, shape) != accepted:
+            raise RecipeError(
+                f"{name:.80} is {dtype} {list(shape)}; accepted: {accepted[0]} {list(accepted[1])}"
+            )
 
 
 def apply(found: Definition, recipe: Recipe, names: frozenset[str]) -> Definition:

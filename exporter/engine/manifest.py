@@ -12,7 +12,7 @@ from typing import Any
 
 from lmcast.exporter.checkpoint.kinds import CHECKPOINT, what_it_is
 from lmcast.exporter.engine.description import Description, Linked
-from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, RECIPE_JSON, SIGNATURE
+from lmcast.exporter.engine.names import ENGINE_JSON, RECIPE_JSON, SIGNATURE, is_read_whole
 from lmcast.exporter.engine.sealed import (
     SELF,
     Advance,
@@ -36,7 +36,7 @@ from lmcast.plugins.errors import InputError, printable
 from lmcast.plugins.records import RecordError
 
 FORMAT = 1
-SMALL = 16 << 20  # bytes: the graph, texts and reports of a model, not its weights
+SMALL = 16 << 20  # bytes of any file whose hash a loader computes
 RESERVED = {"format", "lmcast", "files", SELF}  # written here and by nobody else
 AGAIN = "export again"
 
@@ -141,9 +141,9 @@ def verify(
 ) -> list[Problem]:
     """Return all differences between an engine and its manifest; none where it is whole.
 
-    quick: check existence, kind and size of the listed files, the sha256 of the graph and of those
-        up to SMALL, and the identity of linked sources, as a loader needs; otherwise also surplus
-        files and every sha256 that is recorded.
+    quick: check existence, kind and size of the listed files, the sha256 of the graph, of texts and
+        of those up to SMALL, and the identity of linked sources, as a loader needs; otherwise also
+        surplus files and every sha256 that is recorded.
     times: whether those of linked sources are of their identity.
     advance: as in write_manifest.
 
@@ -168,7 +168,7 @@ def verify(
             what = "not part of the engine" if regular else f"is {kind(found[path])}"
             problems.append(Problem(path, what))
     broken = {problem.path for problem in problems}
-    read = [e for e in manifest.files if not quick or e.size <= SMALL or e.path == MODEL]
+    read = [e for e in manifest.files if not quick or e.size <= SMALL or is_read_whole(e.path)]
     problems += _wrong(directory, [e for e in read if e.path not in broken], advance)
     problems.sort(key=lambda problem: problem.path)
     return problems + _changed_sources(manifest, quick, times, advance)

@@ -13,6 +13,13 @@ TEMPLATES = "additional_chat_templates"
 GENERATION = "generation_config.json"
 
 
+def is_read_whole(path: str) -> bool:
+    """Whether a file is the graph or a text: what is read in full wherever it is used, however
+    large. A tokenizer.json of 30 MB is hashed in a fiftieth of a second."""
+    texts = (MODEL, PARITY, TOKENIZER, TEMPLATE, GENERATION)
+    return path in texts or path.startswith(f"{TEMPLATES}/")
+
+
 def templates(paths: Iterable[str]) -> dict[str, str]:
     """Return an engine's chat templates among its files: name -> path, "default" for TEMPLATE."""
     own = f"{TEMPLATES}/"

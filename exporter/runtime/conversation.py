@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.runtime.session import Session, SessionError, Tokens, as_ids, as_integers
+from lmcast.exporter.backends.runner import SessionError
+from lmcast.exporter.runtime.session import Session, Tokens, as_ids, as_integers
 from lmcast.plugins.arguments import checked, shown
 
 

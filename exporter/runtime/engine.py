@@ -111,8 +111,9 @@ class Engine:
     variant: another graph in its place.
     whole: recompute every hash first.
 
-    Raises EngineError where engine.json is not as declared, where files are missing, resized or,
-    up to 16 MiB, changed, and where the checkpoint that a linked engine points into is.
+    Raises EngineError where engine.json is not as declared, where files are missing or resized,
+    where the graph, texts and others up to 16 MiB are changed, and where the checkpoint that a
+    linked engine points into is.
     """
 
     @checked
@@ -376,7 +377,7 @@ def load(
     prepack: copy the weights into the kernels' preferred layout: faster, but slower to load, and
         with as much private memory as the weights.
     portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
-    verify: recompute every hash first; otherwise those of files up to 16 MiB and of the graph are,
+    verify: recompute every hash first; otherwise those of the graph, texts and files up to 16 MiB,
         and weights that were changed at the same size are run, but for linked ones, whose times
         are compared.
     """

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmcast.calib.recipe import Recipe, RecipeError, apply, read_recipe
+from lmcast.calib.recipe import Recipe, RecipeError, apply, read_recipe, require_tensors
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
@@ -146,7 +146,12 @@ def open_recipe(
         raise RecipeError(f"{path}: was calibrated on another checkpoint than the one given")
     if problems := list(_problems(path, files, whole, progress)):
         raise RecipeError(f"{path}: {problems[0]}; {AGAIN}")
-    return RecipeFiles(path, recipe, _tensors(path, files), files, hashlib.sha256(data).hexdigest())
+    held = _tensors(path, files)
+    try:
+        require_tensors(recipe, {name: (t.dtype, t.shape) for name, t in held.items()})
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}; {AGAIN}") from None
+    return RecipeFiles(path, recipe, held, files, hashlib.sha256(data).hexdigest())
 
 
 def _unsealed(data: bytes) -> dict[str, Any]:

@@ -11,7 +11,16 @@ import pytest
 
 from lmcast.exporter.engine import manifest
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, verify, write_manifest
-from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
+from lmcast.exporter.engine.names import (
+    ENGINE_JSON,
+    GENERATION,
+    MODEL,
+    PARITY,
+    SIGNATURE,
+    TEMPLATE,
+    TEMPLATES,
+    TOKENIZER,
+)
 from lmcast.exporter.engine.sealed import Problem
 
 CONTENTS = {
@@ -152,13 +161,26 @@ def test_problems(engine, change, expected, seen_quickly):
 
 
 def test_quick_reads_no_weights_and_allows_surplus(engine, monkeypatch):
-    monkeypatch.setattr(manifest, "SMALL", 4)  # of 5 bytes is the graph, which is always read
+    monkeypatch.setattr(manifest, "SMALL", 4)  # the graph and texts are always read
     weights = engine / "weights/a.safetensors"
     weights.write_bytes(bytes(weights.stat().st_size))
     (engine / ".DS_Store").write_bytes(b"")
     assert verify(engine, quick=True) == []
-    (engine / "model.onnx").write_bytes(b"Graph")
-    assert [problem.path for problem in verify(engine, quick=True)] == ["model.onnx"]
+
+
+WHOLE = [
+    MODEL, PARITY, TOKENIZER, TEMPLATE, f"{TEMPLATES}/tool_use.jinja", GENERATION,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_graph_and_texts_are_hashed_at_any_size(engine, name: str, monkeypatch):
+    (engine / name).parent.mkdir(exist_ok=True)
+    (engine / name).write_bytes(b"whole")
+    write_manifest(engine, FIELDS)
+    monkeypatch.setattr(manifest, "SMALL", 4)
+    (engine / name).write_bytes(b"Whole")
+    assert [problem.path for problem in verify(engine, quick=True)] == [name]
 
 
 DAMAGED = [

@@ -1,6 +1,8 @@
 """Recipes on disk: whatever of one is damaged or edited is refused in one line, by every reader."""
 
+import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +14,8 @@ import torch
 from files.recipe_dirs import write_packed
 from tiny.llama import tiny_llama
 
-from lmcast.calib.recipe import Recipe, RecipeError
+from lmcast.calib.formats import WEIGHTS
+from lmcast.calib.recipe import Recipe, RecipeError, require_tensors, tensors
 from lmcast.exporter.calibrate.work import Work
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.engine.lock import Place
@@ -115,6 +118,24 @@ def linked(recipe: Path) -> None:
     (recipe / FILE).symlink_to(recipe / "elsewhere")
 
 
+def called(part: str, dtype: str, shape: list[int]) -> Change:
+    """Call the first tensor of that kind another of as many bytes, with all hashes right."""
+
+    def change(recipe: Path) -> None:
+        data = (recipe / FILE).read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])
+        name = next(name for name in header if name.endswith(part))
+        header[name] |= {"dtype": dtype, "shape": shape}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        assert len(text) <= end - 8
+        data = data[:8] + text.ljust(end - 8) + data[end:]
+        (recipe / FILE).write_bytes(data)
+        put("files", 0, "sha256", hashlib.sha256(data).hexdigest())(recipe)
+
+    return change
+
+
 SCHEME = {"element": "int4", "block": [1, 7], "scale": "float16", "shared": False, "zeros": False}
 # What happens to a recipe -> a part of the refusal.
 DAMAGE: dict[str, tuple[Change, str]] = {
@@ -170,6 +191,17 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "no hash": (put("files", 0, "sha256", "0"), "64 digits"),
     "a tensor that nothing reads": (surplus("strange"), "the tensor strange, which nothing reads"),
     "a tensor of the checkpoint": (surplus("model.norm.weight"), "model.norm.weight, which"),
+    "signed codes": (
+        called(".codes", "I8", [32, 32]),
+        "is torch.int8 [32, 32]; accepted: torch.uint8 [32, 32]; calibrate again",
+    ),
+    "codes of one axis": (called(".codes", "U8", [1024]), "is missing or has shape [1024]"),
+    "codes of a stack": (called(".codes", "U8", [2, 16, 32]), "accepted: torch.float32 [2, 16, 1]"),
+    "whole scales": (called(".scales", "I32", [32, 1]), "accepted: torch.float32 [32, 1]"),
+    "shorter scales": (called(".scales", "F16", [32, 2]), "accepted: torch.float32 [32, 1]"),
+    "scales of columns": (called(".scales", "F32", [1, 32]), "accepted: torch.float32 [32, 1]"),
+    "a whole scale of inputs": (called("input_scale", "I32", []), "accepted: torch.float32 []"),
+    "a scale of inputs in a list": (called("input_scale", "F32", [1]), "has shape [1] there"),
     "a tensor twice": (surplus("layers.0.mixer.q.input_scale"), "again"),
 }  # fmt: skip
 
@@ -221,6 +253,24 @@ def test_no_recipe_of_what_is_not_finite(made: Path, tmp_path: Path):
     work.begin({})
     with pytest.raises(RecipeError, match="not finite"):
         work.put(0, "kept", Recipe({}, {}, {}, {"kl": float("nan")}), {})
+
+
+@pytest.mark.parametrize("shape", [(32, 128), (3, 32, 128)], ids=str)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_tensors_are_as_their_format_has_them(name: str, shape: tuple[int, ...]):
+    packed = WEIGHTS[name].pack(torch.linspace(-1, 1, math.prod(shape)).reshape(shape))
+    recipe, at = Recipe({"w": packed.scheme}, {}), tensors("w", packed.scheme)
+    parts = {at.packed: packed.codes, at.scales: packed.scales}
+    if at.shared is not None and packed.shared is not None:
+        parts[at.shared] = packed.shared
+    found = {part: (value.dtype, tuple(value.shape)) for part, value in parts.items()}
+    require_tensors(recipe, found)
+    for part, (dtype, size) in found.items():
+        for other in ((torch.float64, size), (dtype, (*size, 1)), (dtype, (2, *size[1:], 2))):
+            with pytest.raises(RecipeError, match="accepted: "):
+                require_tensors(recipe, found | {part: other})
+    with pytest.raises(RecipeError, match=r"w\.codes, .* is missing"):
+        require_tensors(recipe, {})
 
 
 def test_what_is_written_is_accepted(made: Path):
