@@ -58,12 +58,13 @@ def pack(
             )  # fmt: skip
         data = ir.to_proto(graph).SerializeToString(deterministic=True)
         (directory / MODEL).write_bytes(data)
-        for file in source.manifest.files:
-            if file.path != MODEL:
-                (directory / file.path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(engine / file.path, directory / file.path)
+        carried = {f.path: f.sha256 for f in source.manifest.files if f.path != MODEL}
+        for path in carried:
+            (directory / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(engine / path, directory / path)
         fields |= {"linked": [], "graph": {**fields["graph"], "weights": "copy"}}
-        write_manifest(directory, fields, hashes)
+        # Recorded hashes stay: what is too large to be hashed at load may be damaged.
+        write_manifest(directory, fields, {**carried, **hashes})
     if signed and output:
         progress.warn(f"{output} is not signed, as {engine} is: sign it too")
     return Engine(destination)

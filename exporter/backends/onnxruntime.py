@@ -8,13 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from lmcast.exporter.backends.ort import ort
-from lmcast.exporter.backends.runner import Loading, Shaped
-from lmcast.exporter.dtypes import DTYPES
-from lmcast.exporter.engine.description import Graph
+from lmcast.exporter.backends.runner import INPUTS, Loading, Shaped
+from lmcast.exporter.dtypes import COMPUTED, DTYPES
+from lmcast.exporter.engine.description import Description, Graph
 from lmcast.exporter.engine.manifest import EngineError, Manifest
+from lmcast.exporter.engine.names import ENGINE_JSON
 from lmcast.plugins.errors import InputError
 
 FP8 = DTYPES["float8_e4m3fn"]
+# ONNX Runtime's names -> those of exporter/dtypes.py
+NAMED = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(float8e4m3fn)": "float8_e4m3fn",
+}
 ROOT = "/"  # linked weights are named by their absolute path without it
 
 
@@ -37,7 +46,9 @@ def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
     if loading.model is not None:
         return Runner(manifest.directory, graph, loading.threads, loading.model)
     prepack = loading.prepack or graph.prepack
-    return Runner(manifest.directory, graph, loading.threads, prepack=prepack)
+    runner = Runner(manifest.directory, graph, loading.threads, prepack=prepack)
+    runner.require(manifest.about)
+    return runner
 
 
 class Runner:
@@ -82,7 +93,7 @@ class Runner:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", folder
         )
-        path = directory / graph.file
+        self._path = path = directory / graph.file
         try:
             self._session = ort.InferenceSession(
                 model or str(path), options, providers=["CPUExecutionProvider"]
@@ -98,6 +109,26 @@ class Runner:
             raise BackendError(
                 f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}"
             ) from None
+
+    def require(self, about: Description) -> None:
+        """Refuse another graph than engine.json describes: other names, dtypes or axes."""
+        wanted = {name: ("int64", list(axes)) for name, axes in INPUTS.items()}
+        for state in about.graph.states:
+            for end in ("past", "present"):
+                wanted[f"{state.name}.{end}"] = state.dtype, list(state.shape)
+        values = (*self._session.get_inputs(), *self._session.get_outputs())
+        found = {value.name: (NAMED.get(value.type, value.type), value.shape) for value in values}
+        computed, axes = found.pop("logits", ("", []))
+        if computed not in COMPUTED or axes != ["B", "R", about.vocab_size]:
+            wanted["logits"] = about.dtype, ["B", "R", about.vocab_size]
+            found["logits"] = computed, axes
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise BackendError(
+                    f"{self._path}: is not the graph of its {ENGINE_JSON}: {name} is"
+                    f" {_described(found.get(name))} there, and {_described(wanted.get(name))} in"
+                    f" {ENGINE_JSON}; export again"
+                )
 
     def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
         """Return the bytes that states would take, and those of this machine."""
@@ -146,6 +177,10 @@ class Runner:
                 binding.bind_ortvalue_output(f"{name}.present", value)
             states.bound = wanted, binding, held
         return states.bound[1]
+
+
+def _described(value: tuple[str, list[int | str]] | None) -> str:
+    return "absent" if value is None else f"{value[0]} {value[1]}"
 
 
 def value_of(array: np.ndarray) -> ort.OrtValue:

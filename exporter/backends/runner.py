@@ -11,6 +11,13 @@ from lmcast.plugins.errors import InputError
 if TYPE_CHECKING:
     from lmcast.exporter.backends.cuda import Cuda
 
+# What every graph takes beside its states, int64, by name; letters as of a Runner.
+INPUTS: Mapping[str, tuple[str, ...]] = {
+    "input_ids": ("B", "T"),
+    "cache_lengths": ("B",),
+    "token_counts": ("B",),
+    "logit_rows": ("B", "R"),
+}
 Shaped = tuple[str, tuple[int, ...], str]  # a state's name, sizes and dtype
 
 

@@ -134,20 +134,21 @@ def open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def read_regular(path: Path) -> bytes:
-    """Return a small regular file; raises DamagedError for anything else."""
+def read_regular(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Return a regular file of at most so many bytes; raises DamagedError for anything else."""
     try:
         with open(path, "rb", opener=open_without_waiting) as file:
             status = os.fstat(file.fileno())
-            data = file.read(MAX_BYTES + 1) if stat.S_ISREG(status.st_mode) else b""
+            fits = stat.S_ISREG(status.st_mode) and status.st_size <= most
+            data = file.read(most + 1) if fits else b""
     except OSError:
         status, data = os.lstat(path), b""
         if stat.S_ISREG(status.st_mode):
             raise
     if not stat.S_ISREG(status.st_mode):
         raise DamagedError(f"is {kind(status)}; it must be a regular file.")
-    if len(data) > MAX_BYTES:
-        raise DamagedError(f"is larger than {MAX_BYTES >> 20} MiB, which nothing of ours needs.")
+    if max(len(data), status.st_size) > most:
+        raise DamagedError(f"is larger than {most >> 20} MiB, which nothing of ours needs.")
     return data
 
 

@@ -117,8 +117,8 @@ def _engine_values(
         if not value.is_graph_output():
             model.graph.outputs.append(value)
     data = ir.to_proto(model).SerializeToString()
-    about = engine.manifest.about
-    runner = Runner(engine.directory, about.graph, None, data)
+    contract = exact_contract(engine.manifest.about)
+    runner = Runner(engine.directory, contract, None, data)
     tokens = ids.shape[1]
     feed = {
         "input_ids": ids,
@@ -126,7 +126,7 @@ def _engine_values(
         "token_counts": np.array([tokens]),
         "logit_rows": np.arange(tokens)[None],
     }
-    session = Session(runner, exact_contract(about), engine.context, engine.vocab_size, 1)
+    session = Session(runner, contract, engine.context, engine.vocab_size, 1)
     states = session.reserve(tokens)
     out = runner.run(feed, states, [str(v.name) for _, _, v in watched])
     return [(name, op, value) for (name, op, _), value in zip(watched, out, strict=True)]

@@ -148,10 +148,9 @@ def _chunks(
     """Return held-out chunks; raises EngineError where the two read text differently."""
     samples = read_corpus(data)
     ids = chunks(samples, text_of(source), tokens, count, "measuring")
-    tokenizer = engine.directory / TOKENIZER
     if (
-        tokenizer.exists()
-        and tokenizer.read_bytes() != source.texts.tokenizer
+        TOKENIZER in {file.path for file in engine.manifest.files}
+        and engine.read(TOKENIZER) != source.texts.tokenizer
         and not torch.equal(ids, chunks(samples, engine.text, tokens, count, "measuring"))
     ):
         raise EngineError(

@@ -40,7 +40,7 @@ def compare_texts(
         files = (path for path in Path(folder).rglob("*") if path.is_file())
         expected = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     held = {
-        name: (engine.directory / name).read_bytes()
+        name: engine.read(name)
         for name in names
         if name in (TOKENIZER, TEMPLATE, GENERATION) or name.startswith(f"{TEMPLATES}/")
     }

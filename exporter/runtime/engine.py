@@ -11,6 +11,7 @@ import numpy as np
 
 from lmcast.exporter import targets
 from lmcast.exporter.backends.runner import Loading, Runner
+from lmcast.exporter.checkpoint.tokenizers import FILE_BYTES
 from lmcast.exporter.cores import limited
 from lmcast.exporter.engine.description import Graph, Parity
 from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
@@ -177,13 +178,22 @@ class Engine:
 
     def _object(self, name: str) -> dict[str, Any] | None:
         """Return a JSON object among the files, None where there is no such file."""
-        path = self.directory / name
         if name not in {file.path for file in self.manifest.files}:
             return None
         try:
-            return parse_object(read_regular(path))
+            return parse_object(self.read(name))
+        except DamagedError as error:
+            raise EngineError(f"{self.directory / name}: {error}; export again") from None
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a text, report or config among the files; raises EngineError."""
+        path = self.directory / name
+        try:
+            return read_regular(path, FILE_BYTES)
         except DamagedError as error:
             raise EngineError(f"{path}: {error}; export again") from None
+        except OSError as error:
+            raise EngineError(f"{path}: cannot be read: {error.strerror}") from None
 
     @property
     def target(self) -> Target:
@@ -209,16 +219,19 @@ class Engine:
             raise EngineError(
                 f"{self.directory}: this engine has no tokenizer; give token ids (--ids)"
             )
-        data = (self.directory / TOKENIZER).read_bytes()
-        return Text(data, self.chat_templates, self.manifest.about.special_tokens)
+        return Text(self.read(TOKENIZER), self.chat_templates, self.manifest.about.special_tokens)
 
     @cached_property
     def chat_templates(self) -> dict[str, str]:
         """The chat templates by name, the usual one as "default"."""
-        return {
-            name: (self.directory / path).read_text(encoding="utf-8")
-            for name, path in templates(file.path for file in self.manifest.files).items()
-        }
+        found = templates(file.path for file in self.manifest.files)
+        return {name: self._template(path) for name, path in found.items()}
+
+    def _template(self, path: str) -> str:
+        try:
+            return self.read(path).decode()
+        except UnicodeDecodeError:
+            raise EngineError(f"{self.directory / path}: is not UTF-8; export again") from None
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from tiny.llama import tiny_llama
 from lmcast.exporter import export, load
 from lmcast.exporter.engine import manifest
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
+from lmcast.exporter.engine.names import TEMPLATE, TOKENIZER
+from lmcast.exporter.pack import pack
+from lmcast.plugins.errors import InputError
 
 IDS = [[5, 6, 7]]
 
@@ -97,3 +101,73 @@ def test_what_is_run(name: str, made: Path, tmp_path: Path, lmcast, monkeypatch)
     status, _, error = lmcast("generate", tmp_path / which, "5 6", *options)
     assert status == (0 if refusals[1] is None else 2)
     assert (refusals[1] or "") in error
+
+
+def states(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Path], object]:
+    """Change the states of the contract."""
+
+    def edit(engine: Path) -> None:
+        fields = dict(read_manifest(engine).fields)
+        change(fields["graph"]["states"])
+        write_manifest(engine, fields)
+
+    return edit
+
+
+def vocabulary(engine: Path) -> None:
+    write_manifest(engine, {**read_manifest(engine).fields, "vocab_size": 98})
+
+
+def listed(name: str, data: bytes, size: int | None = None) -> Callable[[Path], object]:
+    """Put a file in the engine and list it; size: to fill it up to with zeros, which are hashed
+    by nobody."""
+
+    def edit(engine: Path) -> None:
+        (engine / name).write_bytes(data)
+        os.truncate(engine / name, len(data) if size is None else size)
+        write_manifest(engine, read_manifest(engine).fields, {name: "0" * 64} if size else None)
+
+    return edit
+
+
+KEY, VALUE = "layers.0.key", "layers.0.value"
+# What is sealed again, as nothing but an attacker does -> what the refusal says.
+SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a wider state": (
+        states(lambda held: held[0].update(shape=["B", 2, "C", 16])),
+        rf"{KEY}.past is float32 \['B', 2, 'C', 8\] there, and float32 \['B', 2, 'C', 16\] in",
+    ),
+    "an axis less": (states(lambda held: held[0]["shape"].pop()), f"{KEY}.past is float32"),
+    "a fixed capacity": (states(lambda held: held[1]["shape"].__setitem__(2, 9)), VALUE),
+    "a state of codes": (
+        states(lambda held: held[0].update(dtype="float8_e4m3fn")), "and float8_e4m3fn",
+    ),
+    "no state": (states(lambda held: held.pop(0)), f"{KEY}.past is .* there, and absent in"),
+    "a state more": (
+        states(lambda held: held.append({**held[0], "name": "x"})), "x.past is absent there",
+    ),
+    "more ids": (vocabulary, r"logits is float32 \['B', 'R', 97\] there, and .* 98\] in"),
+    "a template": (listed(TEMPLATE, b"\xff"), "chat_template.jinja: is not UTF-8"),
+    "a large template": (listed(TEMPLATE, b"", 1 << 30), "is larger than 256 MiB"),
+    "a large tokenizer": (listed(TOKENIZER, b"{}", 1 << 30), "is larger than 256 MiB"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_what_does_not_fit_together_is_refused(name: str, made: Path, tmp_path: Path):
+    """Hashes do not tell: engine.json is no less sealed than before."""
+    change, message = SEALED[name]
+    shutil.copytree(made / "copied", tmp_path / "engine")
+    change(tmp_path / "engine")
+    engine = load(tmp_path / "engine", threads=1)
+    with pytest.raises(InputError, match=message) as refusal:
+        _ = engine.text, engine.logits(IDS)
+    assert "\n" not in str(refusal.value)
+
+
+def test_pack_does_not_seal_what_it_has_not_checked(made: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL", 0)  # as if its texts were too large to be hashed at load
+    export(made / "checkpoint", tmp_path / "linked", weights="link", parity=False)
+    flip(tmp_path / "linked" / TOKENIZER)
+    pack(tmp_path / "linked", tmp_path / "packed")
+    assert [problem.path for problem in manifest.verify(tmp_path / "packed")] == [TOKENIZER]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lmcast.exporter.backends.cuda import Cuda
-from lmcast.exporter.backends.runner import Limits, SessionError, Shaped
+from lmcast.exporter.backends.runner import INPUTS, Limits, SessionError, Shaped
 from lmcast.exporter.backends.tensorrt.plans import Loaded, gpu, load_plan, modules
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
 from lmcast.exporter.engine.description import Description
@@ -28,7 +28,6 @@ from lmcast.exporter.engine.manifest import Manifest
 
 STEP, PROMPT = 0, 1  # optimization profiles
 ALIGNED = 256  # bytes: of every address that TensorRT is given
-INPUTS = ("input_ids", "cache_lengths", "token_counts", "logit_rows")
 Bound = tuple[str, Tensor, Tensor]  # a state's name, what is read, what is written
 NAMED = {  # TensorRT's names -> those of exporter/dtypes.py
     "FLOAT": "float32",
