@@ -1,5 +1,6 @@
 """Edits of files: of bytes, of JSON, and of what a folder holds. Each has a short name."""
 
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ ODD: tuple[Any, ...] = (
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1)
 HEAD = 4096  # bytes at the beginning of a file that are edited as often as all others
 SPARSE = 1 << 40  # bytes of a file with nothing in it
+EDITED = 64 << 20  # bytes: a larger file, which another edit has made, stays as it is
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,29 @@ def draw(folder: Path, chance: random.Random) -> Edit:
     return chance.choice(kinds)(path, str(path.relative_to(folder)), chance)
 
 
+def digest(path: Path) -> str:
+    """Return the sha256 of a file."""
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.is_file() or path.stat().st_size > EDITED:
+        raise OSError(f"{path} is no file to edit")
+    return path.read_bytes()
+
+
 # JSON, also where it is a part of a file.
 
 
 def json_of(path: Path) -> Any:
-    """Return the JSON of a .json file or in the header of a .safetensors file, None for others."""
+    """Return the JSON of a .json or .sig file, or in the header of a .safetensors file, else
+    None."""
     try:
-        data = path.read_bytes()
+        data = _bytes(path)
         if path.suffix == ".safetensors":
             return json.loads(data[8 : 8 + struct.unpack_from("<Q", data)[0]])
-        return json.loads(data) if path.suffix == ".json" else None
-    except (ValueError, struct.error, RecursionError):
+        return json.loads(data) if path.suffix in (".json", ".sig") else None
+    except (OSError, ValueError, struct.error, RecursionError):
         return None
 
 
@@ -72,7 +86,7 @@ def put_json(path: Path, value: Any, change: Callable[[str], str] = str) -> None
     """Write JSON to where json_of reads it; change: of its text."""
     text = change(json.dumps(value)).encode(errors="surrogatepass")
     if path.suffix == ".safetensors":
-        data = path.read_bytes()
+        data = _bytes(path)
         (size,) = struct.unpack_from("<Q", data)
         text = struct.pack("<Q", len(text)) + text + data[8 + size :]
     path.write_bytes(text)
@@ -126,6 +140,45 @@ def of_json(path: Path, name: str, chance: random.Random) -> Edit:
     return Edit(name, f"{dotted} {about}", change)
 
 
+def of_typed_json(path: Path, name: str, chance: random.Random) -> Edit:
+    """Return an edit of a value into another of its type, as a reader of types takes it."""
+    whole = json_of(path)
+    by_key: dict[str | int, list[Keys]] = {}
+    for keys in places(whole):
+        by_key.setdefault(keys[0], []).append(keys)
+    keys = chance.choice(by_key[chance.choice(sorted(by_key))])
+    value = _at(whole, keys)
+    others = [_at(whole, other) for other in places(whole)]
+    alike = [other for other in others if type(other) is type(value) and other != value]
+    made = chance.choice([*_variants(value, chance), *chance.sample(alike, min(3, len(alike)))])
+
+    def change(target: Path) -> None:
+        found = json_of(target)
+        _at(found, keys[:-1])[keys[-1]] = made
+        put_json(target, found)
+
+    return Edit(name, f"{'.'.join(map(str, keys))} = {made!r:.80}", change)
+
+
+def _variants(value: Any, chance: random.Random) -> list[Any]:
+    """Return values of the type of one, near it, at the edges, or in another order."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1, 2 * value, value // 2, 0, 1, -1, 2**31, 2**53]
+    if isinstance(value, float):
+        return [value * 1.5, -value, 0.0, 1e-30, 1e30]
+    if isinstance(value, str):
+        return [_near(value, chance.random()), value.upper(), f"{value}x", value[:-1], ""]
+    if isinstance(value, list):
+        return [value[1:], value[:-1], value[::-1], value + value[-1:], []]
+    if isinstance(value, dict):
+        keys, values = list(value), list(value.values())
+        lost = {key: value[key] for key in keys[1:]}
+        return [dict(zip(keys, values[::-1], strict=True)), lost, {**value, "x": value}, {}]
+    return [0, "", [], {}]
+
+
 def _at(value: Any, keys: Keys) -> Any:
     for key in keys:
         value = value[key]
@@ -169,7 +222,7 @@ def of_bytes(path: Path, name: str, chance: random.Random) -> Edit:
 
 
 def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(change(path.read_bytes()))
+    path.write_bytes(change(_bytes(path)))
 
 
 # Paths.
