@@ -1,0 +1,56 @@
+"""The fake CUDA libraries, compiled by this machine's C++ compiler: one, under five names."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).parent / "source"
+DRIVER = "libcuda.so.1"
+# What libonnxruntime_providers_cuda.so is linked with.
+NAMES = (DRIVER, "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+
+
+def compiler() -> str | None:
+    """Return this machine's C++ compiler."""
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+@cache
+def build() -> Path:
+    """Return a folder with the libraries, made once for all processes of this machine's user.
+
+    Within it, `driver` has all of them, and `no_driver` lacks libcuda.so.1. Raises RuntimeError
+    where there is no compiler, and CalledProcessError where it refuses the sources.
+    """
+    found = compiler()
+    if found is None:
+        raise RuntimeError("no C++ compiler: accepted are c++, g++ and clang++ on the PATH")
+    sources = sorted(SOURCE.iterdir())
+    text = b"\0".join([*(path.read_bytes() for path in sources), repr((found, FLAGS)).encode()])
+    version = hashlib.sha256(text).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"lmcast-fake-cuda-{os.getuid()}-{version}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{folder} is another user's: remove it, or set TMPDIR")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "no_driver").exists():
+            compile_into(folder, found)
+    return folder
+
+
+def compile_into(folder: Path, found: str) -> None:
+    library = folder / "libfake_cuda.so"
+    command = [found, *FLAGS, "-shared", f"-Wl,--version-script={SOURCE / 'versions.map'}"]
+    subprocess.run([*command, *sorted(SOURCE.glob("*.cpp")), "-o", library, "-ldl"], check=True)
+    for name, names in (("driver", NAMES), ("no_driver", NAMES[1:])):
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            for one in names:
+                (Path(made) / one).symlink_to(library)
+            shutil.copytree(made, folder / name, symlinks=True)

@@ -1,0 +1,112 @@
+// A GPU that is not there: its memory is memory of this machine, its streams run at once and in
+// order, and what it is asked for is written down. The CUDA libraries of this folder are thin over
+// it. Numbers and layouts are those of CUDA 13's binary interface.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#define API extern "C" __attribute__((visibility("default")))
+
+namespace fake {
+
+// The driver and the runtime number their errors alike.
+enum Error : int {
+    OK = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    INVALID_CONFIGURATION = 9,
+    INSUFFICIENT_DRIVER = 35,
+    INVALID_FUNCTION = 98,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    NO_IMAGE_FOR_GPU = 209,
+    INVALID_HANDLE = 400,
+    ILLEGAL_STATE = 401,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719,
+    NOT_SUPPORTED = 801,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    CAPTURE_UNMATCHED = 903,
+    CAPTURE_IMPLICIT = 906,
+    CAPTURED_EVENT = 907,
+};
+
+struct ErrorText {
+    int code;
+    char const *driver_name, *runtime_name, *text;
+};
+ErrorText const& describe(int code);
+
+// What processes are told by their environment; see tests/fake_cuda/__init__.py.
+struct Settings {
+    int sm = 90;
+    size_t memory = size_t(80) << 30;  // bytes
+    int driver = 13000;                // as cuDriverGetVersion says it
+    bool present = true;               // whether there is a GPU
+    int fill = 0;                      // of every byte of fresh memory
+};
+Settings const& settings();
+int device_attribute(int attribute);  // by the number of cudaDeviceAttr, which is CUdevice's too
+
+// --- The log: a line of JSON each. Fields are written `"key": value, "key": value`.
+void note(std::string const& fields);
+std::string quoted(std::string const& text);
+std::string demangled(char const* name);
+
+// --- Memory
+enum class Place { NOWHERE, HOST, DEVICE };  // NOWHERE: not of CUDA, so pageable memory
+struct Span {
+    uintptr_t start = 0;
+    size_t size = 0;
+    Place place = Place::NOWHERE;
+};
+Error allocate(void** address, size_t bytes, Place place);
+Error release(void* address);
+Span span_of(void const* address);  // the allocation that it lies in; empty where there is none
+size_t bytes_in_use();
+
+// --- Streams. What is submitted runs at once; on a stream that is being captured it is kept.
+using Work = std::function<Error()>;
+enum { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2 };  // modes of captures
+Error create_stream(void** stream, unsigned flags);
+Error destroy_stream(void* stream);
+Error submit(void* stream, std::string const& fields, Work const& work);
+Error copy(void* to, void const* from, size_t bytes, char const* way, void* stream);
+Error wait(char const* what, void* stream);  // null stream: waits for the device
+// An error where a capture forbids what may wait for the device: the capture is lost with it.
+Error may_wait();
+Error copy_now(void* to, void const* from, size_t bytes, char const* way);
+// Fills rows of `width` bytes which begin `pitch` bytes apart.
+Error fill(void* to, size_t pitch, int value, size_t item, size_t width, size_t rows, void* stream);
+
+Error create_event(void** event);
+Error destroy_event(void* event);
+Error record_event(void* event, void* stream);
+Error wait_event(void* stream, void* event);
+Error synchronize_event(void* event);
+
+Error begin_capture(void* stream, int mode);
+Error end_capture(void* stream, void** graph);
+Error capture_status(void* stream, int* status);  // 0 none, 1 active, 2 invalidated
+Error instantiate(void** executable, void* graph);
+Error launch_graph(void* executable, void* stream);
+Error destroy_graph(void* graph_or_executable);
+Error count_nodes(void* graph, size_t* count);
+
+// --- Kernels
+struct Shape {
+    unsigned x, y, z;
+};
+std::string launch_fields(std::string const& name, char const* api, Shape grid, Shape block,
+                          size_t shared);
+// Whether a block and a grid are within what the GPU has; dynamic shared memory up to `allowed`.
+bool can_launch(Shape grid, Shape block, size_t shared, size_t allowed);
+
+}  // namespace fake
