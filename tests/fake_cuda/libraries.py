@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent / "source"
 DRIVER = "libcuda.so.1"
 # What libonnxruntime_providers_cuda.so is linked with.
 NAMES = (DRIVER, "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10")
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
 def compiler() -> str | None:
@@ -26,7 +26,7 @@ def build() -> Path:
     """Return a folder with the libraries, made once for all processes of this machine's user.
 
     Within it, `driver` has all of them, and `no_driver` lacks libcuda.so.1. Raises RuntimeError
-    where there is no compiler, and CalledProcessError where it refuses the sources.
+    where there is no compiler, or where it refuses the sources.
     """
     found = compiler()
     if found is None:
@@ -48,7 +48,10 @@ def build() -> Path:
 def compile_into(folder: Path, found: str) -> None:
     library = folder / "libfake_cuda.so"
     command = [found, *FLAGS, "-shared", f"-Wl,--version-script={SOURCE / 'versions.map'}"]
-    subprocess.run([*command, *sorted(SOURCE.glob("*.cpp")), "-o", library, "-ldl"], check=True)
+    command += [*map(str, sorted(SOURCE.glob("*.cpp"))), "-o", str(library), "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{found} refuses {SOURCE}:\n{done.stderr}")
     for name, names in (("driver", NAMES), ("no_driver", NAMES[1:])):
         with tempfile.TemporaryDirectory(dir=folder) as made:
             for one in names:

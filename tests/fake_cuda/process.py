@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fake_cuda.libraries import build
@@ -27,14 +28,24 @@ class Run:
 
 
 def environment(
-    sm: int | None = 90, memory: int = 80 << 30, driver: int | None = 13000, fill: int = 0
+    log: Path,
+    *,
+    sm: int | None = 90,
+    memory: int = 80 << 30,
+    driver: int | None = 13000,
+    fill: int = 0,
 ) -> dict[str, str]:
-    """Return variables for a process on a fake GPU, beside FAKE_CUDA_LOG; see `on_fake_gpu`."""
+    """Return the environment of a process on a fake GPU, which writes its log; see `on_fake_gpu`.
+
+    For commands: `subprocess.run(["lmcast", ...], env=environment(path))`, then `Log.read(path)`.
+    """
     if sm is not None and sm not in SMS:
         raise ValueError(f"SM {sm}; accepted: {SMS}, None")
     libraries = build() / ("no_driver" if driver is None else "driver")
-    return {
+    return os.environ | {
         "LD_LIBRARY_PATH": os.pathsep.join([str(libraries), os.environ.get("LD_LIBRARY_PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "FAKE_CUDA_LOG": str(log),
         "FAKE_CUDA_SM": str(sm or 90),
         "FAKE_CUDA_PRESENT": str(int(sm is not None)),
         "FAKE_CUDA_MEMORY": str(memory),
@@ -46,34 +57,33 @@ def environment(
 def on_fake_gpu(
     function: Callable[..., Any],
     *arguments: Any,
-    sm: int | None = 90,
-    memory: int = 80 << 30,
-    driver: int | None = 13000,
-    fill: int = 0,
     timeout: float = 300,
-    **variables: str,
+    variables: Mapping[str, str] = MappingProxyType({}),
+    **gpu: Any,
 ) -> Run:
     """Call a function in a process of its own on a fake GPU, and return what came of it.
 
-    function: of a module's top level; its arguments and its result become JSON. sm: of the GPU, one
-    of SMS; None: a driver without a GPU. memory: of the device, in bytes. driver: the newest CUDA
-    that it is for, as 1000 times major plus 10 times minor; None: there is none. fill: what every
-    byte of fresh device memory is. variables: more of the environment.
-    Raises RuntimeError with what was printed where the process fails or outlives `timeout` seconds.
+    function: of a module's top level; its arguments and its result become JSON.
+    timeout: in seconds. variables: more of the environment.
+    gpu: `sm`, one of SMS (90), or None: a driver without a GPU. `memory`: of the device, in bytes
+    (80 GiB). `driver`: the newest CUDA that it is for, as 1000 times major plus 10 times minor
+    (13000), or None: there is none. `fill`: what every byte of fresh device memory is (0).
+    Raises RuntimeError with what was printed where the process fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer, log = Path(folder, "answer"), Path(folder, "log")
-        path = os.pathsep.join(filter(None, sys.path))
-        given = {**os.environ, "PYTHONPATH": path, **environment(sm, memory, driver, fill)}
-        given |= {"FAKE_CUDA_LOG": str(log), **variables}
-        source = sys.modules[function.__module__].__file__
-        named = [str(source), function.__name__, json.dumps(arguments), str(answer)]
-        command = [sys.executable, "-P", str(CALLED), *named]
+        source = str(sys.modules[function.__module__].__file__)
+        named = [source, function.__name__, json.dumps(arguments), str(answer)]
         done = subprocess.run(
-            command, env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout
+            [sys.executable, "-P", "-X", "faulthandler", str(CALLED), *named],
+            env=environment(log, **gpu) | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
         )
         output = done.stdout.decode(errors="replace")
         if done.returncode:
-            tail = output[-4000:]
-            raise RuntimeError(f"{function.__name__} ended with {done.returncode}:\n{tail}")
+            name = function.__name__
+            raise RuntimeError(f"{name} ended with {done.returncode}:\n{output[-4000:]}")
         return Run(json.loads(answer.read_text()), output, Log.read(log))

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <mutex>
 #include <set>
+#include <vector>
 
 #include "gpu.h"
 #include "images.h"
@@ -28,8 +29,8 @@ using Interpreter = int (*)(char const* code, size_t size, char const* kernel, u
                             void const* parameters, size_t parameter_bytes);
 
 bool initialized = false;
-thread_local bool has_context = false;
 void* const PRIMARY_CONTEXT = &initialized;
+thread_local std::vector<void*> contexts;  // the last one is current
 Interpreter interpreter = nullptr;
 std::mutex mutex;
 std::set<void*> modules, functions;
@@ -37,7 +38,10 @@ std::set<void*> modules, functions;
 constexpr int DYNAMIC_SHARED = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 // What nearly all functions need first.
-int ready() { return !initialized ? NOT_INITIALIZED : !has_context ? INVALID_CONTEXT : OK; }
+int ready() {
+    if (!initialized) return NOT_INITIALIZED;
+    return contexts.empty() || !contexts.back() ? INVALID_CONTEXT : OK;
+}
 
 template <typename Call>
 int when_ready(Call call) {
@@ -62,7 +66,11 @@ bool parameter_block(void** extra, void** block, size_t* size) {
 
 namespace fake {
 // What the runtime does for each thread that calls it.
-void use_primary_context() { initialized = has_context = true; }
+void use_primary_context() {
+    initialized = true;
+    if (contexts.empty()) contexts.push_back(PRIMARY_CONTEXT);
+    if (!contexts.back()) contexts.back() = PRIMARY_CONTEXT;
+}
 }  // namespace fake
 
 API void fake_interpret(Interpreter with) { interpreter = with; }
@@ -114,21 +122,26 @@ API int cuDevicePrimaryCtxRetain(void** context, int device) {
     return device == 0 ? OK : INVALID_DEVICE;
 }
 API int cuDevicePrimaryCtxRelease_v2(int device) { return device == 0 ? OK : INVALID_DEVICE; }
-API int cuCtxSetCurrent(void* context) {
+API int cuCtxPushCurrent_v2(void* context) {
     if (!initialized) return NOT_INITIALIZED;
-    has_context = context != nullptr;
-    return !context || context == PRIMARY_CONTEXT ? OK : INVALID_CONTEXT;
+    if (context && context != PRIMARY_CONTEXT) return INVALID_CONTEXT;
+    contexts.push_back(context);
+    return OK;
+}
+API int cuCtxPopCurrent_v2(void** context) {
+    if (int const error = ready()) return error;
+    if (context) *context = contexts.back();
+    contexts.pop_back();
+    return OK;
+}
+API int cuCtxSetCurrent(void* context) {
+    if (!contexts.empty()) contexts.pop_back();
+    return cuCtxPushCurrent_v2(context);
 }
 API int cuCtxGetCurrent(void** context) {
     if (!initialized) return NOT_INITIALIZED;
-    *context = has_context ? PRIMARY_CONTEXT : nullptr;
+    *context = contexts.empty() ? nullptr : contexts.back();
     return OK;
-}
-// Of one context a stack holds it or nothing: pushing it twice is beyond this fake.
-API int cuCtxPushCurrent_v2(void* context) { return cuCtxSetCurrent(context); }
-API int cuCtxPopCurrent_v2(void** context) {
-    if (context) *context = PRIMARY_CONTEXT;
-    return ready();
 }
 API int cuCtxGetDevice(int* device) { return *device = 0, ready(); }
 API int cuCtxSynchronize() {
@@ -207,16 +220,14 @@ API int cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void* strea
 API int cuMemsetD8_v2(Pointer to, unsigned char value, size_t n) {
     return when_ready([=] {
         Error const error = may_wait();
-        return error ? error : fill(address(to), n, value, 1, n, 1, nullptr);
+        return error ? error : fill(address(to), value, 1, n, nullptr);
     });
 }
 API int cuMemsetD8Async(Pointer to, unsigned char value, size_t n, void* stream) {
-    return when_ready([=] { return fill(address(to), n, value, 1, n, 1, stream); });
+    return when_ready([=] { return fill(address(to), value, 1, n, stream); });
 }
 API int cuMemsetD32Async(Pointer to, unsigned value, size_t n, void* stream) {
-    return when_ready([=] {
-        return fill(address(to), 4 * n, static_cast<int>(value), 4, 4 * n, 1, stream);
-    });
+    return when_ready([=] { return fill(address(to), value, 4, 4 * n, stream); });
 }
 
 // --- Streams, events, graphs

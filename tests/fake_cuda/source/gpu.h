@@ -83,8 +83,8 @@ Error wait(char const* what, void* stream);  // null stream: waits for the devic
 // An error where a capture forbids what may wait for the device: the capture is lost with it.
 Error may_wait();
 Error copy_now(void* to, void const* from, size_t bytes, char const* way);
-// Fills rows of `width` bytes which begin `pitch` bytes apart.
-Error fill(void* to, size_t pitch, int value, size_t item, size_t width, size_t rows, void* stream);
+// Writes the low `item` bytes of a value over and over.
+Error fill(void* to, unsigned value, size_t item, size_t bytes, void* stream);
 
 Error create_event(void** event);
 Error destroy_event(void* event);

@@ -43,14 +43,18 @@ KernelFacts read_facts(char const* start, size_t size) {
     return facts;
 }
 
+uint32_t sm_of(Elf64_Ehdr const& header) {
+    // From version 8 of the interface on, flags hold it one byte higher.
+    return (header.e_ident[EI_ABIVERSION] >= 8 ? header.e_flags >> 8 : header.e_flags) & 0xff;
+}
+
 Error read_elf(char const* start, Image* image) {
     auto const header = at<Elf64_Ehdr>(start);
-    if (header.e_machine != CUDA_MACHINE || header.e_shentsize != sizeof(Elf64_Shdr))
-        return INVALID_IMAGE;
-    // From version 8 of the interface on, flags hold the SM one byte higher.
-    uint32_t const flags = header.e_flags;
-    uint32_t const sm = (header.e_ident[EI_ABIVERSION] >= 8 ? flags >> 8 : flags) & 0xff;
-    if (!runs(sm)) return NO_IMAGE_FOR_GPU;
+    bool const is_whole = header.e_machine == CUDA_MACHINE &&
+                          header.e_shentsize == sizeof(Elf64_Shdr) &&
+                          header.e_shstrndx < header.e_shnum;
+    if (!is_whole) return INVALID_IMAGE;
+    if (!runs(sm_of(header))) return NO_IMAGE_FOR_GPU;
     auto const section = [&](unsigned i) {
         return at<Elf64_Shdr>(start + header.e_shoff + i * sizeof(Elf64_Shdr));
     };
@@ -85,8 +89,9 @@ enum { PTX = 1, MACHINE_CODE = 2 };
 
 }  // namespace
 
-bool has_image(void const* fat_binary) {
-    auto const start = static_cast<char const*>(fat_binary);
+bool has_image(void const* code) {
+    auto const start = static_cast<char const*>(code);
+    if (std::memcmp(start, ELFMAG, SELFMAG) == 0) return runs(sm_of(at<Elf64_Ehdr>(start)));
     auto const header = at<FatHeader>(start);
     if (header.magic != FAT_MAGIC) return false;
     uint64_t const end = header.header_bytes + header.bytes;

@@ -12,8 +12,8 @@
 
 namespace fake {
 
-// Whether a fat binary, as the compiler registers it, has an image that runs on the GPU.
-bool has_image(void const* fat_binary);
+// Whether a fat binary, or machine code, has an image that runs on the GPU.
+bool has_image(void const* code);
 
 struct KernelFacts {
     int64_t parameter_bytes = -1;  // -1: not said

@@ -355,11 +355,11 @@ API int cudaMemcpyFromSymbol(void* to, void const*, size_t bytes) {
 API int cudaMemset(void* to, int value, size_t bytes) {
     return call([&] {
         Error const error = may_wait();
-        return error ? error : fill(to, bytes, value, 1, bytes, 1, nullptr);
+        return error ? error : fill(to, static_cast<unsigned>(value), 1, bytes, nullptr);
     });
 }
 API int cudaMemsetAsync(void* to, int value, size_t bytes, void* stream) {
-    return call([&] { return fill(to, bytes, value, 1, bytes, 1, stream); });
+    return call([&] { return fill(to, static_cast<unsigned>(value), 1, bytes, stream); });
 }
 API int cudaPointerGetAttributes(PointerAttributes* found, void const* address) {
     return call([&] {

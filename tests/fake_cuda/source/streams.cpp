@@ -151,16 +151,13 @@ Error copy_now(void* to, void const* from, size_t bytes, char const* way) {
     return wait("copy", nullptr);
 }
 
-Error fill(void* to, size_t pitch, int value, size_t item, size_t width, size_t rows,
-           void* stream) {
-    size_t const bytes = width * rows;
+Error fill(void* to, unsigned value, size_t item, size_t bytes, void* stream) {
     if (!bytes) return OK;
-    if (!copy_fits(to, pitch * (rows - 1) + width, 'D') || width % item) return INVALID_VALUE;
+    if (!copy_fits(to, bytes, 'D')) return INVALID_VALUE;
     auto const fields = "\"kind\": \"fill\", \"bytes\": " + std::to_string(bytes);
     return submit(stream, fields, [=] {
-        for (size_t row = 0; row < rows; ++row)
-            for (size_t at = 0; at < width; at += item)
-                std::memcpy(static_cast<char*>(to) + row * pitch + at, &value, item);
+        auto start = static_cast<char*>(to);
+        for (size_t at = 0; at < bytes; at += item) std::memcpy(start + at, &value, item);
         return OK;
     });
 }
