@@ -5,10 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from fake_cuda.libraries import build
@@ -45,6 +44,7 @@ def environment(
     return os.environ | {
         "LD_LIBRARY_PATH": os.pathsep.join([str(libraries), os.environ.get("LD_LIBRARY_PATH", "")]),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "ORT_DISABLE_TELEMETRY": "1",
         "FAKE_CUDA_LOG": str(log),
         "FAKE_CUDA_SM": str(sm or 90),
         "FAKE_CUDA_PRESENT": str(int(sm is not None)),
@@ -57,18 +57,20 @@ def environment(
 def on_fake_gpu(
     function: Callable[..., Any],
     *arguments: Any,
+    sm: int | None = 90,
+    memory: int = 80 << 30,
+    driver: int | None = 13000,
+    fill: int = 0,
     timeout: float = 300,
-    variables: Mapping[str, str] = MappingProxyType({}),
-    **gpu: Any,
+    **variables: str,
 ) -> Run:
     """Call a function in a process of its own on a fake GPU, and return what came of it.
 
-    function: of a module's top level; its arguments and its result become JSON.
-    timeout: in seconds. variables: more of the environment.
-    gpu: `sm`, one of SMS (90), or None: a driver without a GPU. `memory`: of the device, in bytes
-    (80 GiB). `driver`: the newest CUDA that it is for, as 1000 times major plus 10 times minor
-    (13000), or None: there is none. `fill`: what every byte of fresh device memory is (0).
-    Raises RuntimeError with what was printed where the process fails.
+    function: of a module's top level; its arguments and its result become JSON. sm: of the GPU, one
+    of SMS; None: a driver without a GPU. memory: of the device, in bytes. driver: the newest CUDA
+    that it is for, as 1000 times major plus 10 times minor; None: there is none. fill: what every
+    byte of fresh device memory is. timeout: in seconds. variables: more of the environment.
+    Raises RuntimeError with what was printed where the process fails, and TimeoutExpired.
     """
     with tempfile.TemporaryDirectory() as folder:
         answer, log = Path(folder, "answer"), Path(folder, "log")
@@ -76,7 +78,7 @@ def on_fake_gpu(
         named = [source, function.__name__, json.dumps(arguments), str(answer)]
         done = subprocess.run(
             [sys.executable, "-P", "-X", "faulthandler", str(CALLED), *named],
-            env=environment(log, **gpu) | variables,
+            env=environment(log, sm=sm, memory=memory, driver=driver, fill=fill) | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=timeout,
