@@ -28,7 +28,17 @@ Where that is cheap it is stricter than a GPU: copies whose sides are not where 
 that leave an allocation, are invalid; a page behind each allocation cannot be touched.
 """
 
+from fake_cuda.libraries import missing
 from fake_cuda.log import Event, Log, log_so_far, note
 from fake_cuda.process import Run, environment, on_fake_gpu
 
-__all__ = ["Event", "Log", "Run", "environment", "log_so_far", "note", "on_fake_gpu"]
+__all__ = [
+    "Event",
+    "Log",
+    "Run",
+    "environment",
+    "log_so_far",
+    "missing",
+    "note",
+    "on_fake_gpu",
+]

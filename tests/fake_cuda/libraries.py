@@ -3,15 +3,20 @@
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 SOURCE = Path(__file__).parent / "source"
 DRIVER = "libcuda.so.1"
-# What libonnxruntime_providers_cuda.so is linked with.
+PROVIDER = "libonnxruntime_providers_cuda.so"
+NO_COMPILER = "no C++ compiler: accepted are c++, g++ and clang++ on the PATH"
+# What the provider is linked with.
 NAMES = (DRIVER, "libcudart.so.13", "libcublas.so.13", "libcublasLt.so.13", "libcurand.so.10")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
@@ -19,6 +24,17 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"
 def compiler() -> str | None:
     """Return this machine's C++ compiler."""
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
+def missing() -> str:
+    """Return why nothing can run on a fake GPU here; "" where something can."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "the fake CUDA libraries are for Linux on x86-64"
+    if compiler() is None:
+        return NO_COMPILER
+    found = find_spec("onnxruntime")
+    beside = Path(str(found.origin)).with_name("capi") if found else Path()
+    return "" if (beside / PROVIDER).exists() else f"onnxruntime has no {PROVIDER}"
 
 
 @cache
@@ -30,7 +46,7 @@ def build() -> Path:
     """
     found = compiler()
     if found is None:
-        raise RuntimeError("no C++ compiler: accepted are c++, g++ and clang++ on the PATH")
+        raise RuntimeError(NO_COMPILER)
     sources = sorted(SOURCE.iterdir())
     text = b"\0".join([*(path.read_bytes() for path in sources), repr((found, FLAGS)).encode()])
     version = hashlib.sha256(text).hexdigest()[:16]

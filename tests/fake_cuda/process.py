@@ -26,6 +26,10 @@ class Run:
     log: Log
 
 
+def joined(*folders: str) -> str:
+    return os.pathsep.join(filter(None, folders))
+
+
 def environment(
     log: Path,
     *,
@@ -42,8 +46,9 @@ def environment(
         raise ValueError(f"SM {sm}; accepted: {SMS}, None")
     libraries = build() / ("no_driver" if driver is None else "driver")
     return os.environ | {
-        "LD_LIBRARY_PATH": os.pathsep.join([str(libraries), os.environ.get("LD_LIBRARY_PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        # Before those of a real GPU; an empty entry would be the working directory.
+        "LD_LIBRARY_PATH": joined(str(libraries), os.environ.get("LD_LIBRARY_PATH", "")),
+        "PYTHONPATH": joined(*sys.path),
         "ORT_DISABLE_TELEMETRY": "1",
         "FAKE_CUDA_LOG": str(log),
         "FAKE_CUDA_SM": str(sm or 90),

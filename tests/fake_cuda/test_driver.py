@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fake_cuda import libraries, on_fake_gpu
+from fake_cuda import missing, on_fake_gpu
 
-pytestmark = pytest.mark.skipif(libraries.compiler() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 OK, INVALID, OUT_OF_MEMORY, NO_CONTEXT, NO_IMAGE, NOT_FOUND = 0, 1, 2, 201, 209, 500
 BAD_IMAGE, BAD_HANDLE, CAPTURING, CAPTURE_LOST, IMPLICIT = 200, 400, 900, 901, 906
 SIZE = 4096

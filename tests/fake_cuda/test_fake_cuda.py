@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from fake_cuda import Log, Run, libraries, note, on_fake_gpu
-from fake_cuda.log import log_so_far
+from fake_cuda import Log, Run, log_so_far, missing, note, on_fake_gpu
 
-pytestmark = pytest.mark.skipif(libraries.compiler() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 WIDTH = 256
 
 

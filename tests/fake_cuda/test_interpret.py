@@ -7,12 +7,12 @@ import pytest
 import triton
 import triton.language as tl
 
-from fake_cuda import libraries, on_fake_gpu
+from fake_cuda import missing, on_fake_gpu
 from fake_cuda.interpret import interpret, stand_in
 from fake_cuda.test_driver import started
 from lmcast.plugins.launch.step import Kernel
 
-pytestmark = pytest.mark.skipif(libraries.compiler() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 COUNT, FACTOR = 40, 3.0
 
 
