@@ -1,6 +1,7 @@
 """A GPU that is not there, for ONNX Runtime's own CUDA provider, our plugins and our own code.
 
-`on_fake_gpu` calls a function in a process of its own whose CUDA libraries are fakes (source/):
+`on_fake_gpu` calls a function in a process of its own whose CUDA libraries are fakes (source/,
+compiled by the first one):
 
     def model_on_gpu(path):               # at the top of a module; arguments and result: JSON
         session = onnxruntime.InferenceSession(path, providers=["CUDAExecutionProvider"])
@@ -11,6 +12,8 @@
     run.result                            # what it returned
     [event.name for event in run.log.after("ready").launches]
 
+`environment` is for commands instead of functions; `missing` says why neither works here.
+
 **What it shows.** The unmodified libonnxruntime_providers_cuda.so of the wheel loads and believes
 that there is a GPU of this SM with this much memory. So: which provider each node is placed on;
 which kernel each takes, as that is decided on the host, with its grid, block and stream; products
@@ -18,7 +21,9 @@ of cuBLAS with their sizes; copies and waits; what a CUDA graph holds; the peak 
 how a missing driver or GPU, an older driver, an SM without machine code, and the end of memory are
 told. Machine code that the driver loads is read: a launch must name a kernel of it, and have its
 threads and its bytes of parameters. Launches of stand-ins for machine code are run by Triton's
-interpreter over the same memory (fake_cuda.interpret): numbers of our operators.
+interpreter over the same memory (fake_cuda.interpret): numbers of our operators. NVIDIA's
+cuda-bindings work on it by `cuda.bindings.driver`, with the functions of source/driver.cpp;
+`cuda.bindings.runtime` has a runtime of its own within, which asks for more.
 
 **What it does not show.** Numbers of ONNX Runtime's own kernels and of cuBLAS, which do nothing:
 what they would fill stays zero, or what `fill` says. Time. Races: work runs at once, in the order
