@@ -11,11 +11,11 @@ Tokens are separated by white space. A launch plan is
       launches L    then L times:  KERNEL EXPR N    then N times:  ARG
 
 AXIS is I.A, axis A of input I; inputs are the tensors that are given, in the operator's order.
-OFFSET and SIZE are of a cubin in the blob beside the text, for SM (89). TYPE is fp32, fp16, bf16,
-i32 or i64. ALIAS is -1, or the input that kernels update in place: the output begins as its copy,
-unless it lies in the same memory. The first case is taken whose ranges, ends included, all hold.
-Buffers have EXPR bytes, of any content, 16-byte aligned as all tensors are. A launch is of kernel
-number KERNEL, with EXPR programs (0: no launch) and its arguments in order:
+OFFSET and SIZE are of a cubin in the machine code beside the text, for SM (89). TYPE is fp32, fp16,
+bf16, i32 or i64. ALIAS is -1, or the input that kernels update in place: the output begins as its
+copy, unless it lies in the same memory. The first case is taken whose ranges, ends included, all
+hold. Buffers have EXPR bytes, of any content, 16-byte aligned as all tensors are. A launch is of
+kernel number KERNEL, with EXPR programs (0: no launch) and its arguments in order:
 
     ARG:   in I | out O | buf B | null | i32 EXPR | fp32 NUMBER
     EXPR:  INTEGER | AXIS | + E E | - E E | * E E | / E E | % E E | min E E | max E E
@@ -84,6 +84,21 @@ class Draft:
     kernels: tuple[Kernel, ...]
     outputs: tuple[str, ...]
     works: tuple[Work, ...]
+
+
+@dataclass
+class MachineCode:
+    """The cubins that launch plans name by their place in it; each is held once."""
+
+    blob: bytearray = field(default_factory=bytearray)
+    places: dict[bytes, int] = field(default_factory=dict)
+
+    def place(self, code: bytes) -> int:
+        """Return the offset of these bytes, which are added where they are new."""
+        if code not in self.places:
+            self.places[code] = len(self.blob)
+            self.blob += code
+        return self.places[code]
 
 
 @dataclass
@@ -193,16 +208,15 @@ def draft(operator: str, arguments: Sequence[Any], cases: Sequence[Case]) -> Dra
     return Draft(tuple(kernels), outputs[0], tuple(works))
 
 
-def written(drawn: Draft, cubins: Sequence[Mapping[int, Cubin]]) -> tuple[str, bytes]:
-    """Return the text, and the blob of all cubins; cubins: of each kernel, by SM."""
-    lines, blob = ["lmcast-recipe 1", f"kernels {len(drawn.kernels)}"], b""
+def written(drawn: Draft, cubins: Sequence[Mapping[int, Cubin]], code: MachineCode) -> str:
+    """Return the text, whose cubins are added to `code`; cubins: of each kernel, by SM."""
+    lines = ["lmcast-recipe 1", f"kernels {len(drawn.kernels)}"]
     for kernel, by_sm in zip(drawn.kernels, cubins, strict=True):
         shared = max((made.shared for made in by_sm.values()), default=0)
         lines.append(f"{kernel.name} {32 * kernel.warps} {shared} {len(by_sm)}")
         for sm, made in by_sm.items():
             assert (made.name, made.threads) == (kernel.name, 32 * kernel.warps)
-            lines.append(f"  {sm} {len(blob)} {len(made.code)}")
-            blob += made.code
+            lines.append(f"  {sm} {code.place(made.code)} {len(made.code)}")
     lines += [f"outputs {len(drawn.outputs)}", *drawn.outputs, f"cases {len(drawn.works)}"]
     for work in drawn.works:
         lines += [f"ranges {len(work.ranges)}", *(f"  {one}" for one in work.ranges)]
@@ -211,17 +225,22 @@ def written(drawn: Draft, cubins: Sequence[Mapping[int, Cubin]]) -> tuple[str, b
         for number, programs, arguments in work.launches:
             lines.append(f"  {number} {programs} {len(arguments)}")
             lines += [f"    {one}" for one in arguments]
-    return "\n".join(lines) + "\n", blob
+    return "\n".join(lines) + "\n"
 
 
 def compiled_plan(
-    operator: str, arguments: Sequence[Any], cases: Sequence[Case], sms: Sequence[int]
-) -> tuple[str, bytes]:
-    """Return an operator's launch plan (see `draft`), with its cubins for these SMs as one blob.
+    operator: str,
+    arguments: Sequence[Any],
+    cases: Sequence[Case],
+    sms: Sequence[int],
+    code: MachineCode,
+) -> str:
+    """Return an operator's launch plan (see `draft`), whose cubins for these SMs are in `code`.
 
     Raises also InputError where a kernel does not fit an SM. Each kernel is compiled once in a
     process, for all launch plans.
     """
     knobs.runtime.interpret = False  # TRITON_INTERPRET is for kernels that run
     drawn = draft(operator, arguments, cases)
-    return written(drawn, [{sm: cubin(kernel, sm) for sm in sms} for kernel in drawn.kernels])
+    cubins = [{sm: cubin(kernel, sm) for sm in sms} for kernel in drawn.kernels]
+    return written(drawn, cubins, code)

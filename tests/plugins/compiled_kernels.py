@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from lmcast.plugins.experts import moe_experts_triton, moe_route_triton
 from lmcast.plugins.experts.moe_experts import ACTIVATIONS
 from lmcast.plugins.latent import mla_attention_triton, sparse_attention_triton, sparse_index_triton
-from lmcast.plugins.launch.launch_plan import Bounds, Given, compiled_plan
+from lmcast.plugins.launch.launch_plan import Bounds, Given, MachineCode, compiled_plan
 from lmcast.plugins.launch.step import Kernel, Step
 from lmcast.plugins.plugin import REGISTRY
 
@@ -192,9 +192,10 @@ def recipes(folder: str, *archs: str) -> list[str]:
     cases = [{"B": Bounds(1, 8, 1), "T": bounds} for bounds in tokens]
     works = {"causal_conv": conv, "moe_route": route}
     for name, arguments in works.items():
-        script, blob = compiled_plan(name, arguments, cases, [int(arch) for arch in archs])
+        code = MachineCode()
+        script = compiled_plan(name, arguments, cases, [int(arch) for arch in archs], code)
         Path(folder, name).write_text(script)
-        Path(folder, f"{name}.cubins").write_bytes(blob)
+        Path(folder, f"{name}.cubins").write_bytes(code.blob)
     return list(works)
 
 

@@ -22,7 +22,15 @@ from torch import Tensor
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.launch import cubins
 from lmcast.plugins.launch.buffer import Buffer
-from lmcast.plugins.launch.launch_plan import Bounds, Case, Given, compiled_plan, draft, written
+from lmcast.plugins.launch.launch_plan import (
+    Bounds,
+    Case,
+    Given,
+    MachineCode,
+    compiled_plan,
+    draft,
+    written,
+)
 from lmcast.plugins.launch.sizes import Size, bounds, least, most, text, usual
 from lmcast.plugins.plugin import Plugin
 
@@ -67,7 +75,7 @@ def check(plugin: Plugin, args: tuple, cases: list[Case]) -> None:
     """Compare a recipe with the definition."""
     drawn = draft(plugin.name, opened(plugin, args), cases)
     assert len(drawn.works) == len(cases)
-    script, _ = written(drawn, [{}] * len(drawn.kernels))
+    script = written(drawn, [{}] * len(drawn.kernels), MachineCode())
     inputs = [a.contiguous() for a in args if isinstance(a, Tensor)]  # as plans hand them over
     got = replay(script, drawn.kernels, inputs)
     want = plugin.eager(*args)
@@ -126,8 +134,8 @@ convolve 128 632 2
   89 0 89
   120 89 120
 convolve 128 632 2
-  89 209 89
-  120 298 120
+  89 0 89
+  120 89 120
 outputs 2
 fp16 -1 3 0.0 0.1 40
 fp16 2 3 0.0 3 40
@@ -167,7 +175,19 @@ def test_the_text():
     """Where this changes, the plugin in C++ must change along."""
     code = {sm: cubins.Cubin("convolve", 128, 512 + sm, bytes(sm)) for sm in (89, 120)}
     drawn = draft("causal_conv", CONVOLUTION, [DECODE, PREFILL])
-    assert written(drawn, [code] * 2) == (SCRIPT, bytes(2 * (89 + 120)))
+    held = MachineCode()
+    assert written(drawn, [code] * 2, held) == SCRIPT
+    assert held.blob == bytes(89 + 120)  # what is equal is there once
+
+
+def test_launch_plans_share_their_machine_code():
+    """The second names cubins of the first, and its own behind them."""
+    drawn, held = draft("causal_conv", CONVOLUTION, [DECODE, PREFILL]), MachineCode()
+    first, second = ({90: cubins.Cubin("convolve", 128, 0, code)} for code in (b"one", b"three"))
+    assert "\n  90 0 3\n" in written(drawn, [first] * 2, held)
+    again = written(drawn, [second, first], held)
+    assert [again.count(place) for place in ("\n  90 3 5\n", "\n  90 0 3\n")] == [1, 1]
+    assert held.blob == b"onethree"
 
 
 @pytest.fixture
@@ -215,23 +235,25 @@ def test_recipes_of_released_sizes_compile(tmp_path: Path):
 
 
 def test_layers_of_one_shape_compile_once(compiles: list[str]):
-    first = compiled_plan("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90])
+    held = MachineCode()
+    first = compiled_plan("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90], held)
     # One place alone needs no order, and few places have smaller tiles than many.
     names = ["combine", *["down_each", "gate_up"] * 3, "sort"]
     assert sorted(compiles) == sorted(2 * names)
-    assert compiled_plan("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90]) == first
+    assert compiled_plan("moe_experts", MIXTURE, [ONE, DECODE, PREFILL], [80, 90], held) == first
     assert len(compiles) == 16
-    compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80])
-    compiled_plan("causal_conv", [*CONVOLUTION[:5], True], [DECODE], [80])
+    compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80], held)
+    compiled_plan("causal_conv", [*CONVOLUTION[:5], True], [DECODE], [80], held)
     assert compiles[16:] == ["convolve"]
 
 
 def test_what_does_not_fit_is_refused(compiles: list[str]):
-    assert compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80])
+    held = MachineCode()
+    assert compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80], held)
     with pytest.raises(InputError, match=r"convolve needs 102400 .* SM 89 has 101376"):
-        compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80, 89])
+        compiled_plan("causal_conv", CONVOLUTION, [DECODE], [80, 89], held)
     with pytest.raises(InputError, match=r"SM 70 is not known; accepted: \[75, 80"):
-        compiled_plan("causal_conv", CONVOLUTION, [DECODE], [70])
+        compiled_plan("causal_conv", CONVOLUTION, [DECODE], [70], held)
 
 
 def test_what_would_bind_a_recipe_to_one_size_is_refused():

@@ -11,7 +11,7 @@ from test_launch_plans import DECODE, EACH, ONE, PREFILL, label, opened
 from torch import Tensor
 
 from lmcast.plugins.launch.cubins import Cubin
-from lmcast.plugins.launch.launch_plan import draft, written
+from lmcast.plugins.launch.launch_plan import MachineCode, draft, written
 from lmcast.plugins.plugin import Plugin
 
 IMAGE = b"kernel"
@@ -59,6 +59,7 @@ def test_schedule_is_that_of_python(plugin: Plugin, i: int):
     args = plugin.cases()[i]
     drawn = draft(plugin.name, opened(plugin, args), [ONE, DECODE, PREFILL])
     cubins = [{89: Cubin(k.name, 32 * k.warps, 1024, IMAGE)} for k in drawn.kernels]
-    text, images = written(drawn, cubins)
+    code = MachineCode()
+    text = written(drawn, cubins, code)
     shapes = [list(a.shape) for a in args if isinstance(a, Tensor)]
-    assert schedule(text, len(images), shapes) == own.expected(translated(text), shapes)
+    assert schedule(text, len(code.blob), shapes) == own.expected(translated(text), shapes)

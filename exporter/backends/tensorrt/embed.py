@@ -40,17 +40,18 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
                 f"{names}: TensorRT runs these as plugins, which need the package {package}, which"
                 f" is not installed: pip install {install}"
             )
-    from lmcast.plugins.launch.launch_plan import compiled_plan
+    from lmcast.plugins.launch.launch_plan import MachineCode, compiled_plan
 
     cases = cases_of(request)
     updated = []
     for node in nodes:
-        text, blob = compiled_plan(node.op_type, given(node), cases, request.sms)
+        code = MachineCode()  # a plugin holds its own
+        text = compiled_plan(node.op_type, given(node), cases, request.sms, code)
         updated += describe(node, text)
         present = [value for value in node.inputs if value is not None]
         made = insert(
-            graph, node, node.op_type, present, attributes(text, blob), name=str(node.name),
-            outputs=len(node.outputs), domain=DOMAIN,
+            graph, node, node.op_type, present, attributes(text, bytes(code.blob)),
+            name=str(node.name), outputs=len(node.outputs), domain=DOMAIN,
         )  # fmt: skip
         replace(graph, node, made)
     for function in [f for f in graph.functions.values() if f.domain == DOMAIN]:
