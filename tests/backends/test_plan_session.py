@@ -330,11 +330,13 @@ def test_no_gpu(both, monkeypatch, name: str):
 def test_plugins(both, monkeypatch):
     operators = {"causal_conv": {"plugin": 3}, "moe_route": {"inlined": 1}}
     planned, portable = both(LLAMA, {"operators": operators})
-    monkeypatch.setitem(sys.modules, "lmcast_tensorrt", None)  # as if it were not installed
-    _refused(planned, "needs the package lmcast_tensorrt for causal_conv, which is not installed")
-    package: Any = ModuleType("lmcast_tensorrt")
+    monkeypatch.setitem(sys.modules, "lmcast_native", None)  # as if it were not installed
+    _refused(
+        planned, "causal_conv of ours, needs the package lmcast_native, which is not installed"
+    )
+    package: Any = ModuleType("lmcast_native")
     package.__spec__, package.LIBRARY = ModuleSpec("x", None), Path("/l.so")
-    monkeypatch.setitem(sys.modules, "lmcast_tensorrt", package)
+    monkeypatch.setitem(sys.modules, "lmcast_native", package)
     agree(planned.session(1), portable.session(1), [(5,)])
     assert fake_tensorrt.IPluginRegistry.loaded == ["/l.so"]
 

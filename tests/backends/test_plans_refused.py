@@ -115,7 +115,7 @@ def test_aborting_process(engine: Path, monkeypatch):
     assert not verify(engine) and not (engine / "plans").exists()
 
 
-@pytest.mark.parametrize("package", ["lmcast_tensorrt", "triton"])
+@pytest.mark.parametrize("package", ["lmcast_native", "triton"])
 def test_missing_plugins(package: str, monkeypatch):
     graph = ir.from_proto(parser.parse_model(
         '<ir_version: 11, opset_import: ["" : 24, "lmcast" : 1]> g (float[B,8] x) => (float[B,2] y)'

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tensorrt_rtx as trt
 import torch
-from lmcast_tensorrt import LIBRARY
+from lmcast_native import LIBRARY
 from onnx import TensorProto, helper
 from plugin_launch_plans import Case, Kernel, Launch, Output, Recipe
 

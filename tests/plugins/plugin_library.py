@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lmcast_tensorrt import LIBRARY
+from lmcast_native import LIBRARY
 
 LIB = ctypes.CDLL(str(LIBRARY))
 Shapes = Sequence[Sequence[int]]

@@ -5,21 +5,19 @@ after:  lmcast.mla_attention <recipe = "...", kernels = ...> (query, ..., value_
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 import onnx_ir as ir
 
+from lmcast.exporter.backends import native
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.request import Request
 from lmcast.exporter.dtypes import OF_ONNX
 from lmcast.exporter.passes.rewrite import insert, replace
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
-
-PACKAGE = "lmcast_tensorrt"  # has the library of plugins that replay launch plans
 
 
 def embed(graph: ir.Model, request: Request) -> list[str]:
@@ -31,7 +29,7 @@ def embed(graph: ir.Model, request: Request) -> list[str]:
     if not nodes:
         return []
     for package, install in (
-        (PACKAGE, "lmcast-tensorrt (in the sources: pip install ./plugins/native)"),
+        (native.PACKAGE, native.INSTALL),
         ("triton", f"'lmcast[{libraries.LIBRARIES[request.target].extra}]'"),
     ):
         if find_spec(package) is None:
@@ -78,7 +76,7 @@ def cases_of(request: Request) -> list[dict[str, Any]]:
 def load_plugins(trt: ModuleType, logger: Any) -> None:
     """Register the plugins with a library of TensorRT."""
     trt.init_libnvinfer_plugins(logger, "")
-    trt.get_plugin_registry().load_library(str(import_module(PACKAGE).LIBRARY))
+    trt.get_plugin_registry().load_library(native.library("a plugin"))
 
 
 def attributes(text: str, blob: bytes) -> Mapping[str, Any]:

@@ -1,11 +1,10 @@
 """The library that the parser of TensorRT for RTX opens, under the name that it uses."""
 
 import ctypes
-from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 
-PLUGINS = "lmcast_tensorrt"  # holds the library; without it there are no plugins to parse
+from lmcast.exporter.backends.native import beside_library
+
 OPENED = "libtensorrt_rtx.so"
 
 
@@ -14,10 +13,9 @@ def provide_parser_library(module: ModuleType) -> None:
 
     With its first plugin, that of TensorRT for RTX 1.7 opens libtensorrt_rtx.so, but NVIDIA's
     packages have only libtensorrt_rtx.so.1: the process would end there. The loader identifies
-    libraries by the SONAME inside, which a link cannot change. So lmcast_tensorrt has an empty
+    libraries by the SONAME inside, which a link cannot change. So lmcast_native has an empty
     library of that name that depends on the real one.
     """
-    plugins = find_spec(PLUGINS)
-    if module.__name__ == "tensorrt_rtx" and plugins is not None:
-        assert plugins.origin is not None  # a package with an __init__.py
-        ctypes.CDLL(str(Path(plugins.origin).with_name(OPENED)))
+    empty = beside_library(OPENED)  # without the package there are no plugins to parse
+    if module.__name__ == "tensorrt_rtx" and empty is not None:
+        ctypes.CDLL(str(empty))

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from types import ModuleType
 from typing import Any
 
+from lmcast.exporter.backends import native
 from lmcast.exporter.backends.cuda import Cuda, DeviceError
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
@@ -22,7 +22,6 @@ from lmcast.exporter.engine.names import ENGINE_JSON
 from lmcast.exporter.engine.sealed import open_without_waiting
 
 SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens")
-PLUGINS = "lmcast_tensorrt"  # the package with the plugins of our operators
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,7 @@ def plugin_library(plan: Plan) -> str | None:
     """Return the path of the shared library with a plan's plugins, None where it has none."""
     if not plan.plugins:
         return None
-    if find_spec(PLUGINS) is None:
-        raise BackendError(
-            f"{plan.file} needs the package {PLUGINS} for {', '.join(plan.plugins)}, which is not"
-            f" installed: pip install {PLUGINS.replace('_', '-')}"
-        )
-    return str(import_module(PLUGINS).LIBRARY)
+    return native.library(f"{plan.file}, which has {', '.join(plan.plugins)} of ours")
 
 
 def _plan(item: PlanEntry, manifest: Manifest) -> Plan:

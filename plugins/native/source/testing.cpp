@@ -4,8 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "interface.h"
-#include "plugin.h"
+#include "tensorrt/plugin.h"
 
 namespace lmcast {
 namespace {

@@ -41,6 +41,8 @@ struct Kernel {
     std::vector<Image> images;
 };
 
+constexpr size_t MOST_AXES = 8;  // of a tensor, as in TensorRT
+
 enum class Type { fp32, fp16, bf16, i32, i64 };
 
 int64_t bytes_of(Type type);
@@ -82,6 +84,9 @@ struct Recipe {
     std::vector<Output> outputs;
     std::vector<Case> cases;
 };
+
+// Throws RecipeError where a node has another number of outputs than its launch plan.
+void expect_outputs(Recipe const& recipe, size_t count);
 
 // `image_bytes`: how many bytes the machine code of all kernels has.
 Recipe read_recipe(std::string_view text, size_t image_bytes);

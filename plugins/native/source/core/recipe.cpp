@@ -7,8 +7,6 @@
 #include <map>
 #include <set>
 
-#include "interface.h"
-
 namespace lmcast {
 namespace {
 
@@ -133,7 +131,7 @@ private:
         Output output;
         output.type = one_of(TYPES, "a type: fp32, fp16, bf16, i32 or i64");
         output.alias = integer(-1, MOST_INPUTS - 1);
-        repeat(integer(0, nvinfer1::Dims::MAX_DIMS), [&] { output.dims.push_back(dim()); });
+        repeat(integer(0, MOST_AXES), [&] { output.dims.push_back(dim()); });
         return output;
     }
 
@@ -233,7 +231,7 @@ private:
         size_t const dot = token_.find('.');
         return dot != std::string_view::npos && is_number(token_.substr(0, dot), axis.input) &&
                is_number(token_.substr(dot + 1), axis.axis) &&
-               axis.axis < static_cast<size_t>(nvinfer1::Dims::MAX_DIMS);
+               axis.axis < MOST_AXES;
     }
 
     std::string_view text_;
@@ -251,6 +249,12 @@ int64_t bytes_of(Type type) {
         case Type::i64: return 8;
         default: return 4;
     }
+}
+
+void expect_outputs(Recipe const& recipe, size_t count) {
+    if (count != recipe.outputs.size())
+        throw RecipeError("the node has " + std::to_string(count) + " outputs, its launch plan " +
+                          std::to_string(recipe.outputs.size()));
 }
 
 Recipe read_recipe(std::string_view text, size_t image_bytes) {

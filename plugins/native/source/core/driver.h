@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <stdexcept>
 
+struct CUstream_st;  // global: as TensorRT passes it
+
 namespace lmcast::cuda {
 
 struct Error : std::runtime_error {
@@ -18,7 +20,7 @@ using Device = int;
 using Context = struct CUctx_st*;
 using Module = struct CUmod_st*;
 using Function = struct CUfunc_st*;
-using Stream = struct CUstream_st*;
+using Stream = CUstream_st*;
 using Pointer = uint64_t;
 
 enum DeviceAttribute { COMPUTE_CAPABILITY_MAJOR = 75, COMPUTE_CAPABILITY_MINOR = 76 };

@@ -3,21 +3,17 @@
 
 #include <atomic>
 #include <memory>
-#include <optional>
 #include <string>
 
+#include "core/replay.h"
 #include "interface.h"
-#include "kernels.h"
-#include "recipe.h"
-#include "schedule.h"
+#include "operators.h"
 
 namespace lmcast {
 
-constexpr char const* VERSION = "1";        // of every operator
-constexpr char const* NAMESPACE = "lmcast";  // as the operators' domain in ONNX
+constexpr char const* VERSION = "1";  // of every operator
 
-// The attributes of a node, and the fields of a plan.
-constexpr char const* RECIPE = "recipe";    // text
+// The attributes of a node, and the fields of a plan; the launch plan is one, too.
 constexpr char const* KERNELS = "kernels";  // the images of all kernels
 // Of a plan alone: the bytes that TensorRT was asked to reserve.
 constexpr char const* WORKSPACE = "workspace";
@@ -83,16 +79,12 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:
-    Schedule const& schedule_for(nvinfer1::PluginTensorDesc const* inputs);
-
     std::shared_ptr<Content> content_;
     int64_t workspace_ = -1;  // as it is serialised
     nvinfer1::PluginField fields_[3];
     nvinfer1::PluginFieldCollection collection_;
     int32_t input_count_ = 0;  // enqueue is not told
-    // Of the last shapes: a decoding step has those of the step before it.
-    Shapes shapes_;
-    std::optional<Schedule> schedule_;
+    LastSchedule last_;
 };
 
 }  // namespace lmcast

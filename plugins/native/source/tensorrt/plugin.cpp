@@ -1,16 +1,16 @@
 #include "plugin.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
-#include "driver.h"
 #include "log.h"
 
 namespace lmcast {
 namespace {
 
 using namespace nvinfer1;
+
+static_assert(MOST_AXES == Dims::MAX_DIMS);
 
 DataType data_type(Type type) {
     switch (type) {
@@ -31,10 +31,6 @@ Shapes shapes_of(Description const* tensors, int32_t count, Dims Description::*d
     Shapes shapes;
     for (int32_t i = 0; i < count; ++i) shapes.push_back(shape_of(tensors[i].*dims));
     return shapes;
-}
-
-bool same(Shape const& shape, Dims const& dims) {
-    return std::equal(shape.begin(), shape.end(), dims.d, dims.d + std::max(dims.nbDims, 0));
 }
 
 PluginField text_field(char const* name, std::string const& text) {
@@ -59,12 +55,6 @@ int64_t bound(Recipe const& recipe, DynamicPluginTensorDesc const* inputs, int32
                            shapes_of(inputs, count, &DynamicPluginTensorDesc::max));
 }
 
-void expect_outputs(Recipe const& recipe, int32_t count) {
-    if (static_cast<size_t>(count) != recipe.outputs.size())
-        throw RecipeError("the node has " + std::to_string(count) + " outputs, its launch plan " +
-                          std::to_string(recipe.outputs.size()));
-}
-
 // Fills `made` with the shape of an output; sizes may be known only later.
 void make_shape(Output const& output, DimsExprs const* inputs, int32_t input_count,
                 IExprBuilder& builder, DimsExprs& made) {
@@ -83,78 +73,6 @@ void make_shape(Output const& output, DimsExprs const* inputs, int32_t input_cou
     }
 }
 
-// The parameters of one launch, each aligned to its own size as in a structure of C: one block of
-// memory, whose size the driver is told, so that it reads no further.
-class Parameters {
-public:
-    template <typename Number>
-    void add(Number number) {
-        bytes_.resize((bytes_.size() + sizeof number - 1) / sizeof number * sizeof number);
-        auto const* const start = reinterpret_cast<char const*>(&number);
-        bytes_.insert(bytes_.end(), start, start + sizeof number);
-    }
-
-    void add_pointer(void const* pointer) {
-        constexpr uintptr_t PROMISED = 16;  // bytes; what the kernels were compiled with
-        auto const address = reinterpret_cast<uintptr_t>(pointer);
-        if (address % PROMISED) throw RecipeError("a tensor is not aligned to 16 bytes");
-        add(static_cast<cuda::Pointer>(address));
-    }
-
-    void* data() { return bytes_.data(); }
-    size_t size() const { return bytes_.size(); }
-
-private:
-    std::vector<char> bytes_;
-};
-
-// The memory of one execution.
-struct Memory {
-    void const* const* inputs;
-    void* const* outputs;
-    char* workspace;
-};
-
-Parameters parameters_of(Call const& call, Memory const& memory) {
-    Parameters parameters;
-    for (Value const& value : call.arguments) {
-        switch (value.kind) {
-            case Argument::Kind::input: parameters.add_pointer(memory.inputs[value.index]); break;
-            case Argument::Kind::output: parameters.add_pointer(memory.outputs[value.index]); break;
-            case Argument::Kind::buffer:
-                parameters.add_pointer(memory.workspace + value.index);
-                break;
-            case Argument::Kind::null: parameters.add_pointer(nullptr); break;
-            default: parameters.add(value.bits);
-        }
-    }
-    return parameters;
-}
-
-void launch(Content& content, Call const& call, Memory const& memory, cuda::Stream stream) {
-    cuda::Driver const& driver = cuda::driver();
-    Kernel const& kernel = content.recipe.kernels[call.kernel];
-    cuda::Function const function = content.loaded.get(content.recipe, content.images, call.kernel);
-    Parameters parameters = parameters_of(call, memory);
-    size_t size = parameters.size();
-    void* extra[] = {cuda::PARAMETERS, parameters.data(), cuda::PARAMETERS_SIZE, &size,
-                     cuda::PARAMETERS_END};
-    driver.check(driver.launch(function, call.grid, 1, 1, kernel.threads, 1, 1, kernel.shared_bytes,
-                               stream, nullptr, extra),
-                 "cuLaunchKernel");
-}
-
-void copy(Copy const& copy, Memory const& memory, cuda::Stream stream) {
-    void const* const from = memory.inputs[copy.input];
-    void* const to = memory.outputs[copy.output];
-    if (from == to || copy.bytes == 0) return;
-    cuda::Driver const& driver = cuda::driver();
-    driver.check(driver.copy(reinterpret_cast<cuda::Pointer>(to),
-                             reinterpret_cast<cuda::Pointer>(from),
-                             static_cast<size_t>(copy.bytes), stream),
-                 "cuMemcpyDtoDAsync");
-}
-
 // Where buffers shrink as an axis grows, too little was reserved: no kernel may write.
 void expect_workspace(Content const& content, int64_t needed, void const* memory) {
     int64_t const reserved = content.workspace;
@@ -162,12 +80,6 @@ void expect_workspace(Content const& content, int64_t needed, void const* memory
     if (needed == 0 || (memory && enough)) return;
     throw RecipeError(std::to_string(needed) + " bytes of workspace are needed, and " +
                       (memory ? std::to_string(reserved) + " were reserved" : "there are none"));
-}
-
-void run(Content& content, Schedule const& schedule, Memory const& memory, cuda::Stream stream) {
-    expect_workspace(content, schedule.workspace, memory.workspace);
-    for (Copy const& one : schedule.copies) copy(one, memory, stream);
-    for (Call const& call : schedule.calls) launch(content, call, memory, stream);
 }
 
 }  // namespace
@@ -210,7 +122,7 @@ v_1_0::IPluginV3* Plugin::clone() noexcept {
 int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t input_count,
                                 DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
     return succeeds(*content_, [&] {
-        expect_outputs(content_->recipe, output_count);
+        expect_outputs(content_->recipe, static_cast<size_t>(output_count));
         bound(content_->recipe, inputs, input_count);
         input_count_ = input_count;
     }) ? 0 : 1;
@@ -219,7 +131,7 @@ int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* inputs, int32_t i
 int32_t Plugin::getOutputDataTypes(DataType* output_types, int32_t output_count, DataType const*,
                                    int32_t) const noexcept {
     return succeeds(*content_, [&] {
-        expect_outputs(content_->recipe, output_count);
+        expect_outputs(content_->recipe, static_cast<size_t>(output_count));
         for (Output const& output : content_->recipe.outputs)
             *output_types++ = data_type(output.type);
     }) ? 0 : 1;
@@ -229,7 +141,7 @@ int32_t Plugin::getOutputShapes(DimsExprs const* inputs, int32_t input_count, Di
                                 int32_t, DimsExprs* outputs, int32_t output_count,
                                 IExprBuilder& builder) noexcept {
     return succeeds(*content_, [&] {
-        expect_outputs(content_->recipe, output_count);
+        expect_outputs(content_->recipe, static_cast<size_t>(output_count));
         for (Output const& output : content_->recipe.outputs)
             make_shape(output, inputs, input_count, builder, *outputs++);
     }) ? 0 : 1;
@@ -268,23 +180,16 @@ int32_t Plugin::onShapeChange(PluginTensorDesc const*, int32_t input_count,
     return 0;
 }
 
-Schedule const& Plugin::schedule_for(PluginTensorDesc const* inputs) {
-    bool known = schedule_ && shapes_.size() == static_cast<size_t>(input_count_);
-    for (size_t i = 0; known && i < shapes_.size(); ++i) known = same(shapes_[i], inputs[i].dims);
-    if (!known) {
-        schedule_.reset();
-        shapes_ = shapes_of(inputs, input_count_, &PluginTensorDesc::dims);
-        schedule_ = schedule(content_->recipe, shapes_);
-    }
-    return *schedule_;
-}
-
 int32_t Plugin::enqueue(PluginTensorDesc const* input_descriptions, PluginTensorDesc const*,
                         void const* const* inputs, void* const* outputs, void* workspace,
                         CUstream_st* stream) noexcept {
     return succeeds(*content_, [&] {
-        Memory const memory{inputs, outputs, static_cast<char*>(workspace)};
-        run(*content_, schedule_for(input_descriptions), memory, stream);
+        Content& content = *content_;
+        auto const schedule = last_.get(
+            content.recipe, shapes_of(input_descriptions, input_count_, &PluginTensorDesc::dims));
+        expect_workspace(content, schedule->workspace, workspace);
+        replay(content.recipe, content.images, content.loaded, *schedule,
+               {inputs, outputs, workspace}, stream);
     }) ? 0 : 1;
 }
 

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "log.h"
-#include "operators.h"
 #include "plugin.h"
 
 namespace lmcast {

@@ -2,29 +2,29 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <mutex>
-#include <string>
+#include <string_view>
 #include <utility>
-#include <vector>
 
 #include "driver.h"
 #include "recipe.h"
 
 namespace lmcast {
 
+// Machine code in a context of the driver: loaded once in a process, however many nodes run it, and
+// unloaded with the last of them.
+class Module;
+
 class LoadedKernels {
 public:
-    LoadedKernels() = default;
-    LoadedKernels(LoadedKernels const&) = delete;
-    LoadedKernels& operator=(LoadedKernels const&) = delete;
-    ~LoadedKernels();
-
-    // Loads the kernel into the current context the first time. Thread-safe; throws cuda::Error.
-    cuda::Function get(Recipe const& recipe, std::string const& images, size_t kernel);
+    // Loads the kernel into the current context the first time, from `images`, which are not looked
+    // at again. Thread-safe; throws cuda::Error.
+    cuda::Function get(Recipe const& recipe, std::string_view images, size_t kernel);
 
 private:
     struct Loaded {
-        cuda::Module module;
+        std::shared_ptr<Module const> module;
         cuda::Function function;
     };
 
