@@ -52,58 +52,26 @@ ONNXTensorElementDataType element(Type type) {
 }
 
 // What ONNX Runtime knows of a tensor; a size that it does not know is -1, and may have a name.
-class Description {
-public:
-    explicit Description(OrtTensorTypeAndShapeInfo* info) : info_(info) {}
-    Description(Description const&) = delete;
-    Description& operator=(Description const&) = delete;
-    ~Description() { api->ReleaseTensorTypeAndShapeInfo(info_); }
+using Description = OrtTensorTypeAndShapeInfo;
 
-    static Description of_value(OrtValue const* value) {
-        OrtTensorTypeAndShapeInfo* info = nullptr;
-        check(api->GetTensorTypeAndShape(value, &info));
-        return Description(info);
-    }
-
-    static Description of_input(OrtShapeInferContext const* context, size_t index) {
-        OrtTensorTypeAndShapeInfo* info = nullptr;
-        check(api->ShapeInferContext_GetInputTypeShape(context, index, &info));
-        return Description(info);
-    }
-
-    static Description empty() {
-        OrtTensorTypeAndShapeInfo* info = nullptr;
-        check(api->CreateTensorTypeAndShapeInfo(&info));
-        return Description(info);
-    }
-
-    Shape shape() const {
-        size_t rank = 0;
-        check(api->GetDimensionsCount(info_, &rank));
-        Shape shape(rank);
-        check(api->GetDimensions(info_, shape.data(), rank));
-        return shape;
-    }
-
-    std::vector<std::string> names() const {
-        std::vector<char const*> found(shape().size());
-        check(api->GetSymbolicDimensions(info_, found.data(), found.size()));
-        std::vector<std::string> names;
-        for (char const* name : found) names.emplace_back(name ? name : "");
-        return names;
-    }
-
-    ONNXTensorElementDataType type() const {
-        ONNXTensorElementDataType type;
-        check(api->GetTensorElementType(info_, &type));
-        return type;
-    }
-
-    OrtTensorTypeAndShapeInfo* get() const { return info_; }
-
-private:
-    OrtTensorTypeAndShapeInfo* info_;
+struct Release {
+    void operator()(Description* made) const { api->ReleaseTensorTypeAndShapeInfo(made); }
 };
+using OwnDescription = std::unique_ptr<Description, Release>;
+
+Shape shape_of(Description const* description) {
+    size_t rank = 0;
+    check(api->GetDimensionsCount(description, &rank));
+    Shape shape(rank);
+    check(api->GetDimensions(description, shape.data(), rank));
+    return shape;
+}
+
+Shape shape_of(OrtValue const* value) {
+    Description* made = nullptr;
+    check(api->GetTensorTypeAndShape(value, &made));
+    return shape_of(OwnDescription(made).get());
+}
 
 void* data_of(OrtValue const* value) {
     void* data = nullptr;
@@ -141,7 +109,7 @@ std::string_view machine_code(OrtKernelInfo const* info) {
     OrtValue const* value = nullptr;
     check(api->KernelInfoGetConstantInput_tensor(info, CODE, &is_constant, &value));
     if (!is_constant) throw RecipeError("the first input, its machine code, is no initializer");
-    Shape const shape = Description::of_value(value).shape();
+    Shape const shape = shape_of(value);
     if (shape.size() != 1) throw RecipeError("the first input, its machine code, has not one axis");
     return {static_cast<char const*>(data_of(value)), static_cast<size_t>(shape[0])};
 }
@@ -202,7 +170,7 @@ public:
             OrtValue const* value = nullptr;
             check(api->KernelContext_GetInput(context, i, &value));
             inputs.push_back(data_of(value));
-            shapes.push_back(Description::of_value(value).shape());
+            shapes.push_back(shape_of(value));
         }
         auto const schedule = last_.get(recipe_, shapes);
         std::vector<void*> const outputs = outputs_of(context, shapes);
@@ -249,42 +217,58 @@ std::string attribute(OrtShapeInferContext const* context, char const* name) {
     return text;
 }
 
+// What is known of an input of the node; it is the context's own.
+Description const* input(OrtShapeInferContext const* context, size_t index) {
+    Description* found = nullptr;
+    check(api->ShapeInferContext_GetInputTypeShape(context, index, &found));
+    return found;
+}
+
 // Sets the sizes of an output; those of inputs may be known by name alone, or not at all.
-void describe(Output const& output, OrtShapeInferContext const* context, Description const& made) {
+void describe(Output const& output, OrtShapeInferContext const* context, Description* made) {
     Shape sizes;
     std::vector<std::string> names;
     for (Term const& dim : output.dims) {
         sizes.push_back(dim.kind == 'n' ? dim.number : -1);
         names.emplace_back();
         if (dim.kind == 'n') continue;
-        Description const input = Description::of_input(context, dim.axis.input + FIRST);
-        Shape const shape = input.shape();
+        Description const* const from = input(context, dim.axis.input + FIRST);
+        Shape const shape = shape_of(from);
         if (dim.axis.axis >= shape.size()) continue;
+        std::vector<char const*> known(shape.size());
+        check(api->GetSymbolicDimensions(from, known.data(), known.size()));
         sizes.back() = shape[dim.axis.axis];
-        names.back() = input.names()[dim.axis.axis];
+        if (char const* const name = known[dim.axis.axis]) names.back() = name;
     }
     std::vector<char const*> pointers;
     for (std::string const& name : names) pointers.push_back(name.c_str());
-    check(api->SetTensorElementType(made.get(), element(output.type)));
-    check(api->SetDimensions(made.get(), sizes.data(), sizes.size()));
-    check(api->SetSymbolicDimensions(made.get(), pointers.data(), pointers.size()));
+    check(api->SetTensorElementType(made, element(output.type)));
+    check(api->SetDimensions(made, sizes.data(), sizes.size()));
+    check(api->SetSymbolicDimensions(made, pointers.data(), pointers.size()));
+}
+
+void expect_type(Output const& output, OrtShapeInferContext const* context) {
+    if (output.alias < 0) return;
+    ONNXTensorElementDataType found;
+    size_t const updated = static_cast<size_t>(output.alias);
+    check(api->GetTensorElementType(input(context, updated + FIRST), &found));
+    if (found != element(output.type))
+        throw RecipeError("input " + std::to_string(updated) +
+                          " has not the type of the output that is made in its memory");
 }
 
 // Types and shapes of outputs are those of the launch plan: a graph need not say them.
 void infer(OrtShapeInferContext const* context) {
-    Shape const code = Description::of_input(context, CODE).shape();
+    Shape const code = shape_of(input(context, CODE));
     size_t const bytes = code.size() == 1 && code[0] > 0 ? static_cast<size_t>(code[0]) : 0;
     Recipe const recipe = read_recipe(attribute(context, RECIPE), bytes);
     for (size_t i = 0; i < recipe.outputs.size(); ++i) {
-        Output const& output = recipe.outputs[i];
-        size_t const updated = static_cast<size_t>(output.alias);
-        if (output.alias >= 0 &&
-            Description::of_input(context, updated + FIRST).type() != element(output.type))
-            throw RecipeError("output " + std::to_string(i) + " has not the type of input " +
-                              std::to_string(updated) + ", in whose memory it is made");
-        Description const made = Description::empty();
-        describe(output, context, made);
-        check(api->ShapeInferContext_SetOutputTypeShape(context, i, made.get()));
+        expect_type(recipe.outputs[i], context);
+        Description* made = nullptr;
+        check(api->CreateTensorTypeAndShapeInfo(&made));
+        OwnDescription const owner(made);
+        describe(recipe.outputs[i], context, made);
+        check(api->ShapeInferContext_SetOutputTypeShape(context, i, made));
     }
 }
 
