@@ -168,7 +168,11 @@ def _named(folder: Folder, config: dict[str, Any], older: dict[str, Any]) -> dic
     image_token, which are those that end in _token, and those of an object of further ones."""
     found = {key: (CONFIG, config.get(key)) for key in STANDARD}
     found |= {key: (MAP, older[key]) for key in STANDARD if key in older}
-    own = {key: (CONFIG, value) for key, value in config.items() if _own(key, value)}
+    own = {
+        key: (CONFIG, value)
+        for key, value in config.items()
+        if _own(key, value) and (isinstance(value, str) or value.get("__type") == "AddedToken")
+    }
     own |= {key: (MAP, value) for key, value in older.items() if _own(key, value)}
     own |= {key: (CONFIG, v) for key, v in config.items() if _own(key, v) and isinstance(v, str)}
     for file, given in ((CONFIG, config), (MAP, older)):

@@ -151,6 +151,15 @@ def _loaded(text: str, shown: Path) -> Tokenizer:
         lambda said: CheckpointError(f"{shown}: the tokenizers library refuses it: {said}")
     ):
         tokenizer = Tokenizer.from_str(text)
+        # Of training: no text is cut or filled up, and a length may be beyond all memory.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         tokenizer.encode("")  # what it puts around a text may be no token
-    require_one_each(parse_object(text.encode(), shown), tokenizer, shown)
+    whole = parse_object(text.encode(), shown)
+    if chance := whole["model"].get("dropout"):
+        raise CheckpointError(
+            f"{shown}: model.dropout is {chance}, so that one text has other tokens every time;"
+            " accepted: null, as training alone drops merges"
+        )
+    require_one_each(whole, tokenizer, shown)
     return tokenizer

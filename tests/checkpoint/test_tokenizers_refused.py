@@ -48,6 +48,7 @@ DAMAGED: list[tuple[bytes, str]] = [
     (b"\x08\x01", f"{NO_MODEL} a number in place of a message"),
     (b"\x0a\x03\x0a\x01\xff", f"{NO_MODEL} a piece that cannot be read"),
     (b"\x0a\x03\x0a\x01a" * 2, "has the piece 'a' twice"),
+    (b"\x0a\x03\x0a\x01\0", "has the piece '.x00'; accepted: pieces without a zero"),
     (b"IQ== 0\nIg== 1\n", "it is tiktoken's, which does not say"),
 ]
 SPOILED: list[tuple[str, dict[str, Any], str]] = [
@@ -60,6 +61,8 @@ SPOILED: list[tuple[str, dict[str, Any], str]] = [
     ("Llama 2", {"treat_whitespace_as_suffix": True}, "asks treat_whitespace_as_suffix"),
     ("Llama 2", {"escape_whitespaces": False}, "asks escape_whitespaces false"),
     ("Llama 2", {"at": {"type": 5}}, "as unused"),
+    ("Llama 2", {"at": {"type": 6}}, "of a byte; accepted: <0x00> to <0xFF>"),
+    ("BPE, no bytes", {"at": {"piece": "<0x41>", "type": 6}}, "'<0x41>' of a byte; accepted: none"),
     ("Llama 2", {"at": {"type": 2}}, "no unknown piece, several"),
     ("Llama 2", {"unk_id": 5}, "no unknown piece, several"),
     ("Llama 2", {"unk_id": 1 << 30}, "no unknown piece, several"),
@@ -105,6 +108,10 @@ KIMIS: list[tuple[dict[str, Any], bytes | None, str]] = [
     ({"tokenizer_class": None}, None, "tokenizer_class is ''"),
     ({"auto_map": {"AutoTokenizer": ["x.TikTokenTokenizer", None]}}, None, "defined in 'x.Tik"),
 ]
+SWAPPED = [
+    {"rank": i, "token_bytes": base64.b64encode(bytes([i % 256 ^ 1])).decode(), "token_str": None}
+    for i in range(999)
+]
 TEKKENS: list[tuple[dict[str, Any], str]] = [
     ({"pattern": r"\w+|\s"}, "config.pattern is .*an expression that"),
     ({"pattern": r"[\p{L}&&[^a]]+"}, "an expression that this library may read otherwise"),
@@ -120,6 +127,8 @@ TEKKENS: list[tuple[dict[str, Any], str]] = [
     ({"special_tokens": [{"rank": 1, "token_str": "x"}]}, "the ranks in order, here 0"),
     ({"vocab": [{"rank": 1, "token_bytes": "IQ=="}] * 999}, "the ranks in order, here 0, each"),
     ({"vocab": [{"rank": 0, "token_bytes": "!"}] * 999}, "the ranks in order, here 0, each"),
+    ({"vocab": [{"rank": 0, "token_bytes": "AA=="}] * 999}, "in base64 and token_str alone"),
+    ({"vocab": SWAPPED}, "has b'.x01' at the rank 0; accepted"),
     ({"normalizer": "nfkc"}, "sets normalizer, which nothing reads"),
     ({"config": {"lower": True}}, "sets config.lower, which nothing reads"),
     ({"config": []}, r"config is \[\]; accepted: an object"),

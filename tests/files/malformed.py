@@ -314,6 +314,7 @@ TEXTS: list[tuple[str, Build, str]] = [
     ("tokenizer_4_gb", sparse("tokenizer.json"), "tokenizer.json: is 4294967296 bytes"),
     ("tokenizer_fifo", replace_by("tokenizer.json", os.mkfifo), "tokenizer.json: is a FIFO"),
     ("tokenizer_id_of_two", _vocabulary(lambda v: v.update({"!": 4})), "the id 4 has two tokens"),
+    ("tokenizer_by_chance", _tokenizer_text('"dropout":null', '"dropout":0.5'), "dropout is 0.5"),
     ("tokenizer_token_twice", _tokenizer_text('"!":', '"~": 3, "!":'), "'~' occurs twice"),
     (
         "tokenizer_piece_twice",

@@ -30,6 +30,11 @@ from tiny.llama import (
 
 SHARDS = "model-1.safetensors", "model-2.safetensors"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
+# Padding is of training: no text of an engine is filled up.
+ENDLESS = {
+    "strategy": {"Fixed": 1 << 40}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+    "pad_type_id": 0, "pad_token": "<s>",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,7 @@ LEGAL = [
             )
         ),
     ),
+    Legal("padding_beyond_all_memory", _there(edit_json("tokenizer.json", padding=ENDLESS))),
     Legal("untouched_tensor_order", _there(tensors(lambda t: None))),
 ]
 

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 63) - 1, (1 << 64) - 1)
 HEAD = 4096  # bytes at the beginning of a file that are edited as often as all others
+GOES_ON = 0.7  # how often what lies within a value is edited, not that
 SPARSE = 1 << 40  # bytes of a file with nothing in it
 EDITED = 64 << 20  # bytes: a larger file, which another edit has made, stays as it is
 
@@ -44,7 +45,7 @@ def apply(edits: Any, folder: Path) -> None:
     for edit in edits:
         try:
             edit.change(folder / edit.file)
-        except (OSError, LookupError, ValueError, TypeError, AttributeError):
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, MemoryError):
             continue
 
 
@@ -92,27 +93,22 @@ def put_json(path: Path, value: Any, change: Callable[[str], str] = str) -> None
     path.write_bytes(text)
 
 
-def places(value: Any, at: Keys = ()) -> Iterator[Keys]:
-    """Yield the keys of all values within one; of a long list, of its first and last items."""
-    if isinstance(value, dict):
-        items: Any = value.items()
-    elif isinstance(value, list):
-        items = [(i, value[i]) for i in sorted({*range(min(len(value), 4)), len(value) - 1} - {-1})]
-    else:
-        return
-    for key, inner in items:
-        yield (*at, key)
-        yield from places(inner, (*at, key))
+def place(value: Any, chance: random.Random) -> Keys:
+    """Return the keys of a value within one: those of a large object are as likely as others."""
+    at: Keys = ()
+    while isinstance(value, dict | list) and value and (not at or chance.random() < GOES_ON):
+        key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        at, value = (*at, key), value[key]
+    return at
 
 
 def of_json(path: Path, name: str, chance: random.Random) -> Edit:
     """Return an edit of a value, a key or an item."""
     value = json_of(path)
-    found = list(places(value)) or [()]
-    keys = chance.choice(found)
+    keys = place(value, chance)
     how = chance.choice(["set", "set", "set", "delete", "rename", "twice", "copy", "near"])
     odd = chance.choice(ODD)
-    other = chance.choice(found)
+    other = place(value, chance)
 
     def change(target: Path) -> None:
         whole = json_of(target)

@@ -41,3 +41,41 @@ class Files:
         shutil.copytree(self.folder, work / INPUT, symlinks=True)
         editing.apply(edits, work / INPUT)
         return self.use(work / INPUT, work)
+
+
+@dataclass(frozen=True)
+class Of:
+    """An edit of one of several kinds."""
+
+    kind: str
+    edit: Edit
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.edit}"
+
+
+class Kinds:
+    """Folders of several kinds; a trial spoils one of them, and one without edits uses all."""
+
+    def __init__(self, name: str, about: str, kinds: Sequence[Files]):
+        self.name, self.about = name, about
+        self.kinds = {kind.name: kind for kind in kinds}
+
+    def prepare(self, folder: Path) -> None:
+        for number, kind in enumerate(self.kinds.values()):
+            (made := folder / str(number)).mkdir()
+            kind.prepare(made)
+
+    def edits(self, chance: random.Random) -> Sequence[Of]:
+        kind = self.kinds[chance.choice(list(self.kinds))]
+        return [Of(kind.name, edit) for edit in kind.edits(chance)]
+
+    def run(self, edits: Sequence[Of], work: Path) -> str | None:
+        if edits:
+            return self.kinds[edits[0].kind].run([of.edit for of in edits], work)
+        for name, kind in self.kinds.items():
+            wrong = kind.run((), work)
+            if wrong is not None:
+                return f"{name}: {wrong}"
+            shutil.rmtree(work / INPUT)
+        return None

@@ -135,6 +135,8 @@ def read(given: Given) -> Model:
         raise given.error(f"has a piece of over {parts.LONGEST_TOKEN} characters")
     if not all(map(math.isfinite, model.scores)):
         raise given.error("has a score that is no number")
+    if nul := next((piece for piece in model.pieces if "\0" in piece), None):
+        raise given.error(f"has the piece {nul!r:.80}; accepted: pieces without a zero")
     twice, count = Counter(["", *model.pieces]).most_common(1)[0]
     if count > 1:
         raise given.error(f"has the piece {twice!r} twice, or an empty one")
@@ -224,9 +226,12 @@ def _require_representable(model: Model, given: Given) -> None:
                 f" which no text has when symbols are looked for, of up to {LONGEST_SYMBOL}"
                 " characters"
             )
-    missing = set(BYTES) - {model.pieces[id] for id in model.of(Kind.BYTE)}
-    if model.byte_fallback and missing:
+    bytes_ = {model.pieces[id] for id in model.of(Kind.BYTE)}
+    if missing := set(BYTES) - bytes_ if model.byte_fallback else set():
         raise given.error(f"falls back to bytes and has no piece {min(missing)}")
+    if strange := bytes_ - set(BYTES) if model.byte_fallback else bytes_:
+        accepted = "<0x00> to <0xFF>" if model.byte_fallback else "none without byte_fallback"
+        raise given.error(f"has the piece {min(strange)!r:.80} of a byte; accepted: {accepted}")
 
 
 def _spaces(model: Model, first_only: bool) -> tuple[list[Part], list[Part]]:

@@ -16,6 +16,7 @@ KEYS = {"config", "vocab", "special_tokens", "version", "type", "image", "multim
 SETTINGS = {
     "pattern", "num_vocab_tokens", "default_vocab_size", "default_num_special_tokens", "version",
 }  # fmt: skip
+TOKEN = {"rank", "token_bytes", "token_str"}
 VERSION = re.compile(r"v(\d{1,3})")
 LISTED = 8  # the version from which on a file has its special tokens itself
 FORMER = (
@@ -97,12 +98,17 @@ def _ranks(given: Given, listed: object, count: int) -> list[bytes]:
     ranks = []
     for rank, token in enumerate(listed[:count]):
         try:
-            if token["rank"] != rank:
+            if token["rank"] != rank or token.keys() != TOKEN:
                 raise ValueError
             ranks.append(base64.b64decode(token["token_bytes"], validate=True))
-        except (TypeError, KeyError, ValueError, binascii.Error):
+        except (TypeError, KeyError, ValueError, AttributeError, binascii.Error):
             raise given.error(
                 f"vocab has {token!r:.200}; accepted: the ranks in order, here {rank}, each with"
-                " token_bytes in base64"
+                " token_bytes in base64 and token_str alone"
             ) from None
+    for byte, token in enumerate(ranks[:256]):
+        if token != bytes([byte]):  # as Mistral's library demands
+            raise given.error(
+                f"vocab has {token!r:.80} at the rank {byte}; accepted: the 256 bytes in order"
+            )
     return ranks
