@@ -102,6 +102,7 @@ REFUSED = (
     ("deepseek2", {"expert_gating_func": None}, "expert_gating_func is 1; accepted: 2"),
     ("deepseek2", {"expert_group_count": None}, "expert_group_count is missing"),
     ("deepseek2", {"attention.key_length": 21}, "key_length is 21; accepted: 24"),
+    ("deepseek2", {"attention.head_count_kv": 2}, "head_count_kv is 2; accepted of this form: 1"),
     ("deepseek2", {"attention.temperature_scale": 0.1}, "which nothing reads"),
     ("glm-dsa", {"context_length": 1 << 20}, "indexer.types is missing"),
     ("deepseek32", {"attention.indexer.top_k": None}, "indexer.top_k is missing"),

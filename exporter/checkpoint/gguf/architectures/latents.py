@@ -71,7 +71,11 @@ def sigmoid_experts(m: Model) -> dict[str, Any]:
 
 
 def deepseek2(m: Model) -> dict[str, Any]:
-    m.each("attention.head_count_kv", int, 1)  # 1 where absorbed, all of them before
+    name, wanted = "attention.head_count_kv", m.integer("attention.head_count")
+    if m.has("attention.key_length_mla"):  # absorbed: all share one head
+        wanted = 1
+    if (found := m.same(name, wanted)) != wanted:
+        raise m.error(f"{m.key(name)} is {found}; accepted of this form: {wanted}")
     attention = latents(m)
     positions = rope(m, attention["qk_rope_head_dim"])
     if m.has(LOG_MULTIPLIER):
