@@ -198,7 +198,7 @@ MORE = (
     ("{a}.attention.scale", 6), ("{a}.logit_scale", 6), ("{a}.vocab_size", 4), ("{a}.x", 4),
     ("{a}.nextn_predict_layers", 4), ("{a}.attention.layer_norm_epsilon", 6),
     ("{a}.final_logit_softcapping", 6), ("{a}.expert_weights_scale", 6),
-    ("{a}.tensor_data_layout", STRING), ("{a}.use_parallel_residual", 7),
+    ("{a}.use_parallel_residual", 7),
     ("tokenizer.ggml.add_bos_token", 7), ("tokenizer.ggml.add_eos_token", 7),
     ("tokenizer.ggml.add_space_prefix", 7), ("tokenizer.ggml.remove_extra_whitespaces", 7),
     ("tokenizer.ggml.eot_token_id", 4), ("tokenizer.ggml.unknown_token_id", 4),
