@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from lmcast.plugins import records
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.errors import InputError, printable
 from lmcast.plugins.quantize.quantize_input import BLOCKS
-from lmcast.plugins.records import Count, RecordError
+from lmcast.plugins.records import Count, Name, Nats, RecordError
 
 FP8_CACHE = "fp8"  # the one format of a cache
 SCALED = ("fp8", "int8", "nvfp4")  # formats of inputs that take a static scale
@@ -36,6 +36,28 @@ class RecipeError(InputError):
 
 
 @dataclass(frozen=True)
+class Quality:
+    """What a recipe has lost: its divergence from its checkpoint, both run eagerly.
+
+    text: where the tokens are from, for a person. ids: C chunks of T tokens, each run from position
+    0. dtype: that both were computed in. kl: KL(checkpoint || recipe) in nats, mean over tokens.
+    """
+
+    text: Name
+    ids: tuple[tuple[Count, ...], ...]
+    dtype: Literal["float32"]
+    kl: Nats
+
+    def __post_init__(self) -> None:
+        if len({len(chunk) for chunk in self.ids}) != 1 or not self.ids[0]:
+            raise RecordError("ids is no list of chunks of one length; accepted: at least one each")
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The result of `lmcast calibrate`.
 
@@ -43,6 +65,7 @@ class Recipe:
     inputs: linear layer -> how its inputs are rounded.
     caches: attention -> the format of its cached keys and values, FP8_CACHE.
     report: the measurements, for a person.
+    quality: one of them, to be repeated; None of a recipe that was not made by calibration.
 
     The values are in tensors beside it. A quantized parameter P has those named `tensors(P)`; a
     layer L with InputFormat.smooth or .static has `L.smooth` and `L.input_scale`; a cache has
@@ -54,12 +77,18 @@ class Recipe:
     inputs: Mapping[str, InputFormat]
     caches: Mapping[str, str] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+    quality: Quality | None = None
 
     def as_json(self) -> dict[str, Any]:
         weights = {n: dataclasses.asdict(_Scheme.of(s)) for n, s in self.weights.items()}
         inputs = {name: dataclasses.asdict(given) for name, given in self.inputs.items()}
-        caches, report = dict(self.caches), dict(self.report)
-        return {"weights": weights, "inputs": inputs, "caches": caches, "report": report}
+        return {
+            "weights": weights,
+            "inputs": inputs,
+            "caches": dict(self.caches),
+            "report": dict(self.report),
+            "quality": self.quality and dataclasses.asdict(self.quality),
+        }
 
 
 @dataclass(frozen=True)
@@ -106,6 +135,7 @@ class _Json:
     inputs: Mapping[str, _Inputs]
     caches: Mapping[str, str]
     report: Mapping[str, Any]
+    quality: Quality | None = None
 
 
 def read_recipe(fields: Mapping[str, Any]) -> Recipe:
@@ -123,7 +153,7 @@ def read_recipe(fields: Mapping[str, Any]) -> Recipe:
             )
     weights = {name: known[scheme] for name, scheme in given.weights.items()}
     inputs = {n: InputFormat(**dataclasses.asdict(i)) for n, i in given.inputs.items()}
-    return Recipe(weights, inputs, given.caches, given.report)
+    return Recipe(weights, inputs, given.caches, given.report, given.quality)
 
 
 def tensors(parameter: str, scheme: Scheme) -> Blocks:

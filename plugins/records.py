@@ -35,6 +35,7 @@ class Pattern:
 MOST = 1 << 53  # numbers of JSON are exact up to here, in any reader
 Count = Annotated[int, Range(0, MOST)]
 Positive = Annotated[int, Range(1, MOST)]
+Nats = Annotated[float, Range(0.0, 1e9)]  # a divergence; far above any of a vocabulary in fp32
 Axis = Annotated[int, Range(0, 1 << 32)]  # above any of a state; 0: a convolution of one tap
 Name = Annotated[str, Pattern(r"[^\0-\x1f\x7f]+", "a text of printable characters")]
 Sha256 = Annotated[str, Pattern("[0-9a-f]{64}", "64 digits of 0-9 and a-f")]

@@ -125,7 +125,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     parity: {
         "engine": PATHS, "against": PATHS, "prompts": SOME_PATHS, "tokens": COUNTS,
         "bisect": FLAGS, "progress": OBJECTS, "portable": FLAGS, "recipe": SOME_PATHS,
-        "revision": TEXTS,
+        "revision": TEXTS, "quality": FLAGS,
     },
     quality: {
         "engine": PATHS, "against": PATHS, "data": SOME_PATHS, "tokens": COUNTS, "chunk": COUNTS,

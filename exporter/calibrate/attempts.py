@@ -13,6 +13,7 @@ from torch import Tensor
 from lmcast.calib import budget
 from lmcast.calib.budget import Options, Plan
 from lmcast.calib.presets import Preset
+from lmcast.calib.recipe import Quality
 from lmcast.exporter.calibrate.layer import Settings
 from lmcast.exporter.calibrate.report import report
 from lmcast.exporter.calibrate.run import Run
@@ -22,6 +23,7 @@ from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.progress import Progress
+from lmcast.exporter.prove.recorded import record
 from lmcast.exporter.weights.recipe_files import identity
 from lmcast.graphs import Definition
 from lmcast.plugins.errors import CheckFailed, InputError
@@ -36,12 +38,14 @@ class CalibrationError(InputError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is calibrated, and how. sample: ids C,T int64 to calibrate on, and held out."""
+    """What is calibrated, and how. sample: ids C,T int64 to calibrate on, and held out; text:
+    where they are from."""
 
     found: Definition
     source: Checkpoint
     identities: list[SourceFile]
     sample: tuple[Tensor, Tensor]
+    text: str
     recipe: str | None
     preset: Preset | None
     observer: str | None
@@ -71,6 +75,7 @@ class Attempt:
     work: Work
     parts: int
     report: dict[str, Any]
+    quality: Quality  # of the variant that would be written
 
     @property
     def kl(self) -> float:
@@ -117,7 +122,9 @@ class Attempts:
         run = Run(subject.found, subject.source, subject.sample, settings, work)
         measured = run.all(self.progress)
         work.tidy()
-        return Attempt(work, run.parts, report(subject.recipe, subject.preset, run, measured))
+        made = report(subject.recipe, subject.preset, run, measured)
+        quality = record(subject.sample[1], measured[made["written"]], subject.text)
+        return Attempt(work, run.parts, made, quality)
 
     def at_bits(self, bits: float) -> Attempt:
         """Calibrate with formats of at most `bits` per weight on average, scales included."""

@@ -34,7 +34,7 @@ from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.progress import Progress, silent
-from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
+from lmcast.exporter.prove.corpus import chunks, name_of, read_corpus, text_of
 from lmcast.exporter.weights.place import check_copies
 from lmcast.exporter.weights.recipe_files import identity, write_recipe
 from lmcast.plugins.annotations import Count, OneOf, Range, Seed
@@ -116,7 +116,7 @@ def calibrate(
     with progress.stage("reading text"):
         sample = ids or _text(source, data, tokens, chunk, seed)
     name = recipe.weights if isinstance(recipe, Preset) else recipe
-    how = (identities, sample, name, preset, observer, fewest_tokens, head, kv)
+    how = (identities, sample, _whence(ids, data), name, preset, observer, fewest_tokens, head, kv)
     _check(subject := Subject(found, source, *how))
     report = _write(subject, Path(output), bits, most_kl, progress)
     return Calibration(Path(output), report, time.monotonic() - started)
@@ -139,7 +139,7 @@ def _write(
             for file in subject.identities:
                 file.check()
             published, hashes = made.work.publish(made.report["written"], made.parts, directory)
-            whole = dataclasses.replace(published, report=made.report)
+            whole = dataclasses.replace(published, report=made.report, quality=made.quality)
             write_recipe(directory, whole, subject.identities, hashes)
     return made.report
 
@@ -180,6 +180,10 @@ def _text(
         chunks(samples, text, chunk, count, seed=seed),
         chunks(samples, text, chunk, held, "choice", seed=seed),
     )
+
+
+def _whence(ids: tuple[Tensor, Tensor] | None, data: str | PathLike[str] | None) -> str:
+    return "given token ids" if ids else name_of(data)
 
 
 def _check(subject: Subject) -> None:

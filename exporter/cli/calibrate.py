@@ -54,7 +54,8 @@ def calibrate(
 
     Example: lmcast calibrate ./SmolLM2-135M-Instruct --recipe mxfp4 -o recipe
 
-    A run that was interrupted goes on where it was when the same command is given again.
+    A run that was interrupted goes on where it was when the same command is given again. The recipe
+    keeps some of the text, 2,048 tokens or one chunk, for `lmcast parity --quality`.
     """
     from lmcast.exporter.calibrate.calibrate import calibrate as run
     from lmcast.exporter.progress import Terminal

@@ -27,6 +27,7 @@ from lmcast.plugins.arguments import checked
 @recipe
 @portable
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
+@click.option("--quality", is_flag=True, help="Hold its KL, too, against what its recipe records.")
 @json_file
 @click.option("--junit", type=PATH, help="Write a JUnit report for CI.")
 @force
@@ -40,7 +41,9 @@ def parity(
 ) -> None:
     """Prove ENGINE equal to eager PyTorch.
 
-    Exit status 1 beyond the bound, or where a text differs.
+    Exit status 1 beyond the bound, or where a text differs. Eager PyTorch reads the same recipe as
+    the engine, if there is one: --quality measures the KL from the checkpoint without it, on the
+    tokens that calibration has recorded.
 
     Example: lmcast parity engine --against ./Qwen3-0.6B --bisect --junit parity.xml
     """

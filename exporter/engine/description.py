@@ -10,6 +10,7 @@ from lmcast.plugins.records import (
     Count,
     FilePath,
     Name,
+    Nats,
     Pattern,
     Positive,
     RecordError,
@@ -89,6 +90,16 @@ class Hub:
 
 
 @dataclass(frozen=True)
+class RecipeQuality:
+    """What calibration has measured a recipe to lose: KL in nats, mean over tokens of a text."""
+
+    text: Name
+    tokens: Positive
+    dtype: Literal["float32"]
+    kl: Nats
+
+
+@dataclass(frozen=True)
 class MadeWith:
     """The recipe that an engine was made with; parameters by format, layers by what they round."""
 
@@ -96,6 +107,7 @@ class MadeWith:
     formats: Mapping[str, Count]
     inputs: Mapping[str, Count]
     caches: Mapping[str, Count] = field(default_factory=dict)
+    quality: RecipeQuality | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +206,7 @@ class Parity:
     results: tuple[Compared, ...]
     ran: Literal["graph", "plan"] = "graph"
     texts: Mapping[str, str] = field(default_factory=dict)
+    quality: None = None  # is measured on request
 
     def __post_init__(self) -> None:
         if not self.results:

@@ -58,6 +58,7 @@ class Inspection:
     linked: bool | None = None
     tokenizer: bool = False
     hub: dict[str, str] | None = None  # repository, revision
+    recipe: dict[str, Any] | None = None  # that an engine was made with, as MadeWith
     chat_templates: tuple[str, ...] = ()  # names, "default" among them as a rule
     ignored: tuple[str, ...] = ()
     left_out: str = ""  # the same in short
@@ -91,10 +92,20 @@ class Inspection:
             )
         if self.hub:
             lines.append(f"from the Hub  {self.hub['repository']}, {self.hub['revision']}")
+        lines += self._recipe()
         if self.left_out:
             lines.append(f"left out      {self.left_out}")
         lines += [f"{f['what']:<14}{f['path']} ({f['bytes']:,} bytes)" for f in self.files]
         return "\n".join(lines)
+
+    def _recipe(self) -> list[str]:
+        if self.recipe is None:
+            return []
+        lines = [f"recipe        sha256 {self.recipe['sha256']}"]
+        if lost := self.recipe["quality"]:
+            where = f"{lost['tokens']:,} tokens of {lost['text']}"
+            lines.append(f"              KL {lost['kl']:.3g} nats from the checkpoint over {where}")
+        return lines
 
 
 @checked
@@ -167,6 +178,7 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         linked=about.graph.weights == "link",
         tokenizer=TOKENIZER in names,
         hub=None if about.hub is None else asdict(about.hub),
+        recipe=None if about.recipe is None else asdict(about.recipe),
         chat_templates=tuple(sorted(templates(names))),
     )
 

@@ -125,8 +125,8 @@ def is_recipe(directory: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     ours = {"version", "source", "weights", "inputs", "report"}
-    # An earlier lmcast wrote no caches, and listed no files.
-    if not isinstance(body, dict) or body.keys() - {"caches", "files", SELF} != ours:
+    # An earlier lmcast wrote no caches, listed no files and recorded no quality.
+    if not isinstance(body, dict) or body.keys() - {"caches", "files", "quality", SELF} != ours:
         return False
     return names <= {RECIPE_JSON, "weights"}
 

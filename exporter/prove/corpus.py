@@ -1,7 +1,9 @@
 """Text for calibration and measurement: samples of a file, and their tokens in chunks."""
 
+import platform
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +17,7 @@ from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.runtime.chat import CHATS_PER_WORKER, Chat, Messages
 from lmcast.exporter.runtime.text import Text
-from lmcast.plugins.errors import InputError
+from lmcast.plugins.errors import InputError, printable
 
 Sample = str | Messages | Chat
 
@@ -56,6 +58,13 @@ def read_corpus(path: Path | None) -> list[Sample]:
     if not samples:
         raise CorpusError(f"{path}: holds no text")
     return samples
+
+
+def name_of(path: str | PathLike[str] | None) -> str:
+    """Return what a person calls the text that read_corpus reads: one printable line."""
+    if path is None:
+        return f"the manual of Python {platform.python_version()}"
+    return printable(Path(path).name)
 
 
 def _text(data: bytes, where: str) -> str:

@@ -15,6 +15,7 @@ from lmcast.plugins.errors import CheckFailed
 BINS_PER_DECADE = 4
 LEAST_KL = 1e-12  # below it the fp64 arithmetic of a divergence is what one sees
 SHOWN_LAYERS = 5
+MOST_LOSS = 700.0  # nats; exp of 709.8 is the largest float
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,12 @@ class Mean:
         return cls(values.double().mean().item(), error)
 
     def exp(self) -> "Mean":
-        """Return its exponential; the error is scaled by the derivative."""
+        """Return its exponential; the error is scaled by the derivative.
+
+        Raises CheckFailed where no number holds it: of logits of thousands, which are no model's.
+        """
+        if self.value > MOST_LOSS:
+            raise CheckFailed(f"the loss is {self.value:.4g} nats a token: it has no perplexity")
         value = math.exp(self.value)
         return Mean(value, None if self.error is None else self.error * value)
 
@@ -69,7 +75,7 @@ class Measured:
     top1: share of positions with the same most likely token.
     perplexity_ratio: model to checkpoint, chunk by chunk, so that the difficulty of a text cancels.
     bytes: of the weights, as stored.
-    by_position: kl at every position, mean over chunks.
+    by_position: kl at every position, mean over chunks. by_chunk: kl of every chunk.
     histogram: (lower edge, upper edge, positions) by kl.
     layers: None where they were not measured.
     """
@@ -85,6 +91,7 @@ class Measured:
     bytes: int
     reference_bytes: int
     by_position: tuple[float, ...]
+    by_chunk: tuple[float, ...]
     histogram: tuple[tuple[float, float, int], ...]
     layers: tuple[LayerError, ...] | None = None
 
@@ -168,17 +175,21 @@ class Comparison:
         for losses, logs in ((self._reference_loss, log_p), (self._loss, log_q)):
             losses[chunk, rows] = -logs[: len(following)].gather(-1, following)[:, 0]
 
+    def kl(self) -> Tensor:
+        """Return the mean divergence of every chunk, C, once all positions have been added."""
+        assert not self._kl.isnan().any(), "positions are missing"
+        return self._kl.mean(1)
+
     def measured(
         self, bytes: int, reference_bytes: int, layers: tuple[LayerError, ...] | None = None
     ) -> Measured:
         """Return the result, once all positions have been added."""
-        assert not self._kl.isnan().any(), "positions are missing"
-        loss, reference = self._loss.mean(1), self._reference_loss.mean(1)
+        kl, loss, reference = self.kl(), self._loss.mean(1), self._reference_loss.mean(1)
         chunk, position = divmod(int(self._kl.argmax()), self._kl.shape[1])
         return Measured(
             chunks=len(self._ids),
             tokens=self._ids.shape[1],
-            kl=Mean.of(self._kl.mean(1)),
+            kl=Mean.of(kl),
             top1=Mean.of(self._same.mean(1)),
             perplexity=Mean.of(loss).exp(),
             reference_perplexity=Mean.of(reference).exp(),
@@ -187,6 +198,7 @@ class Comparison:
             bytes=bytes,
             reference_bytes=reference_bytes,
             by_position=tuple(self._kl.mean(0).tolist()),
+            by_chunk=tuple(kl.tolist()),
             histogram=_histogram(self._kl),
             layers=layers,
         )

@@ -26,6 +26,7 @@ from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.bisect import find_divergence
 from lmcast.exporter.prove.eager_pass import full_pass
 from lmcast.exporter.prove.parity_report import FLOOR, TIMES, Report, Result
+from lmcast.exporter.prove.recorded import measure_again, recorded
 from lmcast.exporter.prove.rounding import (
     exact_engine,
     unrounded,
@@ -248,6 +249,16 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
     return normalized
 
 
+def _check_options(engine: Engine, tokens: int | None, bisect: bool) -> None:
+    if bisect and engine.runs_plan:
+        raise EngineError(
+            f"{engine.directory}: a plan shows none of its inner values to --bisect; those of the"
+            " portable graph can be compared (--portable)"
+        )
+    if tokens is not None and tokens > engine.context:
+        raise EngineError(f"tokens is {tokens}; accepted: 1 to {engine.context}")
+
+
 @checked
 @one_at_a_time
 def parity(
@@ -260,22 +271,18 @@ def parity(
     portable: bool = False,
     recipe: Path | None = None,
     revision: str | None = None,
+    quality: bool = False,
 ) -> Report:
     """Compare an engine directory, and its texts, with the checkpoint it was made from.
 
     against: a path or a model of the Hub, of `revision`: by default that of the engine. prompts: a
     file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as for Engine.
-    recipe: the one that the engine was made with. Raises InputError where they do not belong
-    together.
+    recipe: the one that the engine was made with. quality: measure too, if it computes what eager
+    does, what it has lost against the unquantized checkpoint, and compare that with the record of
+    the recipe. Raises InputError where they do not belong together.
     """
     loaded = Engine(engine, portable=portable)
-    if bisect and loaded.runs_plan:
-        raise EngineError(
-            f"{engine}: a plan shows none of its inner values to --bisect; those of the portable"
-            " graph can be compared (--portable)"
-        )
-    if tokens is not None and tokens > loaded.context:
-        raise EngineError(f"tokens is {tokens}; accepted: 1 to {loaded.context}")
+    _check_options(loaded, tokens, bisect)
     fields, about = loaded.manifest.fields, loaded.manifest.about
     source, identities = identified(against, revision or revision_of(against, fields), progress)
     if about.config != json.loads(json.dumps(dict(source.config))):
@@ -284,6 +291,7 @@ def parity(
     if about.matformer is not None:
         found = sliced(found, about.matformer)
     files = recipe_of(engine, about.recipe, recipe, identities, progress)
+    unquantized, lost = (found, source), recorded(loaded, files) if quality else None
     if files is not None:
         found, source = files.take(found, source)
     rows = loaded.encode(read_prompts(prompts, MOST_PROMPTS)) if prompts else None
@@ -293,6 +301,9 @@ def parity(
         texts = compare_texts(loaded, source, identities)
         report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)
         report = replace(report, texts=texts)
+    if report.computes and lost is not None and files is not None:
+        again = measure_again(loaded, *unquantized, files, lost, progress)
+        report = replace(report, quality=again)
     if report.computes or not bisect:
         return report
     with progress.stage("bisecting"):

@@ -67,9 +67,9 @@ def quality(
     with progress.stage("reading text"):
         ids = _chunks(loaded, source, data, math.ceil(tokens / chunk), chunk)
     with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:
-        reference = _begin(unrounded(found), source, ids, step)
-        alone = _begin(*files.take(found, source), ids) if files else None
-        layers = _run(len(found.model.layers), reference, alone)
+        reference = begin(unrounded(found), source, ids, step)
+        alone = begin(*files.take(found, source), ids) if files else None
+        layers = run_layers(len(found.model.layers), reference, alone)
     compared = Comparison(ids)
     with progress.stage("comparing"), reference.final() as final:
         for row, sample in enumerate(ids):
@@ -97,10 +97,10 @@ def eager_quality(
 
     Memory holds one part of each at a time.
     """
-    reference = _begin(unrounded(found), source, ids)
-    measured = _begin(_own(other), other_source, ids)
-    alone = _begin(_own(other), other_source, ids) if with_layers else None
-    layers = _run(len(found.model.layers), reference, alone, measured)
+    reference = begin(unrounded(found), source, ids)
+    measured = begin(_own(other), other_source, ids)
+    alone = begin(_own(other), other_source, ids) if with_layers else None
+    layers = run_layers(len(found.model.layers), reference, alone, measured)
     compared = Comparison(ids)
     with reference.final() as expect, measured.final() as give:
         for row in range(len(ids)):
@@ -160,7 +160,7 @@ def _chunks(
     return ids
 
 
-def _begin(
+def begin(
     found: Definition, source: Checkpoint, ids: Tensor, advance: Step = lambda done: None
 ) -> Pass:
     """Return a pass of chunks one by one, so that only one has its attention in memory."""
@@ -173,7 +173,7 @@ def _begin(
     return Pass(found, read, [(row[None], counts) for row in ids], torch.float32)
 
 
-def _run(
+def run_layers(
     layers: int, reference: Pass, alone: Pass | None, measured: Pass | None = None
 ) -> tuple[LayerError, ...] | None:
     """Run all layers; `alone`: each gets the reference's inputs, and is compared by itself."""

@@ -13,7 +13,7 @@ from lmcast.calib.recipe import Recipe, RecipeError, apply, read_recipe, require
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
-from lmcast.exporter.engine.description import MadeWith
+from lmcast.exporter.engine.description import MadeWith, RecipeQuality
 from lmcast.exporter.engine.names import RECIPE_JSON
 from lmcast.exporter.engine.sealed import (
     DamagedError,
@@ -54,8 +54,8 @@ class RecipeFiles:
         return dataclasses.replace(source, tensors={**source.tensors, **self.tensors})
 
     def summary(self, found: Definition) -> dict[str, Any]:
-        """Return the recipe's entry in engine.json: numbers of parameters by format, and of
-        layers by the formats of inputs and of caches."""
+        """Return the recipe's entry in engine.json: numbers of parameters by format, of layers by
+        the formats of inputs and of caches, and what it has lost."""
         formats, inputs = Counter[str](), Counter[str]()
         for name, scheme in self.recipe.weights.items():
             formats[format_name(scheme)] += found.model.get_parameter(name).numel()
@@ -66,13 +66,25 @@ class RecipeFiles:
             "inputs": inputs,
             "caches": Counter(self.recipe.caches.values()),
         }
-        return {"sha256": self.sha256, **{what: dict(count) for what, count in counts.items()}}
+        lost = self.recipe.quality
+        quality = lost and RecipeQuality(lost.text, lost.tokens, lost.dtype, lost.kl)
+        return {
+            "sha256": self.sha256,
+            **{what: dict(count) for what, count in counts.items()},
+            "quality": quality and dataclasses.asdict(quality),
+        }
 
     def take(self, found: Definition, source: Checkpoint) -> tuple[Definition, Checkpoint]:
         """Apply the recipe: return the quantized definition, and the checkpoint with its tensors.
 
         Raises RecipeError or WeightError where the recipe belongs to another model.
         """
+        measured, vocabulary = self.recipe.quality, found.config.vocab_size
+        if measured and (largest := max(map(max, measured.ids))) >= vocabulary:
+            raise RecipeError(
+                f"{self.path}: is of another model: it was measured on token {largest}, of"
+                f" {vocabulary} in this"
+            )
         extended = self.extend(source)
         quantized = apply(found, self.recipe, frozenset(self.tensors))
         shapes = {name: stored.shape for name, stored in extended.tensors.items()}

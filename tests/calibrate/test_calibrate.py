@@ -304,6 +304,7 @@ def test_command(lmcast: Callable[..., tuple[int, str, str]], tmp_path: Path):
     assert "written" in shown
     first = files(output)
     status, shown, _ = lmcast("calibrate", folder, *given, "--tokens", 64, "--json")
+    assert json.loads((output / "recipe.json").read_text())["quality"]["text"] == "text.txt"
     report = json.loads(shown)
     assert (status, report["tokens"], report["held_out_tokens"]) == (0, 64, 16)
     assert files(output) == first

@@ -31,7 +31,8 @@ RESULT = {
 }  # fmt: skip
 PARITY = {
     "ran": "graph", "dtype": "float32", "tokens": 3, "beyond_window": None, "passed": True,
-    "times_allowed": 4.0, "floor": 2e-5, "texts": {}, "bisection": None, "results": [RESULT],
+    "times_allowed": 4.0, "floor": 2e-5, "texts": {}, "bisection": None, "quality": None,
+    "results": [RESULT],
 }  # fmt: skip
 
 
@@ -52,7 +53,10 @@ def engine(tmp_path: Path) -> Path:
         "weights": {"float32": {"tensors": 1, "bytes": 7}}, "eos_ids": [1], "inert": ["a"],
         "special_tokens": {"eos_token": "</s>"}, "untie": False, "plans": [PLAN],
         "hub": {"repository": "org/name", "revision": "0"}, "matformer": {"layers": [0]},
-        "recipe": {"sha256": "0" * 64, "formats": {"int4": 1}, "inputs": {}, "caches": {}},
+        "recipe": {
+            "sha256": "0" * 64, "formats": {"int4": 1}, "inputs": {}, "caches": {},
+            "quality": {"text": "a.txt", "tokens": 2, "dtype": "float32", "kl": 0.1},
+        },
     }  # fmt: skip
     directory = tmp_path / "engine"
     (directory / "plans").mkdir(parents=True)
@@ -137,6 +141,9 @@ RIGHT: dict[str, list[Any]] = {
     "recipe.caches": OBJECT,
     "recipe.formats": OBJECT,
     "recipe.inputs": OBJECT,
+    "recipe.quality": ABSENT,
+    "recipe.quality.kl": [0.5],
+    "recipe.quality.text": NAME,
     "source": EMPTY,
     "source.0.name": NAME,
     "special_tokens": OBJECT,
@@ -232,6 +239,7 @@ MEASURED: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "a field more": (("results", 0, "extra"), 1, "results[0].extra is unknown"),
     "another run": (("ran",), "both", "ran is 'both'; accepted: 'graph', 'plan'"),
     "passed, a number": (("passed",), 1, "passed is 1; accepted: true or false"),
+    "a quality, which export does not measure": (("quality",), {}, "accepted: null"),
     "texts, a list": (("texts",), [], "texts is []; accepted: an object"),
 }
 

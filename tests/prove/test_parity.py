@@ -23,7 +23,7 @@ from lmcast.plugins.errors import CheckFailed
 FIELDS = {
     "report",
     "ran", "dtype", "tokens", "beyond_window", "passed", "times_allowed", "floor", "bisection",
-    "results", "texts",
+    "quality", "results", "texts",
 }  # fmt: skip
 TEXTS = [
     "generation_config.json",
@@ -71,6 +71,7 @@ def test_a_good_engine_passes(made: Path, tmp_path: Path, capsys: pytest.Capture
     assert report.keys() == FIELDS
     assert report["passed"] is True
     assert report["bisection"] is None
+    assert report["quality"] is None
     assert (report["dtype"], report["tokens"], report["beyond_window"]) == ("float32", 64, None)
     assert [r["scenario"] for r in report["results"]] == SCENARIOS
     for result in report["results"]:
@@ -270,6 +271,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no such prompts": (["--prompts", "absent.txt"], "absent.txt: cannot be read"),
     "report in no folder": (["--json", "absent/report.json"], "absent/report.json: cannot be"),
     "one file for both": (["--json", "both", "--junit", "both"], "both: is given for two reports"),
+    "quality without a recipe": (["--quality"], "was made without a recipe, which would say"),
     "junit in no folder": (["--junit", "absent/junit.xml"], "absent/junit.xml: cannot be"),
 }
 

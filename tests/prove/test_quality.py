@@ -33,7 +33,7 @@ SIZE = ("--tokens", CHUNK * COUNT, "--chunk", CHUNK)
 FIELDS = {
     "report",
     "chunks", "tokens", "kl", "top1", "perplexity", "reference_perplexity", "perplexity_ratio",
-    "worst", "bytes", "reference_bytes", "by_position", "histogram", "layers",
+    "worst", "bytes", "reference_bytes", "by_position", "by_chunk", "histogram", "layers",
 }  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
 
@@ -93,6 +93,7 @@ def test_the_numbers_are_what_they_say(made: Path):
     assert measured.kl.value == pytest.approx(kl.mean(), **near)
     assert measured.kl.error == pytest.approx(error(kl.mean(1)), **near)
     assert measured.by_position == pytest.approx(kl.mean(0), **near)
+    assert measured.by_chunk == pytest.approx(kl.mean(1), **near)
     same = p.argmax(-1) == q.argmax(-1)
     assert measured.top1.value == pytest.approx(same.mean())
     assert 0 < same.mean() < 1
@@ -145,6 +146,14 @@ def test_logits_that_are_not_finite(bad: float):
     broken[2, 1] = bad
     with pytest.raises(CheckFailed, match=r"the engine gives .* not finite at 12 of chunk 1"):
         Comparison(torch.zeros(2, 20, dtype=torch.int64)).add(1, 10, logits, broken)
+
+
+def test_a_loss_that_has_no_perplexity():
+    ids = torch.tensor([[0, 1, 0]])
+    compared = Comparison(ids)
+    compared.add(0, 0, torch.tensor([[2e3, 0.0]] * 3), torch.zeros(3, 2))
+    with pytest.raises(CheckFailed, match="the loss is 1000 nats a token: it has no"):
+        compared.measured(1, 1)
 
 
 def test_the_gate(made: Path, lmcast: Run, tmp_path: Path):
@@ -240,11 +249,17 @@ MEASURED = Measured(
     bytes=1234,
     reference_bytes=4321,
     by_position=(0.001, 0.02, 0.3),
+    by_chunk=(0.0103, 0.0143),
     histogram=((1e-3, 1e-2, 4), (1e-2, 1e-1, 0), (0.1, 1, 2)),
     layers=tuple(LayerError(i, Mean(0.01 * i, None if i == 2 else 0.002)) for i in range(4)),
 )
 FEW = dataclasses.replace(
-    MEASURED, kl=Mean(0.0, None), by_position=(0.0,), histogram=((0.1, 1.0, 1),), layers=None
+    MEASURED,
+    kl=Mean(0.0, None),
+    by_position=(0.0,),
+    by_chunk=(0.0,),
+    histogram=((0.1, 1.0, 1),),
+    layers=None,
 )
 
 

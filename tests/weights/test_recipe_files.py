@@ -137,6 +137,7 @@ def called(part: str, dtype: str, shape: list[int]) -> Change:
 
 
 SCHEME = {"element": "int4", "block": [1, 7], "scale": "float16", "shared": False, "zeros": False}
+MEASURED = {"text": "a.txt", "ids": [[1, 2], [3, 4]], "dtype": "float32", "kl": 0.1}
 # What happens to a recipe -> a part of the refusal.
 DAMAGE: dict[str, tuple[Change, str]] = {
     "a bit of a weight": (flip(FILE, -1), "sha256 differs"),
@@ -184,6 +185,15 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     ),
     "another cache": (put("caches", "layers.0.mixer", "fp4"), "in 'fp4'; accepted: fp8"),
     "a report, a text": (put("report", "good"), "report is 'good'; accepted: an object"),
+    "a measurement, a number": (put("quality", 0.1), "quality is 0.1; accepted: an object"),
+    "a measurement of nothing": (put("quality", {**MEASURED, "ids": []}), "quality.ids is no list"),
+    "a chunk of nothing": (put("quality", {**MEASURED, "ids": [[]]}), "quality.ids is no list"),
+    "chunks of two lengths": (put("quality", {**MEASURED, "ids": [[1, 2], [3]]}), "of one length"),
+    "a token below 0": (put("quality", {**MEASURED, "ids": [[-1]]}), "quality.ids[0][0] is -1"),
+    "a token of no model": (put("quality", {**MEASURED, "ids": [[97]]}), "token 97, of 97 in"),
+    "a divergence below 0": (put("quality", {**MEASURED, "kl": -0.1}), "quality.kl is -0.1"),
+    "another dtype": (put("quality", {**MEASURED, "dtype": "float16"}), "accepted: 'float32'"),
+    "a field of a measurement": (put("quality", {**MEASURED, "a": 1}), "quality.a is unknown"),
     "a path out of it": (put("files", 0, "path", "../a.safetensors"), "a relative path inside"),
     "an absolute path": (put("files", 0, "path", "/a.safetensors"), "a relative path inside"),
     "a path elsewhere in it": (put("files", 0, "path", "recipe.json"), "accepted: weights/*"),
