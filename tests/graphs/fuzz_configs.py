@@ -11,14 +11,16 @@ What does neither is printed, and the exit status is then 1. test_fuzz_configs t
 """
 
 import argparse
+import io
 import json
 import math
+import os
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -59,6 +61,7 @@ SECONDS = 10  # of CPU, of one trial, on each side
 # Of the largest logit: fp32 noise is below a thousandth of that, another computation above it.
 TOLERANCE = 1e-3
 Path_ = tuple[str, ...]  # keys, outermost first
+Answer = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,11 @@ def sample(among: list[Trial], count: int, seed: int) -> list[Trial]:
     return random.Random(f"{among[0].case.name} {seed}").sample(among, count)
 
 
-def fault(trial: Trial, directory: Path, work: Path) -> str | None:
+def fault(trial: Trial, directory: Path, work: Path, ask: Answer) -> str | None:
     """Return what is wrong with what a trial gives, or None.
 
     directory: the checkpoint of its case. work: an empty folder, in which Hugging Face reads.
+    ask: gives Hugging Face's logits.
     """
     plain, tensors = read(directory)
     text = json.dumps(trial.config(plain))
@@ -158,7 +162,7 @@ def fault(trial: Trial, directory: Path, work: Path) -> str | None:
     except Exception as error:  # noqa: BLE001 (what this looks for)
         return f"{type(error).__name__}: {error}"
     try:
-        theirs = hugging_faces(trial, plain, directory, work)
+        theirs = ask(trial, plain, directory, work)
     except Exception as error:  # noqa: BLE001 (whatever Hugging Face raises is its refusal)
         # A key of no effect has no meaning to differ.
         if changes_nothing(trial, plain, tensors):
@@ -188,6 +192,42 @@ def hugging_faces(trial: Trial, plain: dict[str, Any], directory: Path, work: Pa
             if i == len(forms) - 1:
                 raise
     raise AssertionError("no form of a value")
+
+
+class Apart(Exception):
+    """What ended a call in a process of its own."""
+
+
+def apart(function: Answer) -> Answer:
+    """Return a function that is called in a fork of this process; raises Apart for what it raises.
+
+    What transformers changes of torch for a load, it puts back at its end; where the limit strikes
+    in between, that would stay, and be the answer to all later trials.
+    """
+
+    def called(*arguments: Any) -> Tensor:
+        reader, writer = os.pipe()
+        if not (child := os.fork()):
+            torch.set_num_threads(1)  # threads do not get into a fork
+            try:
+                said: Any = function(*arguments)
+            except BaseException as error:  # noqa: BLE001 (the parent raises it)
+                said = f"{type(error).__name__}: {error}"
+            with os.fdopen(writer, "wb") as out:
+                torch.save(said, out)
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as given:
+            data = given.read()
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise Apart(f"the process ended with status {os.waitstatus_to_exitcode(status)}")
+        said = torch.load(io.BytesIO(data))
+        if isinstance(said, str):
+            raise Apart(said)
+        return said
+
+    return called
 
 
 def changes_nothing(trial: Trial, plain: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
@@ -224,13 +264,13 @@ def limited() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def run(found: list[Trial], directory: Path, folder: Path) -> int:
+def run(found: list[Trial], directory: Path, folder: Path, ask: Answer = hugging_faces) -> int:
     """Print the faults of trials of one checkpoint; return how many there are."""
     faults = 0
     for i, trial in enumerate(found):
         work = folder / str(i)
         work.mkdir(parents=True)
-        if said := fault(trial, directory, work):
+        if said := fault(trial, directory, work, ask):
             faults += 1
             print(f"{trial}: {said}", flush=True)
     return faults
@@ -251,7 +291,7 @@ def main() -> int:
                 found = trials(one, directory, seen)
                 found += of_table() if one is case("llama/plain") else []
                 found = [trial for trial in found if trial.value in chosen.values]
-                faults += run(found, directory, Path(folder) / "work")
+                faults += run(found, directory, Path(folder) / "work", apart(hugging_faces))
                 count += len(found)
         print(f"{name}: {len(seen)} keys, {time.process_time() - started:.0f} s", flush=True)
     print(f"{count} trials, {faults} faults")
