@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
 
 from fake_cuda.log import library
 from lmcast.plugins.launch.cubins import Cubin
@@ -51,9 +52,12 @@ def stand_in(kernel: Kernel, sm: int) -> Cubin:
 def interpret() -> None:
     """Run what the driver launches from now on in Triton's interpreter.
 
-    The process must have TRITON_INTERPRET=1 in its environment. Where a kernel fails its traceback
-    is printed, and the launch is CUDA_ERROR_LAUNCH_FAILED.
+    The process must have TRITON_INTERPRET=1 in its environment: `on_fake_gpu` can be given it, as a
+    parent that has compiled kernels has not. Where a kernel fails its traceback is printed, and the
+    launch is CUDA_ERROR_LAUNCH_FAILED.
     """
+    if not knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET=1 must be set before kernels are imported")
     library().fake_interpret(run)
 
 
