@@ -48,22 +48,35 @@ def addresses(given: Sequence[int]) -> Any:
     return (ctypes.c_void_p * len(given))(*given)
 
 
+def enqueue(
+    recipe: str, images: bytes, reserved: int, shapes: Shapes,
+    inputs: Sequence[int], outputs: Sequence[int], workspace: int | None, stream: int = 0,
+) -> bool:  # fmt: skip
+    """Run once as TensorRT does, on memory by its addresses; what is wrong is printed.
+
+    reserved: the bytes of workspace that were asked for; -1 where nobody knows.
+    """
+    ranks, flat = sizes(shapes)
+    failed = LIB.lmcast_enqueue(
+        *(recipe.encode(), images, ctypes.c_size_t(len(images)), ctypes.c_int64(reserved)),
+        *(len(ranks), ranks, flat, addresses(inputs), addresses(outputs)),
+        *(ctypes.c_void_p(workspace), ctypes.c_void_p(stream)),
+    )
+    return not failed
+
+
 def main(given: str) -> None:
     run = json.loads(given)
     fake = ctypes.CDLL("libcuda.so.1") if run["sm"] else None
     if fake is not None:
         fake.fake_record.restype = ctypes.c_char_p
         fake.fake_device(run["sm"], run["image_bytes"])
-    images = bytes.fromhex(run["images"])
-    ranks, flat = sizes(run["shapes"])
-    failed = LIB.lmcast_enqueue(
-        *(run["recipe"].encode(), images, ctypes.c_size_t(len(images))),
-        *(ctypes.c_int64(run["reserved"]), len(ranks), ranks, flat),
-        *(addresses(run["inputs"]), addresses(run["outputs"])),
-        *(ctypes.c_void_p(run["workspace"]), ctypes.c_void_p(run["stream"])),
+    ran = enqueue(
+        *(run["recipe"], bytes.fromhex(run["images"]), run["reserved"], run["shapes"]),
+        *(run["inputs"], run["outputs"], run["workspace"], run["stream"]),
     )
     record = fake.fake_record().decode().splitlines() if fake is not None else []
-    print(json.dumps({"failed": failed, "record": record}))
+    print(json.dumps({"failed": not ran, "record": record}))
 
 
 if __name__ == "__main__":

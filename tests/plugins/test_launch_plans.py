@@ -1,4 +1,4 @@
-"""Recipes of kernels against the operators, with open sizes; and the sizes themselves."""
+"""Launch plans as text, and the sizes that are open in them; test_runtimes.py runs them."""
 
 import json
 import operator
@@ -15,16 +15,14 @@ import torch
 import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operators import REGISTRY
-from replay import OPERATORS, Reader, replay, value
-from torch import Tensor
+from launch_cases import DECODE, ONE, PREFILL
+from launch_plan_reader import OPERATORS, Reader, value
 
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.launch import cubins
 from lmcast.plugins.launch.buffer import Buffer
 from lmcast.plugins.launch.launch_plan import (
     Bounds,
-    Case,
     Given,
     MachineCode,
     compiled_plan,
@@ -32,79 +30,6 @@ from lmcast.plugins.launch.launch_plan import (
     written,
 )
 from lmcast.plugins.launch.sizes import Size, bounds, least, most, text, usual
-from lmcast.plugins.plugin import Plugin
-
-# The first axes of each tensor that has any in common with others.
-AXES = {
-    **dict.fromkeys(("query", "rotated", "latent", "key", "value", "decay", "beta"), "BT"),
-    **dict.fromkeys(("x", "logits", "weights", "chosen"), "BT"),
-    **dict.fromkeys(("past", "past_key", "past_state", "cache_lengths", "token_counts"), "B"),
-}
-EACH = [
-    (plugin, i)
-    for plugin in REGISTRY.values()
-    if "triton" in plugin.kernels
-    for i in range(len(plugin.cases()))
-]
-ONE, DECODE, PREFILL = (
-    {"B": Bounds(*batch), "T": Bounds(*tokens)}
-    for batch, tokens in (
-        ((1, 1, 1), (1, 1, 1)),
-        ((1, 4, 1), (1, 1, 1)),
-        ((1, 4, 1), (1, 512, 128)),
-    )
-)
-
-
-def label(of: Any) -> str:
-    return of.name if isinstance(of, Plugin) else str(of)
-
-
-def opened(plugin: Plugin, args: tuple) -> list[Any]:
-    """Return the arguments of a recipe for those of a call: its tensors, with axes by name."""
-    found: list[Any] = []
-    for argument, one in zip(plugin.schema.arguments, args, strict=True):
-        if isinstance(one, Tensor):
-            axes = AXES.get(argument.name, "")
-            one = Given(one.dtype, (*axes, *one.shape[len(axes) :]))
-        found.append(one)
-    return found
-
-
-def check(plugin: Plugin, args: tuple, cases: list[Case]) -> None:
-    """Compare a recipe with the definition."""
-    drawn = draft(plugin.name, opened(plugin, args), cases)
-    assert len(drawn.works) == len(cases)
-    script = written(drawn, [{}] * len(drawn.kernels), MachineCode())
-    inputs = [a.contiguous() for a in args if isinstance(a, Tensor)]  # as plans hand them over
-    got = replay(script, drawn.kernels, inputs)
-    want = plugin.eager(*args)
-    close = plugin.close[args[0].dtype]
-    for have, exact in zip(got, want if isinstance(want, tuple) else (want,), strict=True):
-        torch.testing.assert_close(have, exact, atol=close.atol, rtol=close.rtol)
-
-
-@pytest.mark.parametrize(("plugin", "i"), EACH, ids=label)
-def test_recipe_is_the_operator(plugin: Plugin, i: int):
-    check(plugin, plugin.cases()[i], [ONE, DECODE, PREFILL])
-
-
-def turns() -> list[tuple[Plugin, int]]:
-    """Return the first prompt and the first step among the cases of each operator."""
-    found = []
-    for plugin in {plugin.name: plugin for plugin, _ in EACH}.values():
-        steps = [args[0].shape[1] == 1 for args in plugin.cases()]
-        found += [(plugin, steps.index(step)) for step in (False, True)]
-    return found
-
-
-@pytest.mark.parametrize(("plugin", "i"), turns(), ids=label)
-def test_what_is_unusual_is_right_too(plugin: Plugin, i: int):
-    """A prompt through what is fast for one token, and one token through what is for prompts."""
-    args = plugin.cases()[i]
-    tokens = 128 if args[0].shape[1] == 1 else 1
-    check(plugin, args, [{"B": Bounds(1, 4, 1), "T": Bounds(1, 512, tokens)}])
-
 
 FLOAT, WHOLE = torch.float16, torch.int64
 CONVOLUTION = [

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import launch_plan_reader as recipes
 import plugin_launch_plans as own
 import pytest
-import replay as recipes
+from launch_cases import DECODE, EACH, ONE, PREFILL, label, opened
 from plugin_library import schedule
-from test_launch_plans import DECODE, EACH, ONE, PREFILL, label, opened
 from torch import Tensor
 
 from lmcast.plugins.launch.cubins import Cubin

@@ -1,4 +1,4 @@
-"""Every operator through every backend, against its eager definition."""
+"""Every operator through every backend but its kernels (test_runtimes.py), against eager."""
 
 from typing import Any
 
@@ -16,14 +16,7 @@ from lmcast.exporter.backends.onnxruntime import value_of
 from lmcast.plugins.plugin import DOMAIN, Close, Plugin
 
 EACH = [(plugin, i) for plugin in REGISTRY.values() for i in range(len(plugin.cases()))]
-RUNS = [(p, backend, i) for p, i in EACH for backend in ("onnx", "reference", *p.kernels)]
-SHORT = [
-    (p, backend, i, dtype)
-    for p, i in EACH
-    for backend in p.kernels
-    for dtype in p.close
-    if dtype.itemsize == 2
-]
+RUNS = [(p, backend, i) for p, i in EACH for backend in ("onnx", "reference")]
 
 
 def cast(args: tuple, dtype: torch.dtype) -> tuple:
@@ -48,11 +41,6 @@ def run(plugin: Plugin, backend: str, args: tuple) -> list[Tensor]:
 
     "onnx" is the body in ONNX Runtime, "reference" in the evaluator of ONNX itself.
     """
-    if backend in plugin.kernels:
-        # Of its own: a kernel writes a state where it lies.
-        own = (a.clone() if isinstance(a, Tensor) else a for a in args)
-        out = plugin.kernels[backend]()(*own)
-        return list(out) if isinstance(out, tuple) else [out]
     model = one_node(plugin, args)
     onnx.checker.check_model(model, full_check=True)
     tensors = [array(arg) for arg in args if isinstance(arg, Tensor)]
@@ -95,36 +83,6 @@ def test_backend_agrees_with_eager(plugin: Plugin, backend: str, i: int):
     for got, want in zip(run(plugin, backend, args), eager(plugin, args), strict=True):
         close = bounds(plugin, args, want)
         torch.testing.assert_close(got, want, atol=close.atol, rtol=close.rtol)
-
-
-@pytest.fixture
-def _products_of_bfloat16(monkeypatch: pytest.MonkeyPatch):
-    """Triton's interpreter multiplies the bits of bfloat16 as integers (its issue 11584)."""
-    from triton import language
-    from triton.runtime.interpreter import InterpreterBuilder as Builder
-
-    as_it_is = Builder.create_dot
-
-    def dot(self: Any, *operands: Any) -> Any:
-        wide = (self.create_fp_to_fp(x, language.float32, None) for x in operands[:2])
-        return as_it_is(self, *wide, *operands[2:])
-
-    monkeypatch.setattr(Builder, "create_dot", dot)
-
-
-@pytest.mark.usefixtures("_products_of_bfloat16")
-@pytest.mark.parametrize(("plugin", "backend", "i", "dtype"), SHORT, ids=label)
-def test_kernel_in_a_short_dtype_agrees_with_exact_eager(
-    plugin: Plugin, backend: str, i: int, dtype: torch.dtype
-):
-    args = cast(plugin.cases()[i], dtype)
-    exact = eager(plugin, cast(args, torch.float64))
-    close = plugin.close[dtype]
-    places = plugin.shapes(*args)
-    places = places if isinstance(places, tuple) else (places,)
-    for got, place, want in zip(run(plugin, backend, args), places, exact, strict=True):
-        assert got.dtype == place.dtype
-        torch.testing.assert_close(got.to(want.dtype), want, atol=close.atol, rtol=close.rtol)
 
 
 @pytest.mark.parametrize(("plugin", "i"), EACH, ids=label)
