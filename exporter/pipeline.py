@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -30,6 +30,7 @@ from lmcast.exporter.engine.sealed import digests
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
+from lmcast.exporter.graph.context import set_context
 from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.progress import Progress, silent
@@ -90,18 +91,19 @@ def export(
     own = part | {"inert": sorted(inert), "untie": untie}
     own |= {"context": choose_context(found, context, progress)}
     plan = made_for.order(sms, own["context"], sizes)
+    own |= {"sms": list(chosen)} if (chosen := made_for.choose(sms)) else {}
     format = choose_format(found, source, made_for, dtype, parity)
     asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
     mode = choose_mode(found.binding, source, format, asked, made_for.links_codes and not parity)
     with staged(free(Path(output), source, identities, force), progress) as directory:
         given = format, mode, made_for, directory, full_check, progress
         placement = place_weights(found, source, *given)
-        graph = cast(found, source, made_for, format, placement, directory, progress)
+        graph = cast(found, source, made_for, format, placement, directory, own, progress)
         fields = own | describe(found, source, target, format, placement, graph, identities)
         fields |= write_texts(source, directory, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(directory, fields, plan, progress)
         write_manifest(directory, fields, placement.hashes)
-        if parity and prove(directory, found, source, format, plan, progress):
+        if parity and prove(directory, found, source, format, made_for, plan, progress):
             write_manifest(directory, fields, placement.hashes)
     return Engine(Path(output))
 
@@ -209,11 +211,16 @@ def place_weights(
     return replace(placement, linked_hashes=dict(zip(files, hashes, strict=True)))
 
 
-def provable(found: Definition, format: DType, plan: Request | None, progress: Progress) -> bool:
+def provable(
+    found: Definition, format: DType, target: Target, plan: Request | None, progress: Progress
+) -> bool:
     """Say whether an engine can run here, its plan or its portable graph; warn where neither can.
 
-    Without a plan, choose_format has refused what cannot.
+    On a CPU, choose_format has refused what cannot.
     """
+    if why := target.absent():
+        progress.warn(f"parity is not proven: {why}; run `lmcast parity` on the device")
+        return False
     if not plan or plan.here:
         return True
     why, remedy = "", ""
@@ -234,6 +241,7 @@ def prove(
     found: Definition,
     source: Checkpoint,
     format: DType,
+    target: Target,
     plan: Request | None,
     progress: Progress,
 ) -> bool:
@@ -241,7 +249,7 @@ def prove(
 
     Of an engine with a plan for other GPUs than the one at hand, the portable graph is run.
     """
-    if not provable(found, format, plan, progress):
+    if not provable(found, format, target, plan, progress):
         return False
     portable = plan is not None and not plan.here
     with progress.stage("proving parity"), one_thread():
@@ -332,13 +340,19 @@ def cast(
     format: DType,
     placement: Placement,
     directory: Path,
+    fields: Mapping[str, Any],
     progress: Progress = silent,
 ) -> ir.Model:
-    """Write and return the graph of a definition for a target, with its weights attached."""
+    """Write and return the graph of a definition for a target, with its weights attached.
+
+    fields: of engine.json: context, and sms where it has machine code.
+    """
     with progress.stage("tracing"):
         graph = trace(found, source, format)
+        set_context(graph, fields["context"])
         attach(graph, found.binding, placement, source, directory)
         require(graph, **target.carried.requires)
         passes.run(graph, target.carried.passes())
+        target.embed(graph, tuple(fields.get("sms", ())))
     (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
     return graph

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from lmcast.exporter.engine.manifest import EngineError, Manifest
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from lmcast.exporter.backends.cuda import Cuda
     from lmcast.exporter.backends.runner import Loading, Runner
     from lmcast.exporter.backends.tensorrt.request import Request, Sizes
@@ -44,6 +46,19 @@ class Plans:
     build: "Callable[[Path, Mapping[str, Any], Request, Progress], dict[str, Any]]"
 
 
+@dataclass(frozen=True)
+class MachineCode:
+    """How operators of ours become kernels of GPUs within the engine's own graph.
+
+    choose: the SMs asked for, none for all -> those to compile for; raises BackendError.
+    embed: (graph, SMs) -> None; its operators get machine code and how to launch it. Raises
+        InputError for what has no kernel.
+    """
+
+    choose: "Callable[[tuple[int, ...]], tuple[int, ...]]"
+    embed: "Callable[[ir.Model, tuple[int, ...]], None]"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A runtime that engines are made for: how to export for it, and how to run the result.
@@ -58,10 +73,13 @@ class Target:
     requires: Requirements on the runner, beside those of passes.
     refuse: (sources of the weights, dtype, whether the engine is to run here) -> None; raises
         EngineError for what the runtime has no kernels for.
+    absent: () -> why no engine of it runs here, so that parity is not proven; '' where one does.
+        Of plans, the request says that.
     prepare: import what the engine's runner needs; return the GPU at hand, None for the CPU.
     run: load the graph or the plan of an engine; raises InputError where it cannot run here.
     plans: how plans are compiled; None where the engine's own graph is run.
     options: those that change something for it.
+    machine_code: how that graph gets kernels of ours; None where the runtime has all, or bodies do.
     """
 
     name: str
@@ -72,10 +90,12 @@ class Target:
     links_codes: bool = False
     requires: Mapping[str, Any] = field(default_factory=dict)
     refuse: "Callable[[Binding, str, bool], None]"
+    absent: "Callable[[], str]" = lambda: ""
     prepare: "Callable[[Manifest], Cuda | None]"
     run: "Callable[[Manifest, Loading], Runner]"
     plans: Plans | None = None
     options: frozenset[Option] = frozenset()
+    machine_code: MachineCode | None = None
 
     @property
     def carried(self) -> "Target":
@@ -102,6 +122,15 @@ class Target:
     def order(self, sms: tuple[int, ...], context: int, sizes: "Sizes | None") -> "Request | None":
         """Return a request for a plan, None where none is compiled; raises BackendError."""
         return None if self.plans is None else self.plans.order(sms, context, sizes)
+
+    def choose(self, sms: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the SMs that the graph gets machine code for; raises BackendError for others."""
+        return () if self.machine_code is None else self.machine_code.choose(sms)
+
+    def embed(self, graph: "ir.Model", sms: tuple[int, ...]) -> None:
+        """Give the graph its machine code, where the target has some."""
+        if self.machine_code is not None:
+            self.machine_code.embed(graph, sms)
 
     def compile(
         self,
@@ -134,6 +163,12 @@ def _tensorrt_passes() -> "tuple[Pass, ...]":
     return passes.TENSORRT
 
 
+def _cuda_passes() -> "tuple[Pass, ...]":
+    from lmcast.exporter import passes
+
+    return passes.CUDA
+
+
 def _cpu_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
     from lmcast.exporter.backends.onnxruntime import require_kernels
 
@@ -157,6 +192,12 @@ def _portable_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
 def _tensorrt_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
     """Refuse nothing yet: a plan need not run here, and what it cannot hold is refused by name when
     the graph is there (backends/tensorrt/formats.py)."""
+
+
+def _cuda_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
+    from lmcast.exporter.backends.cuda_provider import kernels
+
+    kernels.require(binding, dtype)
 
 
 def _prepare_onnxruntime(manifest: Manifest) -> None:
@@ -189,6 +230,36 @@ def _prepare_tensorrt(manifest: Manifest) -> "Cuda":
 def _run_tensorrt(manifest: Manifest, loading: "Loading") -> "Runner":
     runner: Runner = _plan_runner(manifest).open_runner(manifest)
     return runner
+
+
+def _no_cuda() -> str:
+    from lmcast.exporter.backends.cuda_provider import runner
+
+    return runner.absent()
+
+
+def _prepare_cuda(manifest: Manifest) -> "Cuda":
+    from lmcast.exporter.backends.cuda_provider import runner
+
+    return runner.prepare(manifest)
+
+
+def _run_cuda(manifest: Manifest, loading: "Loading") -> "Runner":
+    from lmcast.exporter.backends.cuda_provider import runner
+
+    return runner.open_runner(manifest, loading)
+
+
+def _choose_sms(asked: tuple[int, ...]) -> tuple[int, ...]:
+    from lmcast.exporter.backends.cuda_provider import kernels
+
+    return kernels.choose_sms(asked)
+
+
+def _embed_kernels(graph: "ir.Model", sms: tuple[int, ...]) -> None:
+    from lmcast.exporter.backends.cuda_provider import kernels
+
+    kernels.embed(graph, sms)
 
 
 def _tensorrt(name: str, about: str) -> Target:
@@ -242,6 +313,18 @@ TARGETS: dict[str, Target] = {
             refuse=_portable_refuses,
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,
+        ),
+        Target(
+            name="cuda",
+            about="for ONNX Runtime's kernels of NVIDIA GPUs, data-centre ones too",
+            passes=_cuda_passes,
+            requires={"optimized": True},
+            refuse=_cuda_refuses,
+            absent=_no_cuda,
+            prepare=_prepare_cuda,
+            run=_run_cuda,
+            machine_code=MachineCode(_choose_sms, _embed_kernels),
+            options=frozenset({"sms"}),
         ),
         _tensorrt("tensorrt-rtx", "a plan for NVIDIA GPUs, compiled ahead, beside that graph"),
         _tensorrt("tensorrt", "the same for data-centre GPUs, compiled on one"),

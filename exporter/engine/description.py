@@ -71,6 +71,8 @@ class Graph:
     outputs: tuple[tuple[Name, tuple[Name, ...]], ...]
     states: tuple[State, ...]
     prepack: bool = False
+    total_length: bool = False
+    least_capacity: Positive = 1
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ class Description:
     matformer: Mapping[str, Any] | None = None
     recipe: MadeWith | None = None
     plans: tuple[PlanEntry, ...] = ()
+    sms: tuple[Positive, ...] = ()  # GPUs that the graph has machine code for
 
     def __post_init__(self) -> None:
         if (self.graph.weights == "link") != bool(self.linked):

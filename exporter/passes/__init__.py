@@ -20,7 +20,9 @@ from lmcast.exporter.passes.quick_gelu import quick_gelu
 from lmcast.exporter.passes.recurrent_kernels import recurrent_kernels
 from lmcast.exporter.passes.remove_unused import remove_unused
 from lmcast.exporter.passes.skip_norm import skip_norm
+from lmcast.exporter.passes.sliced_ranges import sliced_ranges
 from lmcast.exporter.passes.split_experts import split_experts
+from lmcast.exporter.passes.total_length import total_length
 from lmcast.exporter.passes.undo_reshape import undo_reshape
 
 Pass = Callable[[ir.Model], int]
@@ -38,6 +40,19 @@ CPU: tuple[Pass, ...] = (
     fused_matmul,
     skip_norm,
     quick_gelu,
+    merge_equal,
+    remove_unused,
+)
+CUDA: tuple[Pass, ...] = (
+    inline_parts,
+    group_query_attention,
+    total_length,
+    inline_bodies,
+    undo_reshape,
+    fused_matmul,
+    skip_norm,
+    quick_gelu,
+    sliced_ranges,
     merge_equal,
     remove_unused,
 )

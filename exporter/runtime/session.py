@@ -119,6 +119,9 @@ class Session:
             "token_counts": np.ascontiguousarray(counts),
             "logit_rows": np.ascontiguousarray(wanted),
         }
+        if self._graph.total_length:
+            longest = int(self.lengths[rows].max()) + ids.shape[1]
+            inputs["total_length"] = np.array([longest], np.int32)
         return self._runner.run(inputs, self._states, rows=rows)[0]
 
     def _checked(self, input_ids: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +157,7 @@ class Session:
         # Padding may lie beyond the context, so the last step is as long as the call needs.
         doubled = max(FIRST_CAPACITY, 2 * self._capacity)
         capacity = self.context if self._limits else max(tokens, min(doubled, self.context))
+        capacity = max(capacity, self._graph.least_capacity)
         self._require_memory(capacity)
         fresh = self._runner.allocate(self._shaped(capacity))
         if self._capacity:
