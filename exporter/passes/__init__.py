@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
+from lmcast.exporter.passes.fold_small import fold_small
 from lmcast.exporter.passes.fused_attention import fused_attention
 from lmcast.exporter.passes.fused_matmul import fused_matmul
 from lmcast.exporter.passes.group_query_attention import group_query_attention
@@ -24,6 +25,8 @@ from lmcast.exporter.passes.sliced_ranges import sliced_ranges
 from lmcast.exporter.passes.split_experts import split_experts
 from lmcast.exporter.passes.total_length import total_length
 from lmcast.exporter.passes.undo_reshape import undo_reshape
+from lmcast.exporter.passes.weighted_norm import weighted_norm
+from lmcast.exporter.passes.wide_operators import wide_operators
 
 Pass = Callable[[ir.Model], int]
 
@@ -50,9 +53,12 @@ CUDA: tuple[Pass, ...] = (
     inline_bodies,
     undo_reshape,
     fused_matmul,
+    weighted_norm,
+    fold_small,
     skip_norm,
     quick_gelu,
     sliced_ranges,
+    wide_operators,
     merge_equal,
     remove_unused,
 )

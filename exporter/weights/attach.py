@@ -216,9 +216,10 @@ class _Attaching:
 
     def _external(self, value: ir.Value, placed: Placed) -> ir.ExternalTensor:
         assert value.dtype is not None and value.shape is not None
+        folder = "/" if placed.file.startswith("/") else self.directory
         return ir.ExternalTensor(
             location(placed), placed.offset, placed.nbytes, value.dtype,
-            shape=value.shape, name=str(value.name), base_dir=self.directory,
+            shape=value.shape, name=str(value.name), base_dir=folder,
         )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ import onnx_ir as ir
 from lmcast.exporter.backends.launch_plans import describe, given
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.graph.context import context
+from lmcast.exporter.graph.requirements import require as require_of_runner
+from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.passes.rewrite import insert, replace
 from lmcast.plugins.plugin import DOMAIN
 
@@ -32,7 +34,7 @@ ELSEWHERE = {  # what runs on GPUs that it leaves out
 KERNELS = "kernels"  # the initializer
 MOST_ROWS = 1024  # of a call: as many sequences at once
 MOST_TOKENS = 1 << 16  # of a row in one call
-USUAL_TOKENS = 128
+USUAL_TOKENS, USUAL_CAPACITY = 128, 4096
 
 
 def require(binding: "Binding", dtype: str) -> None:
@@ -75,6 +77,8 @@ def embed(graph: ir.Model, sms: tuple[int, ...]) -> None:
     from lmcast.plugins.launch.launch_plan import MachineCode, compiled_plan
 
     code, kernels = MachineCode(), ir.Value(name=KERNELS)
+    chosen = [n.attributes["top_k"].as_int() for n in nodes if n.op_type == "sparse_index"]
+    require_of_runner(graph, least_capacity=max([1, *chosen]))  # it chooses among so many slots
     for node in nodes:
         text = compiled_plan(node.op_type, given(node), cases(graph), sms, code)
         describe(node, text)
@@ -97,7 +101,9 @@ def cases(graph: ir.Model) -> list[dict[str, Any]]:
     from lmcast.plugins.launch.launch_plan import Bounds
 
     # Padding may lie behind the context: at most as much again.
-    capacity = Bounds(1, 2 * context(graph), min(4096, context(graph)))
+    least = requirements(graph).least_capacity
+    most = max(least, 2 * context(graph))
+    capacity = Bounds(least, most, min(max(least, USUAL_CAPACITY), most))
     one, rows = Bounds(1, 1, 1), Bounds(1, MOST_ROWS, 1)
     most = min(MOST_TOKENS, context(graph))
     prompt = Bounds(1, most, min(USUAL_TOKENS, most))
