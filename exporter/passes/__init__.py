@@ -11,6 +11,7 @@ from lmcast.exporter.passes.group_query_attention import group_query_attention
 from lmcast.exporter.passes.inline_bodies import inline_bodies
 from lmcast.exporter.passes.inline_codes import inline_codes
 from lmcast.exporter.passes.inline_parts import inline_parts
+from lmcast.exporter.passes.known_sizes import known_sizes
 from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
 from lmcast.exporter.passes.merge_runs import merge_runs
@@ -54,6 +55,7 @@ CUDA: tuple[Pass, ...] = (
     undo_reshape,
     fused_matmul,
     weighted_norm,
+    known_sizes,
     fold_small,
     skip_norm,
     quick_gelu,

@@ -47,7 +47,7 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Identity": lambda x: x,
     "Reshape": _reshape,
     "Slice": _slice,
-    "Squeeze": lambda x, axes: np.squeeze(x, tuple(map(int, axes))),
+    "Squeeze": lambda x, axes=None: np.squeeze(x, None if axes is None else tuple(map(int, axes))),
     "Unsqueeze": lambda x, axes: np.expand_dims(x, tuple(map(int, axes))),
 }
 

@@ -6,18 +6,19 @@ after:  RMSNormalization(x, scale), a weight of the graph
 A kernel is launched for each such node in every step, which costs more than it computes.
 """
 
+import numpy as np
 import onnx_ir as ir
 
 from lmcast.exporter.passes.evaluate import MOST, evaluate
 
 
 def fold_small(model: ir.Model) -> int:
-    known: dict[ir.Value, object] = {}
+    known: dict[ir.Value, np.ndarray] = {}
     changes = 0
     for node in list(model.graph):
-        if node.op_type == "Constant" or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+        out = node.outputs[0]
+        if node.op_type == "Constant" or len(node.outputs) != 1 or out.is_graph_output():
             continue
-        (out,) = node.outputs
         found = evaluate(out, known)
         if found is None or found.size > MOST:
             continue
