@@ -21,6 +21,7 @@ from lmcast.exporter.passes.quantized_products import quantized_products
 from lmcast.exporter.passes.quick_gelu import quick_gelu
 from lmcast.exporter.passes.recurrent_kernels import recurrent_kernels
 from lmcast.exporter.passes.remove_unused import remove_unused
+from lmcast.exporter.passes.sizes_by_shape import sizes_by_shape
 from lmcast.exporter.passes.skip_norm import skip_norm
 from lmcast.exporter.passes.sliced_ranges import sliced_ranges
 from lmcast.exporter.passes.split_experts import split_experts
@@ -55,11 +56,12 @@ CUDA: tuple[Pass, ...] = (
     undo_reshape,
     fused_matmul,
     weighted_norm,
+    sliced_ranges,
     known_sizes,
+    sizes_by_shape,
     fold_small,
     skip_norm,
     quick_gelu,
-    sliced_ranges,
     wide_operators,
     merge_equal,
     remove_unused,

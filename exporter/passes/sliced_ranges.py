@@ -27,7 +27,7 @@ def sliced_ranges(model: ir.Model) -> int:
         name = str(node.name)
         zero = constant(model, node, [0], INT64, f"{name}.first")
         (found,) = insert(model, node, "Slice", [_numbers(model), zero, size, zero], name=name)
-        found.type = ir.TensorType(INT64)
+        found.type, found.shape = ir.TensorType(INT64), _axis(size)
         kind = node.outputs[0].dtype
         if kind not in (None, INT64):
             (found,) = insert(model, node, "Cast", [found], {"to": kind}, name=f"{name}.cast")
@@ -42,6 +42,15 @@ def _size(limit: ir.Value | None) -> ir.Value | None:
     if node is not None and node.op_type == "Cast":
         return _size(node.inputs[0])
     return node.inputs[0] if node is not None and node.op_type == "Squeeze" else None
+
+
+def _axis(size: ir.Value) -> ir.Shape | None:
+    """Return the shape of as many numbers, where a size is that of a named axis."""
+    node = size.producer()
+    if node is None or node.op_type != "Shape" or node.inputs[0] is None:
+        return None
+    shape = node.inputs[0].shape
+    return None if shape is None else ir.Shape([shape[node.attributes["start"].as_int()]])
 
 
 def _number(value: ir.Value | None) -> float | None:

@@ -87,7 +87,7 @@ def plain(
     allowed = op.Where(mask, score, NEVER) if wide is None else score + wide
     weight = op.CastLike(op.Softmax(allowed, axis=-1), values)
     mixed = op.reshape(weight, batch, groups, -1, slots) @ values
-    return op.reshape(mixed, batch, heads, tokens, -1)
+    return op.reshape(mixed, batch, heads, tokens, op.size(values, 3))
 
 
 def codes(
