@@ -17,10 +17,12 @@ from lmcast.exporter.passes.merge_equal import merge_equal
 from lmcast.exporter.passes.merge_runs import merge_runs
 from lmcast.exporter.passes.nbits_gather import nbits_gather
 from lmcast.exporter.passes.nbits_matmul import nbits_matmul
+from lmcast.exporter.passes.norms_in_attention import norms_in_attention
 from lmcast.exporter.passes.quantized_products import quantized_products
 from lmcast.exporter.passes.quick_gelu import quick_gelu
 from lmcast.exporter.passes.recurrent_kernels import recurrent_kernels
 from lmcast.exporter.passes.remove_unused import remove_unused
+from lmcast.exporter.passes.rotary_in_attention import rotary_in_attention
 from lmcast.exporter.passes.sizes_by_shape import sizes_by_shape
 from lmcast.exporter.passes.skip_norm import skip_norm
 from lmcast.exporter.passes.sliced_ranges import sliced_ranges
@@ -56,6 +58,9 @@ CUDA: tuple[Pass, ...] = (
     undo_reshape,
     fused_matmul,
     weighted_norm,
+    merge_equal,
+    rotary_in_attention,
+    norms_in_attention,
     sliced_ranges,
     known_sizes,
     sizes_by_shape,

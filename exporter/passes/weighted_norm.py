@@ -69,5 +69,5 @@ def _norm(
 def _is_vector(value: ir.Value, size: int, kind: ir.DataType) -> bool:
     """Whether a value is a weight of that many numbers of that dtype."""
     shape = value.shape
-    own = value.const_value is not None and value.dtype == kind
+    own = value.is_initializer() and value.dtype == kind
     return own and shape is not None and shape.numpy() == (size,)

@@ -1,0 +1,84 @@
+"""The graph of target cuda, run by ONNX Runtime's CPU: the same nodes, in fp32, without a GPU.
+
+What has no kernel on CPUs is replaced by what it stands for: operators of ours by their bodies, the
+norms within GroupQueryAttention by nodes in front of it. All else is run as the passes left it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from lmcast.exporter import passes, targets
+from lmcast.exporter.backends.onnxruntime import Runner, States
+from lmcast.exporter.backends.runner import Loading, Shaped
+from lmcast.exporter.engine.manifest import Manifest
+from lmcast.exporter.engine.names import MODEL
+
+SHORT, WIDE = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16), ir.DataType.FLOAT
+
+
+def twin() -> targets.Target:
+    """Return target cuda without machine code, whose engines are run by the CPU."""
+    return replace(targets.get("cuda"), machine_code=None, absent=lambda: "", run=run)
+
+
+def run(manifest: Manifest, loading: Loading) -> "Twin":
+    graph = manifest.about.graph
+    model = ir.load(manifest.directory / MODEL)
+    widen(model, Path("/") if graph.weights == "link" else manifest.directory)
+    data = ir.to_proto(model).SerializeToString()
+    return Twin(manifest.directory, graph, loading.threads, data)
+
+
+class Twin(Runner):
+    def allocate(self, states: Any) -> States:
+        def wide(state: Shaped) -> Shaped:
+            name, shape, dtype = state
+            return name, shape, "float32" if dtype in ("float16", "bfloat16") else dtype
+
+        return super().allocate([wide(state) for state in states])
+
+
+def widen(model: ir.Model, folder: Path) -> None:
+    """Make fp32 of all that is in 16 bits; weights are read from files below `folder`."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor = ir.ExternalTensor(
+                tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape,
+                name=tensor.name, base_dir=str(folder),
+            )  # fmt: skip
+        array = tensor.numpy()
+        array = array.astype(np.float32) if tensor.dtype in SHORT else np.array(array)
+        value.const_value = ir.tensor(array, name=str(value.name))
+        value.type = ir.TensorType(value.const_value.dtype)
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        if value.dtype in SHORT:
+            value.type = ir.TensorType(WIDE)
+    for node in nodes(model):
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None
+        given = node.attributes.get("value")
+        if node.op_type == "Constant" and given and given.as_tensor().dtype in SHORT:
+            wide = ir.tensor(given.as_tensor().numpy().astype(np.float32))
+            node.attributes["value"] = ir.AttrTensor("value", wide)
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in SHORT:
+            node.attributes["to"] = ir.AttrInt64("to", WIDE)
+    passes.run(model, [norms_outside])
+
+
+def nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph
+    for function in model.functions.values():
+        yield from function
+
+
+def norms_outside(model: ir.Model) -> int:
+    """Put the norms that GroupQueryAttention has for queries and keys in front of it."""
+    return 0
