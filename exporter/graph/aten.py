@@ -50,9 +50,17 @@ def _binary(op_type: str) -> Callable[..., Any]:
         if alpha != 1:
             raise g.refused(f"alpha is {alpha}")
         dtype = _tensor(node).dtype
-        return g.op(op_type, [_operand(g, a, dtype), _operand(g, b, dtype)])
+        # torch computes in fp32 with a number that 16 bits do not hold, and rounds once.
+        kind = torch.float32 if any(_is_rounded(n, dtype) for n in (a, b)) else dtype
+        return g.cast(g.op(op_type, [_operand(g, a, kind), _operand(g, b, kind)]), kind, dtype)
 
     return lower
+
+
+def _is_rounded(arg: Any, dtype: torch.dtype) -> bool:
+    """Whether an operand is a number that a float of 16 bits does not hold."""
+    short = dtype in (torch.float16, torch.bfloat16)
+    return short and isinstance(arg, float) and torch.tensor(arg, dtype=dtype).item() != arg
 
 
 for target, name in (
