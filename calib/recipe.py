@@ -20,7 +20,7 @@ from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed, Source, View
 from lmcast.plugins import records
 from lmcast.plugins.annotations import Range
-from lmcast.plugins.errors import InputError, printable
+from lmcast.plugins.errors import InputError
 from lmcast.plugins.quantize.quantize_input import BLOCKS
 from lmcast.plugins.records import Count, Name, Nats, RecordError
 
@@ -29,10 +29,7 @@ SCALED = ("fp8", "int8", "nvfp4")  # formats of inputs that take a static scale
 
 
 class RecipeError(InputError):
-    """A recipe that is not whole, or of another checkpoint; one printable line."""
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
+    """A recipe that is not whole, or of another checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,11 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from lmcast.plugins.annotations import Range
-from lmcast.plugins.errors import InputError, printable
+from lmcast.plugins.errors import InputError
 
 
 class RecordError(InputError):
     """A value that is not as declared; the message begins with its place, not with a file."""
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)

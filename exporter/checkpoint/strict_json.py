@@ -11,6 +11,7 @@ from lmcast.exporter.checkpoint.errors import CheckpointError
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Opening brackets: each costs up to 100 bytes of memory, so that 100 MB of "[]," would cost 3 GB.
 MOST_CONTAINERS = 4_000_000
+VALUE_CONTAINERS = 1_000_000  # of a prompt or an option
 
 
 class _RefusedError(ValueError):
@@ -44,9 +45,11 @@ def _finite(text: str) -> float:
 def parse_value(text: str) -> Any:
     """Return the JSON value of a prompt or an option.
 
-    Raises ValueError for what is none and for duplicate keys, of which one would count in silence;
-    RecursionError for deep nesting.
+    Raises ValueError for what is none, for too many lists and objects, and for duplicate keys, of
+    which one would count in silence; RecursionError for deep nesting.
     """
+    if text.count("[") + text.count("{") > VALUE_CONTAINERS:
+        raise _RefusedError(f"it holds more than {VALUE_CONTAINERS} lists and objects")
     return json.loads(text, object_pairs_hook=_unique)
 
 

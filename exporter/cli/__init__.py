@@ -4,8 +4,9 @@ What a command needs is imported inside it, so that --help answers at once and e
 nothing is installed that casts them.
 """
 
+import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -17,7 +18,7 @@ from lmcast.exporter.cli.prove import parity, quality
 from lmcast.exporter.cli.run import bench, generate
 from lmcast.exporter.extras import remedy
 from lmcast.exporter.interrupts import INTERRUPTED, say
-from lmcast.plugins.errors import CheckFailed, InputError
+from lmcast.plugins.errors import CheckFailed, InputError, printable
 
 COMMANDS = (
     export, build, generate, bench, parity, quality, inspect, verify, sign, pack, calibrate,
@@ -58,6 +59,15 @@ def told(error: click.ClickException) -> str:
     return f"{text}{'' if text[-1:] in '.?)' else '.'} See `{error.ctx.command_path} --help`."
 
 
+def end(word: str, message: str, status: int) -> NoReturn:
+    """Say in one line why a command ends; where nobody can be told, the status alone does."""
+    try:
+        click.echo(f"{word}: {printable(' '.join(message.split()))}", err=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where Python tries again at its end
+    sys.exit(status)
+
+
 def main() -> None:
     """Run the command line; an InputError is one line and exit status 2."""
     try:
@@ -70,17 +80,13 @@ def main() -> None:
         error.show()
         sys.exit(WRONG_INPUT)
     except click.ClickException as error:
-        click.echo(f"error: {' '.join(told(error).split())}", err=True)
-        sys.exit(error.exit_code if error.exit_code != CHECK_FAILED else WRONG_INPUT)
+        end("error", told(error), WRONG_INPUT)
     except (InputError, OSError) as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(WRONG_INPUT)
+        end("error", str(error), WRONG_INPUT)
     except CheckFailed as error:
-        click.echo(f"failed: {' '.join(str(error).split())}", err=True)
-        sys.exit(CHECK_FAILED)
+        end("failed", str(error), CHECK_FAILED)
     except ModuleNotFoundError as error:
         advice = remedy(error)
         if advice is None:
             raise
-        click.echo(f"error: {advice}", err=True)
-        sys.exit(WRONG_INPUT)
+        end("error", advice, WRONG_INPUT)

@@ -32,7 +32,7 @@ from lmcast.exporter.engine.sealed import (
 )
 from lmcast.plugins import records
 from lmcast.plugins.arguments import checked
-from lmcast.plugins.errors import InputError, printable
+from lmcast.plugins.errors import InputError
 from lmcast.plugins.records import RecordError
 
 FORMAT = 1
@@ -42,10 +42,7 @@ AGAIN = "export again"
 
 
 class EngineError(InputError):
-    """An engine directory that cannot be read, written or replaced; one printable line."""
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
+    """An engine directory that cannot be read, written or replaced."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lmcast.exporter.checkpoint import CheckpointError, strict_json
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.runtime.chat import CHATS_PER_WORKER, Chat, Messages
+from lmcast.exporter.runtime.generate import LINE_BYTES
 from lmcast.exporter.runtime.text import Text
 from lmcast.plugins.errors import InputError, printable
 
@@ -77,6 +78,8 @@ def _text(data: bytes, where: str) -> str:
 
 
 def _sample(line: bytes, where: str) -> Sample:
+    if len(line) > LINE_BYTES:
+        raise CorpusError(f"{where}: is a line of more than {LINE_BYTES >> 20} MiB; split it")
     try:
         value = strict_json.parse_value(_text(line, where))
     except (ValueError, RecursionError) as error:

@@ -23,6 +23,7 @@ from lmcast.plugins.errors import InputError
 
 MOST_PROMPTS = 1 << 16  # rows of a session
 PROMPTS_BYTES = 64 << 20  # 64 MiB: far more prompts than one session takes
+LINE_BYTES = 16 << 20  # 16 MiB: more than a context of a million tokens holds
 FILLER = 0  # the token fed to rows that have finished; what it gives is ignored
 
 
@@ -237,21 +238,29 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         # Without O_NONBLOCK a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 raise GenerateError(f"{path}: is not a regular file")
-            data = file.read(PROMPTS_BYTES + 1)
+            if found.st_size > PROMPTS_BYTES:
+                raise GenerateError(f"{path}: is larger than {PROMPTS_BYTES >> 20} MiB; split it")
+            # Not splitlines, which also splits at characters that JSON strings may hold.
+            for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):
+                if line.strip():
+                    yield number, _decoded(line, number, path)
     except OSError as error:
         raise GenerateError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > PROMPTS_BYTES:
-        raise GenerateError(f"{path}: is larger than {PROMPTS_BYTES >> 20} MiB; split it")
-    # Not splitlines, which also splits at characters that JSON strings may hold.
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield number, line.removesuffix(b"\r").decode()
-        except UnicodeDecodeError as error:
-            raise GenerateError(f"{path}:{number}: is not UTF-8; save the file as UTF-8") from error
+
+
+def _decoded(line: bytes, number: int, path: Path) -> str:
+    """Return the text of a line without its end."""
+    if len(line) > LINE_BYTES:
+        raise GenerateError(f"{path}:{number}: is a line of more than {LINE_BYTES >> 20} MiB")
+    if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return line.removesuffix(b"\n").removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise GenerateError(f"{path}:{number}: is not UTF-8; save the file as UTF-8") from error
 
 
 def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
@@ -267,9 +276,10 @@ def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
     if not isinstance(value, dict):
         return parse_value(value, where)
     if ("prompt" in value) == ("messages" in value):
-        found = sorted(value)
+        found = str(sorted(value))
         raise GenerateError(
-            f'{where}: must be an object with either "prompt" or "messages", not the keys {found}'
+            f'{where}: must be an object with either "prompt" or "messages", not the keys'
+            f" {found:.200}"
         )
     accepted = CHAT_KEYS if "messages" in value else ()
     if unknown := sorted(value.keys() - {"prompt", "messages", *accepted}):

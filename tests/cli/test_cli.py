@@ -63,6 +63,29 @@ def test_a_wrong_command_is_one_line(words: list[str], line: str, lmcast):
     assert lmcast(*words) == (2, "", f"{line}\n")
 
 
+@pytest.mark.parametrize("stream", ["/dev/full", "a pipe that nobody reads"])
+def test_an_error_that_cannot_be_said_is_still_one(stream: str, tmp_path: Path):
+    code = "from lmcast.exporter.command import main; main()"
+    command = [sys.executable, "-c", code, "verify", str(tmp_path)]
+    if stream == "/dev/full":
+        with open(stream, "w") as full:
+            assert subprocess.run(command, stderr=full).returncode == 2
+        return
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait() == 2
+
+
+def test_a_long_word_is_cut(lmcast):
+    status, _, error = lmcast("inspect", "engine", "--context", "9" * 5000)
+    assert (status, error.count("\n")) == (2, 1)
+    assert error.startswith("error: Invalid value for '--context': '999")
+    assert len(error) < 2000
+    assert " ... 999" in error
+    assert error.endswith("integer. See `lmcast inspect --help`.\n")
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['lmcast', '--help']\n"

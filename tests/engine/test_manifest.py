@@ -286,10 +286,6 @@ def test_only_regular_files_are_written_down(engine):
         write_manifest(engine, FIELDS)
 
 
-def test_messages_are_one_printable_line():
-    assert str(EngineError("a\nb\x1b[1m é")) == "a\\nb\\x1b[1m é"
-
-
 def test_linked_sources(engine, tmp_path):
     from lmcast.exporter.checkpoint.identity import SourceFile
 

@@ -72,10 +72,12 @@ def _bytes(path: Path) -> bytes:
 
 
 def json_of(path: Path) -> Any:
-    """Return the JSON of a .json or .sig file, or in the header of a .safetensors file, else
-    None."""
+    """Return the JSON of a .json or .sig file, of a .jsonl file as a list of its lines, or in the
+    header of a .safetensors file, else None."""
     try:
         data = _bytes(path)
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in data.split(b"\n") if line]
         if path.suffix == ".safetensors":
             return json.loads(data[8 : 8 + struct.unpack_from("<Q", data)[0]])
         return json.loads(data) if path.suffix in (".json", ".sig") else None
@@ -85,7 +87,8 @@ def json_of(path: Path) -> Any:
 
 def put_json(path: Path, value: Any, change: Callable[[str], str] = str) -> None:
     """Write JSON to where json_of reads it; change: of its text."""
-    text = change(json.dumps(value)).encode(errors="surrogatepass")
+    lines = value if path.suffix == ".jsonl" and isinstance(value, list) else [value]
+    text = change("\n".join(map(json.dumps, lines))).encode(errors="surrogatepass")
     if path.suffix == ".safetensors":
         data = _bytes(path)
         (size,) = struct.unpack_from("<Q", data)

@@ -10,6 +10,7 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -134,6 +135,7 @@ def _confine(work: Path, limits: Limits) -> None:
     os.chdir(work)
     faulthandler.disable()  # a crash is said by its signal
     os.environ.update(HOME=str(work / HOME), TMPDIR=str(work / TEMPORARY))
+    tempfile.tempdir = None  # of the parent
     output = os.open(work / HOME / "output", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(output, stream)

@@ -10,7 +10,7 @@ from lmcast.exporter.prove import corpus
 from lmcast.exporter.runtime import chat
 from lmcast.exporter.runtime.chat import Chat, TextError, render_chats
 from lmcast.exporter.runtime.engine import TOKEN_CHARACTERS
-from lmcast.exporter.runtime.generate import GenerateError, read_prompts
+from lmcast.exporter.runtime.generate import LINE_BYTES, GenerateError, read_prompts
 
 CONTEXT = 8
 
@@ -40,6 +40,13 @@ def test_more_prompts_than_asked_for_are_refused_unread(kind: str, tmp_path: Pat
     file.write_text('"x"\n' * 200_000)
     with pytest.raises(GenerateError, match="holds more than 65536 prompts"):
         read_prompts(file)
+
+
+def test_a_line_of_a_corpus_is_bounded(tmp_path: Path):
+    file = tmp_path / "corpus.jsonl"
+    file.write_bytes(b'"x"\n"' + b"x" * LINE_BYTES + b'"')
+    with pytest.raises(corpus.CorpusError, match=":2: is a line of more than 16 MiB; split it"):
+        corpus.read_corpus(file)
 
 
 def test_a_text_that_no_context_holds_is_refused_before_it_is_tokenized():

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from lmcast.exporter.runtime.chat import Chat
-from lmcast.exporter.runtime.generate import PROMPTS_BYTES, GenerateError, read_prompts
+from lmcast.exporter.runtime.generate import (
+    LINE_BYTES,
+    PROMPTS_BYTES,
+    GenerateError,
+    read_prompts,
+)
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -110,6 +115,23 @@ def test_prompt_files(tmp_path: Path, name: str, content: str, expected: list):
             ':1: messages: message 1 is not .* "role"',
         ),
         ("a.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", ":1: is not JSON: "),
+        (
+            "a.jsonl",
+            b"\n[" + b"[]," * 1_000_000 + b"1]",
+            ":2: is not JSON: it holds more than 1",
+        ),
+        ("a.jsonl", b"1\n" + b" " * LINE_BYTES + b"1", ":2: is a line of more than 16 MiB"),
+        ("a.txt", b"x\n" + b"x" * (LINE_BYTES + 1), ":2: is a line of more than 16 MiB"),
+        (
+            "a.jsonl",
+            json.dumps(dict.fromkeys(map(str, range(10_000)))).encode(),
+            r":1: must be an object with .*, not the keys \['0', .{150,200}$",
+        ),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "\\u001b[2J": 3}',
+            r":1: has \\x1b\[2J, which is not read",
+        ),
     ],
 )
 def test_wrong_prompt_file_is_refused(tmp_path: Path, name: str, content: bytes, message: str):
