@@ -194,6 +194,8 @@ class Texts:
         taken = chunks(found, text, TOKENS, CHUNKS)
         if tuple(taken.shape) != (CHUNKS, TOKENS):
             return f"{CHUNKS} chunks of {TOKENS} tokens are {list(taken.shape)}"
+        if len(data) > MILLION:  # which is tokenized in pieces, for tokens take much memory
+            return None
         rows = [text.encode(s) if isinstance(s, str) else text.chats([s])[0] for s in found]
         whole = " ".join(str(id) for row in rows for id in row)
         for row in taken.tolist():
