@@ -5,7 +5,9 @@ nothing is installed that casts them.
 """
 
 import os
+import signal
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -23,16 +25,20 @@ from lmcast.plugins.errors import CheckFailed, InputError, printable
 COMMANDS = (
     export, build, generate, bench, parity, quality, inspect, verify, sign, pack, calibrate,
 )  # fmt: skip
+UNREAD = 128 + signal.SIGPIPE  # exit status, as shells report it
 
 
 class Commands(click.Group):
-    """The group, with an interrupt that is said in one line."""
+    """The group, with an interrupt that is said in one line, and a reader that is gone in none."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Abort from None  # before click writes an empty line
+        except BrokenPipeError:  # of which click makes 1, a check that failed
+            silence()
+            raise SystemExit(UNREAD) from None
 
 
 @click.group(
@@ -61,11 +67,21 @@ def told(error: click.ClickException) -> str:
 
 def end(word: str, message: str, status: int) -> NoReturn:
     """Say in one line why a command ends; where nobody can be told, the status alone does."""
-    try:
+    with suppress(OSError):
         click.echo(f"{word}: {printable(' '.join(message.split()))}", err=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where Python tries again at its end
+    silence()
     sys.exit(status)
+
+
+def silence() -> None:
+    """Drop what a stream does not take: Python tries again at its end, and makes it another status
+    and other lines."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main() -> None:

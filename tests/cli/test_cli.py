@@ -1,10 +1,12 @@
 """The command line: help at once, numbers that add up, exit statuses."""
 
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +65,41 @@ def test_a_wrong_command_is_one_line(words: list[str], line: str, lmcast):
     assert lmcast(*words) == (2, "", f"{line}\n")
 
 
-@pytest.mark.parametrize("stream", ["/dev/full", "a pipe that nobody reads"])
-def test_an_error_that_cannot_be_said_is_still_one(stream: str, tmp_path: Path):
+def unread() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def full() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+# What is checked, the stream that does not take what is said, and which it is -> status, said
+LOST: dict[str, tuple[str, str, Callable[[], int], int, bytes]] = {
+    "an error, to a full disk": ("nothing", "stderr", full, 2, b""),
+    "an error, to nobody": ("nothing", "stderr", unread, 2, b""),
+    "a result, to a full disk": ("engine", "stdout", full, 2, b"error: [Errno 28] No space"),
+    "a result, to nobody": ("engine", "stdout", unread, 141, b""),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_cannot_be_said(name: str, made: Path):
+    """The status tells it, and neither Python nor click has a word of its own."""
+    path, lost, stream, status, said = LOST[name]
     code = "from lmcast.exporter.command import main; main()"
-    command = [sys.executable, "-c", code, "verify", str(tmp_path)]
-    if stream == "/dev/full":
-        with open(stream, "w") as full:
-            assert subprocess.run(command, stderr=full).returncode == 2
-        return
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        process.stderr.close()
-        assert process.wait() == 2
+    command = [sys.executable, "-c", code, "verify", str(made / path)]
+    to = stream()
+    other = "stderr" if lost == "stdout" else "stdout"
+    streams = {lost: to, other: subprocess.PIPE}
+    buffered = {n: v for n, v in os.environ.items() if n != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, **streams, env=buffered)
+    os.close(to)
+    heard = getattr(done, other)
+    assert done.returncode == status
+    assert heard.startswith(said)
+    assert heard.count(b"\n") == bool(said)
 
 
 def test_a_long_word_is_cut(lmcast):

@@ -28,7 +28,7 @@ from fuzz.folders import state
 from fuzz.lines import Change, Line, draw
 from fuzz.trial import INPUT
 from lmcast.exporter import Engine, export
-from lmcast.exporter.cli import cli, main
+from lmcast.exporter.cli import UNREAD, cli, main
 from lmcast.exporter.engine.manifest import is_engine, is_recipe, undeclared, verify
 from lmcast.plugins.errors import InputError
 
@@ -167,9 +167,10 @@ def opened(kind: str) -> int:
 
 def judged(line: Line, ended: Ended) -> str | None:
     """Return what is wrong with how a line ended; raises InputError where it was refused."""
+    allowed = (0, 1, 2, UNREAD) if "pipe" in line.streams.values() else (0, 1, 2)
     lost = {name for name in ("stdout", "stderr") if line.streams[name] != "file"}
     said = [text for text in ended.err.splitlines() if text.strip()]
-    if "Traceback" in ended.err or ended.status not in (0, 1, 2):
+    if "Traceback" in ended.err or ended.status not in allowed:
         return f"exit status {ended.status}: {ended.err[-300:]!r}"
     if ended.status == 2 and "stderr" not in lost and not said[-1:]:
         return "exit status 2 without a word"
@@ -188,6 +189,8 @@ def judged(line: Line, ended: Ended) -> str | None:
     command = line.words[0]
     if wrong := sorted(set(out_of_place(command, params, ended.changed))):
         return f"changed: {', '.join(wrong[:5])}"
+    if ended.status == UNREAD:
+        return None
     if ended.status == 1:
         fails = command in ("verify", "parity", "quality") or "stdout" in lost
         return None if fails else f"exit status 1: {ended.err:.200}"
