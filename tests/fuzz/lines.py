@@ -23,21 +23,38 @@ PATHS = (
 )  # fmt: skip
 DEVICES = ("/dev/null", "/dev/full", "/dev/zero", "/dev/stdin", "/etc/passwd", "/")
 OUTPUTS = ("output",)  # options that name a folder to write
+USUAL = ("0", "1", "2", "3", "4", "8", "16", "50", "128", "129", "0.5", "1.5", "1000000000")
 NUMBERS = (
-    "0", "1", "2", "3", "16", "128", "129", "-1", "-0", "1000000000", "2147483647", "2147483648",
+    "-1", "-0", "2147483647", "2147483648", "4294967296", "65536", "65537", "10001", "1e-9",
     "9223372036854775808", "9" * 5000, "1.0", "0.5", "1e3", "1e-320", "1e400", "nan", "inf",
     "-inf", "0x10", "1_0", " 1", "٣", "", "x", "True", "1,2", "1 2",
 )  # fmt: skip
 TEXTS = (
     "", " ", "x", "abc", "-", "--", "\udcff", "é" * 200, "\x1b[31m", "a\nb", "1 2 3", "99999",
-    "1,,2", "%s%n", "x" * 100_000, "{", "{}", "[]", "null", "[" * 50_000, '{"a": 1, "a": 2}',
-    '{"a": 1}', '{"tools": 3}', '{"tools": []}', '{"chat_template": "x"}', '{"messages": []}',
-    '{"enable_thinking": NaN}', '{"enable_thinking": "\\ud800"}', '{"add_generation_prompt": 1}',
-    '{"continue_final_message": true}', "default", "89", "89,120", "0", "-1", "89,", "8.9",
-    "kl=0.1", "kl=", "kl=nan", "kl=-1", "kl=1=2", "x=1", "fp8", "int8", "int4", "mxfp4", "nvfp4",
-    "maximum", "mse", "percentile", "entropy", "onnx", "cpu", "tensorrt", "tensorrt-rtx", "main",
-    "hidden_size", "a.b,c", "..", "</s>",
+    "1,,2", "%s%n", "x" * 100_000, "{", "null", "[" * 50_000, "..",
 )  # fmt: skip
+# Name of a parameter that is a text -> texts of its kind, and nearly.
+OF_KIND: dict[str, tuple[str, ...]] = {
+    "prompt": ("abc", "5 6 7", "5,6", "-", "97", "hello </s> you", "x" * 128, "x" * 70_000),
+    "target": ("cpu", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "CPU"),
+    "recipe": ("fp8", "int8", "int4", "mxfp4", "nvfp4", "fp32", "int8 "),
+    "observer": ("maximum", "mse", "percentile", "entropy", "none"),
+    "budget": ("kl=0.1", "kl=1e9", "kl=", "kl=nan", "kl=-1", "kl=1=2", "x=1", "kl=0"),
+    "kv": ("fp8", "int8", ""),
+    "sm": ("89", "89,120", "0", "-1", "89,", "8.9", "89,89", "9" * 5000),
+    "inert": ("hidden_size", "a.b,c", ",", "hidden_size,hidden_size", "torch_dtype"),
+    "revision": ("main", "", "refs/pr/1"),
+    "system": ("Be brief.", "", "\ud800"),
+    "template": ("default", "tool_use", ""),
+    "stop": ("</s>", "a", "", "e" * 9),
+    "chat_kwargs": (
+        "{}", "[]", '{"a": 1, "a": 2}', '{"a": 1}', '{"tools": 3}', '{"tools": []}',
+        '{"chat_template": "x"}', '{"chat_template": "default"}', '{"messages": []}',
+        '{"messages": NaN}', '{"bos_token": "\\ud800"}', '{"bos_token": 3}',
+        '{"add_generation_prompt": 1}', '{"continue_final_message": true}', '{"": 1}',
+        '{"continue_final_message": "role"}', '{"documents": [{}]}', '{"loop": 1}',
+    ),
+}  # fmt: skip
 FLAGS = ("-n", "-o", "-x", "--", "--nope", "--json=1", "--tok", "-h", "--help", "--version", "@x")
 # Each ends soon: what they are given is small, and most are refused before they run.
 GOOD: dict[str, tuple[str, ...]] = {
@@ -99,7 +116,7 @@ def draw(chance: random.Random) -> Iterable[Change]:
     command = chance.choices(list(GOOD), [SELDOM.get(name, 1) for name in GOOD])[0]
     good = chance.choice(GOOD[command])
     yield Change(good, lambda line: line.words.__setitem__(slice(None), good.split()))
-    ways = [option, option, option, option, word, word, gone, flag, stream]
+    ways = [option] * 12 + [word] * 4 + [stream] * 2 + [gone, flag]
     for _ in range(1 + int(chance.expovariate(0.7))):
         yield chance.choice(ways)(command, good.split(), chance)
 
@@ -117,24 +134,22 @@ def option(command: str, words: list[str], chance: random.Random) -> Change:
 
 def value(chosen: click.Parameter, chance: random.Random) -> str:
     """A value for an option or an argument."""
-    paths = [*PATHS, *INPUTS, *(() if chosen.name in OUTPUTS else DEVICES)]
+    paths = [*PATHS, *(() if chosen.name in OUTPUTS else DEVICES)]
     if isinstance(chosen.type, click.Path):
-        pools = [paths] * 9 + [TEXTS]
+        pools = [INPUTS] * 12 + [paths] * 8 + [TEXTS]
     elif isinstance(chosen.type, click.Choice):
-        pools = [list(chosen.type.choices)] * 5 + [TEXTS]
+        pools = [list(chosen.type.choices)] * 12 + [TEXTS]
     elif chosen.type in (click.INT, click.FLOAT):
-        pools = [NUMBERS] * 9 + [TEXTS]
+        pools = [USUAL] * 12 + [NUMBERS] * 6 + [TEXTS]
     else:
-        pools = [TEXTS] * 8 + [NUMBERS]
-        if chosen.name not in OUTPUTS:
-            pools.append(paths)
+        pools = [OF_KIND.get(chosen.name or "", TEXTS)] * 12 + [TEXTS] * 2 + [NUMBERS, INPUTS]
     return chance.choice(chance.choice(pools))
 
 
 def word(command: str, words: list[str], chance: random.Random) -> Change:
     """Another word in the place of one."""
     at = chance.randrange(1, len(words))
-    other = chance.choice(chance.choice([PATHS, INPUTS, INPUTS, NUMBERS, TEXTS, words]))
+    other = chance.choice(chance.choice([PATHS, *[INPUTS] * 4, USUAL, NUMBERS, TEXTS, words]))
     return Change(f"word {at} = {other!r:.60}", lambda line: _put(line, at, [other]))
 
 
