@@ -142,16 +142,16 @@ def of_json(path: Path, name: str, chance: random.Random) -> Edit:
 def of_typed_json(path: Path, name: str, chance: random.Random) -> Edit:
     """Return an edit of a value into another of its type, as a reader of types takes it."""
     whole = json_of(path)
-    by_key: dict[str | int, list[Keys]] = {}
-    for keys in places(whole):
-        by_key.setdefault(keys[0], []).append(keys)
-    keys = chance.choice(by_key[chance.choice(sorted(by_key))])
+    keys = place(whole, chance)
     value = _at(whole, keys)
-    others = [_at(whole, other) for other in places(whole)]
+    others = [_at(whole, place(whole, chance)) for _ in range(9)]
     alike = [other for other in others if type(other) is type(value) and other != value]
-    made = chance.choice([*_variants(value, chance), *chance.sample(alike, min(3, len(alike)))])
+    made = chance.choice([*_variants(value, chance), *alike[:3]])
 
     def change(target: Path) -> None:
+        if not keys:
+            put_json(target, made)
+            return
         found = json_of(target)
         _at(found, keys[:-1])[keys[-1]] = made
         put_json(target, found)
