@@ -277,9 +277,8 @@ def parity(
 
     against: a path or a model of the Hub, of `revision`: by default that of the engine. prompts: a
     file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as for Engine.
-    recipe: the one that the engine was made with. quality: measure too, if it computes what eager
-    does, what it has lost against the unquantized checkpoint, and compare that with the record of
-    the recipe. Raises InputError where they do not belong together.
+    recipe: the one that the engine was made with. quality: where that is computed, compare what it
+    has lost with the recipe's record. Raises InputError where they do not belong together.
     """
     loaded = Engine(engine, portable=portable)
     _check_options(loaded, tokens, bisect)
@@ -300,10 +299,11 @@ def parity(
     with progress.stage("comparing"):
         texts = compare_texts(loaded, source, identities)
         report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)
-        report = replace(report, texts=texts)
-    if report.computes and lost is not None and files is not None:
-        again = measure_again(loaded, *unquantized, files, lost, progress)
-        report = replace(report, quality=again)
+    report = replace(report, texts=texts)
+    if lost is not None and files is not None and report.computes:
+        report = replace(report, quality=measure_again(loaded, *unquantized, files, lost, progress))
+    elif lost is not None:
+        progress.warn("its KL is not measured, as it does not compute what its recipe says")
     if report.computes or not bisect:
         return report
     with progress.stage("bisecting"):

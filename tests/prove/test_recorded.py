@@ -25,7 +25,7 @@ from lmcast.exporter.engine.sealed import seal, unseal
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.prove.divergence import Comparison
 from lmcast.exporter.prove.parity import parity
-from lmcast.exporter.prove.parity_report import QualityCheck
+from lmcast.exporter.prove.parity_report import QualityCheck, Report, Result
 from lmcast.exporter.prove.quality import eager_quality
 from lmcast.exporter.prove.recorded import MOST_TOKENS, record, recorded
 from lmcast.exporter.weights.recipe_files import open_recipe
@@ -142,6 +142,21 @@ def test_what_parity_alone_does_not_see(change: Change, made: Path, tmp_path: Pa
     assert not report.passed
     assert "FAILED" in report.table()
     assert b"is above" in report.as_junit()
+
+
+def test_what_fails_parity_is_not_measured(
+    made: Path, lmcast: Run, monkeypatch: pytest.MonkeyPatch
+):
+    def failing(*given: Any) -> Report:
+        result = Result("prefill", 1, 1.0, 0.1, 0.5, 1.0, 0.0)
+        return Report("float32", 1, None, (result,))
+
+    monkeypatch.setattr("lmcast.exporter.prove.parity.check", failing)
+    words = (made / "engine", "--against", made / "checkpoint", "--recipe", made / "recipe")
+    status, shown, said = lmcast("parity", *words, "--quality")
+    assert status == 1
+    assert "nats" not in shown
+    assert "KL is not measured" in said
 
 
 def test_what_has_no_record_is_refused(made: Path):
