@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 STRING, ARRAY = 8, 9
+WIDEST = 4096  # bytes of an alignment that is kept; what claims more has no such gaps
 CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -74,7 +75,8 @@ def parse(whole: bytes) -> File:
         name = text()
         shape = [number("Q") for _ in range(min(number("I"), 8))]
         file.tensors.append(Tensor(name, shape, number("I"), number("Q")))
-    file.alignment = next((k.value for k in file.keys if k.name == b"general.alignment"), 32)
+    said = next((k.value for k in file.keys if k.name == b"general.alignment"), 32)
+    file.alignment = said if type(said) is int and 0 < said <= WIDEST else 32
     file.data = whole[-(-at // file.alignment) * file.alignment :]
     return file
 
