@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,19 @@ def place(value: Any, chance: random.Random) -> Keys:
         key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
         at, value = (*at, key), value[key]
     return at
+
+
+def places(value: Any, at: Keys = ()) -> Iterator[Keys]:
+    """Yield the keys of all values within one; of a long list, of its first and last items."""
+    if isinstance(value, dict):
+        items: Any = value.items()
+    elif isinstance(value, list):
+        items = [(i, value[i]) for i in sorted({*range(min(len(value), 4)), len(value) - 1} - {-1})]
+    else:
+        return
+    for key, inner in items:
+        yield (*at, key)
+        yield from places(inner, (*at, key))
 
 
 def of_json(path: Path, name: str, chance: random.Random) -> Edit:
