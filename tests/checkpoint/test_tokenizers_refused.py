@@ -159,6 +159,10 @@ PROBLEMS: list[tuple[Callable[[], Files], str]] = [
         (lambda config=config: model_file(trained("Llama 2"), config), message)
         for config, message in SETTINGS
     ),
+    (
+        lambda: pieces("Unigram, no bytes", legacy=False).files,
+        "asks remove_extra_whitespaces, and tokenizer_config.json legacy false",
+    ),
     *((partial(changed_kimi, config, data), message) for config, data, message in KIMIS),
     *(
         (lambda changed=changed: {"tekken.json": as_json(tekken_json(**changed))}, message)

@@ -85,6 +85,11 @@ def convert(given: Given) -> Converted:
     symbols = [model.pieces[id] for id in model.of(Kind.USER_DEFINED)]
     apart = bool(symbols) and model.algorithm == BPE  # those of Unigram are pieces like others
     first_only = model.prefix and not given.flag("legacy", True)
+    if first_only and model.squeeze:  # it no longer knows where a text began with spaces
+        raise given.error(
+            "asks remove_extra_whitespaces, and tokenizer_config.json legacy false, which the"
+            f" tokenizers library cannot do both; {INSTEAD}"
+        )
     normalizers, steps = _spaces(model, first_only)
     if apart:
         steps.append(parts.split({"Regex": _any_of(symbols)}))
@@ -241,19 +246,18 @@ def _spaces(model: Model, first_only: bool) -> tuple[list[Part], list[Part]]:
     symbol. The library knows where a text begins in one pre-tokenizer, which puts its mark only
     where there is none; a mark that no text has any more when it gets there, a space, always.
     """
+    if first_only:
+        marks = [(" ", "first"), (SPACE, "never")]
+        return [ESCAPE], [
+            {"type": "Metaspace", "replacement": mark, "prepend_scheme": scheme, "split": False}
+            for mark, scheme in marks
+        ]
     before: list[Part] = []
     after: list[Part] = []
     if model.squeeze:
         before = [parts.replace({"Regex": r"\A +"}, ""), parts.replace({"Regex": " {2,}"}, " ")]
         after = [parts.replace({"Regex": f"{SPACE}+\\z"}, "")]
-    if not first_only:
-        return [*before, *([PREPEND] if model.prefix else []), ESCAPE, *after], []
-    marks = [(" ", "first"), (SPACE, "never")]
-    steps = [
-        {"type": "Metaspace", "replacement": mark, "prepend_scheme": scheme, "split": False}
-        for mark, scheme in marks
-    ]
-    return [*before, ESCAPE, *after], steps
+    return [*before, *([PREPEND] if model.prefix else []), ESCAPE, *after], []
 
 
 def _any_of(symbols: Iterable[str]) -> str:
