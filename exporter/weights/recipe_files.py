@@ -32,6 +32,7 @@ from lmcast.exporter.engine.sealed import (
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.weights.quantized import format_name
 from lmcast.graphs import Definition
+from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.weights.sources import shape_of
 
 VERSION = 2  # 1 had no hashes
@@ -77,7 +78,8 @@ class RecipeFiles:
     def take(self, found: Definition, source: Checkpoint) -> tuple[Definition, Checkpoint]:
         """Apply the recipe: return the quantized definition, and the checkpoint with its tensors.
 
-        Raises RecipeError or WeightError where the recipe belongs to another model.
+        Raises RecipeError or WeightError where the recipe belongs to another model, or has scales
+        that are not above 0.
         """
         measured, vocabulary = self.recipe.quality, found.config.vocab_size
         if measured and (largest := max(map(max, measured.ids))) >= vocabulary:
@@ -95,7 +97,23 @@ class RecipeFiles:
                     f"{self.path}: is of another model: {name} has shape {list(shape)} there, and"
                     f" {list(parameter.shape)} in this"
                 )
+        self._require_factors(extended)
         return quantized, extended
+
+    def _require_factors(self, source: Checkpoint) -> None:
+        """Refuse scales and factors that nothing can have measured; raises RecipeError."""
+        inputs, caches = self.recipe.inputs.items(), self.recipe.caches
+        names = [f"{layer}.input_scale" for layer, given in inputs if given.static]
+        names += [f"{layer}.smooth" for layer, given in inputs if given.smooth]
+        names += [f"{layer}.cache.{scale}" for layer in caches for scale in Fp8Cache.wide]
+        for name in names:
+            value = source.read(name)
+            wrong = value[~((value > 0) & value.isfinite())]
+            if wrong.numel():
+                raise RecipeError(
+                    f"{self.path}: {name} holds {wrong[0].item():.3g}; accepted: finite numbers"
+                    f" above 0; {AGAIN}"
+                )
 
 
 def write_recipe(

@@ -1,13 +1,13 @@
 """Recipes made without calibration: weights packed by their largest values, written to disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lmcast.calib.formats import WEIGHTS
-from lmcast.calib.recipe import Recipe, tensors
+from lmcast.calib.recipe import FP8_CACHE, Recipe, tensors
 from lmcast.exporter import pipeline
 from lmcast.exporter.dtypes import of_torch
 from lmcast.exporter.weights.place import Entry, as_bytes, write
@@ -17,11 +17,16 @@ from lmcast.graphs.blocks.quantized import InputFormat
 
 
 def write_packed(
-    checkpoint: Path, directory: Path, formats: Mapping[str, str], inputs: InputFormat | None = None
+    checkpoint: Path,
+    directory: Path,
+    formats: Mapping[str, str],
+    inputs: InputFormat | None = None,
+    caches: Sequence[str] = (),
 ) -> Path:
     """Write a recipe of a checkpoint; formats: end of a parameter's name -> format of weights.
 
-    inputs: of all linear layers whose weights are quantized; a static scale is 0.02.
+    inputs: of all linear layers whose weights are quantized; a static scale is 0.02, factors are 1.
+    caches: attentions whose keys and values are held in FP8, with scales of 1.
     """
     source, identities = pipeline.identified(checkpoint)
     found = pipeline.understand(source, (), tokenizer=False)
@@ -42,9 +47,13 @@ def write_packed(
             layers[layer] = inputs
             if inputs.static:
                 held[f"{layer}.input_scale"] = torch.tensor(0.02)
+            if inputs.smooth:
+                held[f"{layer}.smooth"] = torch.ones(parameter.shape[-1])
+    ends = ("key_scale", "value_scale")
+    held |= {f"{name}.cache.{end}": torch.tensor(1.0) for name in caches for end in ends}
     directory.mkdir()
     write([_entry(name, tensor.contiguous()) for name, tensor in held.items()], directory)
-    write_recipe(directory, Recipe(weights, layers), identities)
+    write_recipe(directory, Recipe(weights, layers, dict.fromkeys(caches, FP8_CACHE)), identities)
     return directory
 
 

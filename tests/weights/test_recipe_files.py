@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from files.recipe_dirs import write_packed
+from safetensors.torch import load_file, save_file
 from tiny.llama import tiny_llama
 
 from lmcast.calib.formats import WEIGHTS
@@ -35,8 +36,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, a recipe of it, and the engine made with that."""
     folder = tmp_path_factory.mktemp("recipes")
     tiny_llama(folder / "checkpoint")
-    inputs = InputFormat("fp8", static=True)
-    write_packed(folder / "checkpoint", folder / "recipe", {"q.weight": "fp8-channel"}, inputs)
+    inputs, caches = InputFormat("fp8", static=True, smooth=True), ["layers.1.mixer"]
+    formats = {"q.weight": "fp8-channel"}
+    write_packed(folder / "checkpoint", folder / "recipe", formats, inputs, caches)
     export(folder / "checkpoint", folder / "engine", recipe=folder / "recipe", parity=False)
     return folder
 
@@ -136,6 +138,20 @@ def called(part: str, dtype: str, shape: list[int]) -> Change:
     return change
 
 
+def rewritten(name: str, value: torch.Tensor) -> Change:
+    """Write a tensor anew, and list what it is in then."""
+
+    def change(recipe: Path) -> None:
+        held = load_file(recipe / FILE)
+        save_file({**held, name: value}, recipe / FILE)
+        data = (recipe / FILE).read_bytes()
+        entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        edit(lambda body: body["files"][0].update(entry))(recipe)
+
+    return change
+
+
+SCALE = "layers.0.mixer.q.input_scale"
 SCHEME = {"element": "int4", "block": [1, 7], "scale": "float16", "shared": False, "zeros": False}
 MEASURED = {"text": "a.txt", "ids": [[1, 2], [3, 4]], "dtype": "float32", "kl": 0.1}
 # What happens to a recipe -> a part of the refusal.
@@ -212,6 +228,14 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "scales of columns": (called(".scales", "F32", [1, 32]), "accepted: torch.float32 [32, 1]"),
     "a whole scale of inputs": (called("input_scale", "I32", []), "accepted: torch.float32 []"),
     "a scale of inputs in a list": (called("input_scale", "F32", [1]), "has shape [1] there"),
+    "a scale of 0": (rewritten(SCALE, torch.tensor(0.0)), f"{SCALE} holds 0; accepted: finite"),
+    "a scale below 0": (rewritten(SCALE, torch.tensor(-1.0)), f"{SCALE} holds -1; accepted"),
+    "a scale that is no number": (rewritten(SCALE, torch.tensor(math.nan)), f"{SCALE} holds nan"),
+    "an infinite scale": (rewritten(SCALE, torch.tensor(math.inf)), f"{SCALE} holds inf"),
+    "a factor of 0": (rewritten("layers.1.mixer.q.smooth", torch.zeros(32)), "smooth holds 0"),
+    "a cache's scale of 0": (
+        rewritten("layers.1.mixer.cache.value_scale", torch.tensor(0.0)), "value_scale holds 0",
+    ),
     "a tensor twice": (surplus("layers.0.mixer.q.input_scale"), "again"),
 }  # fmt: skip
 
