@@ -3,7 +3,7 @@
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fuzz import edits as editing
@@ -79,3 +79,17 @@ class Kinds:
                 return f"{name}: {wrong}"
             shutil.rmtree(work / INPUT)
         return None
+
+
+def draw_in(
+    folder: Path, chance: random.Random, drawing: Sequence[Callable[[Path, random.Random], Edit]]
+) -> list[Edit]:
+    """Draw up to three edits within one of a folder's folders; they are named from `folder`."""
+    count = min(3, 1 + int(chance.expovariate(1)))
+    edits = [chance.choice(drawing)(folder, chance) for _ in range(count)]
+    return [replace(edit, file=f"{folder.name}/{edit.file}") for edit in edits]
+
+
+def edited(edits: Sequence[Edit]) -> set[str]:
+    """Return the first folders of what is edited."""
+    return {edit.file.split("/")[0] for edit in edits}

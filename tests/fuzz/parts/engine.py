@@ -22,6 +22,7 @@ from tiny.llama import tiny_llama
 
 from fuzz import edits as editing
 from fuzz.edits import Edit
+from fuzz.files import draw_in, edited
 from fuzz.trial import INPUT, LONGEST
 from lmcast.exporter import export, load
 from lmcast.exporter.backends.tensorrt import build as plan_builds
@@ -43,6 +44,7 @@ from lmcast.exporter.runtime.sampling import choose_sampling
 from lmcast.plugins.errors import InputError
 
 COPIED, LINKED, PLANNED = "copied", "linked", "planned"
+CHECKPOINT = "linked-checkpoint"  # beside the engines
 PROMPT = [5, 6, 7]
 # Of logits near 1, between graphs that ONNX Runtime has and has not rewritten.
 CLOSE = 1e-5
@@ -58,7 +60,7 @@ class Engines:
     def prepare(self, folder: Path) -> None:
         """Make an engine of each kind, and what they give."""
         self.folder = folder
-        self.checkpoint = folder / "linked-checkpoint"
+        self.checkpoint = folder / CHECKPOINT
         self.portable, self.keys = folder.parent / "portable", folder.parent / "keys"
         _checkpoint(self.checkpoint)
         export(self.checkpoint, folder / LINKED, weights="link", parity=False)
@@ -77,14 +79,12 @@ class Engines:
     def edits(self, chance: random.Random) -> Sequence[Edit]:
         kind = chance.choice([COPIED, LINKED, PLANNED])
         drawing = [editing.draw, sealed, sealed, sealed, listed, listed, added]
-        count = min(3, 1 + int(chance.expovariate(1)))
-        found = [chance.choice(drawing)(self.folder / kind, chance) for _ in range(count)]
-        if kind == LINKED and chance.random() < 0.3:
-            found.append(linked(self.checkpoint, chance))
-        return [replace(edit, file=f"{kind}/{edit.file}") for edit in found]
+        if kind == LINKED:
+            drawing.append(linked)
+        return draw_in(self.folder / kind, chance, drawing)
 
     def run(self, edits: Sequence[Edit], work: Path) -> str | None:
-        kinds = {edit.file.split("/")[0] for edit in edits} or {COPIED, LINKED, PLANNED}
+        kinds = edited(edits) or {COPIED, LINKED, PLANNED}
         for kind in kinds:
             shutil.copytree(self.folder / kind, work / INPUT / kind)
         shutil.copytree(self.checkpoint, work / INPUT / self.checkpoint.name)
@@ -311,11 +311,11 @@ def added(engine: Path, chance: random.Random) -> Edit:
     return Edit(name, f"is {data!r}{', listed' * list_it}", change)
 
 
-def linked(checkpoint: Path, chance: random.Random) -> Edit:
+def linked(engine: Path, chance: random.Random) -> Edit:
     """Return an edit of the file that a linked engine points into; half keep its time."""
-    name = "model.safetensors"
+    name = f"../{CHECKPOINT}/model.safetensors"
     kinds = [editing.of_bytes, editing.of_bytes, editing.of_json, editing.of_path]
-    edit = chance.choice(kinds)(checkpoint / name, name, chance)
+    edit = chance.choice(kinds)(engine / name, name, chance)
     keep = chance.random() < 0.5
 
     def change(path: Path) -> None:
@@ -324,8 +324,7 @@ def linked(checkpoint: Path, chance: random.Random) -> Edit:
         if keep and path.exists():
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
-    about = f"{edit.about}{', at the same time' * keep}"
-    return Edit(f"../{checkpoint.name}/{name}", about, change)
+    return Edit(name, f"{edit.about}{', at the same time' * keep}", change)
 
 
 PART = Engines()
