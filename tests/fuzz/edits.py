@@ -25,6 +25,7 @@ NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 63) - 
 HEAD = 4096  # bytes at the beginning of a file that are edited as often as all others
 GOES_ON = 0.7  # how often what lies within a value is edited, not that
 SPARSE = 1 << 40  # bytes of a file with nothing in it
+HASHED = 1 << 30
 EDITED = 64 << 20  # bytes: a larger file, which another edit has made, stays as it is
 
 
@@ -58,8 +59,11 @@ def draw(folder: Path, chance: random.Random) -> Edit:
 
 
 def digest(path: Path) -> str:
-    """Return the sha256 of a file."""
-    return hashlib.sha256(_bytes(path)).hexdigest()
+    """Return the sha256 of a file; raises OSError for a pipe, and for one that would take long."""
+    if not path.is_file() or path.stat().st_size > HASHED:
+        raise OSError(f"{path} is no file to hash")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bytes(path: Path) -> bytes:

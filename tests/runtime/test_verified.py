@@ -119,17 +119,17 @@ def vocabulary(engine: Path) -> None:
 
 
 def listed(name: str, data: bytes, size: int | None = None) -> Callable[[Path], object]:
-    """Put a file in the engine and list it; size: to fill it up to with zeros, which are hashed
-    by nobody."""
+    """Put a file in the engine and list it; size: to fill it up to with zeros."""
 
     def edit(engine: Path) -> None:
         (engine / name).write_bytes(data)
         os.truncate(engine / name, len(data) if size is None else size)
-        write_manifest(engine, read_manifest(engine).fields, {name: "0" * 64} if size else None)
+        write_manifest(engine, read_manifest(engine).fields)
 
     return edit
 
 
+LARGE = (256 << 20) + 1
 KEY, VALUE = "layers.0.key", "layers.0.value"
 # What is sealed again, as nothing but an attacker does -> what the refusal says.
 SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -148,8 +148,8 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "more ids": (vocabulary, r"logits is float32 \['B', 'R', 97\] there, and .* 98\] in"),
     "a template": (listed(TEMPLATE, b"\xff"), "chat_template.jinja: is not UTF-8"),
-    "a large template": (listed(TEMPLATE, b"", 1 << 30), "is larger than 256 MiB"),
-    "a large tokenizer": (listed(TOKENIZER, b"{}", 1 << 30), "is larger than 256 MiB"),
+    "a large template": (listed(TEMPLATE, b"", LARGE), "is larger than 256 MiB"),
+    "a large tokenizer": (listed(TOKENIZER, b"{}", LARGE), "is larger than 256 MiB"),
 }  # fmt: skip
 
 
@@ -166,8 +166,9 @@ def test_what_does_not_fit_together_is_refused(name: str, made: Path, tmp_path: 
 
 
 def test_pack_does_not_seal_what_it_has_not_checked(made: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(manifest, "SMALL", 0)  # as if its texts were too large to be hashed at load
+    monkeypatch.setattr(manifest, "SMALL", 0)  # as if its plan were too large to be hashed at load
     export(made / "checkpoint", tmp_path / "linked", weights="link", parity=False)
-    flip(tmp_path / "linked" / TOKENIZER)
+    listed("a.plan", b"a plan")(tmp_path / "linked")
+    flip(tmp_path / "linked/a.plan")
     pack(tmp_path / "linked", tmp_path / "packed")
-    assert [problem.path for problem in manifest.verify(tmp_path / "packed")] == [TOKENIZER]
+    assert [problem.path for problem in manifest.verify(tmp_path / "packed")] == ["a.plan"]
