@@ -163,7 +163,7 @@ def of_typed_json(path: Path, name: str, chance: random.Random) -> Edit:
     value = _at(whole, keys)
     others = [_at(whole, place(whole, chance)) for _ in range(9)]
     alike = [other for other in others if type(other) is type(value) and other != value]
-    made = chance.choice([*_variants(value, chance), *alike[:3]])
+    made = chance.choice([*variants(value, chance), *alike[:3]])
 
     def change(target: Path) -> None:
         if not keys:
@@ -176,7 +176,7 @@ def of_typed_json(path: Path, name: str, chance: random.Random) -> Edit:
     return Edit(name, f"{'.'.join(map(str, keys))} = {made!r:.80}", change)
 
 
-def _variants(value: Any, chance: random.Random) -> list[Any]:
+def variants(value: Any, chance: random.Random) -> list[Any]:
     """Return values of the type of one, near it, at the edges, or in another order."""
     if isinstance(value, bool):
         return [not value]

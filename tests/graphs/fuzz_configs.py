@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -41,6 +41,8 @@ from lmcast.graphs.archs.multimodal import Multimodal
 from lmcast.graphs.config.inert import INERT
 from lmcast.graphs.config.older_spellings import ROPE_KEYS
 from lmcast.graphs.config.rope_parameters import RopeParameters
+from lmcast.graphs.weights.bind import WeightError, not_a_copy, require_zeros
+from lmcast.graphs.weights.sources import alike
 from lmcast.plugins.errors import InputError
 
 ABSENT = object()
@@ -70,21 +72,42 @@ class Trial:
 
     case: Case
     path: Path_
-    value: str  # of VALUES
+    value: str  # of VALUES, or the JSON of another
+    other: bool = False  # whether it is another
 
     def __str__(self) -> str:
-        return f"{self.case.name}: {'.'.join(self.path)} = {self.value}"
+        return f"{self.case.name}: {'.'.join(self.path)} = {self.value:.200}"
 
-    def config(self, plain: dict[str, Any], value: Any = ...) -> dict[str, Any]:
-        """Return a copy of `plain` with the key replaced, by another value if one is given."""
-        changed = deepcopy(plain)
-        holder = changed
+    @property
+    def given(self) -> Any:
+        return json.loads(self.value) if self.other else VALUES[self.value]
+
+    def config(self, plain: dict[str, Any], floats: bool = False) -> dict[str, Any]:
+        """Return a copy of `plain` with the key replaced; floats: by a float for an integer."""
+        changed, value = deepcopy(plain), self.given
+        if floats and is_exact(value):
+            value = float(value)
+        holder: Any = changed
         for key in self.path[:-1]:
-            holder = holder[key]
-        holder[self.path[-1]] = VALUES[self.value] if value is ... else value
-        if holder[self.path[-1]] is ABSENT:
+            holder = holder.get(key)
+            if not isinstance(holder, dict):  # another trial has replaced it
+                return changed
+        holder[self.path[-1]] = value
+        if value is ABSENT:
             del holder[self.path[-1]]
         return changed
+
+
+def is_exact(value: Any) -> bool:
+    """Whether a value is an integer that a float is, too."""
+    return type(value) is int and abs(value) < 1 << 53
+
+
+def all_of(trials: Sequence[Trial], plain: dict[str, Any], floats: bool = False) -> dict[str, Any]:
+    """Return a config with every trial in it, one after the other."""
+    for trial in trials:
+        plain = trial.config(plain, floats)
+    return plain
 
 
 def paths(config: dict[str, Any], within: Path_ = ()) -> Iterator[Path_]:
@@ -142,31 +165,50 @@ def sample(among: list[Trial], count: int, seed: int) -> list[Trial]:
     return random.Random(f"{among[0].case.name} {seed}").sample(among, count)
 
 
-def fault(trial: Trial, directory: Path, work: Path, ask: Answer) -> str | None:
-    """Return what is wrong with what a trial gives, or None.
+def fault(trials: Sequence[Trial], directory: Path, work: Path, ask: Answer) -> str | None:
+    """Return what is wrong with what trials of one case give together, or None.
 
-    directory: the checkpoint of its case. work: an empty folder, in which Hugging Face reads.
+    directory: the checkpoint of the case. work: an empty folder, in which Hugging Face reads.
     ask: gives Hugging Face's logits.
     """
-    plain, tensors = read(directory)
-    text = json.dumps(trial.config(plain))
     try:
-        with limited():
-            config = parse_object(text.encode(), Path("config.json"))
-            found = defined(config, tensors)
-            assert found.context > 0 < found.active <= found.parameters
-            assert isinstance(found.left_out, str)
-            mine = logits(config, tensors)
+        mine = our_logits(trials, directory)
     except InputError as error:
         return "more than one line" if "\n" in str(error) else None
     except Exception as error:  # noqa: BLE001 (what this looks for)
         return f"{type(error).__name__}: {error}"
+    return differs(trials, mine, directory, work, ask)
+
+
+def our_logits(trials: Sequence[Trial], directory: Path) -> Tensor:
+    """Return our logits B,T,V; raises InputError where the config is refused."""
+    plain, tensors = read(directory)
+    text = json.dumps(all_of(trials, plain))
+    with limited():
+        config = parse_object(text.encode(), Path("config.json"))
+        found = defined(config, tensors)
+        assert found.context > 0 < found.active <= found.parameters
+        assert isinstance(found.left_out, str)
+        for copy, original in found.binding.copies:  # as whatever opens a checkpoint
+            if not alike(tensors[copy], tensors[original]):
+                raise WeightError(not_a_copy(copy, original))
+        for name in found.binding.zeros:
+            require_zeros(name, tensors[name])
+        return logits(config, tensors)
+
+
+def differs(
+    trials: Sequence[Trial], mine: Tensor, directory: Path, work: Path, ask: Answer
+) -> str | None:
+    """Say how our logits are not those of Hugging Face, as for `fault`."""
+    plain, tensors = read(directory)
     try:
-        theirs = ask(trial, plain, directory, work)
+        theirs = ask(trials, plain, directory, work)
     except Exception as error:  # noqa: BLE001 (whatever Hugging Face raises is its refusal)
         # A key of no effect has no meaning to differ.
-        if changes_nothing(trial, plain, tensors):
-            return None
+        others = [trial for trial in trials if not changes_nothing(trial, plain, tensors)]
+        if len(others) < len(trials):
+            return fault(others, directory, work / "others", ask) if others else None
         said = " ".join(str(error).split())
         return f"accepted; Hugging Face refuses: {type(error).__name__}: {said:.200}"
     bound = TOLERANCE * theirs.abs().nan_to_num(1.0).max().clamp(min=1).item()
@@ -175,19 +217,20 @@ def fault(trial: Trial, directory: Path, work: Path, ask: Answer) -> str | None:
     return f"other logits than Hugging Face's: by {gap(mine, theirs):.2g}"
 
 
-def hugging_faces(trial: Trial, plain: dict[str, Any], directory: Path, work: Path) -> Tensor:
+def hugging_faces(
+    trials: Sequence[Trial], plain: dict[str, Any], directory: Path, work: Path
+) -> Tensor:
     """Return Hugging Face's logits B,T,V; of a whole number where it takes none, those of the
     float: other writers of JSON leave the point out."""
-    value = VALUES[trial.value]
-    forms = [value, float(value)] if type(value) is int and abs(value) < 1 << 53 else [value]
-    for i, form in enumerate(forms):
+    forms = [False, True] if any(is_exact(trial.given) for trial in trials) else [False]
+    for i, floats in enumerate(forms):
         place = work / str(i)
-        place.mkdir()
-        (place / "config.json").write_text(json.dumps(trial.config(plain, form)))
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps(all_of(trials, plain, floats)))
         (place / "model.safetensors").symlink_to(directory / "model.safetensors")
         try:
             with limited():
-                return oracle(trial.case, place, prompt())
+                return oracle(trials[0].case, place, prompt())
         except Exception:  # of the last form it says why there are none
             if i == len(forms) - 1:
                 raise
@@ -237,7 +280,7 @@ def changes_nothing(trial: Trial, plain: dict[str, Any], tensors: dict[str, Tens
     inert = {*archs.get(trial.case.architecture).inert, *INERT, *found.arch.inert}
     if path in inert or path.removeprefix("text_config.") in inert:
         return True
-    return is_accepted(replace(trial, value="an object").config(plain), tensors)
+    return is_accepted(replace(trial, value="an object", other=False).config(plain), tensors)
 
 
 def is_accepted(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
@@ -270,7 +313,7 @@ def run(found: list[Trial], directory: Path, folder: Path, ask: Answer = hugging
     for i, trial in enumerate(found):
         work = folder / str(i)
         work.mkdir(parents=True)
-        if said := fault(trial, directory, work, ask):
+        if said := fault([trial], directory, work, ask):
             faults += 1
             print(f"{trial}: {said}", flush=True)
     return faults
