@@ -117,8 +117,8 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     factor = raw.get("partial_rotary_factor", HALF)
     if factor not in (None, HALF):
         raise ConfigError(f"config.json: partial_rotary_factor is {factor!r:.80}; accepted: {HALF}")
-    if raw.get("layer_types", ...) is None:  # which Hugging Face derives, and lets nobody set
-        raise ConfigError("config.json: layer_types is None; leave it out")
+    if "layer_types" in raw:  # which Hugging Face derives, and lets nobody set
+        raise ConfigError(f"config.json: layer_types is {raw['layer_types']!r:.80}; leave it out")
     known = {key: value for key, value in raw.items() if key != "partial_rotary_factor"}
     return rope(unlimited(known), partial=HALF)
 
