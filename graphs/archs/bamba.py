@@ -117,8 +117,9 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     factor = raw.get("partial_rotary_factor", HALF)
     if factor not in (None, HALF):
         raise ConfigError(f"config.json: partial_rotary_factor is {factor!r:.80}; accepted: {HALF}")
-    if "layer_types" in raw:  # which Hugging Face derives, and lets nobody set
-        raise ConfigError(f"config.json: layer_types is {raw['layer_types']!r:.80}; leave it out")
+    for key in ("layer_types", "layers_block_type"):  # which Hugging Face lets nobody set
+        if key in raw:
+            raise ConfigError(f"config.json: {key} is {raw[key]!r:.80}; leave it out")
     known = {key: value for key, value in raw.items() if key != "partial_rotary_factor"}
     return rope(unlimited(known), partial=HALF)
 

@@ -227,6 +227,7 @@ REFUSED: list[tuple[str, Change, str]] = [
         "attn_layer_indices lists 4; num_hidden_layers is 4",
     ),
     (BAMBA_9B, {"layer_types": []}, r"layer_types is \[\]; leave it out"),
+    (BAMBA_9B, {"layers_block_type": None}, "layers_block_type is None; leave it out"),
     (BAMBA_9B, {"layer_types": None}, "layer_types is None; leave it out"),
     (BAMBA_9B, {"sliding_window": 8}, "sliding_window = 8, which nothing reads"),
 ]
