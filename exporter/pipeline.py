@@ -88,8 +88,7 @@ def export(
     source = source if tokenizer else without_texts(source)
     found = understand(source, inert, tokenizer, untie)
     found, source, part = take_parts(found, source, matformer, recipe, identities, progress)
-    own = part | {"inert": sorted(inert), "untie": untie}
-    own |= {"context": choose_context(found, context, progress)}
+    own = part | choices(found, inert, untie, context, progress)
     plan = made_for.order(sms, own["context"], sizes)
     own |= {"sms": list(chosen)} if (chosen := made_for.choose(sms)) else {}
     format = choose_format(found, source, made_for, dtype, parity)
@@ -312,6 +311,14 @@ def stored_format(found: Definition, source: Checkpoint) -> str:
         format = computed(stored.dtype)
         sizes[format.name if format else "bfloat16"] += stored.nbytes
     return sizes.most_common(1)[0][0]
+
+
+def choices(
+    found: Definition, inert: Collection[str], untie: bool, context: int | None, progress: Progress
+) -> dict[str, Any]:
+    """Return what was chosen of how a checkpoint is read, as engine.json has it."""
+    most = choose_context(found, context, progress)
+    return {"inert": sorted(inert), "untie": untie, "context": most}
 
 
 def choose_context(found: Definition, asked: int | None, progress: Progress = silent) -> int:

@@ -223,7 +223,8 @@ def as_integers(name: str, values: Any) -> np.ndarray:
         raise SessionError(f"{name} is a masked array; accepted: an array without a mask")
     try:
         array = np.asarray(values)
-    except Exception as error:  # noqa: BLE001 (whatever an object's __array__ raises)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
+            TypeError, ValueError) as error:  # fmt: skip  # what an object's __array__ may raise
         said = " ".join(str(error).split())
         raise SessionError(f"{name} is not a rectangular array of integers: {said:.200}") from None
     if array.size and array.dtype.kind not in "iu":  # numpy makes floats of an empty list
