@@ -11,7 +11,7 @@ from tiny import CASES, Case, defined, logits, read
 from lmcast.graphs import ConfigError, Definition, WeightError, archs
 from lmcast.graphs.config.inert import INERT
 from lmcast.graphs.config.older_spellings import LAYER_TYPE_KEYS, OLDER_LAYER_TYPES
-from lmcast.graphs.config.reading import NOT_NULL
+from lmcast.plugins.records import NotNull
 
 BY_NAME = pytest.mark.parametrize("name", sorted(archs.NAMES))
 
@@ -58,7 +58,7 @@ def test_null_is_no_silence(name, checkpoint):
     marked = typing.get_type_hints(cls, include_extras=True)
     inner = "text_config" in config
     refused = [key for key, hint in hints.items() if type(None) not in typing.get_args(hint)]
-    refused += [key for key in hints if NOT_NULL in typing.get_args(marked[key])]
+    refused += [key for key in hints if NotNull() in typing.get_args(marked[key])]
     assert len(refused) > 6
     refused += [] if name in WITHOUT_POSITIONS else ["rope_theta"]
     # Read before the others: a multimodal config's outer tie, a number that a list may say.
