@@ -2,6 +2,7 @@
 // plugins and our use of NVIDIA's cuda-bindings ask for; others are not found.
 #include <dlfcn.h>
 
+#include <cctype>
 #include <cstring>
 #include <mutex>
 #include <set>
@@ -326,7 +327,7 @@ API int cuFuncSetAttribute(void* handle, int attribute, int value) {
         std::lock_guard const lock(mutex);
         if (!functions.count(handle)) return INVALID_HANDLE;
         if (attribute != DYNAMIC_SHARED) return OK;
-        if (value < 0 || value > device_attribute(97)) return INVALID_VALUE;
+        if (value < 0 || value > device_attribute(BLOCK_SHARED_OPTIN)) return INVALID_VALUE;
         static_cast<Function*>(handle)->dynamic_shared = static_cast<size_t>(value);
         return OK;
     });
@@ -354,7 +355,8 @@ API int cuLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsigne
                       (!start || facts.parameter_bytes < 0 ||
                        facts.parameter_bytes == static_cast<int64_t>(size));
     if (!fits) return INVALID_VALUE;
-    std::string const given(static_cast<char const*>(start), size), code = function.module->image.code;
+    std::string const given = start ? std::string(static_cast<char*>(start), size) : "";
+    std::string const code = function.module->image.code;
     if (!code.empty() && interpreter && !start) return NOT_SUPPORTED;
     return submit(stream, launch_fields(function.name, "driver", grid, block, shared), [=] {
         if (code.empty() || !interpreter) return OK;
@@ -369,7 +371,8 @@ API int cuTensorMapEncodeTiled() { return OK; }
 // Finds a function as it is called in cuda.h, whatever its newest version is.
 API int cuGetProcAddress_v2(char const* symbol, void** found, int, uint64_t, int* status) {
     *found = nullptr;
-    if (std::strncmp(symbol, "cu", 2) == 0)
+    // Not the runtime's and cuBLAS's, which are in the same library.
+    if (std::strncmp(symbol, "cu", 2) == 0 && std::isupper(symbol[2]))
         for (char const* version : {"_v2", ""})
             if (!*found) *found = dlsym(RTLD_DEFAULT, (std::string(symbol) + version).c_str());
     if (status) *status = *found ? 0 : 1;

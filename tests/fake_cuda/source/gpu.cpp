@@ -80,8 +80,12 @@ struct Facts {
     int sm, multiprocessors, threads, shared_kilobytes, l2_megabytes, bus_bits;
 };
 constexpr Facts FACTS[] = {
-    {75, 40, 1024, 64, 4, 256},      {80, 108, 2048, 164, 40, 5120}, {86, 72, 1536, 100, 6, 384},
-    {89, 142, 1536, 100, 96, 384},   {90, 132, 2048, 228, 50, 6144}, {100, 148, 2048, 228, 126, 8192},
+    {75, 40, 1024, 64, 4, 256},
+    {80, 108, 2048, 164, 40, 5120},
+    {86, 72, 1536, 100, 6, 384},
+    {89, 142, 1536, 100, 96, 384},
+    {90, 132, 2048, 228, 50, 6144},
+    {100, 148, 2048, 228, 126, 8192},
     {120, 188, 1536, 100, 128, 512},
 };
 
@@ -119,31 +123,28 @@ int device_attribute(int attribute) {
     // A KB of a multiprocessor's shared memory is the system's for each block, but on Turing.
     int const optin = (gpu.shared_kilobytes - (gpu.sm > 75)) << 10;
     switch (attribute) {
-        case 1: return 1024;                     // threads of a block
-        case 2: case 3: return 1024;             // its x and y
-        case 4: return 64;                       // its z
-        case 5: return 2147483647;               // a grid's x
-        case 6: case 7: return 65535;            // its y and z
-        case 8: return 48 << 10;                 // shared memory of a block
-        case 9: return 64 << 10;                 // constant memory
-        case 10: return 32;                      // threads of a warp
-        case 12: case 82: return 65536;          // registers of a block, a multiprocessor
-        case 13: return 1785000;                 // clock, kHz
-        case 16: return gpu.multiprocessors;
-        case 18: case 20: case 32: return 0;     // integrated, compute mode, ECC
-        case 33: case 34: case 50: return 0;     // where it is on the PCI bus
-        case 36: return 2619000;                 // clock of the memory, kHz
-        case 37: return gpu.bus_bits;
-        case 38: return gpu.l2_megabytes << 20;
-        case 39: return gpu.threads;             // threads of a multiprocessor
-        case 40: return 3;                       // copy engines
-        case 75: return gpu.sm / 10;
-        case 76: return gpu.sm % 10;
-        case 81: return gpu.shared_kilobytes << 10;
-        case 88: case 100: return 0;             // no access to pageable memory
-        case 97: return optin;                   // shared memory of a block that asks
-        case 106: return gpu.threads == 2048 ? 32 : 24;
-        default: return 1;                       // has this feature
+        case BLOCK_THREADS: case BLOCK_X: case BLOCK_Y: return 1024;
+        case BLOCK_Z: return 64;
+        case GRID_X: return 2147483647;
+        case GRID_Y: case GRID_Z: return 65535;
+        case BLOCK_SHARED: return 48 << 10;
+        case BLOCK_SHARED_OPTIN: return optin;
+        case CONSTANT_BYTES: return 64 << 10;
+        case WARP: return 32;
+        case BLOCK_REGISTERS: case MULTIPROCESSOR_REGISTERS: return 65536;
+        case CLOCK: case MEMORY_CLOCK: return 1785000;  // kHz; nothing here takes time
+        case MULTIPROCESSORS: return gpu.multiprocessors;
+        case MULTIPROCESSOR_THREADS: return gpu.threads;
+        case MULTIPROCESSOR_SHARED: return gpu.shared_kilobytes << 10;
+        case MULTIPROCESSOR_BLOCKS: return gpu.threads == 2048 ? 32 : 24;
+        case BUS_BITS: return gpu.bus_bits;
+        case L2_BYTES: return gpu.l2_megabytes << 20;
+        case COPY_ENGINES: return 3;
+        case MAJOR: return gpu.sm / 10;
+        case MINOR: return gpu.sm % 10;
+        case INTEGRATED: case COMPUTE_MODE: case ECC: case PAGEABLE_ACCESS: return 0;
+        case PCI_BUS: case PCI_DEVICE: case PCI_DOMAIN: return 0;
+        default: return 1;  // it has this feature
     }
 }
 

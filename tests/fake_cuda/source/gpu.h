@@ -53,7 +53,42 @@ struct Settings {
     int fill = 0;                      // of every byte of fresh memory
 };
 Settings const& settings();
-int device_attribute(int attribute);  // by the number of cudaDeviceAttr, which is CUdevice's too
+
+// The numbers of cudaDeviceAttr, which are CUdevice_attribute's too: what is not yes or no.
+enum Attribute : int {
+    BLOCK_THREADS = 1,
+    BLOCK_X = 2,
+    BLOCK_Y = 3,
+    BLOCK_Z = 4,
+    GRID_X = 5,
+    GRID_Y = 6,
+    GRID_Z = 7,
+    BLOCK_SHARED = 8,
+    CONSTANT_BYTES = 9,
+    WARP = 10,
+    BLOCK_REGISTERS = 12,
+    CLOCK = 13,
+    MULTIPROCESSORS = 16,
+    INTEGRATED = 18,
+    COMPUTE_MODE = 20,
+    ECC = 32,
+    PCI_BUS = 33,
+    PCI_DEVICE = 34,
+    MEMORY_CLOCK = 36,
+    BUS_BITS = 37,
+    L2_BYTES = 38,
+    MULTIPROCESSOR_THREADS = 39,
+    COPY_ENGINES = 40,
+    PCI_DOMAIN = 50,
+    MAJOR = 75,
+    MINOR = 76,
+    MULTIPROCESSOR_SHARED = 81,
+    MULTIPROCESSOR_REGISTERS = 82,
+    PAGEABLE_ACCESS = 88,
+    BLOCK_SHARED_OPTIN = 97,
+    MULTIPROCESSOR_BLOCKS = 106,
+};
+int device_attribute(int attribute);
 
 // --- The log: a line of JSON each. Fields are written `"key": value, "key": value`.
 void note(std::string const& fields);

@@ -2,7 +2,6 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -195,7 +194,7 @@ API int cudaFuncSetAttribute(void const* host, int attribute, int value) {
         Function* function;
         if (Error const error = find(host, &function)) return int(error);
         if (attribute != DYNAMIC_SHARED) return int(OK);
-        if (value < 0 || value > device_attribute(97)) return int(INVALID_VALUE);
+        if (value < 0 || value > device_attribute(BLOCK_SHARED_OPTIN)) return int(INVALID_VALUE);
         function->dynamic_shared = static_cast<size_t>(value);
         return int(OK);
     });
@@ -206,8 +205,9 @@ API int cudaKernelSetAttributeForDevice(void const* host, int attribute, int val
 API int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, void const*,
                                                                int threads, size_t shared) {
     return call([&] {
-        auto const all = static_cast<size_t>(device_attribute(81));
-        auto const by_threads = static_cast<size_t>(device_attribute(39) / std::max(threads, 1));
+        auto const all = static_cast<size_t>(device_attribute(MULTIPROCESSOR_SHARED));
+        auto const most = static_cast<size_t>(device_attribute(MULTIPROCESSOR_THREADS));
+        auto const by_threads = most / static_cast<size_t>(std::max(threads, 1));
         *blocks = static_cast<int>(std::min(by_threads, shared ? all / (shared + 1024) : 32));
         return OK;
     });
@@ -252,18 +252,24 @@ API int cudaGetDeviceProperties(Properties* found, int device) {
         std::memset(found, 0, sizeof *found);
         std::strcpy(found->name, ("Fake GPU SM" + std::to_string(settings().sm)).c_str());
         found->memory = settings().memory;
-        found->major = get(75), found->minor = get(76), found->multiprocessors = get(16);
-        found->threads_per_block = get(1), found->warp = get(10);
-        found->threads_per_multiprocessor = get(39), found->blocks_per_multiprocessor = get(106);
-        for (int i = 0; i < 3; ++i) found->block[i] = get(2 + i), found->grid[i] = get(5 + i);
-        found->shared_per_block = static_cast<size_t>(get(8));
-        found->shared_optin = static_cast<size_t>(get(97));
-        found->shared_per_multiprocessor = static_cast<size_t>(get(81));
+        found->major = get(MAJOR), found->minor = get(MINOR);
+        found->multiprocessors = get(MULTIPROCESSORS);
+        found->threads_per_block = get(BLOCK_THREADS), found->warp = get(WARP);
+        found->threads_per_multiprocessor = get(MULTIPROCESSOR_THREADS);
+        found->blocks_per_multiprocessor = get(MULTIPROCESSOR_BLOCKS);
+        for (int i = 0; i < 3; ++i) {
+            found->block[i] = get(BLOCK_X + i);
+            found->grid[i] = get(GRID_X + i);
+        }
+        found->shared_per_block = static_cast<size_t>(get(BLOCK_SHARED));
+        found->shared_optin = static_cast<size_t>(get(BLOCK_SHARED_OPTIN));
+        found->shared_per_multiprocessor = static_cast<size_t>(get(MULTIPROCESSOR_SHARED));
         found->reserved_shared = settings().sm > 75 ? 1024 : 0;
-        found->registers_per_block = found->registers_per_multiprocessor = get(12);
-        found->constant = static_cast<size_t>(get(9)), found->pitch = 2147483647;
+        found->registers_per_block = found->registers_per_multiprocessor = get(BLOCK_REGISTERS);
+        found->constant = static_cast<size_t>(get(CONSTANT_BYTES)), found->pitch = 2147483647;
         found->texture_alignment = 512, found->texture_pitch_alignment = 32;
-        found->l2 = get(38), found->bus_bits = get(37), found->copy_engines = get(40);
+        found->l2 = get(L2_BYTES), found->bus_bits = get(BUS_BITS);
+        found->copy_engines = get(COPY_ENGINES);
         found->unified_addressing = found->managed = found->maps_host_memory = 1;
         found->concurrent_kernels = found->cooperative = found->memory_pools = 1;
         return OK;

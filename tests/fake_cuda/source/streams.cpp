@@ -1,6 +1,5 @@
 // Streams, events and graphs: work in order, or kept for later.
 #include <cstring>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
