@@ -14,6 +14,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent / "source"
 DRIVER = "libcuda.so.1"
+LIBRARY = "libfake_cuda.so"
 PROVIDER = "libonnxruntime_providers_cuda.so"
 NO_COMPILER = "no C++ compiler: accepted are c++, g++ and clang++ on the PATH"
 # What the provider is linked with.
@@ -56,20 +57,21 @@ def build() -> Path:
         raise RuntimeError(f"{folder} is another user's: remove it, or set TMPDIR")
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "no_driver").exists():
+        if not (folder / LIBRARY).exists():
             compile_into(folder, found)
     return folder
 
 
 def compile_into(folder: Path, found: str) -> None:
-    library = folder / "libfake_cuda.so"
+    made = folder / "unfinished.so"
     command = [found, *FLAGS, "-shared", f"-Wl,--version-script={SOURCE / 'versions.map'}"]
-    command += [*map(str, sorted(SOURCE.glob("*.cpp"))), "-o", str(library), "-ldl"]
+    command += [*map(str, sorted(SOURCE.glob("*.cpp"))), "-o", str(made), "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{found} refuses {SOURCE}:\n{done.stderr}")
     for name, names in (("driver", NAMES), ("no_driver", NAMES[1:])):
-        with tempfile.TemporaryDirectory(dir=folder) as made:
-            for one in names:
-                (Path(made) / one).symlink_to(library)
-            shutil.copytree(made, folder / name, symlinks=True)
+        (folder / name).mkdir(exist_ok=True)
+        for one in names:
+            (folder / name / one).unlink(missing_ok=True)
+            (folder / name / one).symlink_to(folder / LIBRARY)
+    made.rename(folder / LIBRARY)

@@ -94,7 +94,10 @@ class Log:
 
     @cached_property
     def launches(self) -> list[Event]:
-        """Kernels and products that ran, those of launched graphs among them."""
+        """Kernels and products that ran, those of launched graphs among them; not fills, copies.
+
+        A product of cuBLAS counts as one, whatever kernels it takes.
+        """
         return self.of("kernel", "blas")
 
     @property

@@ -73,8 +73,9 @@ def on_fake_gpu(
 
     function: of a module's top level; its arguments and its result become JSON. sm: of the GPU, one
     of SMS; None: a driver without a GPU. memory: of the device, in bytes. driver: the newest CUDA
-    that it is for, as 1000 times major plus 10 times minor; None: there is none. fill: what every
-    byte of fresh device memory is. timeout: in seconds. variables: more of the environment.
+    that it is for, as 1000 times major plus 10 times minor; None: there is none but this machine's
+    own. fill: what every byte of fresh device memory is. timeout: in seconds. variables: more of
+    the environment.
     Raises RuntimeError with what was printed where the process fails, and TimeoutExpired.
     """
     with tempfile.TemporaryDirectory() as folder:
