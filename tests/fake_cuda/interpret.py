@@ -19,19 +19,13 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from fake_cuda import machine_code
 from fake_cuda.log import library
 from lmcast.plugins.launch.cubins import Cubin
 from lmcast.plugins.launch.step import CONSTANT, TYPES, Kernel
 
-MAGIC = b"FAKECUDA"
 DTYPES = {name: dtype for dtype, name in TYPES.items()}
 SCALARS = {"i32": "<i", "i64": "<q", "fp32": "<f"}
-# code, its size, the kernel's name, programs (x, y, z), parameters, their size -> 1: done
-CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p),
-    *(ctypes.POINTER(ctypes.c_uint), ctypes.c_void_p, ctypes.c_size_t),
-)
 
 
 def stand_in(kernel: Kernel, sm: int) -> Cubin:
@@ -44,9 +38,7 @@ def stand_in(kernel: Kernel, sm: int) -> Cubin:
         "warps": kernel.warps,
         "stages": kernel.stages,
     }
-    text = json.dumps(said).encode()
-    code = MAGIC + struct.pack("<Q", len(text)) + text
-    return Cubin(kernel.name, 32 * kernel.warps, 0, code)
+    return Cubin(kernel.name, 32 * kernel.warps, 0, machine_code.stand_in(json.dumps(said)))
 
 
 def interpret() -> None:
@@ -58,18 +50,16 @@ def interpret() -> None:
     """
     if not knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET=1 must be set before kernels are imported")
-    library().fake_interpret(run)
+    machine_code.hand_launches(run)
 
 
-@CALLBACK
-def run(code: int, size: int, name: bytes, grid: Any, parameters: int, count: int) -> int:
-    said = json.loads(ctypes.string_at(code, size))
-    function = getattr(import_module(said["module"]), name.decode())
+def run(launch: machine_code.Handed) -> None:
+    said = json.loads(launch.text)
+    function = getattr(import_module(said["module"]), launch.kernel)
     constants = literal_eval(said["constants"])
     kernel = Kernel(function, tuple(said["types"]), constants, said["warps"], said["stages"])
-    values = arguments(kernel, ctypes.string_at(parameters, count))
-    function[(grid[0], grid[1], grid[2])](**kernel.by_name(), **dict(values), **kernel.options)
-    return 1
+    values = dict(arguments(kernel, launch.parameters))
+    function[launch.programs](**kernel.by_name(), **values, **kernel.options)
 
 
 def arguments(kernel: Kernel, block: bytes) -> Iterator[tuple[str, Any]]:

@@ -25,7 +25,7 @@ class Event:
     capture   captured (the graph's number), mode (0 global, 1 of the thread, 2 relaxed)
     allocate, free   bytes, in_use (bytes of the device, after it)
     refused   bytes, in_use: an allocation that there was no memory for
-    module    machine code was loaded
+    module, unload   machine code was loaded, or let go
     note      name
 
     Work in a stream that is being captured has "captured", the number of its graph: nothing ran.

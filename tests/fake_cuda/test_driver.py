@@ -1,38 +1,19 @@
 """The driver of the fake GPU, by its C interface: what it refuses, and what graphs do again."""
 
 import ctypes
-import struct
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from fake_cuda import missing, on_fake_gpu
+from fake_cuda.machine_code import machine_code
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 OK, INVALID, OUT_OF_MEMORY, NO_CONTEXT, NO_IMAGE, NOT_FOUND = 0, 1, 2, 201, 209, 500
 BAD_IMAGE, BAD_HANDLE, CAPTURING, CAPTURE_LOST, IMPLICIT = 200, 400, 900, 901, 906
 SIZE = 4096
 GLOBAL, RELAXED, NON_BLOCKING = 0, 2, 1
-
-
-def machine_code(sm: int, name: str = "double", parameters: int = 24, threads: int = 64) -> bytes:
-    """Return an ELF file that says of a kernel what a CUDA compiler says."""
-    info = struct.pack("<BBH", 3, 0x19, parameters) + struct.pack(
-        "<BBH3I", 4, 0x10, 12, threads, 1, 1
-    )
-    names = ["", ".names", f".text.{name}", f".nv.info.{name}"]
-    contents = [b"", "\0".join([*names, ""]).encode(), bytes(16), info]
-    head = struct.pack("<4s3BxB7x", b"\x7fELF", 2, 1, 1, 8)
-    start = 64 + 64 * len(names)
-    head += struct.pack("<HHI3QI6H", 2, 190, 1, 0, 0, 64, sm << 8, 64, 0, 0, 64, len(names), 1)
-    table, data = b"", b""
-    for label, content in zip(names, contents, strict=True):
-        where = contents[1].index(label.encode() + b"\0")
-        size = len(content)
-        table += struct.pack("<IIQQQQIIQQ", where, 1, 0, 0, start + len(data), size, 0, 0, 1, 0)
-        data += content
-    return head + table + data
 
 
 # --- In the process on the fake GPU
@@ -111,7 +92,7 @@ def capture(cuda: Driver, mode: int, step: str, flags: int = NON_BLOCKING) -> li
         "allocate": lambda: cuda.cuMemAlloc_v2(out, size),
         "wait": lambda: cuda.cuStreamSynchronize(stream),
         "wait for another": lambda: cuda.cuStreamSynchronize(other),
-        "load": lambda: cuda.cuModuleLoadData(out, machine_code(90)),
+        "load": lambda: cuda.cuModuleLoadData(out, machine_code(90, "double", 24, 64)),
     }
     return [steps[step](), cuda.cuStreamEndCapture(stream, out)]
 
@@ -156,7 +137,7 @@ def launch(
     cuda: Driver, sm: int, kernel: str, given: int, threads: int, shared: int, grid: int
 ) -> list[int]:
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    code = machine_code(sm) if sm else bytes(64)
+    code = machine_code(sm, "double", 24, 64) if sm else bytes(64)
     found = [cuda.cuModuleLoadData(ctypes.byref(module), code)]
     if found[-1] == OK:
         found.append(cuda.cuModuleGetFunction(ctypes.byref(function), module, kernel.encode()))

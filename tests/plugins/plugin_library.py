@@ -1,14 +1,10 @@
-"""The library of plugins from Python, without TensorRT. As a process: one run on a fake driver.
-
-python tests/plugins/plugin_library.py RUN  # JSON: see `main`; prints result and driver's record
-"""
+"""The library of plugins from Python, without TensorRT."""
 
 import ctypes
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from fake_cuda.machine_code import Handed, hand_launches
 from lmcast_native import LIBRARY
 
 LIB = ctypes.CDLL(str(LIBRARY))
@@ -65,19 +61,34 @@ def enqueue(
     return not failed
 
 
-def main(given: str) -> None:
-    run = json.loads(given)
-    fake = ctypes.CDLL("libcuda.so.1") if run["sm"] else None
-    if fake is not None:
-        fake.fake_record.restype = ctypes.c_char_p
-        fake.fake_device(run["sm"], run["image_bytes"])
-    ran = enqueue(
-        *(run["recipe"], bytes.fromhex(run["images"]), run["reserved"], run["shapes"]),
-        *(run["inputs"], run["outputs"], run["workspace"], run["stream"]),
+# --- In a process on a fake GPU
+
+
+def allocated(size: int) -> int:
+    memory = ctypes.c_void_p()
+    assert ctypes.CDLL("libcudart.so.13").cudaMalloc(ctypes.byref(memory), size) == 0
+    return memory.value or 0
+
+
+def run_once(task: dict[str, Any]) -> dict[str, Any]:
+    """Enqueue once; return whether it was done, the addresses, and what launches were given.
+
+    task: `recipe`, `images` (hexadecimal), `shapes`, and optionally `reserved`; whether the second
+    output is `in_place` of the second input; how far the first input is `shifted`; without a
+    `workspace`; without a `driver`, and so without memory.
+    """
+    launches: list[Handed] = []
+    if has_driver := task.get("driver", True):
+        hand_launches(launches.append)
+    places = [allocated(1 << 12) if has_driver else 1 << 12 for _ in range(5)]
+    inputs, outputs = places[:2], places[2:4]
+    if task.get("in_place"):
+        outputs[1] = inputs[1]
+    inputs[0] += task.get("shifted", 0)
+    workspace = places[4] if task.get("workspace", True) else None
+    done = enqueue(
+        *(task["recipe"], bytes.fromhex(task["images"]), task.get("reserved", -1), task["shapes"]),
+        *(inputs, outputs, workspace),
     )
-    record = fake.fake_record().decode().splitlines() if fake is not None else []
-    print(json.dumps({"failed": not ran, "record": record}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    given = [[*one[:3], one.parameters.hex()] for one in launches]
+    return {"done": done, "places": [*inputs, *outputs, places[4]], "launches": given}

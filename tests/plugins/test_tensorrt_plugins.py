@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_cuda import missing, on_fake_gpu
+from fake_cuda.machine_code import machine_code, stand_in
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plugin_launch_plans import (
@@ -24,7 +25,7 @@ from plugin_launch_plans import (
     expected,
     layout,
 )
-from plugin_library import schedule, workspace
+from plugin_library import run_once, schedule, workspace
 
 TESTS = Path(__file__).parent
 SHAPES = [[2, 3], [4, 5, 6], [7]]
@@ -181,21 +182,13 @@ def test_workspace_is_that_of_the_largest_case():
     assert evaluate(("/", -7, 2), []) == -4  # the reference, too, rounds down
 
 
-# Enqueue, on a driver that only writes down what it is asked for.
+# Enqueue, on a fake GPU: launches are handed over with the bytes of their arguments.
 
-IMAGES = bytes(range(256))
-HELD = [(80, 0, 16), (89, 16, 100), (120, 200, 56)]
-RUN: dict[str, Any] = {
-    "sm": 89,
-    "image_bytes": 100,
-    "images": IMAGES.hex(),
-    "shapes": [[2, 4], [8]],
-    "inputs": [0x1000, 0x2000],
-    "outputs": [0x5000, 0x6000],
-    "workspace": 0x10000,
-    "reserved": -1,
-    "stream": 0x77,
-}
+on_a_fake_gpu = pytest.mark.skipif(bool(missing()), reason=missing())
+CODES = {sm: stand_in(f"code for {sm}") for sm in (80, 89, 120)}
+IMAGES = b"".join(CODES.values())
+HELD = [(sm, IMAGES.index(code), len(code)) for sm, code in CODES.items()]
+RUN: dict[str, Any] = {"images": IMAGES.hex(), "shapes": [[2, 4], [8]]}
 ARGUMENTS_OF_ALL_KINDS = [
     *(("in", 0), ("i32", "0.1"), ("in", 1), ("out", 0), ("fp32", 0.5), ("buf", 1), ("null",)),
 ]
@@ -209,81 +202,72 @@ def recipe_of(name: str = "route", shared: int = 0, launches: int = 1) -> str:
     return Recipe([Kernel(name, 96, shared, HELD)], outputs, [case]).text()
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("driver")
-    compiler = shutil.which("cc") or shutil.which("gcc") or "clang"
-    command = [compiler, "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-    source, made = str(TESTS / "fake_driver.c"), str(folder / "libcuda.so.1")
-    subprocess.run([*command, source, "-o", made], check=True, timeout=60)
-    return folder
-
-
-def enqueue(folder: Path, recipe: str, **changed: Any) -> tuple[bool, list[str], str]:
-    """Return whether a run failed, what the driver was asked for, and what was logged."""
-    script = str(TESTS / "plugin_library.py")
-    task = json.dumps(RUN | {"recipe": recipe} | changed)
-    environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
-    command = [sys.executable, script, task]
-    ran = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
-    return bool(found["failed"]), found["record"], ran.stderr
-
-
-def parameters(updated: int) -> str:
+def parameters(places: list[int]) -> str:
     """Return the bytes of the arguments, laid out as a structure of C."""
-    values = (0x1000, 4, updated, 0x5000, 0.5, 0x10000 + 512, 0)
-    return struct.pack("@QiQQfQQ", *values).hex()
+    first, _, out, updated, scratch = places
+    return struct.pack("@QiQQfQQ", first, 4, updated, out, 0.5, scratch + 512, 0).hex()
 
 
-def test_enqueue(driver: Path):
-    failed, record, logged = enqueue(driver, recipe_of(launches=2))
-    launch = f"launch 6 1 1 96 1 1 0 77 {parameters(0x6000)}"
-    loaded = [f"load {IMAGES[16:116].hex()}", "function route"]
-    assert not failed, logged
-    assert record == ["copy 6000 2000 32 77", *loaded, launch, launch, "unload"]
+@on_a_fake_gpu
+def test_enqueue():
+    run = on_fake_gpu(run_once, RUN | {"recipe": recipe_of(launches=2)}, sm=89)
+    assert run.result["done"], run.output
+    launch = ["code for 89", "route", [6, 1, 1], parameters(run.result["places"])]
+    assert run.result["launches"] == [launch, launch]
+    (copied,) = run.log.copies("DtoD")
+    assert copied.fields["bytes"] == 32
+    assert [event.fields["block"] for event in run.log.launches] == [[96, 1, 1]] * 2
+    assert [event.kind for event in run.log.of("module", "unload")] == ["module", "unload"]
 
 
-def test_enqueue_in_place_with_much_shared_memory(driver: Path):
-    run = {"outputs": [0x5000, 0x2000], "sm": 86, "image_bytes": 16}
-    failed, record, logged = enqueue(driver, recipe_of(shared=50000), **run)
-    assert not failed, logged
-    assert record == [
-        f"load {IMAGES[:16].hex()}",
-        "function route",
-        "attribute 8 50000",
-        f"launch 6 1 1 96 1 1 50000 77 {parameters(0x2000)}",
-        "unload",
-    ]
+@on_a_fake_gpu
+def test_enqueue_in_place_with_much_shared_memory():
+    task = RUN | {"recipe": recipe_of(shared=50000), "in_place": True}
+    run = on_fake_gpu(run_once, task, sm=86)
+    assert run.result["done"], run.output
+    launch = ["code for 80", "route", [6, 1, 1], parameters(run.result["places"])]
+    assert run.result["launches"] == [launch]
+    assert not run.log.of("copy")
+    (launched,) = run.log.launches
+    assert launched.fields["shared"] == 50000  # a launch without leave for it is refused
 
 
-FAILS: list[tuple[dict, dict, str]] = [  # arguments of the recipe, of the run, what is logged
-    ({}, {"sm": 90}, "kernel route was compiled for SM80, SM89, SM120, and this GPU is SM90"),
-    ({"name": "missing"}, {}, "cuModuleGetFunction failed: CUDA_ERROR_NOT_FOUND"),
-    ({}, {"workspace": None}, "768 bytes of workspace are needed, and there are none"),
-    ({}, {"reserved": 512}, "768 bytes of workspace are needed, and 512 were reserved"),
-    ({}, {"inputs": [0x1008, 0x2000]}, "not aligned to 16 bytes"),
-    ({}, {"shapes": [[2, 4], [9]]}, "output 1 has not the shape of input 1"),
-    ({}, {"images": IMAGES[:-1].hex()}, "not an integer from 1 to 55"),
+UNNAMED = machine_code(89, "route", 56, 96)
+FAILS: list[tuple[dict, dict, int, str]] = [  # of the recipe, of the run, the SM, what is logged
+    ({}, {}, 90, "kernel route was compiled for SM80, SM89, SM120, and this GPU is SM90"),
+    ({}, {"workspace": False}, 89, "768 bytes of workspace are needed, and there are none"),
+    ({}, {"reserved": 512}, 89, "768 bytes of workspace are needed, and 512 were reserved"),
+    ({}, {"shifted": 8}, 89, "not aligned to 16 bytes"),
+    ({}, {"shapes": [[2, 4], [9]]}, 89, "output 1 has not the shape of input 1"),
+    ({}, {"images": IMAGES[:-1].hex()}, 89, f"not an integer from 1 to {HELD[-1][2] - 1}"),
 ]
 
 
-@pytest.mark.parametrize(("recipe", "run", "said"), FAILS)
-def test_enqueue_fails(driver: Path, recipe: dict, run: dict, said: str):
-    failed, record, logged = enqueue(driver, recipe_of(**recipe), **run)
-    assert failed
-    assert logged.startswith("lmcast.") and said in logged
-    assert not [line for line in record if line.startswith("launch")]
+@on_a_fake_gpu
+@pytest.mark.parametrize(("recipe", "run", "sm", "said"), FAILS)
+def test_enqueue_fails(recipe: dict, run: dict, sm: int, said: str):
+    ran = on_fake_gpu(run_once, RUN | {"recipe": recipe_of(**recipe)} | run, sm=sm)
+    assert not ran.result["done"] and not ran.log.launches
+    assert ran.output.startswith("lmcast.") and said in ran.output
 
 
-def test_enqueue_without_a_driver(tmp_path: Path):
-    (tmp_path / "libcuda.so.1").touch()  # found before a real one, and no library
-    failed, _, logged = enqueue(tmp_path, recipe_of(), sm=0)
-    assert failed
-    assert "no NVIDIA driver, so no GPU to run on: " in logged
+@on_a_fake_gpu
+def test_enqueue_of_a_kernel_that_is_not_there():
+    held = [(89, 0, len(UNNAMED))]
+    case = Case([], [8], [Launch(0, "0.0", [("in", 0)])])
+    recipe = Recipe([Kernel("missing", 96, 0, held)], [Output("fp32", -1, ["0.0"])], [case])
+    task = RUN | {"recipe": recipe.text(), "images": UNNAMED.hex()}
+    ran = on_fake_gpu(run_once, task, sm=89)
+    assert not ran.result["done"]
+    assert "cuModuleGetFunction failed: CUDA_ERROR_NOT_FOUND" in ran.output
+
+
+@on_a_fake_gpu
+def test_enqueue_without_a_driver():
+    task = RUN | {"recipe": recipe_of(), "driver": False}
+    ran = on_fake_gpu(run_once, task, driver=None)
+    assert not ran.result["done"]
+    assert "no NVIDIA driver, so no GPU to run on: " in ran.output
 
 
 @pytest.fixture(scope="module")

@@ -304,7 +304,9 @@ API int cuModuleLoadData(void** made, void const* image) {
 API int cuModuleUnload(void* module) {
     return when_ready([=] {
         std::lock_guard const lock(mutex);
-        return modules.erase(module) ? OK : INVALID_HANDLE;
+        if (!modules.erase(module)) return INVALID_HANDLE;
+        note("\"kind\": \"unload\"");
+        return OK;
     });
 }
 API int cuModuleGetFunction(void** made, void* handle, char const* name) {
