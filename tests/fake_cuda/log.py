@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,7 @@ class Event:
 
     @property
     def symbol(self) -> str:
-        """A kernel's whole name, with the arguments of its template."""
+        """A kernel's whole name, with the arguments of its template; mangled where that is long."""
         return str(self.fields["name"])
 
     @property
@@ -59,10 +60,20 @@ class Event:
 
 def short(symbol: str) -> str:
     """Return a demangled name without what stands in brackets, and without its return type."""
-    text = symbol.replace("(anonymous namespace)", "").replace("operator()", "call")
+    if symbol.startswith("_ZN"):  # too long for the demangler: its names up to the first template
+        return "::".join(nested(symbol.removeprefix("_ZN")))
+    text = symbol.replace("(anonymous namespace)", "").removesuffix(" const")
     while (less := re.sub(r"<[^<>()]*>|\([^<>()]*\)", "", text)) != text:
         text = less
     return re.sub(r":{3,}", "::", text).split(" ")[-1].removeprefix("onnxruntime::")
+
+
+def nested(mangled: str) -> Iterator[str]:
+    """Yield names of which each follows its length, as 7cutlass13device_kernel."""
+    while found := re.match(r"\d+", mangled):
+        length, start = int(found[0]), found.end()
+        yield mangled[start : start + length]
+        mangled = mangled[start + length :]
 
 
 class Log:

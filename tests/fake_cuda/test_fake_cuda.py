@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from fake_cuda import Log, Run, log_so_far, missing, note, on_fake_gpu
+from fake_cuda.log import short
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 WIDTH = 256
@@ -125,6 +126,19 @@ def test_graphs(model: str):
     kept = [event for event in plain.events if not event.ran and event.kind in ("kernel", "blas")]
     assert [event.name for event in kept] == [event.name for event in captured.launches] != []
     assert run.result[-2:] == [len(kept)] * 2 and len(captured.of("graph")) == 1
+
+
+NAMES = {
+    "void flash::forward<Flash<128, (X)1>, true>(flash::Params)": "flash::forward",
+    "onnxruntime::cuda::(anonymous namespace)::Fill(int*, int)": "cuda::Fill",
+    "fmha::Softmax<A, B>::store(void*) const": "fmha::Softmax::store",
+    "_ZN7cutlass13device_kernelINS_4gemm6kernel": "cutlass::device_kernel",
+    "attend": "attend",
+}
+
+
+def test_names_are_short():
+    assert {symbol: short(symbol) for symbol in NAMES} == NAMES
 
 
 # What a GPU is -> what is said of it.
