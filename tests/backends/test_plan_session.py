@@ -331,9 +331,7 @@ def test_plugins(both, monkeypatch):
     operators = {"causal_conv": {"plugin": 3}, "moe_route": {"inlined": 1}}
     planned, portable = both(LLAMA, {"operators": operators})
     monkeypatch.setitem(sys.modules, "lmcast_native", None)  # as if it were not installed
-    _refused(
-        planned, "causal_conv of ours, needs the package lmcast_native, which is not installed"
-    )
+    _refused(planned, "causal_conv of ours, needs the package lmcast_native, which is not")
     package: Any = ModuleType("lmcast_native")
     package.__spec__, package.LIBRARY = ModuleSpec("x", None), Path("/l.so")
     monkeypatch.setitem(sys.modules, "lmcast_native", package)

@@ -7,7 +7,7 @@ import torch
 from operators import REGISTRY
 from torch import Tensor
 
-from lmcast.plugins.launch.launch_plan import Bounds, Case, Given
+from lmcast.plugins.launch.launch_plan import Bounds, Case, Given, host_code
 from lmcast.plugins.plugin import Plugin
 
 EACH = [
@@ -30,6 +30,9 @@ AXES = {
     **dict.fromkeys(("x", "logits", "weights", "chosen"), "BT"),
     **dict.fromkeys(("past", "past_key", "past_state", "cache_lengths", "token_counts"), "B"),
 }
+for name in dict.fromkeys(plugin.name for plugin, _ in EACH):
+    # What compiles a launch plan turns the interpreter off: for kernels that are not yet imported.
+    host_code(name)
 CACHES = ("mla_attention", "sparse_attention", "sparse_index")  # whose state grows by tokens
 
 
