@@ -23,6 +23,7 @@ struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtShapeInferContext;
 struct OrtTensorTypeAndShapeInfo;
+struct OrtTypeInfo;
 struct OrtOpAttr;
 struct OrtCustomOpDomain;
 struct OrtSessionOptions;
@@ -65,7 +66,10 @@ struct OrtApi {
     OrtStatus* (*AddCustomOpDomain)(OrtSessionOptions* options, OrtCustomOpDomain* domain);
     void* from_29[22];
     OrtStatus* (*GetTensorMutableData)(OrtValue* value, void** data);
-    void* from_52[5];
+    void* from_52[3];
+    OrtStatus* (*CastTypeInfoToTensorInfo)(OrtTypeInfo const* info,
+                                           OrtTensorTypeAndShapeInfo const** found);
+    void* from_56[1];
     OrtStatus* (*CreateTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo** made);
     OrtStatus* (*SetTensorElementType)(OrtTensorTypeAndShapeInfo* info,
                                        ONNXTensorElementDataType type);
@@ -91,7 +95,8 @@ struct OrtApi {
                                           int64_t const* sizes, size_t rank, OrtValue** value);
     void* from_92[1];
     void (*ReleaseStatus)(OrtStatus* status);
-    void* from_94[5];
+    void* from_94[4];
+    void (*ReleaseTypeInfo)(OrtTypeInfo* info);
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info);
     void* from_100[32];
     void (*ReleaseAllocator)(OrtAllocator* allocator);
@@ -99,7 +104,10 @@ struct OrtApi {
     OrtStatus* (*KernelContext_GetGPUComputeStream)(OrtKernelContext const* context, void** stream);
     void* from_194[37];
     OrtStatus* (*KernelInfo_GetOutputCount)(OrtKernelInfo const* info, size_t* count);
-    void* from_232[12];
+    void* from_232[2];
+    OrtStatus* (*KernelInfo_GetInputTypeInfo)(OrtKernelInfo const* info, size_t index,
+                                              OrtTypeInfo** made);
+    void* from_235[9];
     OrtStatus* (*KernelInfo_GetNodeName)(OrtKernelInfo const* info, char* name, size_t* size);
     void* from_245[4];
     OrtStatus* (*KernelInfoGetConstantInput_tensor)(OrtKernelInfo const* info, size_t index,

@@ -71,10 +71,13 @@ void check_api() {
     FUNCTION(OrtApi, KernelContext_GetInput);
     FUNCTION(OrtApi, KernelContext_GetOutput);
     FUNCTION(OrtApi, ReleaseStatus);
+    FUNCTION(OrtApi, CastTypeInfoToTensorInfo);
+    FUNCTION(OrtApi, ReleaseTypeInfo);
     FUNCTION(OrtApi, ReleaseTensorTypeAndShapeInfo);
     FUNCTION(OrtApi, ReleaseAllocator);
     FUNCTION(OrtApi, KernelContext_GetGPUComputeStream);
     FUNCTION(OrtApi, KernelInfo_GetOutputCount);
+    FUNCTION(OrtApi, KernelInfo_GetInputTypeInfo);
     FUNCTION(OrtApi, KernelInfo_GetNodeName);
     FUNCTION(OrtApi, KernelInfoGetConstantInput_tensor);
     FUNCTION(OrtApi, ShapeInferContext_GetInputTypeShape);

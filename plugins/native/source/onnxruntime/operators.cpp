@@ -29,15 +29,14 @@ void check(OrtStatus* status) {
 
 // ONNX Runtime calls through here, and takes no exceptions but what they say.
 template <typename Work>
-OrtStatus* guarded(std::string_view where, Work work) noexcept {
+OrtStatus* guarded(std::string const& where, Work work) noexcept {
     try {
         work();
         return nullptr;
     } catch (Failure const& failure) {
         return failure.status;
     } catch (std::exception const& error) {
-        std::string const said = std::string(where) + ": " + error.what();
-        return api->CreateStatus(ORT_RUNTIME_EXCEPTION, said.c_str());
+        return api->CreateStatus(ORT_RUNTIME_EXCEPTION, (where + ": " + error.what()).c_str());
     }
 }
 
@@ -56,6 +55,7 @@ using Description = OrtTensorTypeAndShapeInfo;
 
 struct Release {
     void operator()(Description* made) const { api->ReleaseTensorTypeAndShapeInfo(made); }
+    void operator()(OrtTypeInfo* made) const { api->ReleaseTypeInfo(made); }
 };
 using OwnDescription = std::unique_ptr<Description, Release>;
 
@@ -114,6 +114,27 @@ std::string_view machine_code(OrtKernelInfo const* info) {
     return {static_cast<char const*>(data_of(value)), static_cast<size_t>(shape[0])};
 }
 
+ONNXTensorElementDataType input_type(OrtKernelInfo const* info, size_t index) {
+    OrtTypeInfo* made = nullptr;
+    check(api->KernelInfo_GetInputTypeInfo(info, index, &made));
+    std::unique_ptr<OrtTypeInfo, Release> const owner(made);
+    Description const* tensor = nullptr;
+    check(api->CastTypeInfoToTensorInfo(made, &tensor));
+    auto type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    if (tensor) check(api->GetTensorElementType(tensor, &type));
+    return type;
+}
+
+// A state's memory is that of the output: kernels take it for the output's type.
+void expect_types(Recipe const& recipe, OrtKernelInfo const* info) {
+    for (Output const& output : recipe.outputs) {
+        size_t const updated = static_cast<size_t>(output.alias);
+        if (output.alias >= 0 && input_type(info, updated + FIRST) != element(output.type))
+            throw RecipeError("input " + std::to_string(updated) +
+                              " has not the type of the output that is made in its memory");
+    }
+}
+
 // A piece of the arena that the provider itself allocates from, in the order of its stream.
 class Scratch {
 public:
@@ -146,6 +167,7 @@ public:
         size_t outputs = 0;
         check(api->KernelInfo_GetOutputCount(info, &outputs));
         expect_outputs(recipe_, outputs);
+        expect_types(recipe_, info);
         // What is wrong with them ends the session here, and not its first run; and a run that is
         // captured as a graph may load nothing.
         for (size_t i = 0; i < recipe_.kernels.size(); ++i) kernels_.get(recipe_, images, i);
@@ -247,23 +269,13 @@ void describe(Output const& output, OrtShapeInferContext const* context, Descrip
     check(api->SetSymbolicDimensions(made, pointers.data(), pointers.size()));
 }
 
-void expect_type(Output const& output, OrtShapeInferContext const* context) {
-    if (output.alias < 0) return;
-    ONNXTensorElementDataType found;
-    size_t const updated = static_cast<size_t>(output.alias);
-    check(api->GetTensorElementType(input(context, updated + FIRST), &found));
-    if (found != element(output.type))
-        throw RecipeError("input " + std::to_string(updated) +
-                          " has not the type of the output that is made in its memory");
-}
-
-// Types and shapes of outputs are those of the launch plan: a graph need not say them.
+// Types and shapes of outputs are those of the launch plan: a graph need not say them. An error here
+// is not told: Node finds what is wrong once more.
 void infer(OrtShapeInferContext const* context) {
     Shape const code = shape_of(input(context, CODE));
     size_t const bytes = code.size() == 1 && code[0] > 0 ? static_cast<size_t>(code[0]) : 0;
     Recipe const recipe = read_recipe(attribute(context, RECIPE), bytes);
     for (size_t i = 0; i < recipe.outputs.size(); ++i) {
-        expect_type(recipe.outputs[i], context);
         Description* made = nullptr;
         check(api->CreateTensorTypeAndShapeInfo(&made));
         OwnDescription const owner(made);
