@@ -70,6 +70,8 @@ class Target:
     dtype: the default dtype to compute in; None: that of most weights.
     links_codes: whether its graph may point at quantized weights of the checkpoint that are stored
         in ONNX's own form (MXFP4); it must have kernels for them.
+    computes_weights: whether its runtime makes a weight of several stored tensors, or of one in
+        another layout, once at load; where it would in every call, such weights are copied.
     requires: Requirements on the runner, beside those of passes.
     refuse: (sources of the weights, dtype, whether the engine is to run here) -> None; raises
         EngineError for what the runtime has no kernels for.
@@ -88,6 +90,7 @@ class Target:
     weight_form: WeightForm = "standard"
     dtype: str | None = None
     links_codes: bool = False
+    computes_weights: bool = True
     requires: Mapping[str, Any] = field(default_factory=dict)
     refuse: "Callable[[Binding, str, bool], None]"
     absent: "Callable[[], str]" = lambda: ""
@@ -318,6 +321,7 @@ TARGETS: dict[str, Target] = {
             name="cuda",
             about="for ONNX Runtime's kernels of NVIDIA GPUs, data-centre ones too",
             passes=_cuda_passes,
+            computes_weights=False,
             requires={"optimized": True},
             refuse=_cuda_refuses,
             absent=_no_cuda,

@@ -18,6 +18,7 @@ from lmcast.exporter.passes.merge_runs import merge_runs
 from lmcast.exporter.passes.nbits_gather import nbits_gather
 from lmcast.exporter.passes.nbits_matmul import nbits_matmul
 from lmcast.exporter.passes.norms_in_attention import norms_in_attention
+from lmcast.exporter.passes.packed_products import packed_products
 from lmcast.exporter.passes.quantized_products import quantized_products
 from lmcast.exporter.passes.quick_gelu import quick_gelu
 from lmcast.exporter.passes.recurrent_kernels import recurrent_kernels
@@ -59,6 +60,7 @@ CUDA: tuple[Pass, ...] = (
     fused_matmul,
     weighted_norm,
     merge_equal,
+    remove_unused,
     rotary_in_attention,
     norms_in_attention,
     sliced_ranges,
@@ -67,6 +69,8 @@ CUDA: tuple[Pass, ...] = (
     fold_small,
     skip_norm,
     quick_gelu,
+    remove_unused,
+    packed_products,
     wide_operators,
     merge_equal,
     remove_unused,

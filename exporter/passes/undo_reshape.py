@@ -20,7 +20,5 @@ def undo_reshape(model: ir.Model) -> int:
             continue
         out.replace_all_uses_with(source)
         model.graph.remove(node, safe=True)
-        if not inner.outputs[0].uses() and not inner.outputs[0].is_graph_output():
-            model.graph.remove(inner, safe=True)
         changes += 1
     return changes

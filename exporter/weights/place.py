@@ -105,18 +105,26 @@ def choose_mode(
     format: DType,
     asked: Mode | None,
     links_codes: bool,
+    computed: bool = True,
 ) -> Mode:
     """Return "link" if a graph can point at the stored bytes of all weights, else "copy".
 
     asked: what the user wants instead of the default; raises WeightsError where "link" is
         impossible. By default, quantized weights are copied.
     links_codes: whether a graph may point at MXFP4 weights too: ONNX Runtime's CPU has no kernel.
+    computed: whether a graph may make a weight of several tensors, or of another layout, as it runs.
     """
     # Quantized ones first: of all reasons it is the one that no --dtype changes.
     packed = [name for name, source in binding.sources.items() if _packed(source)]
     for name in (*packed, *binding.sources):
         source = binding.sources[name]
         found = _not_linkable(name, source, binding, checkpoint, format, links_codes)
+        if found is None and not computed and not (isinstance(source, View) and source.whole):
+            stored = checkpoint.tensors[next(iter(tensors_of(source)))]
+            found = (
+                stored,
+                "is not laid out as the graph needs it, which would be done in every call",
+            )
         if found is None:
             continue
         if asked == "link":
@@ -213,6 +221,8 @@ def place(
         blocks = _converted(checkpoint, source, kept)
         assert kept.safetensors is not None
         entries.append(Entry(name, kept.safetensors, shape, size, blocks))
+    # Vectors behind the matrices: those that are multiplied with one input then lie side by side.
+    entries.sort(key=lambda entry: len(entry.shape) < 2)
     if packed:  # numbers of 4 bytes first, of 1 last: all begin at a multiple of their size
         entries.sort(key=lambda entry: -OF_SAFETENSORS[entry.dtype].bytes)
     placed, hashes = write(entries, directory, advance)

@@ -14,6 +14,7 @@ from torch import Tensor
 from triton import language as tl
 
 from lmcast.plugins.errors import InputError
+from lmcast.plugins.experts.gated_activation import gated_activation
 from lmcast.plugins.experts.moe_experts import moe_experts
 from lmcast.plugins.experts.moe_route import moe_route
 from lmcast.plugins.latent import mla_attention as whole
@@ -28,7 +29,7 @@ BENCHMARK = Path(__file__).parents[1] / "benchmarks/kernels.py"
 LATENT = {p.name: p for p in (whole.mla_attention, sparse.sparse_attention, index.sparse_index)}
 EACH = pytest.mark.parametrize(
     "plugin",
-    [moe_route, moe_experts, *LATENT.values(), linear_attention, causal_conv],
+    [moe_route, moe_experts, *LATENT.values(), linear_attention, causal_conv, gated_activation],
     ids=lambda p: p.name,
 )
 
