@@ -73,6 +73,8 @@ class Graph:
     prepack: bool = False
     total_length: bool = False
     least_capacity: Positive = 1
+    most_rows: Count = 0
+    most_tokens: Count = 0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ class Requirements:
     total_length: bool = False
     # States have room for this many tokens at least.
     least_capacity: int = 1
+    # The most rows of a call, and tokens of a row in one; 0: any.
+    most_rows: int = 0
+    most_tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

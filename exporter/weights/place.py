@@ -112,7 +112,7 @@ def choose_mode(
     asked: what the user wants instead of the default; raises WeightsError where "link" is
         impossible. By default, quantized weights are copied.
     links_codes: whether a graph may point at MXFP4 weights too: ONNX Runtime's CPU has no kernel.
-    computed: whether a graph may make a weight of several tensors, or of another layout, as it runs.
+    computed: whether a graph may make a weight of several tensors, or of another layout.
     """
     # Quantized ones first: of all reasons it is the one that no --dtype changes.
     packed = [name for name, source in binding.sources.items() if _packed(source)]

@@ -15,9 +15,11 @@ import onnx_ir as ir
 from lmcast.exporter.backends.launch_plans import describe, given
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.graph.context import context
+from lmcast.exporter.graph.operator_forms import forms
 from lmcast.exporter.graph.requirements import require as require_of_runner
 from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.passes.rewrite import insert, replace
+from lmcast.plugins.errors import InputError
 from lmcast.plugins.plugin import DOMAIN
 
 if TYPE_CHECKING:
@@ -32,8 +34,9 @@ ELSEWHERE = {  # what runs on GPUs that it leaves out
     121: "--target tensorrt-rtx takes SM121",
 }
 KERNELS = "kernels"  # the initializer
-MOST_ROWS = 1024  # of a call: as many sequences at once
-MOST_TOKENS = 1 << 16  # of a row in one call
+# Of a call: rows, and tokens of a row. The first that no kernel counts beyond 32 bits with.
+MOST_ROWS = 256
+MOST_TOKENS = (8192, 2048, 512, 128)
 USUAL_TOKENS, USUAL_CAPACITY = 128, 4096
 
 
@@ -64,7 +67,12 @@ def choose_sms(asked: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def embed(graph: ir.Model, sms: tuple[int, ...]) -> None:
-    """Give every operator of ours that is left machine code for these SMs, and its launch plan."""
+    """Give every operator of ours that is left machine code for these SMs, and its launch plan.
+
+    Raises BackendError for what is not made for this target yet, InputError where a kernel does not
+    fit.
+    """
+    refuse_low_precision(graph)
     nodes = [node for node in graph.graph if node.domain == DOMAIN]
     if not nodes:
         return
@@ -76,11 +84,11 @@ def embed(graph: ir.Model, sms: tuple[int, ...]) -> None:
         )
     from lmcast.plugins.launch.launch_plan import MachineCode, compiled_plan
 
-    code, kernels = MachineCode(), ir.Value(name=KERNELS)
     chosen = [n.attributes["top_k"].as_int() for n in nodes if n.op_type == "sparse_index"]
     require_of_runner(graph, least_capacity=max([1, *chosen]))  # it chooses among so many slots
+    calls, code, kernels = cases(graph, nodes), MachineCode(), ir.Value(name=KERNELS)
     for node in nodes:
-        text = compiled_plan(node.op_type, given(node), cases(graph), sms, code)
+        text = compiled_plan(node.op_type, given(node), calls, sms, code)
         describe(node, text)
         present = [value for value in node.inputs if value is not None]
         made = insert(
@@ -95,20 +103,47 @@ def embed(graph: ir.Model, sms: tuple[int, ...]) -> None:
         del graph.functions[function.identifier()]
 
 
-def cases(graph: ir.Model) -> list[dict[str, Any]]:
-    """Return the calls that launch plans are made for, in the order in which they are tried: a step
-    of one row, of several, and a prompt. Letters as of the graph's axes."""
-    from lmcast.plugins.launch.launch_plan import Bounds
+def refuse_low_precision(graph: ir.Model) -> None:
+    """Refuse caches in FP8 and inputs that are rounded; raises BackendError."""
+    what = ""
+    if any(value.dtype == ir.DataType.FLOAT8E4M3FN for value in graph.graph.inputs):
+        what = "caches in FP8 have"
+    if "quantize_input" in forms(graph, plugins=True):
+        what = "products with rounded inputs have"
+    if what:
+        raise BackendError(
+            f"target cuda: {what} no kernels there yet; --target tensorrt-rtx takes them"
+        )
 
+
+def cases(graph: ir.Model, nodes: list[ir.Node]) -> list[dict[str, Any]]:
+    """Return the calls that launch plans are made for, in the order in which they are tried: a step
+    of one row, of several, and a prompt. Letters as of the graph's axes.
+
+    Records how large the largest is. Raises InputError where a kernel counts beyond 32 bits in all.
+    """
+    from lmcast.plugins.launch.launch_plan import Bounds, draft
+
+    least, whole = requirements(graph).least_capacity, context(graph)
     # Padding may lie behind the context: at most as much again.
-    least = requirements(graph).least_capacity
-    most = max(least, 2 * context(graph))
-    capacity = Bounds(least, most, min(max(least, USUAL_CAPACITY), most))
+    end = max(least, 2 * whole)
+    capacity = Bounds(least, end, min(max(least, USUAL_CAPACITY), end))
     one, rows = Bounds(1, 1, 1), Bounds(1, MOST_ROWS, 1)
-    most = min(MOST_TOKENS, context(graph))
-    prompt = Bounds(1, most, min(USUAL_TOKENS, most))
-    return [
-        {"B": one, "T": one, "C": capacity},
-        {"B": rows, "T": one, "C": capacity},
-        {"B": rows, "T": prompt, "C": capacity},
-    ]
+    for limit in MOST_TOKENS:
+        most = min(limit, whole)
+        prompt = Bounds(1, most, min(USUAL_TOKENS, most))
+        calls = [
+            {"B": one, "T": one, "C": capacity},
+            {"B": rows, "T": one, "C": capacity},
+            {"B": rows, "T": prompt, "C": capacity},
+        ]
+        try:
+            for node in nodes:
+                draft(node.op_type, given(node), calls)
+        except InputError:
+            if limit == MOST_TOKENS[-1]:
+                raise
+            continue
+        break
+    require_of_runner(graph, most_rows=MOST_ROWS, most_tokens=most)
+    return calls

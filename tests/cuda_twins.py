@@ -6,6 +6,7 @@ norms within GroupQueryAttention by nodes in front of it. All else is run as the
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from lmcast.exporter.backends.onnxruntime import Runner, States
 from lmcast.exporter.backends.runner import Loading, Shaped
 from lmcast.exporter.engine.manifest import Manifest
 from lmcast.exporter.engine.names import MODEL
+from lmcast.exporter.passes.rewrite import nodes_of, written
+from lmcast.plugins.onnx_builder import Builder, Value
 
+HEADS = "num_heads", "kv_num_heads"
 SHORT, WIDE = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16), ir.DataType.FLOAT
 
 
@@ -81,4 +85,41 @@ def nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def norms_outside(model: ir.Model) -> int:
     """Put the norms that GroupQueryAttention has for queries and keys in front of it."""
-    return 0
+    found = [node for node in nodes_of(model, "GroupQueryAttention") if len(node.inputs) > 14]
+    for node in found:
+        past, weights = node.inputs[3], node.inputs[14:16]
+        assert past is not None and past.shape is not None
+        width = past.shape[-1]
+        if node.inputs[1] is None:  # packed
+            sizes = [node.attributes[name].as_int() * width for name in HEADS]
+            write = partial(apart, sizes=[*sizes, sizes[1]])
+            for place, part in enumerate(written(model, node, write, node.inputs[0])):
+                node.replace_input_with(place, part)
+        epsilon = node.attributes.pop("qk_norm_epsilon").as_float()
+        write = partial(per_head, width=width, epsilon=epsilon)
+        for place, normed in enumerate(written(model, node, write, *node.inputs[:2], *weights)):
+            node.replace_input_with(place, normed)
+            node.replace_input_with(14 + place, None)
+        node.resize_inputs(14)
+    return len(found)
+
+
+def apart(op: Builder, packed: Value, sizes: list[int]) -> tuple[Value, ...]:
+    return op.several("Split", 3, packed, sizes, axis=-1)
+
+
+def per_head(
+    op: Builder,
+    query: Value,
+    key: Value,
+    query_weight: Value,
+    key_weight: Value,
+    width: int,
+    epsilon: float,
+) -> list[Value]:
+    parts = [op.Reshape(x, [0, 0, -1, width]) for x in (query, key)]
+    normed = [
+        op.RMSNormalization(x, weight, epsilon=epsilon)
+        for x, weight in zip(parts, (query_weight, key_weight), strict=True)
+    ]
+    return [op.Reshape(x, [0, 0, -1]) for x in normed]
