@@ -139,7 +139,8 @@ def cases(graph: ir.Model, nodes: list[ir.Node]) -> list[dict[str, Any]]:
         ]
         try:
             for node in nodes:
-                draft(node.op_type, given(node), calls)
+                outputs = draft(node.op_type, given(node), calls).outputs
+                describe(node, " ".join([f"outputs {len(outputs)}", *outputs]))
         except InputError:
             if limit == MOST_TOKENS[-1]:
                 raise
