@@ -60,7 +60,8 @@ VALUES: tuple[Any, ...] = (
 CHEAP: dict[str, Any] = {
     "tokens": 32, "chunk": 16, "runs": 1, "prompt_tokens": 4, "new_tokens": 2, "max_new_tokens": 4,
     "threads": 1, "parity": False, "prompts": "abc", "target": "cpu", "ids": [1, 2, 3],
-    "token": "a", "text": "abc", "opt_tokens": 1,
+    "token": "a", "text": "abc", "opt_tokens": 1, "messages": [USER], "given": {},
+    "value": {"messages": [USER]},
 }  # fmt: skip
 OF: dict[Callable[..., Any], dict[str, Any]] = {
     calibrate: {"recipe": "int8", "ids": None}, build: {"target": "tensorrt-rtx"},
@@ -76,14 +77,13 @@ class World:
     def __init__(self, work: Path):
         self.work, self.folder = work, work / INPUT
         self.engine = Engine(self.folder / "engine", threads=1)
-        self.session = self.engine.session(ROWS)
+        self.text, self.session = self.engine.text, self.engine.session(ROWS)
         self.conversation = self.engine.conversation()
         self.appended: list[tuple[Any, Any, np.ndarray]] = []
 
     def own(self, function: Callable[..., Any]) -> Any:
         """Return the object that a method is called on."""
-        kind = function.__qualname__.partition(".")[0]
-        return {"Engine": self.engine, "Text": self.engine.text}[kind]
+        return getattr(self, function.__qualname__.partition(".")[0].lower())
 
     def good(self, function: Callable[..., Any]) -> dict[str, Any]:
         """Return arguments that a function accepts."""
@@ -95,10 +95,10 @@ class World:
         config = {"config": json.loads((self.folder / "checkpoint/config.json").read_text())}
         held = {"shapes": shapes(), "tensors": {}}
         known = CHEAP | config | held | {n: self.folder / p for n, p in paths.items()}
-        known |= OF.get(function, {})
+        known |= {"fresh": self.engine.session} | OF.get(function, {})
         if function is read_prompts:
             known["path"] = self.folder / "prompts.jsonl"
-        if not isinstance(function, type) and "." in function.__qualname__:
+        if not isinstance(function, type) and "self" in inspect.signature(function).parameters:
             known["self"] = self.own(function)
         return {n: known[n] for n in inspect.signature(function).parameters if n in known}
 
@@ -233,7 +233,7 @@ def call(function: Callable[..., Any], odd: Mapping[str, Any], world: World) -> 
             return f"ids that are none: {result!r:.80}"
     if function is Text.decode and not isinstance(result, str):
         return f"a text that is none: {result!r:.80}"
-    if function in (export, pack, build) and verify(Path(given["output"] or given["engine"])):
+    if function in (export, pack, build) and verify(Path(given.get("output") or given["engine"])):
         return "the engine is not whole"
     return None
 

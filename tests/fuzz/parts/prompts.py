@@ -30,18 +30,18 @@ MILLION = 1 << 20
 # More than anybody means: of a line, of lines, of what JSON holds, of what a template gives.
 LARGE: dict[str, Callable[[], bytes]] = {
     "a line of 1 MiB": lambda: b"x" * MILLION,
-    "a line of 8 MiB": lambda: b"a word and " * (8 * MILLION // 11),
-    "8 MiB of marks": lambda: b"a" + "\u0301".encode() * (4 * MILLION),
+    "a line of 4 MiB": lambda: b"a word and " * (4 * MILLION // 11),
+    "4 MiB of marks": lambda: b"a" + "\u0301".encode() * (2 * MILLION),
     "200,000 lines": lambda: b'"x"\n' * 200_000,
-    "blank lines": lambda: b"\n" * (8 * MILLION) + b'"x"',
+    "blank lines": lambda: b"\n" * (2 * MILLION) + b'"x"',
     "a text of 32 MiB in JSON": lambda: b'{"text": "' + b"x " * (16 * MILLION) + b'"}',
-    "a message of 8 MiB": lambda: json.dumps(
-        {"messages": [{"role": "user", "content": "x " * (4 * MILLION)}]}
+    "a message of 4 MiB": lambda: json.dumps(
+        {"messages": [{"role": "user", "content": "x " * (2 * MILLION)}]}
     ).encode(),
-    "many messages": lambda: json.dumps({"messages": [USER] * 100_000}).encode(),
+    "many messages": lambda: json.dumps({"messages": [USER] * 30_000}).encode(),
     "15 MiB of []": lambda: b"[" + b"[]," * (5 * MILLION) + b"1]",
     "15 MiB of ids": lambda: b"[" + b"12," * (5 * MILLION) + b"1]",
-    "many keys": lambda: json.dumps({str(i): i for i in range(1_000_000)}).encode(),
+    "many keys": lambda: json.dumps({str(i): i for i in range(300_000)}).encode(),
     "deep": lambda: b"[" * 1_000_000,
     "deep objects": lambda: b'{"messages":' * 100_000,
     "a long number": lambda: b"[" + b"9" * MILLION + b"]",
