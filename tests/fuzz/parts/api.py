@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from test_arguments import REFUSED
+from test_arguments import COUNTS, FLAGS, NAMES, REFUSED, SHARES, SOME_PATHS, TEXTS, WORDS
 from tiny.llama import shapes, tiny_llama
 
 from fuzz.folders import state
@@ -37,7 +37,7 @@ TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}<
 USER = {"role": "user", "content": "hi"}
 ROWS = 2  # of the session
 IDS = ([[1, 2], [3, 4]], [[5], [6]], np.full((ROWS, 40), 7), torch.ones(ROWS, 2, dtype=torch.int32))
-COUNTS = ([1, 1], [2, 1], [1, 2], [0, 1], [3, 3], [-1, 1], [[1], [1]], [1.0, 1.0], [True, True])
+LENGTHS = ([1, 1], [2, 1], [1, 2], [0, 1], [3, 3], [-1, 1], [[1], [1]], [1.0, 1.0], [True, True])
 # Beside the table's: values of a kind that a function takes, or nearly.
 VALUES: tuple[Any, ...] = (
     0, 1, 2, 7, -1, 1 << 31, 1 << 63, 10**30, 0.0, 0.5, 1.5, 1e-320, 1e308, True, None, "", "x",
@@ -56,12 +56,25 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+# A pool of the table, which says the kind of a parameter -> values that are of it.
+FITTING: tuple[tuple[list[Any], tuple[Any, ...]], ...] = (
+    (FLAGS, (True, False)),
+    (COUNTS, (1, 2, 3, 16, 64, 128, 129, 4096, 65536, 1 << 31, np.int64(2))),
+    (SHARES, (0.01, 0.5, 1.0, 4.0, 4.5, 8.0, 1e9, 1, np.float32(0.5))),
+    (WORDS, ("link", "copy", "float32", "bfloat16", "int8", "int4", "mxfp4", "mse", "maximum",
+             "fp8", "entropy", "percentile", "model", "greedy")),
+    (SOME_PATHS, ("in/engine", "in/checkpoint", "in/corpus.txt", "in/prompts.jsonl", "out", "in",
+                  Path("in/engine/engine.json"), "nowhere/below/it", ".")),
+    (NAMES, (["x"], ("hidden_size",), ["rope_theta", "a.b"], [])),
+    (TEXTS, ("main", "cpu", "onnx", "cuda", "tensorrt", "abc", "</s>", "<s>")),
+)  # fmt: skip
 # What functions are called with where nothing odd is given: all of it ends soon.
 CHEAP: dict[str, Any] = {
     "tokens": 32, "chunk": 16, "runs": 1, "prompt_tokens": 4, "new_tokens": 2, "max_new_tokens": 4,
     "threads": 1, "parity": False, "prompts": "abc", "target": "cpu", "ids": [1, 2, 3],
     "token": "a", "text": "abc", "opt_tokens": 1, "messages": [USER], "given": {},
-    "value": {"messages": [USER]},
+    "value": {"messages": [USER]}, "chats": [[USER]], "chat_templates": {},
+    "special_tokens": {},
 }  # fmt: skip
 OF: dict[Callable[..., Any], dict[str, Any]] = {
     calibrate: {"recipe": "int8", "ids": None}, build: {"target": "tensorrt-rtx"},
@@ -69,6 +82,14 @@ OF: dict[Callable[..., Any], dict[str, Any]] = {
 }  # fmt: skip
 SELDOM = {bench: 0.05, calibrate: 0.3, build: 0.3}
 EXPECTED = (CheckFailed, InputError)
+
+
+def fitting(refused: Sequence[Any]) -> Sequence[Any]:
+    """Return values of the kind of a parameter that refuses these."""
+    for pool, values in FITTING:
+        if all(any(one is other for other in refused) for one in pool):
+            return values
+    return VALUES
 
 
 class World:
@@ -93,7 +114,8 @@ class World:
             "data": "corpus.txt",
         }  # fmt: skip
         config = {"config": json.loads((self.folder / "checkpoint/config.json").read_text())}
-        held = {"shapes": shapes(), "tensors": {}}
+        tokenizer = (self.folder / "checkpoint/tokenizer.json").read_bytes()
+        held = {"shapes": shapes(), "tensors": {}, "tokenizer": tokenizer}
         known = CHEAP | config | held | {n: self.folder / p for n, p in paths.items()}
         known |= {"fresh": self.engine.session} | OF.get(function, {})
         if function is read_prompts:
@@ -185,7 +207,8 @@ class Calls:
         found = []
         for _ in range(chance.choice([1, 1, 2])):
             parameter = chance.choice(list(REFUSED[function]))
-            pool = chance.choice([REFUSED[function][parameter], VALUES])
+            refused = REFUSED[function][parameter]
+            pool = chance.choice([refused, VALUES, fitting(refused), fitting(refused)])
             found.append(Given(function, parameter, chance.choice(pool)))
         return found
 
@@ -197,6 +220,7 @@ class Calls:
             try:
                 if wrong := act(world):
                     return str(wrong)
+                before = state(work)
             except EXPECTED as error:
                 refused = error
                 if state(work) != before:
@@ -222,7 +246,7 @@ def acts(edits: Sequence[Given | Step]) -> Iterator[Callable[[World], object]]:
 def call(function: Callable[..., Any], odd: Mapping[str, Any], world: World) -> str | None:
     """Call a function; return what is wrong with what it gave."""
     given = {**world.good(function), **odd}
-    result = function(**given)
+    result = function(*[given.pop("self")] if "self" in given else (), **given)
     if function is Engine.generate:
         return wrong_rows(given, result, world)
     if function in (Engine.encode, Text.encode):
@@ -250,7 +274,7 @@ def wrong_rows(given: Mapping[str, Any], rows: Sequence[Any], world: World) -> s
 
 def step(chance: random.Random) -> Step:
     """Return a call of an object, good or odd."""
-    value, other = chance.choice([*VALUES, *IDS * 3]), chance.choice([*VALUES, *COUNTS])
+    value, other = chance.choice([*VALUES, *IDS * 3]), chance.choice([*VALUES, *LENGTHS])
     text = chance.choice(["abc", "x y", "\ud800", "é" * 9, "x" * 70_000, ""])
     name = chance.choice(["messages", "tools", "documents", "template", "variables",
                           "continue_final_message"])  # fmt: skip
