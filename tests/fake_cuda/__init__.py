@@ -27,7 +27,8 @@ cuda-bindings work on it by `cuda.bindings.driver`, with the functions of source
 
 **What it does not show.** Numbers of ONNX Runtime's own kernels and of cuBLAS, which do nothing:
 what they would fill stays zero, or what `fill` says. Time. Races: work runs at once, in the order
-in which it is given. What cuDNN or cuBLASLt would choose. Whether machine code runs on a GPU.
+in which it is given. What cuDNN or cuBLASLt would choose. Whether machine code runs on a GPU. A
+CUDA build of torch brings libraries of its own: a process that imports it is not on the fake GPU.
 
 Where that is cheap it is stricter than a GPU: copies whose sides are not where their way says, or
 that leave an allocation, are invalid; a page behind each allocation cannot be touched.
