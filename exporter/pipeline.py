@@ -88,9 +88,8 @@ def export(
     source = source if tokenizer else without_texts(source)
     found = understand(source, inert, tokenizer, untie)
     found, source, part = take_parts(found, source, matformer, recipe, identities, progress)
-    own = part | choices(found, inert, untie, context, progress)
+    own = part | choices(found, inert, untie, context, made_for.choose(sms), progress)
     plan = made_for.order(sms, own["context"], sizes)
-    own |= {"sms": list(chosen)} if (chosen := made_for.choose(sms)) else {}
     format = choose_format(found, source, made_for, dtype, parity)
     asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
     links = made_for.links_codes and not parity, made_for.computes_weights
@@ -315,11 +314,17 @@ def stored_format(found: Definition, source: Checkpoint) -> str:
 
 
 def choices(
-    found: Definition, inert: Collection[str], untie: bool, context: int | None, progress: Progress
+    found: Definition,
+    inert: Collection[str],
+    untie: bool,
+    context: int | None,
+    sms: Collection[int],
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Return what was chosen of how a checkpoint is read, as engine.json has it."""
+    """Return what was chosen for an engine, as its engine.json has it."""
     most = choose_context(found, context, progress)
-    return {"inert": sorted(inert), "untie": untie, "context": most}
+    of_gpus = {"sms": list(sms)} if sms else {}
+    return {"inert": sorted(inert), "untie": untie, "context": most} | of_gpus
 
 
 def choose_context(found: Definition, asked: int | None, progress: Progress = silent) -> int:

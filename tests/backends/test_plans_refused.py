@@ -201,23 +201,36 @@ def test_command(lmcast, engine: Path):
     assert "--target tensorrt, built on such a GPU" in error and error.count("\n") == 1
 
 
-# Options of plans for a target that compiles none -> what the error names.
-UNREAD: dict[str, tuple[dict[str, Any], str]] = {
-    "SMs": ({"sms": SMS}, "--sm"),
-    "a size": ({"sizes": Sizes(max_context=64)}, "--max-context"),
-    "a flag": ({"sizes": Sizes(widen=True)}, "--widen"),
+# What is asked for -> how errors call it.
+ASKED: dict[str, tuple[dict[str, Any], dict[targets.Option, str]]] = {
+    "SMs": ({"sms": SMS}, {"sms": "--sm"}),
+    "a size": ({"sizes": Sizes(max_context=64)}, {"sizes": "--max-context"}),
+    "a flag": ({"sizes": Sizes(widen=True)}, {"sizes": "--widen"}),
     "several": (
-        {"sms": SMS, "sizes": Sizes(max_batch=2, opt_tokens=8)}, "--sm, --max-batch, --opt-tokens",
+        {"sms": SMS, "sizes": Sizes(max_batch=2, opt_tokens=8)},
+        {"sms": "--sm", "sizes": "--max-batch, --opt-tokens"},
     ),
 }  # fmt: skip
+UNREAD = [
+    (target.name, name)
+    for target in targets.TARGETS.values()
+    for name, (_, called) in ASKED.items()
+    if called.keys() - target.options
+]
 
 
-@pytest.mark.parametrize("target", [t.name for t in targets.TARGETS.values() if not t.plans])
-@pytest.mark.parametrize("name", UNREAD)
-def test_options_that_change_nothing_are_refused(tmp_path: Path, name: str, target: str):
+@pytest.mark.parametrize(("target", "name"), UNREAD)
+def test_options_that_a_target_does_not_read_are_refused(tmp_path: Path, target: str, name: str):
     """Before the checkpoint is looked for: there is none."""
-    given, named = UNREAD[name]
-    assert not targets.get(target).options
-    words = f"target {target} does not read {named}; leave that out, or give --target tensorrt-rtx"
+    given, called = ASKED[name]
+    read = targets.get(target).options
+    named = ", ".join(names for option, names in called.items() if option not in read)
+    words = f"target {target} does not read {named}; leave that out, or give --target "
     with pytest.raises(InputError, match=re.escape(words)):
         export(tmp_path / "none", tmp_path / "engine", target, **given)
+
+
+def test_some_targets_read_all_options():
+    assert {target.options for target in targets.TARGETS.values()} >= {
+        frozenset(), frozenset({"sms", "sizes"}),
+    }  # fmt: skip
