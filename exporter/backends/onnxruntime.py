@@ -21,6 +21,7 @@ NAMED = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(bfloat16)": "bfloat16",
+    "tensor(int32)": "int32",
     "tensor(int64)": "int64",
     "tensor(float8e4m3fn)": "float8_e4m3fn",
 }
@@ -112,7 +113,11 @@ class Runner:
 
     def require(self, about: Description) -> None:
         """Refuse another graph than engine.json describes: other names, dtypes or axes."""
-        wanted = {name: ("int64", list(axes)) for name, axes in INPUTS.items()}
+        wanted: dict[str, tuple[str, list[int | str]]] = {
+            name: ("int64", list(axes)) for name, axes in INPUTS.items()
+        }
+        if about.graph.total_length:
+            wanted["total_length"] = "int32", [1]
         for state in about.graph.states:
             for end in ("past", "present"):
                 wanted[f"{state.name}.{end}"] = state.dtype, list(state.shape)

@@ -114,6 +114,11 @@ def states(change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Path],
     return edit
 
 
+def total_length(engine: Path) -> None:
+    fields = dict(read_manifest(engine).fields)
+    write_manifest(engine, {**fields, "graph": {**fields["graph"], "total_length": True}})
+
+
 def vocabulary(engine: Path) -> None:
     write_manifest(engine, {**read_manifest(engine).fields, "vocab_size": 98})
 
@@ -146,6 +151,7 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a state more": (
         states(lambda held: held.append({**held[0], "name": "x"})), "x.past is absent there",
     ),
+    "an input more": (total_length, "total_length is absent there, and int32"),
     "more ids": (vocabulary, r"logits is float32 \['B', 'R', 97\] there, and .* 98\] in"),
     "a template": (listed(TEMPLATE, b"\xff"), "chat_template.jinja: is not UTF-8"),
     "a large template": (listed(TEMPLATE, b"", LARGE), "is larger than 256 MiB"),
