@@ -45,6 +45,17 @@ def alike(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda twin: f"{twin.arch} {twin.case}")
+def test_a_file_without_tensors_is_refused(tmp_path: Path, twin: Twin, checkpoint) -> None:
+    config, tensors = read(checkpoint(twin.case))
+    path = twin.write(tmp_path / "a.gguf", changed(config, twin.changes), tensors)
+    with path.open("r+b") as file:
+        file.seek(8)  # behind the magic and the version
+        file.write(bytes(8))
+    with pytest.raises(CheckpointError, match="0 tensors|'token_embd.weight' is missing"):
+        open_gguf(path)
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: f"{twin.arch} {twin.case}")
 @torch.no_grad()
 def test_a_file_is_its_twin(tmp_path: Path, twin: Twin, checkpoint) -> None:
     config, tensors = read(checkpoint(twin.case))

@@ -233,7 +233,7 @@ def _dtype(m: Model) -> str:
     for entry in m.header.tensors.values():
         sizes[entry.kind.name] += entry.nbytes if len(entry.shape) > 1 else 0
     names = {dtype.safetensors: name for name, dtype in COMPUTED.items()}  # ggml's, too
-    return names.get(sizes.most_common(1)[0][0], "float32")
+    return names.get(max(sizes, key=lambda name: sizes[name], default=""), "float32")
 
 
 def _vocabulary(m: Model) -> int:
