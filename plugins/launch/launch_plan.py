@@ -2,8 +2,8 @@
 
 Tokens are separated by white space. A launch plan is
 
-    lmcast-recipe 1
-    kernels K    then K times:  NAME THREADS SHARED_BYTES N    then N times:  SM OFFSET SIZE
+    lmcast-recipe 2
+    kernels K    then K times:  NAME THREADS SHARED_BYTES N    then N times:  SM OFFSET SIZE CRC32
     outputs O    then O times:  TYPE ALIAS RANK    then RANK times:  INTEGER or AXIS
     cases M      then M times:
       ranges R      then R times:  AXIS LOW HIGH
@@ -11,11 +11,12 @@ Tokens are separated by white space. A launch plan is
       launches L    then L times:  KERNEL EXPR N    then N times:  ARG
 
 AXIS is I.A, axis A of input I; inputs are the tensors that are given, in the operator's order.
-OFFSET and SIZE are of a cubin in the machine code beside the text, for SM (89). TYPE is fp32, fp16,
-bf16, i32 or i64. ALIAS is -1, or the input that kernels update in place: the output begins as its
-copy, unless it lies in the same memory. The first case is taken whose ranges, ends included, all
-hold. Buffers have EXPR bytes, of any content, 16-byte aligned as all tensors are. A launch is of
-kernel number KERNEL, with EXPR programs (0: no launch) and its arguments in order:
+OFFSET, SIZE and CRC32 (zlib's) are of a cubin in the machine code beside the text, for SM (89).
+TYPE is fp32, fp16, bf16, i32 or i64. ALIAS is -1, or the input that kernels update in place: the
+output begins as its copy, unless it lies in the same memory. The first case is taken whose ranges,
+ends included, all hold. Buffers have EXPR bytes, of any content, 16-byte aligned as all tensors
+are. A launch is of kernel number KERNEL, with EXPR programs (0: no launch) and its arguments in
+order:
 
     ARG:   in I | out O | buf B | null | i32 EXPR | fp32 NUMBER
     EXPR:  INTEGER | AXIS | + E E | - E E | * E E | / E E | % E E | min E E | max E E
@@ -28,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias
+from zlib import crc32
 
 import torch
 from triton import knobs
@@ -210,13 +212,14 @@ def draft(operator: str, arguments: Sequence[Any], cases: Sequence[Case]) -> Dra
 
 def written(drawn: Draft, cubins: Sequence[Mapping[int, Cubin]], code: MachineCode) -> str:
     """Return the text, whose cubins are added to `code`; cubins: of each kernel, by SM."""
-    lines = ["lmcast-recipe 1", f"kernels {len(drawn.kernels)}"]
+    lines = ["lmcast-recipe 2", f"kernels {len(drawn.kernels)}"]
     for kernel, by_sm in zip(drawn.kernels, cubins, strict=True):
         shared = max((made.shared for made in by_sm.values()), default=0)
         lines.append(f"{kernel.name} {32 * kernel.warps} {shared} {len(by_sm)}")
         for sm, made in by_sm.items():
             assert (made.name, made.threads) == (kernel.name, 32 * kernel.warps)
-            lines.append(f"  {sm} {code.place(made.code)} {len(made.code)}")
+            place = f"{code.place(made.code)} {len(made.code)} {crc32(made.code)}"
+            lines.append(f"  {sm} {place}")
     lines += [f"outputs {len(drawn.outputs)}", *drawn.outputs, f"cases {len(drawn.works)}"]
     for work in drawn.works:
         lines += [f"ranges {len(work.ranges)}", *(f"  {one}" for one in work.ranges)]

@@ -23,6 +23,7 @@ class Code(NamedTuple):
     sm: int
     offset: int
     size: int
+    crc32: int
 
 
 class Kernel(NamedTuple):
@@ -98,7 +99,7 @@ class Reader:
 
     def kernel(self) -> Kernel:
         name, threads, shared = next(self.tokens), self.number(), self.number()
-        codes = [Code(self.number(), self.number(), self.number()) for _ in self.times()]
+        codes = [Code(*(self.number() for _ in Code._fields)) for _ in self.times()]
         return Kernel(name, threads, shared, codes)
 
     def output(self) -> Output:
@@ -117,7 +118,7 @@ class Reader:
         return Case(ranges, buffers, [self.launch() for _ in self.times("launches")])
 
     def recipe(self) -> Recipe:
-        assert [next(self.tokens), next(self.tokens)] == ["lmcast-recipe", "1"]
+        assert [next(self.tokens), next(self.tokens)] == ["lmcast-recipe", "2"]
         kernels = [self.kernel() for _ in self.times("kernels")]
         outputs = [self.output() for _ in self.times("outputs")]
         found = Recipe(kernels, outputs, [self.case() for _ in self.times("cases")])

@@ -7,6 +7,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from zlib import crc32
 
 import tensorrt_rtx as trt
 import torch
@@ -42,7 +43,7 @@ def route() -> tuple[Recipe, list[bytes]]:
     for sm in SMS:
         made = cubin(step.compiled, sm)
         cubins.append(made.code)
-        images.append((sm, offset, len(cubins[-1])))
+        images.append((sm, offset, len(cubins[-1]), crc32(cubins[-1])))
         offset += len(cubins[-1])
     kernel = Kernel(made.name, made.threads, made.shared, images)
     # Triton's two pointers to scratch memory are last.

@@ -32,7 +32,7 @@ class Kernel(NamedTuple):
     name: str
     threads: int
     shared: int
-    images: list[tuple[int, int, int]]  # SM, offset, size
+    images: list[tuple[int, int, int, int]]  # SM, offset, size, CRC-32
 
 
 class Output(NamedTuple):
@@ -61,7 +61,7 @@ class Recipe:
 
     def text(self) -> str:
         lists = (("kernels", self.kernels), ("outputs", self.outputs), ("cases", self.cases))
-        return "\n".join(["lmcast-recipe 1", *(f"{name} {tokens(of)}" for name, of in lists)])
+        return "\n".join(["lmcast-recipe 2", *(f"{name} {tokens(of)}" for name, of in lists)])
 
 
 def tokens(value: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -53,14 +54,14 @@ MIXTURE = [
 ]
 
 
-SCRIPT = """lmcast-recipe 1
+SCRIPT = """lmcast-recipe 2
 kernels 2
 convolve 128 632 2
-  89 0 89
-  120 89 120
+  89 0 89 3667169528
+  120 89 120 962427431
 convolve 128 632 2
-  89 0 89
-  120 89 120
+  89 0 89 3667169528
+  120 89 120 962427431
 outputs 2
 fp16 -1 3 0.0 0.1 40
 fp16 2 3 0.0 3 40
@@ -109,9 +110,9 @@ def test_launch_plans_share_their_machine_code():
     """The second names cubins of the first, and its own behind them."""
     drawn, held = draft("causal_conv", CONVOLUTION, [DECODE, PREFILL]), MachineCode()
     first, second = ({90: cubins.Cubin("convolve", 128, 0, code)} for code in (b"one", b"three"))
-    assert "\n  90 0 3\n" in written(drawn, [first] * 2, held)
+    assert f"\n  90 0 3 {crc32(b'one')}\n" in written(drawn, [first] * 2, held)
     again = written(drawn, [second, first], held)
-    assert [again.count(place) for place in ("\n  90 3 5\n", "\n  90 0 3\n")] == [1, 1]
+    assert [again.count(place) for place in ("\n  90 3 5 ", "\n  90 0 3 ")] == [1, 1]
     assert held.blob == b"onethree"
 
 
@@ -147,8 +148,9 @@ def test_recipes_of_released_sizes_compile(tmp_path: Path):
         kernels[name] = Reader((tmp_path / name).read_text()).recipe().kernels
         for entry, threads, _, codes in kernels[name]:
             assert threads % 32 == 0 and [code.sm for code in codes] == [89, 120]
-            for sm, offset, size in codes:
+            for sm, offset, size, check in codes:
                 cubin = blob[offset : offset + size]
+                assert crc32(cubin) == check
                 assert cubin[:4] == b"\x7fELF" and f".text.{entry}".encode() in cubin
                 assert sm in cubin[48:50]  # of the flags of the ELF header
                 assert b"kernels" not in cubin  # no folder of the machine that it was built on

@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from fake_cuda import missing, on_fake_gpu
@@ -30,8 +31,8 @@ from plugin_library import run_once, schedule, workspace
 TESTS = Path(__file__).parent
 SHAPES = [[2, 3], [4, 5, 6], [7]]
 IMAGE_BYTES = 64
-GOOD = """lmcast-recipe 1
-kernels 1  route 128 0 2  80 0 16  89 16 48
+GOOD = """lmcast-recipe 2
+kernels 1  route 128 0 2  80 0 16 11  89 16 48 4294967295
 outputs 2  fp32 -1 2 0.0 8  bf16 1 3 1.0 5 1.2
 cases 2
 ranges 1  0.0 1 16  buffers 2  * 0.0 100  8  launches 1  0 / + 0.1 3 4 7
@@ -51,12 +52,13 @@ def test_what_a_recipe_does():
 
 
 REFUSED = [  # what is in GOOD, what is there instead, what is said
-    ("lmcast-recipe 1", "lmcast-recipe 2", "token 2 is '2', not an integer from 1 to 1"),
+    ("lmcast-recipe 2", "lmcast-recipe 3", "token 2 is '3', not '2', the version that is known"),
+    ("lmcast-recipe 2", "lmcast-recipe 1", "is of an older lmcast: export again"),
     ("lmcast-recipe", "recipe", "token 1 is 'recipe', not 'lmcast-recipe'"),
-    ("launches 0\n", "launches", "token 70 is the end, not an integer from 0"),
+    ("launches 0\n", "launches", "token 72 is the end, not an integer from 0"),
     ("launches 0\n", "launches 0 more", "is 'more', not the end"),
     ("kernels 1", "kernels 99999999999999999999", "not an integer"),
-    ("kernels 1", "kernels 9223372036854775807", "token 17 is 'fp32', not an integer"),
+    ("kernels 1", "kernels 9223372036854775807", "token 19 is 'fp32', not an integer"),
     ("outputs 2", "outputs 0", "not an integer from 1"),
     ("128 0 2", "1025 0 2", "not an integer from 1 to 1024"),
     ("128 0 2", "128 -1 2", "not an integer from 0"),
@@ -64,6 +66,7 @@ REFUSED = [  # what is in GOOD, what is there instead, what is said
     ("89 16 48", "89 64 1", "not a byte of the kernels, of which there are 64"),
     ("89 16 48", "89 16 49", "not an integer from 1 to 48"),
     ("89 16 48", "89 -1 48", "not a byte of the kernels"),
+    ("4294967295", "4294967296", "not an integer from 0 to 4294967295"),
     ("fp32 -1 2", "fp64 -1 2", "is 'fp64', not a type"),
     ("fp32 -1 2", "fp32 -1 9", "not an integer from 0 to 8"),
     ("fp32 -1 2", "fp32 1 2", "two outputs are made from input 1"),
@@ -145,7 +148,7 @@ CASES = st.builds(
         st.builds(Launch, st.just(0), EXPRESSIONS, st.lists(ARGUMENTS, max_size=4)), max_size=2
     ),
 )
-KERNEL = Kernel("route", 64, 50000, [(89, 0, 8)])
+KERNEL = Kernel("route", 64, 50000, [(89, 0, 8, 0)])
 OUTPUTS = [Output("i64", -1, ["0.0", 3]), Output("fp16", 1, ["1.0", "1.1", "1.2"])]
 SIZES = st.integers(0, 9)
 ANY_SHAPES = st.tuples(*(st.lists(SIZES, min_size=len(s), max_size=len(s)) for s in SHAPES))
@@ -187,7 +190,8 @@ def test_workspace_is_that_of_the_largest_case():
 on_a_fake_gpu = pytest.mark.skipif(bool(missing()), reason=missing())
 CODES = {sm: stand_in(f"code for {sm}") for sm in (80, 89, 120)}
 IMAGES = b"".join(CODES.values())
-HELD = [(sm, IMAGES.index(code), len(code)) for sm, code in CODES.items()]
+DAMAGED = IMAGES.replace(b"for 89", b"for 99")
+HELD = [(sm, IMAGES.index(code), len(code), crc32(code)) for sm, code in CODES.items()]
 RUN: dict[str, Any] = {"images": IMAGES.hex(), "shapes": [[2, 4], [8]]}
 ARGUMENTS_OF_ALL_KINDS = [
     *(("in", 0), ("i32", "0.1"), ("in", 1), ("out", 0), ("fp32", 0.5), ("buf", 1), ("null",)),
@@ -240,6 +244,7 @@ FAILS: list[tuple[dict, dict, int, str]] = [  # of the recipe, of the run, the S
     ({}, {"shifted": 8}, 89, "not aligned to 16 bytes"),
     ({}, {"shapes": [[2, 4], [9]]}, 89, "output 1 has not the shape of input 1"),
     ({}, {"images": IMAGES[:-1].hex()}, 89, f"not an integer from 1 to {HELD[-1][2] - 1}"),
+    ({}, {"images": DAMAGED.hex()}, 89, "kernel route for SM89: its machine code is damaged"),
 ]
 
 
@@ -253,13 +258,13 @@ def test_enqueue_fails(recipe: dict, run: dict, sm: int, said: str):
 
 @on_a_fake_gpu
 def test_enqueue_of_a_kernel_that_is_not_there():
-    held = [(89, 0, len(UNNAMED))]
+    held = [(89, 0, len(UNNAMED), crc32(UNNAMED))]
     case = Case([], [8], [Launch(0, "0.0", [("in", 0)])])
     recipe = Recipe([Kernel("missing", 96, 0, held)], [Output("fp32", -1, ["0.0"])], [case])
     task = RUN | {"recipe": recipe.text(), "images": UNNAMED.hex()}
     ran = on_fake_gpu(run_once, task, sm=89)
     assert not ran.result["done"]
-    assert "cuModuleGetFunction failed: CUDA_ERROR_NOT_FOUND" in ran.output
+    assert "kernel missing for SM89: cuModuleGetFunction failed: CUDA_ERROR_NOT_FOUND" in ran.output
 
 
 @on_a_fake_gpu
@@ -307,5 +312,5 @@ def test_plan_holds_recipe_and_kernels(built: tuple[dict, Path]):
 def test_parser_refuses_a_wrong_recipe(built: tuple[dict, Path]):
     found, _ = built
     assert found["refused"] == []
-    reason = "launch plan, token 53 is 'more', not the end of the launch plan"
+    reason = "launch plan, token 55 is 'more', not the end of the launch plan"
     assert found["reasons"][0].endswith(reason)

@@ -1,7 +1,7 @@
 """What the CUDA provider has kernels for, and machine code for the operators that it has none for.
 
 before: lmcast.mla_attention <scale = 0.1> (query, ..., value_up)
-after:  lmcast.mla_attention <recipe = "lmcast-recipe 1 ..."> (kernels, query, ..., value_up)
+after:  lmcast.mla_attention <recipe = "lmcast-recipe 2 ..."> (kernels, query, ..., value_up)
 
 `kernels` is one initializer of the graph: all nodes share their machine code.
 """

@@ -1,5 +1,7 @@
 #include "kernels.h"
 
+#include <array>
+#include <iterator>
 #include <string>
 
 namespace lmcast {
@@ -75,6 +77,30 @@ int64_t sm_of_current_device(cuda::Driver const& driver) {
     return 10 * major + minor;
 }
 
+// As of zlib: of the polynomial 0xEDB88320, with the lowest bit first.
+uint32_t crc32(std::string_view bytes) {
+    static auto const table = [] {
+        std::array<uint32_t, 256> made;
+        for (uint32_t i = 0; i < made.size(); ++i) {
+            uint32_t value = i;
+            for (int bit = 0; bit < 8; ++bit) value = value >> 1 ^ (value & 1 ? 0xEDB88320 : 0);
+            made[i] = value;
+        }
+        return made;
+    }();
+    uint32_t value = ~uint32_t{0};
+    for (unsigned char byte : bytes) value = value >> 8 ^ table[(value ^ byte) & 0xFF];
+    return ~value;
+}
+
+// The driver looks for damage hardly anywhere: a GPU would run whatever the bytes say.
+std::string_view code_of(Image const& image, std::string_view images) {
+    std::string_view const code = images.substr(image.offset, image.size);
+    if (crc32(code) != image.crc32)
+        throw cuda::Error("its machine code is damaged, or another's: export again");
+    return code;
+}
+
 cuda::Function find_function(cuda::Driver const& driver, cuda::Module module,
                              Kernel const& kernel) {
     constexpr uint32_t WITHOUT_ASKING = 48 << 10;  // CUDA's limit for a block's shared memory
@@ -102,7 +128,7 @@ cuda::Function LoadedKernels::get(Recipe const& recipe, std::string_view images,
     if (image.offset + image.size > images.size())
         throw cuda::Error("kernel " + kernel.name + " was not loaded for this GPU");
     try {
-        auto module = module_of(context, images.substr(image.offset, image.size));
+        auto module = module_of(context, code_of(image, images));
         cuda::Function const function = find_function(driver, module->get(), kernel);
         loaded_[{context, number}] = {std::move(module), function};
         return function;

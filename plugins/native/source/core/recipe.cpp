@@ -43,7 +43,8 @@ public:
 
     Recipe recipe() {
         word("lmcast-recipe");
-        integer(1, 1);
+        if (next() == "1") throw RecipeError("the launch plan is of an older lmcast: export again");
+        if (token_ != "2") fail("'2', the version that is known here");
         Recipe recipe;
         several("kernels", 0, [&] { recipe.kernels.push_back(kernel()); });
         several("outputs", 1, [&] { recipe.outputs.push_back(output()); });
@@ -124,7 +125,8 @@ private:
         int64_t const sm = integer(10, MOST_SM);
         size_t const offset = index("a byte of the kernels", image_bytes_);
         int64_t const size = integer(1, static_cast<int64_t>(image_bytes_ - offset));
-        return {sm, offset, static_cast<size_t>(size)};
+        int64_t const crc32 = integer(0, std::numeric_limits<uint32_t>::max());
+        return {sm, offset, static_cast<size_t>(size), static_cast<uint32_t>(crc32)};
     }
 
     Output output() {

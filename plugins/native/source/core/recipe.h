@@ -4,8 +4,8 @@
 // It is text, in a plan from anywhere: whatever it says is checked when it is read, or when it is
 // used, and refused with a RecipeError. The grammar, as tokens between white space:
 //
-//   lmcast-recipe 1
-//   kernels K    K times:  NAME THREADS SHARED_BYTES N    N times: SM OFFSET SIZE
+//   lmcast-recipe 2
+//   kernels K    K times:  NAME THREADS SHARED_BYTES N    N times: SM OFFSET SIZE CRC32
 //   outputs O    O times:  TYPE ALIAS RANK                RANK times: an INTEGER or I.A
 //   cases M      M times:
 //     ranges R     R times:  I.A LOW HIGH                 a case fits if all hold
@@ -32,6 +32,7 @@ struct Image {
     int64_t sm;  // 89: compute capability 8.9
     size_t offset;
     size_t size;
+    uint32_t crc32;  // of the bytes
 };
 
 struct Kernel {
