@@ -29,10 +29,10 @@ from lmcast.plugins.launch.launch_plan import MachineCode, draft, written
 SIZES = (2, 8, 4, 16, 8)  # of mla_attention: heads and widths
 
 
-def attention(room: int, batch: int = 1) -> tuple:
-    """Return arguments of a step of mla_attention, whose cache has this room."""
+def attention(room: int, batch: int = 1, tokens: int = 1) -> tuple:
+    """Return arguments of mla_attention, whose cache has this room."""
     torch.manual_seed(room)
-    return mla.case([3] * batch, [1] * batch, room, SIZES)
+    return mla.case([3] * batch, [tokens] * batch, room, SIZES)
 
 
 def tensors(args: tuple) -> list[Tensor]:
@@ -77,7 +77,6 @@ def differs(bound: Bound, args: tuple) -> bool:
 
 def states() -> dict[str, Any]:
     """A state that is not updated in place, and caches that grow in one session."""
-    start()
     args = attention(6)
     text, code = growing_plan(args)
     session = session_of(graph(code, [("mla_attention", text, tensors(args))]))
@@ -96,14 +95,13 @@ def states() -> dict[str, Any]:
     return found
 
 
-def captured() -> dict[str, Any]:
-    """A step as a CUDA graph, whose inputs change."""
-    start()
+def captured() -> bool:
+    """A step as a CUDA graph, whose inputs change; return whether it is then wrong."""
     args = attention(6)
     text, code = growing_plan(args)
     model = graph(code, [("mla_attention", text, tensors(args))])
     session = session_of(model, enable_cuda_graph="1")
-    bound, found = Bound(session, text, tensors(args)), {}
+    bound = Bound(session, text, tensors(args))
     for name in ("capture", "replay"):
         bound.run(name)
     other = attention(6)[:2] + tuple(
@@ -112,13 +110,11 @@ def captured() -> dict[str, Any]:
     for i, tensor in enumerate(tensors(other)):
         bound.held[i].update_inplace(tensor.numpy())
     bound.run("changed")
-    found["changed"] = differs(bound, other)
-    return found
+    return differs(bound, other)
 
 
 def shared(folder: str) -> int:
     """Three nodes, two of them alike, whose machine code is a file beside the graph."""
-    start()
     code, nodes, args = MachineCode(), [], attention(6)
     convolution = REGISTRY["causal_conv"]
     for plugin, given in (
@@ -153,7 +149,6 @@ def said(make: Callable[[], Any]) -> str:
 
 def refusals() -> dict[str, str]:
     """What is wrong -> what is said of it."""
-    start()
     args = attention(6)
     text, code = growing_plan(args)
     node = ("mla_attention", text, tensors(args))
@@ -182,3 +177,22 @@ def refusals() -> dict[str, str]:
         "type": said(lambda: session_of(graph(code, [(node[0], text, half)]))),
         "shape": said(lambda: Bound(session, text, tensors(large)).run("large")),
     }
+
+
+def sessions(folder: str) -> dict[str, Any]:
+    """All of these, in one process."""
+    start()
+    found = {"states": states(), "captured": captured(), "shared": shared(folder)}
+    return found | {"refused": refusals()}
+
+
+def exhausted() -> str:
+    """More scratch memory than is left; afterwards the session still runs what fits."""
+    start()
+    few, many = attention(6), attention(600, 4, 512)
+    text, code = growing_plan(few)
+    session = session_of(graph(code, [("mla_attention", text, tensors(few))]))
+    bound = Bound(session, text, tensors(many))
+    said_of_it = said(lambda: bound.run("many"))
+    Bound(session, text, tensors(few)).run("few")
+    return said_of_it

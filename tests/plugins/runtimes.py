@@ -48,10 +48,12 @@ def run(runtime: str, wanted: Sequence[Wanted]) -> Run:
     return on_gpu(disagreements, runtime, wanted)
 
 
-def on_gpu(function: Callable[..., Any], *arguments: Any) -> Run:
-    """Call a function in a process on a fake GPU that interprets kernels."""
+def on_gpu(function: Callable[..., Any], *arguments: Any, memory: int = 80 << 30) -> Run:
+    """Call a function in a process on a fake GPU that interprets kernels; memory: its bytes."""
     variables = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    return on_fake_gpu(function, *arguments, sm=SM, fill=255, timeout=3000, **variables)
+    return on_fake_gpu(
+        function, *arguments, sm=SM, memory=memory, fill=255, timeout=3000, **variables
+    )
 
 
 def key(wanted: Wanted) -> str:

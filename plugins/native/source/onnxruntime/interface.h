@@ -14,16 +14,16 @@
 
 namespace lmcast::ort {
 
-constexpr uint32_t VERSION = 18;  // of OrtApi: the first with all that is called here
+constexpr uint32_t VERSION = 28;  // of OrtApi: the first with all that is called here
 
 struct OrtStatus;
 struct OrtValue;
-struct OrtMemoryInfo;
 struct OrtKernelInfo;
 struct OrtKernelContext;
 struct OrtShapeInferContext;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtTypeInfo;
+struct OrtSyncStream;
 struct OrtOpAttr;
 struct OrtCustomOpDomain;
 struct OrtSessionOptions;
@@ -53,7 +53,8 @@ struct OrtAllocator {
     uint32_t version;
     void* (*Alloc)(OrtAllocator* allocator, size_t size);
     void (*Free)(OrtAllocator* allocator, void* memory);
-    OrtMemoryInfo const* (*Info)(OrtAllocator const* allocator);
+    void* from_3[3];
+    void* (*AllocOnStream)(OrtAllocator* allocator, size_t size, OrtSyncStream* stream);
 };
 
 // Functions by their place; those between are not called. A status that is not null is an error,
@@ -125,12 +126,12 @@ struct OrtApi {
                                         size_t count);
     OrtStatus* (*ReadOpAttr)(OrtOpAttr const* attribute, OrtOpAttrType type, void* data,
                              size_t size, size_t* needed);
-    void* from_273[4];
-    OrtStatus* (*KernelContext_GetScratchBuffer)(OrtKernelContext const* context,
-                                                 OrtMemoryInfo const* kind, size_t size,
-                                                 void** memory);
+    void* from_273[5];
     OrtStatus* (*KernelInfoGetAllocator)(OrtKernelInfo const* info, OrtMemType type,
                                          OrtAllocator** allocator);
+    void* from_279[144];
+    OrtStatus* (*KernelContext_GetSyncStream)(OrtKernelContext const* context,
+                                              OrtSyncStream** stream);
 };
 
 // A custom operator: functions that ONNX Runtime calls, those of VERSION.

@@ -85,12 +85,12 @@ void check_api() {
     FUNCTION(OrtApi, ShapeInferContext_SetOutputTypeShape);
     FUNCTION(OrtApi, SetSymbolicDimensions);
     FUNCTION(OrtApi, ReadOpAttr);
-    FUNCTION(OrtApi, KernelContext_GetScratchBuffer);
     FUNCTION(OrtApi, KernelInfoGetAllocator);
+    FUNCTION(OrtApi, KernelContext_GetSyncStream);
     PLACE(OrtAllocator, version);
     FUNCTION(OrtAllocator, Alloc);
     FUNCTION(OrtAllocator, Free);
-    FUNCTION(OrtAllocator, Info);
+    FUNCTION(OrtAllocator, AllocOnStream);
 }
 
 void check_operator() {

@@ -135,13 +135,18 @@ void expect_types(Recipe const& recipe, OrtKernelInfo const* info) {
     }
 }
 
-// A piece of the arena that the provider itself allocates from, in the order of its stream.
+// A piece of the arena that the provider itself allocates from: until it is free again in the order
+// of the stream, no other stream gets it.
 class Scratch {
 public:
     Scratch(OrtKernelContext const* context, OrtAllocator* arena, int64_t bytes) : arena_(arena) {
-        if (bytes > 0)
-            check(api->KernelContext_GetScratchBuffer(context, arena->Info(arena),
-                                                      static_cast<size_t>(bytes), &memory_));
+        if (bytes == 0) return;
+        OrtSyncStream* stream = nullptr;
+        check(api->KernelContext_GetSyncStream(context, &stream));
+        size_t const size = static_cast<size_t>(bytes);
+        memory_ = stream && arena->AllocOnStream ? arena->AllocOnStream(arena, size, stream)
+                                                 : arena->Alloc(arena, size);
+        if (!memory_) throw RecipeError("no memory is left for " + std::to_string(bytes) + " bytes");
     }
 
     Scratch(Scratch const&) = delete;
@@ -369,7 +374,7 @@ extern "C" __attribute__((visibility("default"))) lmcast::ort::OrtStatus* Regist
     if (!api) {
         std::string const found = base->GetVersionString();
         return base->GetApi(1)->CreateStatus(
-            ORT_RUNTIME_EXCEPTION, ("lmcast needs ONNX Runtime 1.18 or newer, not " + found).c_str());
+            ORT_RUNTIME_EXCEPTION, ("lmcast needs ONNX Runtime 1.28 or newer, not " + found).c_str());
     }
     return guarded("lmcast", [&] { check(api->AddCustomOpDomain(options, domain())); });
 }
