@@ -87,39 +87,35 @@ def norms_outside(model: ir.Model) -> int:
     """Put the norms that GroupQueryAttention has for queries and keys in front of it."""
     found = [node for node in nodes_of(model, "GroupQueryAttention") if len(node.inputs) > 14]
     for node in found:
-        past, weights = node.inputs[3], node.inputs[14:16]
+        past = node.inputs[3]
         assert past is not None and past.shape is not None
-        width = past.shape[-1]
-        if node.inputs[1] is None:  # packed
-            sizes = [node.attributes[name].as_int() * width for name in HEADS]
-            write = partial(apart, sizes=[*sizes, sizes[1]])
-            for place, part in enumerate(written(model, node, write, node.inputs[0])):
-                node.replace_input_with(place, part)
+        sizes = [node.attributes[name].as_int() * past.shape[-1] for name in HEADS]
         epsilon = node.attributes.pop("qk_norm_epsilon").as_float()
-        write = partial(per_head, width=width, epsilon=epsilon)
-        for place, normed in enumerate(written(model, node, write, *node.inputs[:2], *weights)):
-            node.replace_input_with(place, normed)
-            node.replace_input_with(14 + place, None)
+        write = partial(normed, sizes=sizes, width=past.shape[-1], epsilon=epsilon)
+        given = *node.inputs[:3], *node.inputs[14:16]
+        for place, value in enumerate(written(model, node, write, *given)):
+            node.replace_input_with(place, value)
         node.resize_inputs(14)
     return len(found)
 
 
-def apart(op: Builder, packed: Value, sizes: list[int]) -> tuple[Value, ...]:
-    return op.several("Split", 3, packed, sizes, axis=-1)
-
-
-def per_head(
+def normed(
     op: Builder,
-    query: Value,
-    key: Value,
+    query: Value,  # or all three, packed
+    key: Value | None,
+    value: Value | None,
     query_weight: Value,
     key_weight: Value,
+    *,
+    sizes: list[int],
     width: int,
     epsilon: float,
 ) -> list[Value]:
+    if key is None or value is None:
+        query, key, value = op.several("Split", 3, query, [*sizes, sizes[1]], axis=-1)
     parts = [op.Reshape(x, [0, 0, -1, width]) for x in (query, key)]
-    normed = [
+    both = [
         op.RMSNormalization(x, weight, epsilon=epsilon)
         for x, weight in zip(parts, (query_weight, key_weight), strict=True)
     ]
-    return [op.Reshape(x, [0, 0, -1]) for x in normed]
+    return [*(op.Reshape(x, [0, 0, -1]) for x in both), value]

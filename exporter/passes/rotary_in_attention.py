@@ -29,10 +29,10 @@ def rotary_in_attention(model: ir.Model) -> int:
 
 
 def _rewritten(model: ir.Model, node: ir.Node, tables: dict[ir.Value, ir.Value | None]) -> bool:
-    turns = [_rotation(value) for value in node.inputs[:2]]
-    if turns[0] is None or turns[1] is None:
+    query, key = (_rotation(value) for value in node.inputs[:2])
+    past = node.inputs[3]
+    if query is None or key is None:
         return False
-    (query, key), past = turns, node.inputs[3]
     assert past is not None and past.shape is not None
     width, angles = past.shape[-1], query.inputs[1:3]
     alike = ("interleaved", "rotary_embedding_dim")

@@ -1,16 +1,21 @@
 """Every graph of target cuda equals its eager definition: run by the CPU, in fp32."""
 
+from functools import partial
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import torch
 from cuda_twins import twin
 from engine_errors import TOKENS, bound, prefill_error, ragged_error, steps_error
 from safetensors.torch import load_file, save_file
 from tiny import CASES, Case, make, prompt
+from torch import Tensor
 
 from lmcast.exporter import export, load, targets
 from lmcast.graphs import load as load_eager
+from lmcast.graphs.blocks.attention import Positions
+from lmcast.graphs.blocks.rope import Rotation, rotate, rotate_interleaved
 
 
 def shortened(case: Case, directory: Path) -> Path:
@@ -21,13 +26,32 @@ def shortened(case: Case, directory: Path) -> Path:
     return directory
 
 
-def as_in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a model with the factors that its definition has rounded to bfloat16."""
+def as_in_bfloat16(model: torch.nn.Module, tables: bool) -> torch.nn.Module:
+    """Return a model with the numbers that its definition has rounded to bfloat16.
+
+    tables: the angles of rotations too, which the graph holds as weights.
+    """
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, dict) and torch.bfloat16 in value:
                 setattr(module, name, dict.fromkeys(value, value[torch.bfloat16]))
+        if tables and isinstance(module, Positions) and module.rotation in NARROW:
+            module.rotation = partial(turned, module.rotation)
     return model.eval()
+
+
+# Those that rotate in the dtype of the model, by angles that are rounded to it.
+NARROW = (rotate, rotate_interleaved)
+
+
+def turned(rotation: Rotation, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    return rotation(x, cos.bfloat16().to(cos.dtype), sin.bfloat16().to(sin.dtype), heads)
+
+
+def has_tables(engine: Path) -> bool:
+    """Whether the graph of an engine holds the angles of rotations."""
+    names = ir.load(engine / "model.onnx").graph.initializers
+    return any(name.endswith(".table") for name in names)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -38,8 +62,10 @@ def test_graph_equals_eager(case: Case, tmp_path: Path, monkeypatch, report):
     options = {"parity": False, "tokenizer": False, "context": 64}
     export(checkpoint, tmp_path / "engine", "cuda", **options)
     engine = load(tmp_path / "engine", threads=1)
+    tables = has_tables(engine.directory)
     rough, exact = (
-        as_in_bfloat16(load_eager(checkpoint, dtype)) for dtype in (torch.float32, torch.float64)
+        as_in_bfloat16(load_eager(checkpoint, dtype), tables)
+        for dtype in (torch.float32, torch.float64)
     )
     ids = prompt(2, TOKENS)
     limit = bound(rough(ids), exact(ids))
