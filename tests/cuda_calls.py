@@ -114,6 +114,7 @@ class Rows:
             self.bindings[tokens] = binding, held
         binding, held = self.bindings[tokens]
         batch = len(self.lengths)
+        note(f"{name}, given")  # what follows is no part of the call before
         held["input_ids"].update_inplace(np.ones((batch, tokens), np.int64))
         held["cache_lengths"].update_inplace(np.array(self.lengths))
         held["token_counts"].update_inplace(np.full(batch, tokens))

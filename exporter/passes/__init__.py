@@ -18,6 +18,7 @@ from lmcast.exporter.passes.merge_runs import merge_runs
 from lmcast.exporter.passes.nbits_gather import nbits_gather
 from lmcast.exporter.passes.nbits_matmul import nbits_matmul
 from lmcast.exporter.passes.norms_in_attention import norms_in_attention
+from lmcast.exporter.passes.outer_reductions import outer_reductions
 from lmcast.exporter.passes.packed_products import packed_products
 from lmcast.exporter.passes.quantized_products import quantized_products
 from lmcast.exporter.passes.quick_gelu import quick_gelu
@@ -72,6 +73,7 @@ CUDA: tuple[Pass, ...] = (
     remove_unused,
     packed_products,
     wide_operators,
+    outer_reductions,
     merge_equal,
     remove_unused,
 )

@@ -105,6 +105,9 @@ SPREAD = """(int64[B,T] input_ids, float[B,T,3] z, float[{heads}] x) => (float[B
     sizes = Concat <axis = 0> (rows, four, tokens, one) y = Expand (x, sizes) }}"""
 OFFSET = "one = Constant <value = float[1] {1.0}> () s = Add (%s, one) y = Mul (x, s)"
 
+REDUCED = """(float[B,T,3,4] x) => (float[{}] y) {{
+    axes = Constant <value_ints = [{}]> () y = ReduceMean <keepdims = 0> (x, axes) }}"""
+
 CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "total_length": ("total_length", attention(""), 1, ["GroupQueryAttention"]),
     "rotary_in_attention": (
@@ -197,6 +200,12 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "fold_small, of what is given": (
         "fold_small",
         f"(float[B,4] x, float[4] w) => (float[B,4] y) {{ {OFFSET % 'w'} }}", 0, ["Add", "Mul"],
+    ),
+    "outer_reductions": (
+        "outer_reductions", REDUCED.format("B,T,4", -2), 1, ["ReduceMean", "Transpose"],
+    ),
+    "outer_reductions, of the last": (
+        "outer_reductions", REDUCED.format("B,T,3", 3), 0, ["ReduceMean"],
     ),
     "wide_operators": (
         "wide_operators",
