@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmcast.exporter.engine.manifest import EngineError, Manifest
@@ -213,26 +212,16 @@ def _run_onnxruntime(manifest: Manifest, loading: "Loading") -> "Runner":
     return open_runner(manifest, loading)
 
 
-def _plan_runner(manifest: Manifest) -> ModuleType:
-    """Return the module that runs plans, which takes torch; raises EngineError without it."""
-    try:
-        return import_module("lmcast.exporter.backends.tensorrt.runner")
-    except ModuleNotFoundError as error:
-        raise EngineError(
-            f"{manifest.directory}: its plans run by way of {error.name}, which is not installed:"
-            " pip install 'lmcast[rtx]' (or 'lmcast[tensorrt]'); its portable graph runs on a CPU"
-            " (--portable)"
-        ) from None
-
-
 def _prepare_tensorrt(manifest: Manifest) -> "Cuda":
-    device: Cuda = _plan_runner(manifest).prepare(manifest)
-    return device
+    from lmcast.exporter.backends.tensorrt import runner
+
+    return runner.prepare(manifest)
 
 
 def _run_tensorrt(manifest: Manifest, loading: "Loading") -> "Runner":
-    runner: Runner = _plan_runner(manifest).open_runner(manifest)
-    return runner
+    from lmcast.exporter.backends.tensorrt import runner
+
+    return runner.open_runner(manifest)
 
 
 def _no_cuda() -> str:

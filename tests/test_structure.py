@@ -148,6 +148,7 @@ def test_keys_are_flat():
 OWNED = {
     "onnxruntime": "exporter/backends/ort.py",  # which switches its telemetry off first
     "click": "exporter/cli",
+    "cuda": "nowhere",  # of a dotted name in exporter/backends/cuda.py, where there is a GPU
     "gguf": "exporter/checkpoint/",
     "huggingface_hub": "exporter/checkpoint/hub.py",  # which switches its telemetry off first
     "model_signing": "exporter/engine/signing.py",
@@ -174,14 +175,15 @@ def test_libraries_stay_where_they_belong():
 # What runs engines, and is installed without PyTorch: these files with all that they import.
 RUNS = [
     *sorted((ROOT / "exporter/runtime").glob("*.py")),
-    *(ROOT / f"exporter/{file}.py" for file in ("backends/onnxruntime", "bench")),
+    *(ROOT / f"exporter/backends/{file}.py" for file in ("onnxruntime", "cuda", "native")),
+    *(ROOT / f"exporter/backends/{room}/runner.py" for room in ("cuda_provider", "tensorrt")),
+    ROOT / "exporter/bench.py",
     *(ROOT / f"exporter/engine/{file}.py" for file in ("manifest", "signing", "staging")),
 ]
 # Of these only what is imported at once: commands import what they need, inspecting a checkpoint
 # what casting does.
 OPENS = [ROOT / "exporter/engine/inspect.py", ROOT / "exporter/cli/__init__.py"]
-# What a record refers to imports what it needs: most of that is for casting, or runs plans by way
-# of torch; an engine that has one says so where that is missing.
+# What a record refers to imports what it needs: most of that is for casting.
 RECORDS = [ROOT / "exporter/targets.py", ROOT / "exporter/dtypes.py"]
 BASE = {"numpy", "ml_dtypes", "onnxruntime", "tokenizers", "jinja2", "click", "rich"}
 SIGNS = {"model_signing", "cryptography"}  # an extra that needs no torch

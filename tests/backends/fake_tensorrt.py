@@ -1,14 +1,12 @@
-"""A TensorRT and a GPU that compute with ONNX Runtime, and hold whoever uses them to their rules.
+"""A TensorRT that computes with ONNX Runtime, and holds whoever uses it to its rules.
 
-A plan of it is JSON that says which portable graph it stands for. Device memory is memory of this
-machine, found by address. Broken rules are assertion errors or, as in TensorRT, a false returned.
+A plan of it is JSON that says which portable graph it stands for. The GPU is fake_driver's. Broken
+rules are assertion errors or, as in TensorRT, a false returned.
 """
 
-import ctypes
 import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from enum import Enum, IntEnum
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -16,63 +14,14 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
+from fake_driver import STREAM, Driver
 
 from lmcast.exporter.backends import onnxruntime
 from lmcast.exporter.engine.manifest import read_manifest, write_manifest
 
 VERSION = "1.7.1.116"
-STREAM = 77
 SCRATCH = 3000  # bytes that a call needs beside its states
-
-
-class Gpu:
-    """As backends.cuda.Cuda."""
-
-    name, sm, bytes, stream = "Fake", 89, 1 << 40, STREAM
-    capturing: list[Callable[[], None]] | None = None
-    owned: ClassVar[dict[int, int]] = {}  # address -> bytes, of all that was ever allocated
-
-    def active(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        size = math.prod(shape) * dtype.itemsize
-        raw = torch.zeros(size + 512, dtype=torch.uint8)
-        start = -raw.data_ptr() % 256
-        KEPT.append(raw)
-        self.owned[raw.data_ptr() + start] = size
-        return raw[start : start + size].view(dtype).view(shape)
-
-    def host(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype)
-
-    def wait(self) -> None:
-        assert Gpu.capturing is None
-
-    def capture(self, work: Callable[[], bool]) -> Callable[[], None] | None:
-        Gpu.capturing = recorded = []
-        done = work()
-        Gpu.capturing = None
-        return (lambda: [again() for again in recorded] and None) if done else None
-
-    def used(self) -> int:
-        return sum(self.owned.values())
-
-    def bandwidth(self, size: int) -> float:
-        return 1e12
-
-
-KEPT: list[Tensor] = []  # an address must not be given twice, or a wrong one could be right
-
-
-def at(address: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return the device memory of a tensor, which must lie within one allocation."""
-    size = math.prod(shape) * dtype.itemsize
-    assert any(a <= address and address + size <= a + n for a, n in Gpu.owned.items()), "no memory"
-    raw = (ctypes.c_uint8 * size).from_address(address)
-    return np.frombuffer(raw, dtype).reshape(shape)
+GPUS: list[Driver] = []  # the one at hand is the last
 
 
 class DataType(Enum):
@@ -196,7 +145,7 @@ class IExecutionContext:
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0 and size >= SCRATCH
-        self.memory = at(memory, (size,), np.dtype(np.uint8))
+        self.memory = GPUS[-1].at(memory, size)
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         assert stream_handle == STREAM
@@ -230,7 +179,7 @@ class IExecutionContext:
         assert stream_handle == STREAM and self.memory is not None
         self.check_overlaps()
         changes = self.changes
-        if Gpu.capturing is None:
+        if Driver.capturing is None:
             self.ran = changes
             self.compute()
             return True
@@ -246,7 +195,7 @@ class IExecutionContext:
             self.replays += 1
             self.compute()
 
-        Gpu.capturing.append(again)
+        Driver.capturing.append(again)
         return True
 
     def spans(self, names: list[str]) -> dict[str, range]:
@@ -278,7 +227,9 @@ class IExecutionContext:
 
     def view(self, name: str, kinds: dict[str, str]) -> np.ndarray:
         dtype = np.dtype(np.int64 if "int64" in kinds[name] else np.float32)
-        return at(self.addresses[name], self.get_tensor_shape(name), dtype)
+        shape = self.get_tensor_shape(name)
+        raw = GPUS[-1].at(self.addresses[name], math.prod(shape) * dtype.itemsize)
+        return raw.view(dtype).reshape(shape)
 
 
 class IExecutionContextRtx(IExecutionContext):

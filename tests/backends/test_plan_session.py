@@ -13,15 +13,14 @@ from typing import Any
 import fake_tensorrt
 import numpy as np
 import pytest
-import torch
-from fake_tensorrt import ENGINES, KEPT, Gpu, add_plan
+from fake_driver import CUresult, Driver
+from fake_tensorrt import ENGINES, GPUS, add_plan
 from tiny import case, make
 from tiny.llama import tiny_llama
 
 from lmcast.exporter import Engine, bench, export
 from lmcast.exporter.backends import cuda
-from lmcast.exporter.backends.tensorrt import plans
-from lmcast.exporter.backends.tensorrt.runner import Call
+from lmcast.exporter.backends.gpu_call import Call
 from lmcast.exporter.engine import manifest
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
 from lmcast.exporter.prove.parity import parity
@@ -49,12 +48,14 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(autouse=True)
-def _gpu(monkeypatch: pytest.MonkeyPatch):
+def gpu(monkeypatch: pytest.MonkeyPatch):
     """A fake GPU and a fake library."""
-    monkeypatch.setattr(plans, "Cuda", Gpu)
+    GPUS.append(Driver())
+    monkeypatch.setattr(cuda, "bindings", lambda: GPUS[-1])
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt.module())
-    yield
-    ENGINES.clear(), KEPT.clear(), Gpu.owned.clear()
+    yield GPUS[-1]
+    assert GPUS[-1].depth == 0
+    ENGINES.clear(), GPUS.clear()
 
 
 # What each has: caches alone; rings of windows beside one; matrices (by a plugin in place),
@@ -230,15 +231,19 @@ def test_bench(both):
     found = bench.measure(request)
     assert found["once"]["gpu"] == "Fake"
     assert found["once"]["peak_gpu"] > 4 * 2 * 64 * 2 * 8 * 4, "the states, at least"
-    assert found["bandwidth"] == [1e12, 1e12]
+    assert found["bandwidth"] == [bench.READ_BYTES * 1000.0] * 2
     assert len(found["decode"]) == 2
     assert bench.measure(request | {"portable": True, "runs": 1})["once"]["peak_gpu"] is None
 
 
 def test_logits_of_two_bytes():
-    call = Call(Gpu(), (2, 1, 1), 5, torch.bfloat16)  # type: ignore[arg-type]
-    call.logits.fill_(1.5)
-    got = call.get()
+    gpu = cuda.Cuda()
+    with gpu.active():
+        call = Call(gpu, (2, 1, 1), 5, "bfloat16")
+        one = gpu.host((2, 1, 5), "bfloat16")
+        one[...] = 1.5
+        gpu.put(call.logits, one)
+        got = call.get()
     assert got.dtype == np.float32 and (got == 1.5).all()
 
 
@@ -257,14 +262,17 @@ def test_limits_are_refused(both):
     portable.session(5).append(drawn(5, 17))
 
 
-def test_memory_of_the_gpu(both, monkeypatch):
+def test_memory_of_the_gpu(both, gpu):
     planned, _ = both(MATRICES)
     assert planned.session(1)
-    monkeypatch.setattr(Gpu, "bytes", 1000)
+    planned.runner.gpu.bytes = 1000
     with pytest.raises(
         ValueError, match=r"need [\d,]+ bytes of state; this GPU \(Fake\) has 1,000"
     ):
         planned.session(1)
+    planned.runner.gpu.bytes, gpu.bytes = 1 << 40, 20_000
+    with pytest.raises(ValueError, match=r"need [\d,]+ bytes of state.* less than that free"):
+        planned.session(3).append(drawn(3, 2))
 
 
 def _refused(planned: Engine, *words: str) -> None:
@@ -286,9 +294,9 @@ def test_other_bytes_are_never_loaded(both, monkeypatch):
     _refused(Engine(planned.directory), "sha256 differs", "it is not loaded")
 
 
-def test_another_gpu(both, monkeypatch):
+def test_another_gpu(both, gpu):
     planned, _ = both(LLAMA)
-    monkeypatch.setattr(Gpu, "sm", 86)
+    gpu.sm = 86
     build = f"`lmcast build {planned.directory} --target tensorrt-rtx --sm 86` makes one"
     _refused(planned, "has plans for SM89 and SM120 with tensorrt-rtx", "Fake, is SM86", build)
 
@@ -308,23 +316,42 @@ def test_no_library(both, monkeypatch):
     _refused(planned, "pip install 'lmcast[tensorrt]'")
 
 
-WHY = {
-    "no GPU": ([], None, "no NVIDIA GPU is here"),
-    "torch for CPUs": (["/"], None, "is built for CPUs only: install one for CUDA"),
-    "no driver": (["/"], "13.0", "cannot use the GPU"),
+WHY: dict[str, tuple[dict[str, Any], str]] = {
+    "no GPU": ({"initialized": CUresult.CUDA_ERROR_NO_DEVICE}, "no NVIDIA GPU is here"),
+    "an old driver": ({"version": 12080}, "is for CUDA 12.8, and lmcast's packages"),
+    "a broken driver": ({"initialized": CUresult.CUDA_ERROR_UNKNOWN}, "see what `nvidia-smi` says"),
 }
 
 
 @pytest.mark.parametrize("name", WHY)
-def test_no_gpu(both, monkeypatch, name: str):
-    drivers, version, words = WHY[name]
+def test_no_gpu(both, gpu, name: str):
+    facts, words = WHY[name]
     planned, portable = both(LLAMA)
-    monkeypatch.setattr(plans, "Cuda", cuda.Cuda)
-    monkeypatch.setattr(cuda, "DRIVERS", drivers)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", version)
+    for fact, value in facts.items():
+        setattr(gpu, fact, value)
     _refused(planned, words, "SM89 and SM120", "--portable")
     assert portable.logits(drawn(1, 2)).shape == (1, 2, VOCABULARY)
+
+
+MISSING: dict[str, tuple[list[str], type[Exception], str]] = {
+    "no bindings": (["/"], ModuleNotFoundError, "pip install cuda-bindings"),
+    "no bindings, no GPU": ([], ModuleNotFoundError, "no NVIDIA GPU is here"),
+    "no driver": ([], RuntimeError, "no driver of an NVIDIA GPU is here"),
+    "a device without a driver": (["/"], RuntimeError, "although / is: install its library"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_no_driver(both, monkeypatch, name: str):
+    files, error, words = MISSING[name]
+
+    def missing() -> None:
+        raise error
+
+    planned, _ = both(LLAMA)
+    monkeypatch.setattr(cuda, "DRIVERS", files)
+    monkeypatch.setattr(cuda, "bindings", missing)
+    _refused(planned, words, "SM89 and SM120", "--portable")
 
 
 def test_plugins(both, monkeypatch):

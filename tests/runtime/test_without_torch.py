@@ -179,15 +179,18 @@ PLAN = {
 }  # fmt: skip
 
 
-def test_says_what_plans_need(lmcast_there: Run, made: Path):
+def test_says_that_plans_need_a_gpu(lmcast_there: Run, made: Path):
+    """And nothing that casting takes: their runner is there."""
     shutil.copytree(made / "portable", made / "planned")
+    (made / "planned/plans").mkdir()
+    (made / "planned/plans/p.plan").write_text("a plan")
     fields = dict(read_manifest(made / "portable").fields)
     write_manifest(made / "planned", fields | {"target": "tensorrt-rtx", "plans": [PLAN]})
     for words in (("generate", "planned", "hello"), ("bench", "planned", "--prompt-tokens", 8)):
         done = lmcast_there(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "pip install 'lmcast[rtx]'" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert re.search("no NVIDIA GPU is here|cuda-bindings", done.stderr)
+        assert "--portable" in done.stderr
 
 
 def test_python_says_what_casting_needs(python: Path):

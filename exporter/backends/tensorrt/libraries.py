@@ -8,6 +8,7 @@ from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from types import ModuleType
 
+from lmcast.exporter.backends.cuda import local_sm
 from lmcast.exporter.backends.onnxruntime import BackendError
 
 
@@ -48,16 +49,6 @@ def load(library: Library) -> ModuleType:
     except (ImportError, OSError) as error:
         reason = " ".join(str(error).split())
         raise BackendError(f"{library.module} cannot be loaded: {reason}") from error
-
-
-def local_sm() -> int | None:
-    """Return the SM of the GPU at hand, None where there is none (or none that torch can use)."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return 10 * major + minor
 
 
 def choose_sms(library: Library, asked: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,8 +4,8 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
+from lmcast.exporter.backends.cuda import local_sm
 from lmcast.exporter.backends.onnxruntime import BackendError
-from lmcast.exporter.backends.tensorrt.libraries import local_sm
 from lmcast.plugins.annotations import Count, Range
 from lmcast.plugins.arguments import checked_fields
 

@@ -15,10 +15,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lmcast.exporter.backends.cuda import Cuda
+from lmcast.exporter.backends.cuda import Array, Cuda, OutOfMemory
+from lmcast.exporter.backends.gpu_call import ALIGNED, Call
 from lmcast.exporter.backends.runner import INPUTS, Limits, SessionError, Shaped
 from lmcast.exporter.backends.tensorrt.plans import Loaded, gpu, load_plan, modules
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
@@ -27,8 +26,7 @@ from lmcast.exporter.engine.description import State as Carried
 from lmcast.exporter.engine.manifest import Manifest
 
 STEP, PROMPT = 0, 1  # optimization profiles
-ALIGNED = 256  # bytes: of every address that TensorRT is given
-Bound = tuple[str, Tensor, Tensor]  # a state's name, what is read, what is written
+Bound = tuple[str, Array, Array]  # a state's name, what is read, what is written
 NAMED = {  # TensorRT's names -> those of exporter/dtypes.py
     "FLOAT": "float32",
     "HALF": "float16",
@@ -51,7 +49,7 @@ def open_runner(manifest: Manifest) -> "Runner":
     loaded = load_plan(manifest)
     try:
         return Runner(loaded, manifest.about)
-    except torch.OutOfMemoryError:
+    except OutOfMemory:
         raise loaded.failed("finds too little free memory on the GPU to run in") from None
 
 
@@ -60,11 +58,11 @@ class State:
     """One state on the device. back: where a call writes it, None if in place."""
 
     name: str
-    front: Tensor
-    back: Tensor | None
+    front: Array
+    back: Array | None
 
     @property
-    def written(self) -> Tensor:
+    def written(self) -> Array:
         return self.front if self.back is None else self.back
 
     def swap(self) -> None:
@@ -98,40 +96,6 @@ class Held:
         self.swapped ^= any(state.back is not None for state in self.states)
 
 
-class Call:
-    """The inputs and the logits of one call, on the host and on the device."""
-
-    def __init__(self, device: Cuda, sizes: tuple[int, int, int], vocab: int, dtype: torch.dtype):
-        self.device, (rows, tokens, wanted) = device, sizes
-        shapes = ((rows, tokens), (rows,), (rows,), (rows, wanted))
-        self.shapes = dict(zip(INPUTS, shapes, strict=True))
-        starts = [0]
-        for shape in shapes:  # one after the other, so that one copy takes all
-            starts.append(starts[-1] + _up(8 * math.prod(shape)) // 8)
-        self._starts = dict(zip(INPUTS, starts, strict=False))
-        self._host = device.host((starts[-1],), torch.int64)
-        self._inputs = device.zeros((starts[-1],), torch.int64)
-        self._result = device.host((rows, wanted, vocab), torch.float32)
-        self.logits = device.zeros((rows, wanted, vocab), dtype)
-
-    def address(self, name: str) -> int:
-        """Return the device address of an input."""
-        return self._inputs.data_ptr() + 8 * self._starts[name]
-
-    def put(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Enqueue the copy of the inputs to the device."""
-        flat = self._host.numpy()
-        for name, start in self._starts.items():
-            flat[start : start + inputs[name].size] = inputs[name].ravel()
-        self._inputs.copy_(self._host, non_blocking=True)
-
-    def get(self) -> np.ndarray:
-        """Wait for the call and return its logits B,R,V."""
-        self._result.copy_(self.logits.float(), non_blocking=True)
-        self.device.wait()
-        return self._result.numpy().copy()
-
-
 class Runner:
     """One loaded plan, shared by sessions with separate states."""
 
@@ -145,11 +109,11 @@ class Runner:
         most = [engine.get_tensor_profile_shape(n, PROMPT)[2] for n in ("input_ids", "logit_rows")]
         (rows, tokens), (_, logits) = map(tuple, most)
         self.limits = Limits(rows, plan.sizes["max_context"], tokens, logits, loaded.rebuild)
-        self._dtype = DTYPES[NAMED[engine.get_tensor_dtype("logits").name]].torch
+        self._dtype = NAMED[engine.get_tensor_dtype("logits").name]
         self._aliased = {n for n in self._names if self._in_place(n)}
         with self.gpu.active():
             size = max(engine.device_memory_size_v2, ALIGNED)
-            self._scratch = self.gpu.zeros((size,), torch.uint8)
+            self._scratch = self.gpu.empty((size,), "uint8")
             self._configs = _configs(loaded.trt, engine)
             self._prompt = self._context(PROMPT)
         self._idle: list[Any] = []  # contexts of sessions that have ended
@@ -169,11 +133,11 @@ class Runner:
         try:
             with self.gpu.active():
                 for name, shape, dtype in states:
-                    kind, apart = DTYPES[dtype].torch, name not in self._aliased
-                    buffers = [self.gpu.zeros(shape, kind) for _ in range(1 + apart)]
+                    apart = name not in self._aliased
+                    buffers = [self.gpu.zeros(shape, dtype) for _ in range(1 + apart)]
                     made.append(State(name, buffers[0], buffers[1] if apart else None))
                 held = Held(rows, made, self._call(rows, 1, 1))
-        except torch.OutOfMemoryError:
+        except OutOfMemory:
             need, _ = self.memory(states)
             raise SessionError(
                 f"{rows} rows need {need:,} bytes of state, and {self.place} has less than that"
@@ -236,18 +200,20 @@ class Runner:
         """Run over some rows; the states of the others keep their places."""
         bound: list[Bound] = []
         for state in held.states:
-            place = state.front[rows]
-            past = self._copy(place) if place.data_ptr() % ALIGNED else place
+            place = state.front.rows(rows)
+            past = self._copy(place) if place.address % ALIGNED else place
             present = past if state.back is None else self._copy(place)
             bound.append((state.name, past, present))
         self._bind(self._prompt, call, bound)
         self._execute(self._prompt)
         for state, (_, _, present) in zip(held.states, bound, strict=True):
-            if present.data_ptr() != state.front[rows].data_ptr():
-                state.front[rows].copy_(present)
+            if present.address != (place := state.front.rows(rows)).address:
+                self.gpu.copy(place, present)
 
-    def _copy(self, tensor: Tensor) -> Tensor:
-        return self.gpu.zeros(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+    def _copy(self, array: Array) -> Array:
+        made = self.gpu.empty(array.shape, array.dtype)
+        self.gpu.copy(made, array)
+        return made
 
     def _call(self, rows: int, tokens: int, wanted: int) -> Call:
         return Call(self.gpu, (rows, tokens, wanted), self._vocab, self._dtype)
@@ -256,23 +222,23 @@ class Runner:
         context = self._engine.create_execution_context(self._configs[profile])
         if context is None:
             raise self._loaded.failed("makes no context to run it in")
-        context.set_device_memory(self._scratch.data_ptr(), self._scratch.nbytes)
+        context.set_device_memory(self._scratch.address, self._scratch.nbytes)
         if not context.set_optimization_profile_async(profile, self.gpu.stream):
             raise self._loaded.failed(f"does not take its profile {profile}")
         return context
 
     def _bind(self, context: Any, call: Call, states: Sequence[Bound]) -> None:
         """Set the input sizes and all addresses of a context."""
-        done = [context.set_tensor_address("logits", call.logits.data_ptr())]
-        outputs = {"logits": tuple(call.logits.shape)}
+        done = [context.set_tensor_address("logits", call.logits.address)]
+        outputs = {"logits": call.logits.shape}
         for name in self._given:
             done.append(context.set_input_shape(name, call.shapes[name]))
             done.append(context.set_tensor_address(name, call.address(name)))
         for name, past, present in states:
-            done.append(context.set_input_shape(f"{name}.past", tuple(past.shape)))
-            done.append(context.set_tensor_address(f"{name}.past", past.data_ptr()))
-            done.append(context.set_tensor_address(f"{name}.present", present.data_ptr()))
-            outputs[f"{name}.present"] = tuple(present.shape)
+            done.append(context.set_input_shape(f"{name}.past", past.shape))
+            done.append(context.set_tensor_address(f"{name}.past", past.address))
+            done.append(context.set_tensor_address(f"{name}.present", present.address))
+            outputs[f"{name}.present"] = present.shape
         if not all(done):
             raise self._loaded.failed(f"does not take a call of {call.shapes}")
         for name, shape in outputs.items():
@@ -333,8 +299,3 @@ def _configs(trt: ModuleType, engine: Any) -> tuple[Any, Any]:
         config.dynamic_shapes_kernel_specialization_strategy = kind
         config.set_runtime_cache(compiled)
     return step, prompt
-
-
-def _up(size: int) -> int:
-    """Return the next multiple of ALIGNED."""
-    return -(-size // ALIGNED) * ALIGNED

@@ -218,6 +218,29 @@ API int cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* stream)
 API int cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void* stream) {
     return when_ready([=] { return copy(address(to), address(from), bytes, "DtoD", stream); });
 }
+// Lines of bytes, which lie a pitch apart; CUDA_MEMCPY2D of cuda.h.
+struct Sides2D {
+    size_t x, y;
+    int type;  // 1 host, 2 device
+    void* host;
+    Pointer device;
+    void* array;
+    size_t pitch;
+};
+struct Copy2D {
+    Sides2D from, to;
+    size_t width, height;
+};
+API int cuMemcpy2DAsync_v2(Copy2D const* asked, void* stream) {
+    return when_ready([=] {
+        Sides2D const &from = asked->from, &to = asked->to;
+        bool const known = from.type == 2 && to.type == 2 && !(from.x | from.y | to.x | to.y);
+        if (!known) return NOT_SUPPORTED;
+        if (asked->width > from.pitch || asked->width > to.pitch) return INVALID_VALUE;
+        Lines const lines{asked->width, asked->height, to.pitch, from.pitch};
+        return copy_lines(address(to.device), address(from.device), lines, stream);
+    });
+}
 API int cuMemsetD8_v2(Pointer to, unsigned char value, size_t n) {
     return when_ready([=] {
         Error const error = may_wait();
@@ -253,6 +276,7 @@ API int cuStreamEndCapture(void* stream, void** graph) {
 API int cuStreamIsCapturing(void* stream, int* status) {
     return when_ready([=] { return capture_status(stream, status); });
 }
+API int cuThreadExchangeStreamCaptureMode(int* mode) { return exchange_mode(mode); }
 API int cuEventCreate(void** event, unsigned) {
     return when_ready([=] { return create_event(event); });
 }

@@ -114,6 +114,11 @@ Error create_stream(void** stream, unsigned flags);
 Error destroy_stream(void* stream);
 Error submit(void* stream, std::string const& fields, Work const& work);
 Error copy(void* to, void const* from, size_t bytes, char const* way, void* stream);
+struct Lines {
+    size_t width, height;        // bytes of a line, and how many
+    size_t to_pitch, from_pitch;  // from one to the next
+};
+Error copy_lines(void* to, void const* from, Lines const& lines, void* stream);  // on the device
 Error wait(char const* what, void* stream);  // null stream: waits for the device
 // An error where a capture forbids what may wait for the device: the capture is lost with it.
 Error may_wait();
@@ -130,6 +135,8 @@ Error synchronize_event(void* event);
 Error begin_capture(void* stream, int mode);
 Error end_capture(void* stream, void** graph);
 Error capture_status(void* stream, int* status);  // 0 none, 1 active, 2 invalidated
+// Of this thread: which captures of others forbid it what may wait. Takes a mode, gives the last.
+Error exchange_mode(int* mode);
 Error instantiate(void** executable, void* graph);
 Error launch_graph(void* executable, void* stream);
 Error destroy_graph(void* graph_or_executable);

@@ -42,6 +42,7 @@ struct Event {
 std::recursive_mutex mutex;
 std::set<void*> streams, events, graphs;
 std::set<Capture*> captures;
+thread_local int thread_mode = GLOBAL;
 int last_stream = 0, last_graph = 0;
 Stream default_stream{0, true};
 
@@ -144,6 +145,20 @@ Error copy(void* to, void const* from, size_t bytes, char const* given, void* st
     });
 }
 
+Error copy_lines(void* to, void const* from, Lines const& lines, void* stream) {
+    if (!lines.width || !lines.height) return OK;
+    size_t const last = lines.height - 1;
+    if (!copy_fits(from, last * lines.from_pitch + lines.width, 'D') ||
+        !copy_fits(to, last * lines.to_pitch + lines.width, 'D'))
+        return INVALID_VALUE;
+    return submit(stream, copy_fields("DtoD", lines.width * lines.height), [=] {
+        for (size_t i = 0; i < lines.height; ++i)
+            std::memmove(static_cast<char*>(to) + i * lines.to_pitch,
+                         static_cast<char const*>(from) + i * lines.from_pitch, lines.width);
+        return OK;
+    });
+}
+
 Error copy_now(void* to, void const* from, size_t bytes, char const* way) {
     if (Error const error = may_wait()) return error;
     if (Error const error = copy(to, from, bytes, way, nullptr)) return error;
@@ -166,12 +181,19 @@ Error may_wait() {
     bool forbidden = false;
     for (Capture* one : captures) {
         bool const mine = one->thread == std::this_thread::get_id();
-        if (one->mode == GLOBAL || (one->mode == THREAD_LOCAL && mine)) {
+        bool const forbids = mine ? one->mode != RELAXED : one->mode == GLOBAL && !thread_mode;
+        if (forbids && thread_mode != RELAXED) {
             one->broken = true;
             forbidden = true;
         }
     }
     return forbidden ? CAPTURE_UNSUPPORTED : OK;
+}
+
+Error exchange_mode(int* mode) {
+    if (*mode < GLOBAL || *mode > RELAXED) return INVALID_VALUE;
+    std::swap(*mode, thread_mode);
+    return OK;
 }
 
 Error wait(char const* what, void* handle) {

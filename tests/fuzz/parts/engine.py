@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from fake_driver import Driver
 from tiny.llama import tiny_llama
 
 from fuzz import edits as editing
@@ -25,8 +26,8 @@ from fuzz.edits import Edit
 from fuzz.files import draw_in, edited
 from fuzz.trial import INPUT, LONGEST
 from lmcast.exporter import export, load
+from lmcast.exporter.backends import cuda
 from lmcast.exporter.backends.tensorrt import build as plan_builds
-from lmcast.exporter.backends.tensorrt import plans
 from lmcast.exporter.backends.tensorrt.plan import Plan
 from lmcast.exporter.backends.tensorrt.request import Sizes, resolve
 from lmcast.exporter.build import build
@@ -228,7 +229,8 @@ def _fake(use: Use) -> None:
         library = f"tensorrt_rtx {fake_tensorrt.VERSION}"
         return {"library": library, "operators": {}, "in_place": [], "codes": {}, "products": {}}
 
-    plans.Cuda = fake_tensorrt.Gpu  # type: ignore[misc, assignment]
+    fake_tensorrt.GPUS.append(Driver())
+    cuda.bindings = lambda: fake_tensorrt.GPUS[-1]
     sys.modules["tensorrt_rtx"] = fake_tensorrt.module()
     plan_builds.order = lambda target, sms, context, sizes: resolve(target, sms, context, Sizes())
     plan_builds.run = run
