@@ -35,6 +35,17 @@ class Progress:
 silent = Progress()
 
 
+def standard_error() -> "Console":
+    """Return it as rich's console; a reader that is gone is a BrokenPipeError."""
+    from rich.console import Console
+
+    class Stream(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich ends the process with 1, a check that failed
+
+    return Stream(stderr=True)
+
+
 class Terminal(Progress):
     """Shows the stages on standard error: a bar of rich's where a total is known.
 
@@ -42,9 +53,7 @@ class Terminal(Progress):
     """
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True)
+        self.console = standard_error()
         # Not console.is_terminal: FORCE_COLOR asks a log for colours, not for a moving bar.
         moves = self.console.file.isatty() and not self.console.is_dumb_terminal
         self.draws = moves and not self.console.no_color

@@ -81,3 +81,16 @@ def test_a_bar_on_a_terminal():
     assert -1 < text.rfind("\x1b[?25l") < text.rfind("\x1b[?25h")  # hides the cursor, shows it
     assert "weighing:" not in text
     assert text.endswith("two minutes\n")
+
+
+def test_a_reader_that_is_gone_is_no_check_that_failed():
+    """The command line makes a status of its own of it; rich would end the process with 1."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from lmcast.exporter.progress import Terminal; Terminal().warn('of something')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"try:\n    {code}\nexcept BrokenPipeError:\n    print('seen')"],
+        stderr=writer, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, "seen\n")

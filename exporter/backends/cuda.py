@@ -226,7 +226,7 @@ class Cuda:
 
 
 def require_gpu() -> Any:
-    """Return the bindings of the driver, initialized; raises DeviceError where no GPU can be used."""
+    """Return the bindings of the driver, initialized; raises DeviceError without a GPU."""
     try:
         driver = bindings()
         version = int(_call(driver, "cuDriverGetVersion"))

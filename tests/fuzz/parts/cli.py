@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import sys
@@ -35,6 +36,8 @@ from lmcast.plugins.errors import InputError
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}<s>assistant:"
 CHAT = [{"role": "user", "content": "hi"}]
 PROMPT, PICKED = "abc", 4  # of the good lines
+# Beside one error: warnings, and stages of long work.
+SAID = re.compile(r"(warning|note): |.+ \.\.\.$|.+: \d+ % after \d+ s$")
 IN_PLACE = ("build", "sign", "pack", "verify")  # commands that may change their engine
 
 
@@ -174,11 +177,12 @@ def judged(line: Line, ended: Ended) -> str | None:
         return f"exit status {ended.status}: {ended.err[-300:]!r}"
     if ended.status == 2 and "stderr" not in lost and not said[-1:]:
         return "exit status 2 without a word"
-    more = [text for text in said[:-1] if not text.startswith(("warning: ", "note: "))]
+    more = [text for text in said[:-1] if not SAID.match(text)]
     if more and not (len(line.words) < 2 and ended.err.startswith("Usage: ")):
         return f"a line of standard error: {more[0]:.200}"
     if ended.status == 2:
-        if ended.changed and "stdout" not in lost:
+        # Of two reports one is whole where the disk has no room for the other.
+        if ended.changed and "stdout" not in lost and "/dev/full" not in line.words:
             return f"refused, and changed: {', '.join(sorted(ended.changed)[:5])}"
         if ended.out and "stdout" not in lost:
             return f"refused, and printed: {ended.out:.200}"
@@ -192,7 +196,7 @@ def judged(line: Line, ended: Ended) -> str | None:
     if ended.status == UNREAD:
         return None
     if ended.status == 1:
-        fails = command in ("verify", "parity", "quality") or "stdout" in lost
+        fails = command in ("verify", "parity", "quality")
         return None if fails else f"exit status 1: {ended.err:.200}"
     return missing(command, params, ended.out if "stdout" not in lost else None)
 
