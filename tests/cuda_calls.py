@@ -5,11 +5,13 @@ in which nothing is compiled. Nothing may be placed on the CPU.
 """
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from fake_cuda import Log, note, on_fake_gpu
 
+NUMBERS = count(1)  # of CUDA graphs
 CAPACITY, PROMPT = 64, 5
 HOST = "total_length"  # the input that stays on the host
 
@@ -36,6 +38,7 @@ def exported_calls(
         given = {"dtype": "bfloat16", "parity": False, "tokenizer": False, "sms": (sm,), **options}
         export(checkpoint, folder, "cuda", **given)
         found[name] = calls(folder, name)
+        calls(folder, f"{name}, captured", capture=True)
     return found
 
 
@@ -78,7 +81,7 @@ class Rows:
     """Rows of a session with states on the device, in which they are updated."""
 
     def __init__(self, made: Any, lengths: list[int], room: int):
-        self.made, self.lengths, self.room = made, lengths, room
+        self.made, self.lengths, self.room, self.number = made, lengths, room, next(NUMBERS)
         self.states = {i.name: self.zeros(i) for i in made.get_inputs() if i.name.endswith(".past")}
         self.bindings: dict[int, Any] = {}  # by tokens: a CUDA graph keeps the addresses
 
@@ -120,7 +123,7 @@ class Rows:
         held["token_counts"].update_inplace(np.full(batch, tokens))
         options = ort.RunOptions()
         # One graph for each set of addresses; prompts, whose sizes differ, are run as they are.
-        number = -1 if tokens > 1 else id(self) % 1000 + 1
+        number = -1 if tokens > 1 else self.number
         options.add_run_config_entry("gpu_graph_id", str(number))
         note(name)
         self.made.run_with_iobinding(binding, options)

@@ -37,3 +37,15 @@ def test_all_of_it_is_on_the_gpu(name: str, ran: tuple[dict[str, Placed], Log]):
         assert made[which].launches, which
         # Nothing waits for the host, or goes there.
         assert not made[which].copies("DtoH") and not made[which].copies("HtoD"), which
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_are_one_cuda_graph(name: str, ran: tuple[dict[str, Placed], Log]):
+    """The first step is captured, as are those after growth; the others launch what it was."""
+    _, log = ran
+    plain = counted(log.after(f"{name}: step"))
+    for which in ("step", "again"):
+        made = log.after(f"{name}, captured: {which}")
+        assert len(made.of("graph")) == 1 and counted(made) == plain
+        assert not made.copies("DtoH") and not made.copies("HtoD")
+    assert log.after(f"{name}, captured: grown").of("graph")
