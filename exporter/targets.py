@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # How codes of quantized weights are stored. standard: as ONNX defines them, for any runtime.
 # kernels: for ONNX Runtime's own kernels: unsigned integers, those of E2M1 twice their number,
-# FP8 as fp16, and scales in fp32.
-WeightForm = Literal["standard", "kernels"]
+# FP8 as fp16, and scales in fp32. gpu_kernels: for those of its CUDA provider (weights/gpu_forms).
+WeightForm = Literal["standard", "kernels", "gpu_kernels"]
 # Options of export that only some targets read: the SMs of GPUs, and the sizes of a plan's calls.
 Option = Literal["sms", "sizes"]
 
@@ -310,6 +310,7 @@ TARGETS: dict[str, Target] = {
             name="cuda",
             about="for ONNX Runtime's kernels of NVIDIA GPUs, data-centre ones too",
             passes=_cuda_passes,
+            weight_form="gpu_kernels",
             computes_weights=False,
             requires={"optimized": True},
             refuse=_cuda_refuses,

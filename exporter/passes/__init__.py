@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
+from lmcast.exporter.passes.block_products import block_products
 from lmcast.exporter.passes.fold_small import fold_small
 from lmcast.exporter.passes.fused_attention import fused_attention
 from lmcast.exporter.passes.fused_matmul import fused_matmul
@@ -16,7 +17,7 @@ from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
 from lmcast.exporter.passes.merge_runs import merge_runs
 from lmcast.exporter.passes.nbits_gather import nbits_gather
-from lmcast.exporter.passes.nbits_matmul import nbits_matmul
+from lmcast.exporter.passes.nbits_matmul import nbits_matmul, nbits_matmul_exact
 from lmcast.exporter.passes.norms_in_attention import norms_in_attention
 from lmcast.exporter.passes.outer_reductions import outer_reductions
 from lmcast.exporter.passes.packed_products import packed_products
@@ -58,6 +59,9 @@ CUDA: tuple[Pass, ...] = (
     total_length,
     inline_bodies,
     undo_reshape,
+    nbits_matmul_exact,
+    nbits_gather,
+    block_products,
     fused_matmul,
     weighted_norm,
     merge_equal,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from lmcast.exporter.passes.rewrite import insert
-from lmcast.exporter.weights.quantized_forms import has_kernel
+from lmcast.exporter.weights.integer_forms import has_kernel
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class IntegerWeight:
     """A 4- or 8-bit integer weight with a scale per block, from exporter/weights/attach.py.
 
     codes: S,block UINT4 or UINT8.
-    scales: S fp32.
+    scales: S fp32, or in the dtype that the graph computes in.
     zeros: S like codes; None where the middle code stands for 0.
     shape: N,K or E,N,K.
     dtype: what the dequantized values are cast to.
@@ -38,15 +38,21 @@ class IntegerWeight:
         return 4 if self.codes.dtype == ir.DataType.UINT4 else 8
 
     @property
+    def computed(self) -> ir.DataType:
+        """What kernels compute in: what its scales are in, or fp32 where it is wider than those."""
+        wide = ir.DataType.FLOAT
+        return wide if wide in (self.dtype, self.scales.dtype) else self.dtype
+
+    @property
     def has_kernel(self) -> bool:
         return has_kernel(self.block, self.shape[-1], self.bits, self.zeros is not None)
 
 
 def integer_weight(value: ir.Value | None) -> IntegerWeight | None:
     """Return the weight that a value is dequantized from; None for anything else."""
-    node, dtype = _maker(value), ir.DataType.FLOAT
-    if node is not None and node.op_type == "Cast":
-        dtype = ir.DataType(node.attributes["to"].as_int())
+    node, dtype = _maker(value), None
+    while node is not None and node.op_type == "Cast":
+        dtype = dtype or ir.DataType(node.attributes["to"].as_int())
         node = _maker(node.inputs[0])
     if node is None:
         return None
@@ -59,7 +65,8 @@ def integer_weight(value: ir.Value | None) -> IntegerWeight | None:
         return None
     assert scales is not None and zeros is not None
     stored = isinstance(zeros.const_value, ir.ExternalTensor)
-    shape = _shape(node.outputs[0])
+    shape, dtype = _shape(node.outputs[0]), dtype or scales.dtype
+    assert dtype is not None
     return IntegerWeight(codes, scales, zeros if stored else None, shape, dtype)
 
 
@@ -82,6 +89,13 @@ def of_expert(model: ir.Model, stack: IntegerWeight, index: int) -> IntegerWeigh
         zeros=None if stack.zeros is None else part(stack.zeros, (blocks,)),
         shape=tuple(shape),
     )
+
+
+def scales(model: ir.Model, at: ir.Node, weight: IntegerWeight, name: str) -> ir.Value:
+    """Return the scales of a weight in what kernels compute in."""
+    have, want = weight.scales.dtype, weight.computed
+    assert have is not None
+    return cast(model, at, weight.scales, have, want, f"{name}.scales")
 
 
 def cast(

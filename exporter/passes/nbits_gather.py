@@ -28,15 +28,16 @@ def rows(
     """Return the rows of a weight N,K that integers of any shape name."""
     n, k = weight.shape
     of_row = k // weight.block
-    byte = ir.DataType.UINT8
+    byte, kind = ir.DataType.UINT8, weight.scales.dtype
+    assert kind is not None
     inputs = [
         bytes_of(model, weight.codes, byte, (n, k * weight.bits // 8)),
         ids,
-        bytes_of(model, weight.scales, ir.DataType.FLOAT, (n, of_row)),
+        bytes_of(model, weight.scales, kind, (n, of_row)),
     ]
     if weight.zeros is not None:
         inputs.append(bytes_of(model, weight.zeros, byte, (n, of_row * weight.bits // 8)))
     given = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
-    label = name if weight.dtype == ir.DataType.FLOAT else f"{name}.rows"
+    label = name if weight.dtype == kind else f"{name}.rows"
     out = insert(model, at, "GatherBlockQuantized", inputs, given, name=label, domain=MICROSOFT)[0]
-    return cast(model, at, out, ir.DataType.FLOAT, weight.dtype, name)
+    return cast(model, at, out, kind, weight.dtype, name)

@@ -3,14 +3,17 @@
 before: MatMul(x, Transpose(Reshape(DequantizeLinear(codes, scales, zeros))))
 after:  com.microsoft.MatMulNBits(x, codes, scales)
 
-The kernel rounds each block of x to int8 (ROUNDED). Where the model rounds x itself
+The kernel for CPUs rounds each block of x to int8 (ROUNDED). Where the model rounds x itself
 it multiplies in fp32; with 8 bits it has no fast way to do that, and the weight is dequantized.
+The kernel for GPUs multiplies in the dtype of x: nbits_matmul_exact.
 """
+
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
 from lmcast.exporter.graph.requirements import require
-from lmcast.exporter.passes.nbits import IntegerWeight, bytes_of, cast, integer_weight
+from lmcast.exporter.passes.nbits import IntegerWeight, bytes_of, cast, integer_weight, scales
 from lmcast.exporter.passes.rewrite import MICROSOFT, insert, nodes_of, replace
 from lmcast.graphs.weights.quantized_parts import parameter_of
 from lmcast.plugins.quantize.quantize_input import quantize_input
@@ -22,16 +25,7 @@ EXACT, ROUNDED = 0, 4
 
 def nbits_matmul(model: ir.Model) -> int:
     changes = 0
-    for node in nodes_of(model, "MatMul"):
-        x, transposed = node.inputs
-        producer = transposed.producer() if transposed is not None else None
-        if x is None or producer is None or producer.op_type != "Transpose":
-            continue
-        weight = integer_weight(producer.inputs[0])
-        if weight is None or not weight.has_kernel or len(weight.shape) != 2:
-            continue
-        if tuple(producer.attributes["perm"].as_ints()) != (1, 0):
-            continue
+    for node, x, weight in _products(model):
         maker = x.producer()
         rounded = maker is not None and maker.op_type == quantize_input.name
         if rounded and weight.bits == 8:
@@ -40,6 +34,27 @@ def nbits_matmul(model: ir.Model) -> int:
         replace(model, node, [multiply(model, node, x, weight, accuracy, str(node.name))])
         changes += 1
     return changes
+
+
+def nbits_matmul_exact(model: ir.Model) -> int:
+    found = list(_products(model))
+    for node, x, weight in found:
+        replace(model, node, [multiply(model, node, x, weight, EXACT, str(node.name))])
+    return len(found)
+
+
+def _products(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, IntegerWeight]]:
+    """Yield the products with a transposed weight that has a kernel: x, and the weight."""
+    for node in nodes_of(model, "MatMul"):
+        x, transposed = node.inputs
+        producer = transposed.producer() if transposed is not None else None
+        if x is None or producer is None or producer.op_type != "Transpose":
+            continue
+        weight = integer_weight(producer.inputs[0])
+        if weight is None or not weight.has_kernel or len(weight.shape) != 2:
+            continue
+        if tuple(producer.attributes["perm"].as_ints()) == (1, 0):
+            yield node, x, weight
 
 
 def multiply(
@@ -51,21 +66,21 @@ def multiply(
     """
     n, k = weight.shape
     of_row = k // weight.block
-    byte = ir.DataType.UINT8
+    byte, kind = ir.DataType.UINT8, weight.computed
     width = weight.block * weight.bits // 8
     inputs = [
-        cast(model, at, x, weight.dtype, ir.DataType.FLOAT, f"{name}.wide"),
+        cast(model, at, x, weight.dtype, kind, f"{name}.wide"),
         bytes_of(model, weight.codes, byte, (n, of_row, width)),
-        weight.scales,
+        scales(model, at, weight, name),
     ]
     if weight.zeros is not None:
         inputs.append(bytes_of(model, weight.zeros, byte, (n, of_row * weight.bits // 8)))
     given = {"K": k, "N": n, "bits": weight.bits, "block_size": weight.block}
     given["accuracy_level"] = accuracy
-    label = name if weight.dtype == ir.DataType.FLOAT else f"{name}.product"
+    label = name if weight.dtype == kind else f"{name}.product"
     out = insert(model, at, "MatMulNBits", inputs, given, name=label, domain=MICROSOFT)[0]
     require(model, prepack=True)
-    return cast(model, at, out, ir.DataType.FLOAT, weight.dtype, name)
+    return cast(model, at, out, kind, weight.dtype, name)
 
 
 def rounded_products(graph: ir.Model) -> dict[str, int]:

@@ -103,8 +103,10 @@ class _Attaching:
         }
         if weight.form == "standard":
             return self.cast(self.dequantize_parts(parts, shape, weight), self.dtype)
-        codes, scales, wide = parts[Part.CODES], parts[Part.SCALES], ir.DataType.FLOAT
-        sizes = list(_shape(codes))
+        if weight.form == "columns":
+            return self.dequantize_columns(parts, shape, weight)
+        codes, scales = parts[Part.CODES], parts[Part.SCALES]
+        sizes, wide = list(_shape(codes)), scales.dtype
         if weight.form == "numbers":
             out = self.node("Mul", [self.cast(codes, wide), scales], {}, sizes, wide)
         else:
@@ -132,6 +134,18 @@ class _Attaching:
         if kind == ir.DataType.FLOAT8E8M0:
             kind = attributes["output_dtype"] = self.dtype
         return self.node("DequantizeLinear", taken, attributes, list(shape), kind)
+
+    def dequantize_columns(
+        self, parts: Mapping[Part, ir.Value], shape: tuple[int, ...], weight: PackedWeight
+    ) -> ir.Value:
+        """Dequantize a stack whose codes are transposed, and its scales not."""
+        turn, scales = {"perm": [0, 2, 1]}, parts[Part.SCALES]
+        kind, (experts, rows, blocks) = scales.dtype, _shape(scales)
+        of_columns = self.node("Transpose", [scales], turn, [experts, blocks, rows], kind)
+        attributes = {"axis": 1, "block_size": weight.block, "output_dtype": self.dtype}
+        codes = parts[Part.CODES]
+        columns = self.node("DequantizeLinear", [codes, of_columns], attributes, list(_shape(codes)))
+        return self.node("Transpose", [columns], turn, list(shape))
 
     def shared(self, parts: Mapping[Part, ir.Value], divides: bool) -> ir.Value:
         """Return block scales times the shared scale of their matrix, or divided by it."""

@@ -24,12 +24,15 @@ from lmcast.graphs.weights.sources import Packed, pieces
 
 @dataclass(frozen=True)
 class Stored:
-    """A part of a quantized weight: its type in the graph, and what each run of rows
-    contributes."""
+    """A part of a quantized weight: its type in the graph, and what each run of rows contributes.
+
+    whole: how many rows of a matrix `take` wants together; 0: any.
+    """
 
     dtype: DType
     shape: tuple[int, ...]
     take: Callable[[Quantized], Tensor]
+    whole: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -51,6 +54,7 @@ class PackedWeight:
     parts: CODES, SCALES, and if the scheme has them SHARED (fp32) and ZEROS.
     form: "standard": for DequantizeLinear in the shape of the weight; `block` columns share a
         scale, and scales are ...,N,G; 0: one for each row (N, or ...,N,1), 1: one for each matrix.
+        "columns": the same with the codes of a stack transposed, E,K,N.
         "rows": every block is a row of codes with one scale; ONNX Runtime has a fast kernel for
         that, and MatMulNBits takes the same bytes. "numbers": codes are plain numbers, and scales
         broadcast to them.
@@ -60,7 +64,7 @@ class PackedWeight:
 
     sources: tuple[Packed, ...]
     parts: Mapping[Part, Stored]
-    form: Literal["standard", "rows", "numbers"]
+    form: Literal["standard", "columns", "rows", "numbers"]
     block: int
     offset: int = 0
     divides: bool = False
@@ -82,11 +86,28 @@ class PackedWeight:
             runs = (run for source in self.sources for run in quantized(checkpoint, source, False))
             yield self.scheme.element.pack(torch.cat([given.take(run).flatten() for run in runs]))
             return
+        if given.whole:
+            for run in self._matrices(checkpoint, given.whole):
+                yield given.take(run).contiguous()
+            return
         for source in self.sources:
             for run in quantized(checkpoint, source, part == Part.CODES):
                 yield given.take(run).contiguous()
                 if part == Part.SHARED and run.codes.dim() == 2:
                     break  # one for all rows
+
+
+    def _matrices(self, checkpoint: Checkpoint, rows: int) -> Iterator[Quantized]:
+        """Yield the codes of whole matrices, which may come from several sources."""
+        parts: list[Tensor] = []
+        for source in self.sources:
+            for run in quantized(checkpoint, source):
+                parts.append(run.codes)
+                if sum(part.shape[-2] for part in parts) < rows:
+                    continue
+                yield replace(run, codes=torch.cat(parts, -2))
+                parts.clear()
+        assert not parts, "rows of no whole matrix"
 
 
 def format_name(scheme: Scheme) -> str:

@@ -4,47 +4,21 @@ Letters: ... a stack's axis or none, N rows, K columns, G blocks of a row.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.dtypes import DTYPES, DType, of_torch
+from lmcast.exporter.dtypes import DTYPES, of_torch
 from lmcast.exporter.targets import WeightForm
+from lmcast.exporter.weights.gpu_forms import gpu_weight
+from lmcast.exporter.weights.integer_forms import KERNEL_CODES, exact, integers, unsigned, zeros_of
 from lmcast.exporter.weights.quantized import PackedWeight, Stored, quantized
 from lmcast.graphs.weights.bind import Binding
-from lmcast.graphs.weights.elements import E2M1, E4M3, INT4, INT8, Element
+from lmcast.graphs.weights.elements import E2M1, E4M3, INT4
 from lmcast.graphs.weights.quantized import Quantized, Scheme
 from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Joined, Packed, Source, Stack, leaves
-
-KERNEL_BLOCKS = (128, 64, 32, 16)  # columns that share a scale in those kernels, best first
-
-
-@dataclass(frozen=True)
-class KernelCodes:
-    """Codes as ONNX Runtime's kernels take them: unsigned, a number is step * (code - zero)."""
-
-    dtype: DType
-    zero: int
-    step: float = 1.0
-
-
-KERNEL_CODES: Mapping[Element, KernelCodes] = {
-    INT4: KernelCodes(DTYPES["uint4"], 8),
-    INT8: KernelCodes(DTYPES["uint8"], 128),
-    E2M1: KernelCodes(DTYPES["uint8"], 128, 0.5),
-}
-
-
-def has_kernel(block: int, columns: int, bits: int, zeros: bool) -> bool:
-    """Whether ONNX Runtime 1.31 has kernels for integers of `bits` bits, of which `block` columns
-    share a scale, and `zeros`, a zero point: in MatMulNBits every row of those ends with a byte."""
-    whole_bytes = columns // block * bits % 8 == 0
-    return block in KERNEL_BLOCKS and (whole_bytes or not zeros)
-
 
 def packed_weight(
     checkpoint: Checkpoint,
@@ -68,7 +42,9 @@ def packed_weight(
     if form == "kernels":
         if scheme.element == E4M3:
             return _numbers(found, scheme, shape, alone)
-        return _integers(found, scheme, shape)
+        return integers(found, scheme, shape)
+    if form == "gpu_kernels":
+        return gpu_weight(checkpoint, found, scheme, shape, dtype, _one_each(source))
     divides = None
     if scheme.shared and _one_each(source):
         divides = next(quantized(checkpoint, found[0], codes=False)).divides
@@ -106,38 +82,6 @@ def _one_each(source: Source) -> bool:
     """Whether each matrix is (part of) one quantized weight, so that a scale can be shared."""
     parts = source.parts if isinstance(source, Stack) else (source,)
     return all(isinstance(part, Packed) and part.values.runs is None for part in parts)
-
-
-def _integers(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...]) -> PackedWeight:
-    """Return the form of unsigned integers in blocks of a size that ONNX Runtime's kernels have.
-
-    Blocks smaller than the scheme's repeat its scales. Where no size has a kernel, blocks are as
-    large as they can be, and DequantizeLinear takes them.
-    """
-    columns, kernel = shape[-1], KERNEL_CODES[scheme.element]
-    wide = math.gcd(scheme.block[1] or columns, columns)
-    fitting = (
-        block
-        for block in KERNEL_BLOCKS
-        if wide % block == 0 and has_kernel(block, columns, kernel.dtype.bits, scheme.zeros)
-    )
-    block = next(fitting, wide)
-    times = (scheme.block[1] or columns) // block
-    of_row = columns // block
-    rows = math.prod(shape[:-1]) * of_row
-
-    def scales_of(run: Quantized) -> Tensor:
-        return (run.factors() * kernel.step).repeat_interleave(times, -1)[..., :of_row]
-
-    parts = {
-        Part.CODES: Stored(kernel.dtype, (rows, block), unsigned),
-        Part.SCALES: Stored(DTYPES["float32"], (rows,), scales_of),
-    }
-    if scheme.zeros:
-        parts[Part.ZEROS] = Stored(
-            kernel.dtype, (rows,), lambda run: _zeros(run, kernel.zero, times, of_row)
-        )
-    return PackedWeight(found, parts, "rows", block, kernel.zero)
 
 
 def _numbers(
@@ -188,28 +132,14 @@ def _standard(
     if divides is not None or scheme.scale == torch.float8_e8m0fnu:
         parts[Part.SCALES] = Stored(of_torch(scheme.scale), of_blocks, lambda run: run.scales)
     else:
-        kept = _exact(checkpoint, found, scheme, dtype)
+        kept = exact(checkpoint, found, scheme, dtype)
         parts[Part.SCALES] = Stored(
             of_torch(kept), of_blocks, lambda run: _one(run.factors(), alone).to(kept)
         )
     if scheme.zeros:
         of_row = -(-shape[-1] // block) if block else 1
-        parts[Part.ZEROS] = Stored(kind, of_blocks, lambda run: _zeros(run, offset, 1, of_row))
+        parts[Part.ZEROS] = Stored(kind, of_blocks, lambda run: zeros_of(run, offset, 1, of_row))
     return PackedWeight(found, parts, "standard", block, offset, bool(divides))
-
-
-def _exact(
-    checkpoint: Checkpoint, found: tuple[Packed, ...], scheme: Scheme, dtype: torch.dtype
-) -> torch.dtype:
-    """Return the dtype to multiply scales in: `dtype` if it represents all of them, else fp32."""
-    if dtype in (scheme.scale, torch.float32):
-        return dtype
-    for source in found:
-        for run in quantized(checkpoint, source, codes=False):
-            scales = run.factors()
-            if not torch.equal(scales.to(dtype).float(), scales):
-                return torch.float32
-    return dtype
 
 
 def _scales_shape(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
@@ -228,19 +158,3 @@ def _one(scales: Tensor, alone: bool) -> Tensor:
 def _shared(run: Quantized) -> Tensor:
     assert run.shared is not None
     return run.shared.float()
-
-
-def _zeros(run: Quantized, offset: int, times: int, of_row: int) -> Tensor:
-    """Return the zero point of each block, uint8."""
-    assert run.zeros is not None
-    zeros = run.zeros.to(torch.int16).repeat_interleave(times, -1)[..., :of_row] + offset
-    return (zeros & 255).to(torch.uint8)
-
-
-def unsigned(run: Quantized) -> Tensor:
-    """Return codes as KERNEL_CODES says: of integers in their bits, of E2M1 in 8."""
-    element = run.scheme.element
-    if element.integer:
-        return run.codes ^ element.signs
-    kernel = KERNEL_CODES[element]
-    return (element.decode(run.codes) / kernel.step + kernel.zero).to(torch.uint8)

@@ -1,0 +1,99 @@
+"""The form of quantized weights for the kernels of ONNX Runtime's CUDA provider, one a format.
+
+Letters: E experts, N rows, K columns, G blocks of a row.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.dtypes import DTYPES, of_torch
+from lmcast.exporter.weights.integer_forms import KERNEL_CODES, exact, integers
+from lmcast.exporter.weights.quantized import PackedWeight, Stored
+from lmcast.graphs.weights.elements import E2M1, E4M3, halves, pairs
+from lmcast.graphs.weights.quantized import Quantized, Scheme, WeightError
+from lmcast.graphs.weights.quantized_parts import Part
+from lmcast.graphs.weights.sources import Packed
+
+EXPERTS = "int4, int8 and mxfp4"  # what stacks of experts may be in
+
+
+def gpu_weight(
+    checkpoint: Checkpoint,
+    found: tuple[Packed, ...],
+    scheme: Scheme,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    one_each: bool,
+) -> PackedWeight | None:
+    """Return how a weight of these sources is stored, None where it is dequantized.
+
+    one_each: whether each matrix is one weight, so that a scale can be shared. Raises WeightError
+    for stacks of experts that have no kernel.
+    """
+    if any(source.values.runs is not None for source in found):
+        return None  # of heads, which no product takes whole
+    if len(shape) == 3 and not scheme.element.integer:
+        if scheme.name != "mxfp4":
+            raise WeightError(
+                f"tensor {found[0].values.tensor} is {scheme.name}, of experts: ONNX Runtime's"
+                f" package for GPUs has kernels for experts in {EXPERTS}; use --target cpu or"
+                " tensorrt-rtx"
+            )
+        return _by_columns(found, scheme, shape)
+    if scheme.element == E4M3:
+        return _fp8(found, scheme, shape)
+    if scheme.shared and one_each:
+        return _nvfp4(found, shape)
+    step = KERNEL_CODES[scheme.element].step
+    return integers(found, scheme, shape, exact(checkpoint, found, scheme, dtype, step))
+
+
+def _fp8(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...]) -> PackedWeight:
+    """Return FP8 with fp32 scales of the blocks of every row; the last block may be partial."""
+    block = scheme.block[1] or shape[-1]
+    parts = {
+        Part.CODES: Stored(DTYPES[E4M3.dtype], shape, lambda run: run.codes),
+        Part.SCALES: _scales(shape, block, torch.float32, lambda run: run.factors()),
+    }
+    return PackedWeight(found, parts, "standard", block)
+
+
+def _nvfp4(found: tuple[Packed, ...], shape: tuple[int, ...]) -> PackedWeight:
+    """Return NVFP4 as it is; a shared scale that divides becomes one that multiplies."""
+
+    def shared(run: Quantized) -> Tensor:
+        assert run.shared is not None
+        wide = run.shared.float()
+        return 1 / wide if run.divides else wide
+
+    parts = {
+        Part.CODES: Stored(DTYPES[E2M1.dtype], shape, lambda run: run.codes),
+        Part.SHARED: Stored(DTYPES["float32"], (), shared),
+        Part.SCALES: _scales(shape, 16, torch.float8_e4m3fn, lambda run: run.scales),
+    }
+    return PackedWeight(found, parts, "standard", 16)
+
+
+def _by_columns(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...]) -> PackedWeight:
+    """Return MXFP4 in columns, E,K,N, as QMoE takes it, and its scales E,N,G as they are."""
+    experts, rows, columns = shape
+
+    def turned(run: Quantized) -> Tensor:
+        return pairs(halves(run.codes).transpose(-1, -2))
+
+    block = scheme.block[1]
+    parts = {
+        Part.CODES: Stored(DTYPES[E2M1.dtype], (experts, columns, rows), turned, rows),
+        Part.SCALES: _scales(shape, block, scheme.scale, lambda run: run.scales),
+    }
+    return PackedWeight(found, parts, "columns", block)
+
+
+def _scales(
+    shape: tuple[int, ...], block: int, dtype: torch.dtype, take: Callable[[Quantized], Tensor]
+) -> Stored:
+    of_row = -(-shape[-1] // block)
+    return Stored(of_torch(dtype), (*shape[:-1], of_row), take)
