@@ -1,4 +1,7 @@
-"""Every graph of target cuda equals its eager definition: run by the CPU, in fp32."""
+"""Graphs of target cuda equal their eager definition: run by the CPU, in fp32.
+
+Whole models are not run on the fake GPU, whose kernels of ONNX Runtime are empty.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -54,7 +57,27 @@ def has_tables(engine: Path) -> bool:
     return any(name.endswith(".table") for name in names)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# Each with passes or bodies of its own: packed products; products with biases, not packed; norms of
+# heads; windows and norms in fp32; sinks and experts; widths, chunks and factors without a kernel;
+# latents; chosen positions; caches that are shared; gains that 16 bits do not hold; convolutions.
+NAMES = (
+    "llama/head_dim, MHA, gelu",
+    "qwen2/plain",
+    "qwen3/plain",
+    "gemma2/plain",
+    "gpt_oss/plain",
+    "mimo_v2_flash/derived layers",
+    "llama4_text/plain",
+    "grok2/temperature, caps",
+    "deepseek_v32/plain",
+    "gemma3n_text/one of each shared",
+    "minimax_m1/whole heads, other gains",
+    "qwen3_next/plain",
+)
+SAMPLE = [case for case in CASES if case.name in NAMES]
+
+
+@pytest.mark.parametrize("case", SAMPLE, ids=lambda case: case.name)
 @torch.no_grad()
 def test_graph_equals_eager(case: Case, tmp_path: Path, monkeypatch, report):
     monkeypatch.setitem(targets.TARGETS, "cuda", twin())

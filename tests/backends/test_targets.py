@@ -57,9 +57,8 @@ def test_a_new_target_exports_proves_and_loads(toy: list[Loading], checkpoint, t
     proofs = len(toy)
     assert proofs == 1  # parity ran what the target runs
     assert ir.load(engine.directory / MODEL).metadata_props[MARK] == "yes"
-    assert {k: engine.manifest.fields["graph"][k] for k in Requirements().as_json()} == {
-        "optimized": False, "prepack": False, "split_experts": True, "append": "row",
-    }  # fmt: skip
+    wanted = replace(Requirements(), split_experts=True, append="row").as_json()
+    assert {k: engine.manifest.fields["graph"][k] for k in wanted} == wanted
     again = load(engine.directory, threads=1)
     other = export(source, tmp_path / "onnx", "onnx", tokenizer=False, parity=False)
     np.testing.assert_array_equal(again.logits(IDS), load(other.directory, 1).logits(IDS))
@@ -71,10 +70,10 @@ def test_without_its_target_an_engine_is_refused(checkpoint, tmp_path: Path, mon
         made = replace(targets.get("onnx"), name="toy")
         registered.setitem(targets.TARGETS, "toy", made)
         export(checkpoint("llama/plain"), tmp_path / "e", "toy", tokenizer=False, parity=False)
-    words = "target 'toy' is unknown; accepted: cpu, onnx, tensorrt-rtx, tensorrt"
+    words = "target 'toy' is unknown; accepted: cpu, onnx, cuda, tensorrt-rtx, tensorrt"
     with pytest.raises(EngineError, match=words):
         load(tmp_path / "e").logits(IDS)
-    with pytest.raises(InputError, match="target is 'toy'; accepted: cpu, onnx, tensorrt-rtx"):
+    with pytest.raises(InputError, match="target is 'toy'; accepted: cpu, onnx, cuda, tensorrt"):
         export(checkpoint("llama/plain"), tmp_path / "f", "toy", tokenizer=False)
 
 
@@ -92,13 +91,15 @@ OTHER_WORDS = {
     "checkpoint/kinds.py": {"onnx"},  # a folder of a repository
     "extras.py": {"onnx"},  # a package
     "backends/onnxruntime.py": {"cpu"},  # a device of ONNX Runtime
+    "backends/cuda.py": {"cuda"},  # a device of torch
     "graph/lowering.py": {"onnx"},  # a namespace of torch's operators
 }
 
 
 def test_targets_are_named_in_one_place():
     """Nothing but the catalogue and the backend of a target has its name as a value."""
-    own = (SOURCES / "targets.py", SOURCES / "backends" / "tensorrt")
+    backends = (SOURCES / "backends" / name for name in ("tensorrt", "cuda_provider"))
+    own = (SOURCES / "targets.py", *backends)
     for path in sorted(SOURCES.rglob("*.py")):
         if any(path.is_relative_to(place) for place in own):
             continue
