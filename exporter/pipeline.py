@@ -92,8 +92,7 @@ def export(
     plan = made_for.order(sms, own["context"], sizes)
     format = choose_format(found, source, made_for, dtype, parity)
     asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
-    links = made_for.links_codes and not parity, made_for.computes_weights
-    mode = choose_mode(found.binding, source, format, asked, *links)
+    mode = choose_mode(found.binding, source, format, asked, *made_for.links(parity))
     with staged(free(Path(output), source, identities, force), progress) as directory:
         given = format, mode, made_for, directory, full_check, progress
         placement = place_weights(found, source, *given)

@@ -121,6 +121,13 @@ class Target:
                 f" {' or '.join(readers)}"
             )
 
+    def links(self, runs: bool) -> tuple[bool, bool]:
+        """Return whether the graph may point at codes, and at what it has to lay out anew.
+
+        runs: whether it is to run here.
+        """
+        return self.links_codes and not runs, self.computes_weights
+
     def order(self, sms: tuple[int, ...], context: int, sizes: "Sizes | None") -> "Request | None":
         """Return a request for a plan, None where none is compiled; raises BackendError."""
         return None if self.plans is None else self.plans.order(sms, context, sizes)

@@ -83,7 +83,10 @@ def test_without_a_gpu(checkpoint, tmp_path: Path, lmcast):
     assert "parity is not proven: no NVIDIA GPU is here; run `lmcast parity` on the device" in told
     about = load(tmp_path / "e").manifest.about
     assert about.sms == (80,) and about.graph.weights == "copy" and about.dtype == "float16"
-    for command in (("generate", "--ids", "1 2"), ("bench", "--prompt-tokens", 4, "--new-tokens", 4)):
+    for command in (
+        ("generate", "--ids", "1 2"),
+        ("bench", "--prompt-tokens", 4, "--new-tokens", 4),
+    ):
         status, _, told = lmcast(command[0], tmp_path / "e", *command[1:])
         assert status == 2 and told.count("\n") == 1, told
         assert "an engine of target cuda, and no NVIDIA GPU is here; here `lmcast inspect`" in told
