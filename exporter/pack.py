@@ -36,7 +36,9 @@ def pack(
     if not source.linked:
         raise EngineError(f"{engine}: is not linked; its weights are inside already")
     graph = ir.load(engine / MODEL)
-    entries = [_entry(value) for value in graph.graph.initializers.values()]
+    # Those within the graph stay there: machine code, and what passes have computed.
+    weights = [v for v in graph.graph.initializers.values() if is_linked(v)]
+    entries = [_entry(value) for value in weights]
     destination, fields = output or engine, dict(source.manifest.fields)
     if output is not None:
         for linked in source.manifest.linked:
@@ -50,8 +52,8 @@ def pack(
         with progress.stage("copying weights", total) as step:
             placed, hashes = write(entries, directory, step)
         Engine(engine)  # refuses a checkpoint that has changed while it was copied
-        for name, value in graph.graph.initializers.items():
-            tensor = cast(ir.ExternalTensor, value.const_value)
+        for value in weights:
+            name, tensor = str(value.name), cast(ir.ExternalTensor, value.const_value)
             value.const_value = ir.ExternalTensor(
                 location(placed[name]), placed[name].offset, placed[name].nbytes, tensor.dtype,
                 shape=tensor.shape, name=name, base_dir=str(directory),
@@ -68,6 +70,11 @@ def pack(
     if signed and output:
         progress.warn(f"{output} is not signed, as {engine} is: sign it too")
     return Engine(destination)
+
+
+def is_linked(value: ir.Value) -> bool:
+    """Whether a weight of a linked graph is in a file of the checkpoint."""
+    return isinstance(value.const_value, ir.ExternalTensor)
 
 
 def checkpoint_of(file: Path) -> Path:

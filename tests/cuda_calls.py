@@ -22,7 +22,9 @@ Placed = dict[str, list[str]]  # operators by the provider that they are placed 
 
 def on_gpu(engines: dict[str, tuple[str, str]], sm: int = 90, **options: Any) -> tuple[Any, Log]:
     """Return what `exported_calls` does on a fake GPU, and the log."""
-    run = on_fake_gpu(exported_calls, engines, sm, options, sm=sm, TRITON_INTERPRET="0")
+    run = on_fake_gpu(
+        exported_calls, engines, sm, options, sm=sm, timeout=3600, TRITON_INTERPRET="0"
+    )
     return run.result, run.log
 
 
@@ -47,14 +49,16 @@ def calls(folder: str, engine: str, capture: bool = False) -> Placed:
 
     capture: steps as CUDA graphs. Notes in the log say where each call begins: 'ENGINE: WHICH'.
     """
-    graph = json.loads(Path(folder, "engine.json").read_text())["graph"]
+    about = json.loads(Path(folder, "engine.json").read_text())
+    graph = about["graph"]
     made = session(folder, graph["weights"], capture)
     room = max(CAPACITY, graph["least_capacity"])
-    one = Rows(made, [0], room)
+    longest = about["context"]
+    one = Rows(made, [0], room, longest)
     for which, tokens in zip(WHICH, (PROMPT, 1, 1, 1), strict=False):
         one.append(tokens, f"{engine}: {which}")
     for which, more in zip(WHICH[4:], (1, 2), strict=True):
-        Rows(made, [PROMPT, 3], more * room).append(1, f"{engine}: {which}")
+        Rows(made, [PROMPT, 3], more * room, longest).append(1, f"{engine}: {which}")
     parts = made.get_provider_graph_assignment_info()
     return {part.ep_name: [n.op_type for p in parts for n in p.get_nodes()] for part in parts}
 
@@ -78,10 +82,14 @@ def session(folder: str, weights: str, capture: bool) -> Any:
 
 
 class Rows:
-    """Rows of a session with states on the device, in which they are updated."""
+    """Rows of a session with states on the device, in which they are updated.
 
-    def __init__(self, made: Any, lengths: list[int], room: int):
+    room: tokens of a row in the states. longest: those that a row may hold.
+    """
+
+    def __init__(self, made: Any, lengths: list[int], room: int, longest: int):
         self.made, self.lengths, self.room, self.number = made, lengths, room, next(NUMBERS)
+        self.total = min(room, longest)  # what a captured graph may be told
         self.states = {i.name: self.zeros(i) for i in made.get_inputs() if i.name.endswith(".past")}
         self.bindings: dict[int, Any] = {}  # by tokens: a CUDA graph keeps the addresses
 
@@ -107,7 +115,7 @@ class Rows:
             for given in self.made.get_inputs():
                 value = self.states.get(given.name)
                 if given.name == HOST:
-                    value = ort.OrtValue.ortvalue_from_numpy(np.array([self.room], np.int32))
+                    value = ort.OrtValue.ortvalue_from_numpy(np.array([self.total], np.int32))
                 held[given.name] = value = value or self.zeros(given, tokens)
                 binding.bind_ortvalue_input(given.name, value)
                 if given.name in self.states:

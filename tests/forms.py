@@ -14,14 +14,17 @@ from lmcast.exporter import passes, pipeline, targets
 from lmcast.exporter.backends.tensorrt.formats import NUMBERS, onnx
 from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.dtypes import DTYPES
+from lmcast.exporter.graph.context import set_context
 from lmcast.exporter.graph.operator_forms import Forms, forms
 
 SMS = (75, 80, 86, 89, 120, 121)  # that plans of TensorRT for RTX 1.7 are built for
+CONTEXT = 64  # of the tiny checkpoints
 DOCUMENT = Path(__file__).parents[1] / "TARGETS.md"
 HEAD = """# Targets
 
-In which form each operator of lmcast runs, on ONNX Runtime's CPU (`--target cpu`, fp32) and in
-TensorRT for RTX (`--target tensorrt-rtx`, fp16 or bf16): **native**, the runtime has a kernel of
+In which form each operator of lmcast runs, on ONNX Runtime's CPU (`--target cpu`, fp32), on GPUs
+with ONNX Runtime (`--target cuda`, fp16 or bf16) and in TensorRT for RTX (`--target tensorrt-rtx`,
+fp16 or bf16): **native**, the runtime has a kernel of
 its own for it; **plugin**, the project's own Triton kernels, compiled ahead of time, in the plan;
 or **body**, plain operators that the runtime fuses as it can. `--target onnx` has bodies
 everywhere. In fp32, and with heads wider than 256, attention is a body in TensorRT, whose fused
@@ -44,8 +47,8 @@ their product; those with other blocks in a kernel before it, and stacks of expe
 
 ## Operators
 
-| Family | Operator | cpu | tensorrt-rtx |
-| --- | --- | --- | --- |
+| Family | Operator | cpu | cuda | tensorrt-rtx |
+| --- | --- | --- | --- | --- |
 """
 
 
@@ -64,14 +67,16 @@ def traced(checkpoint: Path, dtype: str) -> ir.Model:
 
 def rewritten(graph: ir.Model, target: str) -> Forms:
     """Return the forms of a portable graph's operators after the passes of a target."""
+    set_context(graph, CONTEXT)
     passes.run(graph, targets.get(target).passes())
     return forms(graph, plugins=target != "cpu")
 
 
-def rows(family: str, cpu: Forms, plan: Forms) -> list[str]:
+def rows(family: str, cpu: Forms, cuda: Forms, plan: Forms) -> list[str]:
     """Return a family's lines of the table."""
     return [
-        f"| {family} | `{operator}` | {', '.join(cpu[operator])} | {', '.join(plan[operator])} |"
+        f"| {family} | `{operator}` |"
+        + "".join(f" {', '.join(forms[operator])} |" for forms in (cpu, cuda, plan))
         for operator in plan
     ]
 
@@ -104,9 +109,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = make(case, Path(folder))
             cpu = rewritten(traced(checkpoint, "float32"), "cpu")
-            lines += rows(
-                case.architecture, cpu, rewritten(traced(checkpoint, "float16"), "tensorrt-rtx")
-            )
+            short = traced(checkpoint, "float16")
+            both = (rewritten(short.clone(), name) for name in ("cuda", "tensorrt-rtx"))
+            lines += rows(case.architecture, cpu, *both)
     tables = HEAD.replace("{formats}", "\n".join(format_rows()) + "\n")
     print(tables + "\n".join(lines))
 

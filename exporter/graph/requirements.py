@@ -25,7 +25,7 @@ class Requirements:
     # Whether rows of different lengths take several tokens together, or one row at a time.
     append: Literal["batch", "row"] = "batch"
     # An input on the host, total_length [1] int32: tokens of the longest row behind the call, with
-    # its padding; what is captured once and replayed may be told the capacity.
+    # its padding; what is captured once and replayed may be told the capacity, up to the context.
     total_length: bool = False
     # States have room for this many tokens at least.
     least_capacity: int = 1

@@ -54,7 +54,7 @@ def test_family_builds(case: Case, checkpoint, builders, tmp_path, monkeypatch, 
     builder = builders[profiles]
     source = checkpoint(case)
     graph = forms.traced(source, "float16")
-    cpu = forms.rewritten(graph.clone(), "cpu")
+    cpu, cuda = (forms.rewritten(graph.clone(), name) for name in ("cpu", "cuda"))
     monkeypatch.setattr(build, "run", builder.run)
     monkeypatch.setattr(pipeline, "trace", lambda *_: graph)  # which takes most of an export
     engine = export(source, tmp_path / "engine", "tensorrt-rtx", "float16", **OPTIONS)
@@ -70,7 +70,8 @@ def test_family_builds(case: Case, checkpoint, builders, tmp_path, monkeypatch, 
     assert dict(found.plugins) == {n: c["plugin"] for n, c in operators.items() if "plugin" in c}
     assert len(builder.kernels) == sum(found.plugins.values())
     assert all(builder.kernels), "the kernels in the plan are those that were compiled"
-    assert documented(case) == forms.rows(case.architecture, cpu, operators), "run tests/forms.py"
+    rows = forms.rows(case.architecture, cpu, cuda, operators)
+    assert documented(case) == rows, "run tests/forms.py"
     report(
         "Plans for SM89 and SM120",
         {"family": case.architecture, "bytes": plan["bytes"], "plugins": len(builder.kernels)},
@@ -120,8 +121,8 @@ def test_family_has_the_graph_of_another(case: Case, checkpoint, tmp_path: Path)
     graphs = [forms.traced(source, "float16") for source in (checkpoint(case), tmp_path)]
     mine, others = (ir.to_proto(g).SerializeToString(deterministic=True) for g in graphs)
     assert mine == others
-    cpu, plan = (forms.rewritten(graphs[0].clone(), name) for name in ("cpu", "tensorrt-rtx"))
-    assert documented(case) == forms.rows(case.architecture, cpu, plan), "run tests/forms.py"
+    made = (forms.rewritten(graphs[0].clone(), name) for name in ("cpu", "cuda", "tensorrt-rtx"))
+    assert documented(case) == forms.rows(case.architecture, *made), "run tests/forms.py"
 
 
 def test_bfloat16_of_one_row(checkpoint, builders, tmp_path, monkeypatch):

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from files.quantized import AWQ, CONFIG, awq, quantized, small, write
+from onnx import parser
 from safetensors.torch import load_file
 
 from lmcast.exporter import export, load
@@ -93,3 +95,20 @@ def test_without_a_gpu(checkpoint, tmp_path: Path, lmcast):
     with pytest.raises(BackendError, match="no NVIDIA GPU is here"):
         load(tmp_path / "e").logits([[1, 2]])
     assert lmcast("inspect", tmp_path / "e")[0] == lmcast("verify", tmp_path / "e")[0] == 0
+
+
+GRAPHS = {
+    "caches in FP8": "(float8e4m3fn[B,2] key) => (float8e4m3fn[B,2] y) { y = Identity (key) }",
+    "products with rounded inputs": "(float[B,2] x) => (float[B,2] y) { y = Abs (x) }",
+}
+NAMES = {"Abs": "layers.0.mixer.q.quantize_input.Abs", "Identity": "layers.0.Identity"}
+
+
+@pytest.mark.parametrize("what", GRAPHS)
+def test_low_precision_is_refused_by_name(what: str):
+    head = '<ir_version: 11, opset_import: ["" : 24]>\ng '
+    graph = ir.from_proto(parser.parse_model(head + GRAPHS[what]))
+    for node in graph.graph:
+        node.name = NAMES[node.op_type]
+    with pytest.raises(BackendError, match=f"target cuda: {what} have no kernels there yet"):
+        kernels.embed(graph, (90,))
