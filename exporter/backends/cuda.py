@@ -138,10 +138,10 @@ class Cuda:
         """Return pinned host memory, to and from which copies are asynchronous."""
         kind, size = DTYPES[dtype].numpy, math.prod(shape) * DTYPES[dtype].bytes
         memory = Memory(self, size, pinned=True)
-        raw = (ctypes.c_uint8 * size).from_address(memory.address)
-        # The array keeps the view of the memory, which keeps the memory.
-        vars(raw)["memory"] = memory
-        return np.frombuffer(raw, np.uint8).view(kind).reshape(shape)
+        raw: Any = (ctypes.c_uint8 * size).from_address(memory.address)
+        raw.memory = memory  # the array keeps the view of it, which keeps it
+        made: np.ndarray = np.frombuffer(raw, np.uint8).view(kind).reshape(shape)
+        return made
 
     def clear(self, array: Array) -> None:
         """Enqueue that it becomes zeros."""
@@ -226,7 +226,10 @@ class Cuda:
 
 
 def require_gpu() -> Any:
-    """Return the bindings of the driver, initialized; raises DeviceError without a GPU."""
+    """Return the bindings of the driver, initialized.
+
+    Raises DeviceError with the reason where no GPU can be used.
+    """
     try:
         driver = bindings()
         version = int(_call(driver, "cuDriverGetVersion"))

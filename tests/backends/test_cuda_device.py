@@ -1,32 +1,37 @@
 """The GPU at hand, by NVIDIA's own bindings on a fake driver."""
 
+import gc
+import threading
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_cuda import missing, on_fake_gpu
+from fake_driver import Driver
+
+from lmcast.exporter.backends import cuda
+from lmcast.exporter.backends.cuda import Cuda, DeviceError, OutOfMemory, local_sm, require_gpu
+from lmcast.exporter.backends.gpu_call import Call
 
 why = missing() or ("" if find_spec("cuda") else "cuda-bindings is not installed")
-pytestmark = pytest.mark.skipif(bool(why), reason=why)
+faked = pytest.mark.skipif(bool(why), reason=why)
 GROWN = (2, 5, 4)
+
+
+def grow(gpu: Any, to: Any, source: Any) -> Any:
+    return gpu.capture(lambda: gpu.copy(to, source) is None)
 
 
 def works() -> list[Any]:
     """Return what a copy into a longer axis holds, what is in use, and what was measured."""
-    import gc
-    import threading
-
-    import numpy as np
-
-    from lmcast.exporter.backends.cuda import Cuda, OutOfMemory
-
     gpu = Cuda()
     with gpu.active():
         short, grown = gpu.zeros((2, 3, 4), "bfloat16"), gpu.zeros(GROWN, "bfloat16")
         given, found = gpu.host(short.shape, "bfloat16"), gpu.host(grown.shape, "bfloat16")
         given[...] = np.arange(24).reshape(given.shape)
         gpu.put(short, given)
-        replay = gpu.capture(lambda: gpu.copy(grown, short) is None)
+        replay = grow(gpu, grown, short)
         assert replay is not None and gpu.capture(lambda: False) is None
         # A call that may wait is refused to a thread that captures, and allowed to others.
         assert gpu.capture(lambda: gpu.driver.cuStreamSynchronize(gpu.stream) != ()) is None
@@ -46,9 +51,8 @@ def works() -> list[Any]:
     return [facts, refused, found.astype(np.float32).tolist()]
 
 
+@faked
 def test_all_of_it():
-    import numpy as np
-
     run = on_fake_gpu(works, sm=89)
     facts, refused, found = run.result
     assert facts == ["Fake GPU SM89", 89, 512, True]
@@ -60,8 +64,6 @@ def test_all_of_it():
 
 
 def refusal() -> str:
-    from lmcast.exporter.backends.cuda import DeviceError, local_sm, require_gpu
-
     assert local_sm() is None
     try:
         require_gpu()
@@ -77,7 +79,41 @@ REFUSED = {
 }
 
 
+@faked
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused(what: str):
     gpu, said = REFUSED[what]
     assert said in on_fake_gpu(refusal, **gpu).result
+
+
+MISSING: dict[str, tuple[list[str], type[Exception], str]] = {
+    "no bindings": (["/"], ModuleNotFoundError, "pip install cuda-bindings"),
+    "no bindings, no GPU": ([], ModuleNotFoundError, "no NVIDIA GPU is here"),
+    "no driver": ([], RuntimeError, "no driver of an NVIDIA GPU is here"),
+    "a device without a driver": (["/"], RuntimeError, "although / is: install its library"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_no_driver(monkeypatch: pytest.MonkeyPatch, name: str):
+    files, error, words = MISSING[name]
+
+    def missing_bindings() -> None:
+        raise error
+
+    monkeypatch.setattr(cuda, "DRIVERS", files)
+    monkeypatch.setattr(cuda, "bindings", missing_bindings)
+    with pytest.raises(DeviceError, match=words):
+        require_gpu()
+
+
+def test_logits_of_two_bytes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda, "bindings", Driver)
+    gpu = Cuda()
+    with gpu.active():
+        call = Call(gpu, (2, 1, 1), 5, "bfloat16")
+        one = gpu.host((2, 1, 5), "bfloat16")
+        one[...] = 1.5
+        gpu.put(call.logits, one)
+        got = call.get()
+    assert got.dtype == np.float32 and (got == 1.5).all()

@@ -20,7 +20,6 @@ from tiny.llama import tiny_llama
 
 from lmcast.exporter import Engine, bench, export
 from lmcast.exporter.backends import cuda
-from lmcast.exporter.backends.gpu_call import Call
 from lmcast.exporter.engine import manifest
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
 from lmcast.exporter.prove.parity import parity
@@ -236,17 +235,6 @@ def test_bench(both):
     assert bench.measure(request | {"portable": True, "runs": 1})["once"]["peak_gpu"] is None
 
 
-def test_logits_of_two_bytes():
-    gpu = cuda.Cuda()
-    with gpu.active():
-        call = Call(gpu, (2, 1, 1), 5, "bfloat16")
-        one = gpu.host((2, 1, 5), "bfloat16")
-        one[...] = 1.5
-        gpu.put(call.logits, one)
-        got = call.get()
-    assert got.dtype == np.float32 and (got == 1.5).all()
-
-
 def test_limits_are_refused(both):
     planned, portable = both(LLAMA, max_batch=2, max_context=16, max_tokens=8, opt_tokens=4)
     build = f"`lmcast build {planned.directory} --target tensorrt-rtx --sm 89,120"
@@ -331,27 +319,6 @@ def test_no_gpu(both, gpu, name: str):
         setattr(gpu, fact, value)
     _refused(planned, words, "SM89 and SM120", "--portable")
     assert portable.logits(drawn(1, 2)).shape == (1, 2, VOCABULARY)
-
-
-MISSING: dict[str, tuple[list[str], type[Exception], str]] = {
-    "no bindings": (["/"], ModuleNotFoundError, "pip install cuda-bindings"),
-    "no bindings, no GPU": ([], ModuleNotFoundError, "no NVIDIA GPU is here"),
-    "no driver": ([], RuntimeError, "no driver of an NVIDIA GPU is here"),
-    "a device without a driver": (["/"], RuntimeError, "although / is: install its library"),
-}
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_no_driver(both, monkeypatch, name: str):
-    files, error, words = MISSING[name]
-
-    def missing() -> None:
-        raise error
-
-    planned, _ = both(LLAMA)
-    monkeypatch.setattr(cuda, "DRIVERS", files)
-    monkeypatch.setattr(cuda, "bindings", missing)
-    _refused(planned, words, "SM89 and SM120", "--portable")
 
 
 def test_plugins(both, monkeypatch):
