@@ -23,7 +23,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.checkpoint.tokenizers import KINDS
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
-from lmcast.exporter.engine.manifest import write_manifest
+from lmcast.exporter.engine.manifest import read_manifest, write_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, PARITY
 from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.sealed import digests
@@ -210,13 +210,18 @@ def place_weights(
 
 
 def provable(
-    found: Definition, format: DType, target: Target, plan: Request | None, progress: Progress
+    directory: Path,
+    found: Definition,
+    format: DType,
+    target: Target,
+    plan: Request | None,
+    progress: Progress,
 ) -> bool:
     """Say whether an engine can run here, its plan or its portable graph; warn where neither can.
 
     On a CPU, choose_format has refused what cannot.
     """
-    if why := target.absent():
+    if why := target.absent(read_manifest(directory)):
         progress.warn(f"parity is not proven: {why}; run `lmcast parity` on the device")
         return False
     if not plan or plan.here:
@@ -247,7 +252,7 @@ def prove(
 
     Of an engine with a plan for other GPUs than the one at hand, the portable graph is run.
     """
-    if not provable(found, format, target, plan, progress):
+    if not provable(directory, found, format, target, plan, progress):
         return False
     portable = plan is not None and not plan.here
     with progress.stage("proving parity"), one_thread():

@@ -74,7 +74,7 @@ class Target:
     requires: Requirements on the runner, beside those of passes.
     refuse: (sources of the weights, dtype, whether the engine is to run here) -> None; raises
         EngineError for what the runtime has no kernels for.
-    absent: () -> why no engine of it runs here, so that parity is not proven; '' where one does.
+    absent: why an engine of it does not run here, so that parity is not proven; '' where it does.
         Of plans, the request says that.
     prepare: import what the engine's runner needs; return the GPU at hand, None for the CPU.
     run: load the graph or the plan of an engine; raises InputError where it cannot run here.
@@ -92,7 +92,7 @@ class Target:
     computes_weights: bool = True
     requires: Mapping[str, Any] = field(default_factory=dict)
     refuse: "Callable[[Binding, str, bool], None]"
-    absent: "Callable[[], str]" = lambda: ""
+    absent: "Callable[[Manifest], str]" = lambda manifest: ""
     prepare: "Callable[[Manifest], Cuda | None]"
     run: "Callable[[Manifest, Loading], Runner]"
     plans: Plans | None = None
@@ -231,10 +231,10 @@ def _run_tensorrt(manifest: Manifest, loading: "Loading") -> "Runner":
     return runner.open_runner(manifest)
 
 
-def _no_cuda() -> str:
+def _no_cuda(manifest: Manifest) -> str:
     from lmcast.exporter.backends.cuda_provider import runner
 
-    return runner.absent()
+    return runner.absent(manifest)
 
 
 def _prepare_cuda(manifest: Manifest) -> "Cuda":

@@ -27,7 +27,7 @@ SHORT, WIDE = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16), ir.DataType.FLOAT
 
 def twin() -> targets.Target:
     """Return target cuda without machine code, whose engines are run by the CPU."""
-    return replace(targets.get("cuda"), machine_code=None, absent=lambda: "", run=run)
+    return replace(targets.get("cuda"), machine_code=None, absent=lambda manifest: "", run=run)
 
 
 def run(manifest: Manifest, loading: Loading) -> "Twin":
@@ -39,12 +39,12 @@ def run(manifest: Manifest, loading: Loading) -> "Twin":
 
 
 class Twin(Runner):
-    def allocate(self, states: Any) -> States:
+    def allocate(self, states: Any, kept: States | None = None) -> States:
         def wide(state: Shaped) -> Shaped:
             name, shape, dtype = state
             return name, shape, "float32" if dtype in ("float16", "bfloat16") else dtype
 
-        return super().allocate([wide(state) for state in states])
+        return super().allocate([wide(state) for state in states], kept)
 
 
 def widen(model: ir.Model, folder: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,15 @@ NAMED = {
     "tensor(int64)": "int64",
     "tensor(float8e4m3fn)": "float8_e4m3fn",
 }
+# What ONNX Runtime raises where it does not take a graph, or fails to run one.
+REFUSALS = (
+    *(
+        getattr(ort.capi.onnxruntime_pybind11_state, name)
+        for name in ("Fail", "NotImplemented", "RuntimeException", "InvalidGraph",
+                     "InvalidProtobuf", "InvalidArgument", "NoSuchFile", "EPFail")
+    ),
+    RuntimeError,
+)  # fmt: skip
 ROOT = "/"  # linked weights are named by their absolute path without it
 
 
@@ -48,7 +58,7 @@ def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
         return Runner(manifest.directory, graph, loading.threads, loading.model)
     prepack = loading.prepack or graph.prepack
     runner = Runner(manifest.directory, graph, loading.threads, prepack=prepack)
-    runner.require(manifest.about)
+    require_contract(runner._session, runner._path, manifest.about)
     return runner
 
 
@@ -70,79 +80,27 @@ class Runner:
         model: bytes | None = None,
         prepack: bool = False,
     ):
-        options = ort.SessionOptions()
-        # Errors reach the user as exceptions; the runtime's own log would print them again.
-        options.log_severity_level = 4
+        options = session_options(directory, graph)
         if threads is not None:
             options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Prepacking makes a private copy of every weight, in the layout the kernels like best.
         options.add_session_config_entry("session.disable_prepacking", "01"[not prepack])
-        if graph.optimized:
-            # The passes of the target have rewritten the graph: nothing is left to be found.
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        else:
-            # ONNX Runtime 1.31 fuses products between FP8 in fp32 graphs into one it has no kernel
-            # for.
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        # Planning which values may share memory takes time by the square of the number of those of
-        # unknown size (ONNX Runtime 1.31: 3 s for four layers of 128 experts), and saves nothing:
-        # of the values of the experts most are empty. A memory pattern begins with room for all
-        # weights, although they are mapped: a model larger than memory fails to load.
-        options.enable_mem_reuse = options.enable_mem_pattern = not graph.split_experts
-        folder = ROOT if graph.weights == "link" else str(directory.absolute())
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", folder
-        )
-        self._path = path = directory / graph.file
-        try:
-            self._session = ort.InferenceSession(
-                model or str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except (ort.capi.onnxruntime_pybind11_state.Fail,
-                ort.capi.onnxruntime_pybind11_state.NotImplemented,
-                ort.capi.onnxruntime_pybind11_state.RuntimeException,
-                ort.capi.onnxruntime_pybind11_state.InvalidGraph,
-                ort.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-                ort.capi.onnxruntime_pybind11_state.InvalidArgument,
-                ort.capi.onnxruntime_pybind11_state.NoSuchFile) as error:  # fmt: skip
-            reason = " ".join(str(error).split())
-            raise BackendError(
-                f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}"
-            ) from None
-
-    def require(self, about: Description) -> None:
-        """Refuse another graph than engine.json describes: other names, dtypes or axes."""
-        wanted: dict[str, tuple[str, list[int | str]]] = {
-            name: ("int64", list(axes)) for name, axes in INPUTS.items()
-        }
-        if about.graph.total_length:
-            wanted["total_length"] = "int32", [1]
-        for state in about.graph.states:
-            for end in ("past", "present"):
-                wanted[f"{state.name}.{end}"] = state.dtype, list(state.shape)
-        values = (*self._session.get_inputs(), *self._session.get_outputs())
-        found = {value.name: (NAMED.get(value.type, value.type), value.shape) for value in values}
-        computed, axes = found.pop("logits", ("", []))
-        if computed not in COMPUTED or axes != ["B", "R", about.vocab_size]:
-            wanted["logits"] = about.dtype, ["B", "R", about.vocab_size]
-            found["logits"] = computed, axes
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                raise BackendError(
-                    f"{self._path}: is not the graph of its {ENGINE_JSON}: {name} is"
-                    f" {_described(found.get(name))} there, and {_described(wanted.get(name))} in"
-                    f" {ENGINE_JSON}; export again"
-                )
+        self._path = directory / graph.file
+        self._session = opened(self._path, model, options, ["CPUExecutionProvider"])
 
     def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
         """Return the bytes that states would take, and those of this machine."""
         need = sum(math.prod(shape) * DTYPES[dtype].bytes for _, shape, dtype in states)
         return need, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-    def allocate(self, states: Sequence[Shaped]) -> States:
-        """Return zeros: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
-        return States((name, np.zeros(shape, DTYPES[dtype].numpy)) for name, shape, dtype in states)
+    def allocate(self, states: Sequence[Shaped], kept: States | None = None) -> States:
+        """Return zeros, behind what `kept` has: attention multiplies what it masks by 0, and 0
+        times NaN is NaN."""
+        made = States((name, np.zeros(shape, DTYPES[dtype].numpy)) for name, shape, dtype in states)
+        for (_, array), (_, old) in zip(made, kept or [], strict=kept is not None):
+            array[tuple(slice(0, n) for n in old.shape)] = old
+        return made
 
     def run(
         self,
@@ -182,6 +140,66 @@ class Runner:
                 binding.bind_ortvalue_output(f"{name}.present", value)
             states.bound = wanted, binding, held
         return states.bound[1]
+
+
+def session_options(directory: Path, graph: Graph) -> ort.SessionOptions:
+    """Return what is asked of ONNX Runtime for the graph of an engine, whatever runs it."""
+    options = ort.SessionOptions()
+    # Errors reach the user as exceptions; the runtime's own log would print them again.
+    options.log_severity_level = 4
+    if graph.optimized:
+        # The passes of the target have rewritten the graph: nothing is left to be found.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    else:
+        # ONNX Runtime 1.31 fuses products between FP8 in fp32 graphs into one it has no kernel for.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    # Planning which values may share memory takes time by the square of the number of those of
+    # unknown size (ONNX Runtime 1.31: 3 s for four layers of 128 experts), and saves nothing: of
+    # the values of the experts most are empty. A memory pattern begins with room for all weights,
+    # although they are mapped: a model larger than memory fails to load.
+    options.enable_mem_reuse = options.enable_mem_pattern = not graph.split_experts
+    folder = ROOT if graph.weights == "link" else str(directory.absolute())
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    return options
+
+
+def opened(
+    path: Path, model: bytes | None, options: ort.SessionOptions, providers: list[Any]
+) -> ort.InferenceSession:
+    """Return the graph of a file, or one given as bytes, loaded; raises BackendError."""
+    try:
+        # Without a fallback: with one, what another provider says hides what is wrong with this.
+        return ort.InferenceSession(
+            model or str(path), options, providers=providers, enable_fallback=0
+        )
+    except REFUSALS as error:
+        reason = " ".join(str(error).split())
+        raise BackendError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}") from None
+
+
+def require_contract(session: ort.InferenceSession, path: Path, about: Description) -> None:
+    """Refuse another graph than engine.json describes: other names, dtypes or axes."""
+    wanted: dict[str, tuple[str, list[int | str]]] = {
+        name: ("int64", list(axes)) for name, axes in INPUTS.items()
+    }
+    if about.graph.total_length:
+        wanted["total_length"] = "int32", [1]
+    for state in about.graph.states:
+        for end in ("past", "present"):
+            wanted[f"{state.name}.{end}"] = state.dtype, list(state.shape)
+    values = (*session.get_inputs(), *session.get_outputs())
+    found = {value.name: (NAMED.get(value.type, value.type), value.shape) for value in values}
+    computed, axes = found.pop("logits", ("", []))
+    if computed not in COMPUTED or axes != ["B", "R", about.vocab_size]:
+        wanted["logits"] = about.dtype, ["B", "R", about.vocab_size]
+        found["logits"] = computed, axes
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise BackendError(
+                f"{path}: is not the graph of its {ENGINE_JSON}: {name} is"
+                f" {_described(found.get(name))} there, and {_described(wanted.get(name))} in"
+                f" {ENGINE_JSON}; export again"
+            )
 
 
 def _described(value: tuple[str, list[int | str]] | None) -> str:

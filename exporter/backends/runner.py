@@ -76,10 +76,10 @@ class Runner(Protocol):
         """Return the bytes that states would take, and those available."""
         ...
 
-    def allocate(self, states: Sequence[Shaped]) -> Any:
+    def allocate(self, states: Sequence[Shaped], kept: Any = None) -> Any:
         """Return zeroed states; the first axis of each is the rows of the session.
 
-        Raises SessionError where they do not fit into memory.
+        kept: states of the same session with a smaller capacity, whose contents are copied. Raises SessionError where they do not fit into memory.
         """
         ...
 

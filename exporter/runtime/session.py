@@ -29,6 +29,10 @@ class Session:
                     f"batch is {batch}; the plan of this engine takes up to {self._limits.rows}"
                     f" rows: `{self._limits.rebuild(max_batch=batch)}` makes one that takes more"
                 )
+        if graph.most_rows and batch > graph.most_rows:
+            raise SessionError(
+                f"batch is {batch}; this engine takes up to {graph.most_rows} rows in a session"
+            )
         self.context, self.batch = context, batch
         self._runner, self._graph, self._vocab = runner, graph, vocab
         self._require_memory(context if self._limits else min(FIRST_CAPACITY, context))
@@ -72,10 +76,11 @@ class Session:
 
     def _run(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         self.reserve(int(self.lengths.max()) + ids.shape[1])
-        if self._limits is None:
+        most = self._limits.tokens if self._limits else self._graph.most_tokens
+        if not most or (self._limits is None and ids.shape[1] <= most):
             return self._append(ids, counts, rows)
-        most = self._limits.tokens
-        if rows.shape[1] > self._limits.logits:  # a part with fewer tokens has fewer to ask for
+        # A part with fewer tokens has fewer logits to ask for.
+        if self._limits and rows.shape[1] > self._limits.logits:
             most = min(most, self._limits.logits)
         logits = np.empty((*rows.shape, self._vocab), np.float32)
         for start in range(0, ids.shape[1], most):
@@ -156,15 +161,15 @@ class Session:
             return self._states
         # Padding may lie beyond the context, so the last step is as long as the call needs.
         doubled = max(FIRST_CAPACITY, 2 * self._capacity)
+        while self._runner.gpu is not None and doubled < tokens:
+            doubled *= 2  # few sizes: a CUDA graph is captured for each
         capacity = self.context if self._limits else max(tokens, min(doubled, self.context))
         capacity = max(capacity, self._graph.least_capacity)
         self._require_memory(capacity)
-        fresh = self._runner.allocate(self._shaped(capacity))
-        if self._capacity:
-            for (_, old), (_, new) in zip(self._states, fresh, strict=True):
-                new[tuple(slice(0, n) for n in old.shape)] = old
-        self._states, self._capacity = fresh, capacity
-        return fresh
+        kept = self._states if self._capacity else None
+        self._states = self._runner.allocate(self._shaped(capacity), kept)
+        self._capacity = capacity
+        return self._states
 
     def _require_memory(self, capacity: int) -> None:
         need, have = self._runner.memory(self._shaped(capacity))

@@ -144,7 +144,9 @@ class _Attaching:
         of_columns = self.node("Transpose", [scales], turn, [experts, blocks, rows], kind)
         attributes = {"axis": 1, "block_size": weight.block, "output_dtype": self.dtype}
         codes = parts[Part.CODES]
-        columns = self.node("DequantizeLinear", [codes, of_columns], attributes, list(_shape(codes)))
+        columns = self.node(
+            "DequantizeLinear", [codes, of_columns], attributes, list(_shape(codes))
+        )
         return self.node("Transpose", [columns], turn, list(shape))
 
     def shared(self, parts: Mapping[Part, ir.Value], divides: bool) -> ir.Value:

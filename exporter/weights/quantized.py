@@ -96,7 +96,6 @@ class PackedWeight:
                 if part == Part.SHARED and run.codes.dim() == 2:
                     break  # one for all rows
 
-
     def _matrices(self, checkpoint: Checkpoint, rows: int) -> Iterator[Quantized]:
         """Yield the codes of whole matrices, which may come from several sources."""
         parts: list[Tensor] = []

@@ -20,6 +20,7 @@ from lmcast.graphs.weights.quantized import Quantized, Scheme
 from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Joined, Packed, Source, Stack, leaves
 
+
 def packed_weight(
     checkpoint: Checkpoint,
     source: Source,

@@ -28,8 +28,8 @@ from lmcast.exporter.engine.manifest import EngineError, write_manifest
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.runtime.engine import Engine
-from lmcast.exporter.weights.place import WeightsError
 from lmcast.exporter.weights.integer_forms import KERNEL_CODES
+from lmcast.exporter.weights.place import WeightsError
 from lmcast.exporter.weights.recipe_files import RecipeFiles, open_recipe
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.quantized import InputFormat

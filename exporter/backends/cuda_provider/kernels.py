@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from lmcast.exporter.backends.cuda_provider.machine import SMS, require_sm
 from lmcast.exporter.backends.launch_plans import describe, given
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.graph.context import context
@@ -25,14 +26,6 @@ from lmcast.plugins.plugin import DOMAIN
 if TYPE_CHECKING:
     from lmcast.graphs.weights.bind import Binding
 
-# Those that ONNX Runtime 1.31's wheel has machine code for; it has no PTX that others could take.
-SMS = (80, 86, 89, 90, 120)
-ELSEWHERE = {  # what runs on GPUs that it leaves out
-    75: "it has no bfloat16, and no fused attention there; --target tensorrt-rtx takes SM75",
-    100: "--target tensorrt, built on such a GPU, or ONNX Runtime built from its sources",
-    103: "--target tensorrt, built on such a GPU, or ONNX Runtime built from its sources",
-    121: "--target tensorrt-rtx takes SM121",
-}
 KERNELS = "kernels"  # the initializer
 # Of a call: rows, and tokens of a row. The first that no kernel counts beyond 32 bits with.
 MOST_ROWS = 256
@@ -57,12 +50,7 @@ def require(binding: "Binding", dtype: str) -> None:
 def choose_sms(asked: tuple[int, ...]) -> tuple[int, ...]:
     """Return the SMs to compile for, by default all; raises BackendError for others."""
     for sm in asked:
-        if sm not in SMS:
-            other = f"; there runs {ELSEWHERE[sm]}" if sm in ELSEWHERE else ""
-            raise BackendError(
-                f"SM{sm}: ONNX Runtime's package has no kernels for it; accepted:"
-                f" {', '.join(map(str, SMS))}{other}"
-            )
+        require_sm(sm)
     return asked or SMS
 
 

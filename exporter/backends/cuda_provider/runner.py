@@ -1,35 +1,286 @@
-"""Engines of target cuda: whether they run here."""
+"""Running engines of target cuda: ONNX Runtime's CUDA provider, and nothing on the CPU.
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+States are device memory, which a call is given as what it reads and as what it writes. Decoding
+steps are CUDA graphs over fixed addresses. ONNX Runtime captures one by running it several times,
+so what such runs change is put back; and it frees none, so memory of sessions that have ended is
+kept with the graphs over it, for later sessions of the same sizes.
+"""
 
-from lmcast.exporter.backends.onnxruntime import BackendError
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmcast.exporter.backends import native
+from lmcast.exporter.backends.cuda import Array, Cuda, OutOfMemory
+from lmcast.exporter.backends.cuda_provider.machine import PROVIDER, usable
+from lmcast.exporter.backends.gpu_call import Call
+from lmcast.exporter.backends.onnxruntime import (
+    NAMED,
+    REFUSALS,
+    BackendError,
+    opened,
+    require_contract,
+    session_options,
+)
+from lmcast.exporter.backends.ort import ort
+from lmcast.exporter.backends.runner import INPUTS, Loading, SessionError, Shaped
+from lmcast.exporter.dtypes import DTYPES
+from lmcast.exporter.engine.description import Graph
 from lmcast.exporter.engine.manifest import Manifest
+from lmcast.plugins.errors import InputError
 
-if TYPE_CHECKING:
-    from lmcast.exporter.backends.cuda import Cuda
-    from lmcast.exporter.backends.runner import Loading, Runner
-
-DRIVERS = ("/dev/nvidiactl", "/dev/dxg")  # on Linux, and on WSL
-
-
-def absent() -> str:
-    """Return why no engine of this target runs here."""
-    if any(Path(driver).exists() for driver in DRIVERS):
-        return "this lmcast has no runner for target cuda yet"
-    return "no NVIDIA GPU is here"
+MOST_GRAPHS = 64  # of a process: each keeps memory of the driver's; steps beyond run without
+ALIGNED = 16  # bytes: of what kernels read at once
+PLAIN = -1  # the id of a run that is no graph
+NO_MEMORY = "Failed to allocate memory"  # as ONNX Runtime says it
+HOST = "total_length"  # the input that stays on the host
+Bound = tuple[str, Array]  # a state's name, and where it is read and written
 
 
-def prepare(manifest: Manifest) -> "Cuda":
-    """Raise BackendError: no engine of this target runs here."""
-    raise BackendError(
-        f"{manifest.directory}: an engine of target cuda, and {absent()}; here `lmcast inspect`,"
-        " `verify`, `pack` and `sign` work, and `lmcast export --target cpu` makes an engine that"
-        " runs"
-    )
+def absent(manifest: Manifest) -> str:
+    """Return why an engine does not run here, '' where it does."""
+    try:
+        usable(manifest.about.sms)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
-def open_runner(manifest: Manifest, loading: "Loading") -> "Runner":
-    """Raise BackendError, as `prepare`."""
-    prepare(manifest)
-    raise AssertionError
+def prepare(manifest: Manifest) -> Cuda:
+    """Return the GPU at hand, with the provider's libraries loaded; raises BackendError."""
+    try:
+        return usable(manifest.about.sms)
+    except InputError as error:
+        raise BackendError(
+            f"{manifest.directory}: an engine of target {manifest.about.target}, and {error}; what"
+            " runs without a GPU: `lmcast inspect`, `verify`, `pack` and `sign`, and engines that"
+            " `lmcast export` makes by default"
+        ) from None
+
+
+def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
+    """Return the graph of an engine, loaded on the GPU; raises InputError where it cannot be."""
+    return Runner(manifest, prepare(manifest), loading.model)
+
+
+@dataclass(eq=False)
+class Buffers:
+    """States of some sizes, and the call of a step over them. number: of its graph, if captured."""
+
+    sizes: tuple[Shaped, ...]
+    states: list[Bound]
+    call: Call
+    binding: ort.IOBinding
+    steps: int = 0
+    number: int = PLAIN
+
+
+@dataclass(eq=False)
+class Held:
+    """What a runner keeps for one session. broken: a call has failed within."""
+
+    buffers: Buffers
+    broken: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.buffers.call.shapes["input_ids"][0]
+
+
+class Runner:
+    """One loaded graph, shared by sessions with separate states."""
+
+    limits = None
+
+    def __init__(self, manifest: Manifest, gpu: Cuda, model: bytes | None):
+        about, self.gpu = manifest.about, gpu
+        self._graph, self._vocab = about.graph, about.vocab_size
+        self._path = manifest.directory / about.graph.file
+        self.place = f"this GPU ({gpu.name})"
+        need = sum(stored.bytes for stored in about.weights.values())
+        if need > (free := gpu.bytes - gpu.used()):
+            raise BackendError(
+                f"{manifest.directory}: its weights are {need:,} bytes, and {self.place} has"
+                f" {free:,} free of {gpu.bytes:,}"
+            )
+        with gpu.active():
+            self._session = opened(self._path, model, *_provider(manifest, gpu))
+        require_contract(self._session, self._path, about)
+        (logits,) = (out for out in self._session.get_outputs() if out.name == "logits")
+        self._dtype = NAMED[logits.type]
+        self._idle: list[Buffers] = []  # of sessions that have ended
+        self._graphs = 0
+
+    def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
+        """Return the bytes that states would take, and those of the GPU."""
+        need = sum(math.prod(shape) * DTYPES[dtype].bytes for _, shape, dtype in states)
+        return need, self.gpu.bytes
+
+    def allocate(self, states: Sequence[Shaped], kept: Held | None = None) -> Held:
+        """Return zeros, behind what `kept` has: attention multiplies what it masks by 0, and 0
+        times NaN is NaN."""
+        sizes = tuple(states)
+        with self.gpu.active():
+            buffers = self._buffers(sizes)
+            for _, array in buffers.states:
+                self.gpu.clear(array)
+            for (_, to), (_, source) in zip(
+                buffers.states, kept.buffers.states if kept else [], strict=kept is not None
+            ):
+                self.gpu.copy(to, source)
+        held = Held(buffers)
+        weakref.finalize(held, self._idle.append, buffers).atexit = False
+        return held
+
+    def _buffers(self, sizes: tuple[Shaped, ...]) -> Buffers:
+        """Return memory of these sizes: of a session that has ended, or new."""
+        for buffers in self._idle:
+            if buffers.sizes == sizes:
+                self._idle.remove(buffers)
+                return buffers
+        try:
+            return self._made(sizes)
+        except OutOfMemory:
+            self._idle.clear()
+        try:
+            return self._made(sizes)
+        except OutOfMemory:
+            need, _ = self.memory(sizes)
+            raise SessionError(
+                f"{sizes[0][1][0]} rows need {need:,} bytes of state, and {self.place} has less"
+                " than that free: run fewer rows, or shorter ones"
+            ) from None
+
+    def _made(self, sizes: tuple[Shaped, ...]) -> Buffers:
+        states = [(name, self.gpu.empty(shape, dtype)) for name, shape, dtype in sizes]
+        call = self._call(sizes[0][1][0], 1, 1)
+        # Frozen in a graph, which reads the lengths of rows on the device: as long as they may be.
+        by_name = {state.name: state.shape for state in self._graph.states}
+        room = [a.shape[by_name[n].index("C")] for n, a in states if "C" in by_name[n]]
+        return Buffers(sizes, states, call, self._bound(call, states, max([1, *room])))
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], states: Held, *, rows: slice
+    ) -> list[np.ndarray]:
+        """Run once over these rows of the states, and return the logits B,R,V."""
+        if states.broken:
+            raise SessionError("a call of this session has failed: begin another")
+        batch, tokens = inputs["input_ids"].shape
+        wanted = inputs["logit_rows"].shape[1]
+        states.broken = True
+        try:
+            with self.gpu.active():
+                if batch == states.rows and tokens == wanted == 1:
+                    call = states.buffers.call
+                    call.put(inputs)
+                    self._step(states.buffers)
+                else:
+                    call = self._call(batch, tokens, wanted)
+                    call.put(inputs)
+                    self._prompt(call, states.buffers.states, rows, inputs)
+                logits = call.get()
+        except OutOfMemory:
+            self._idle.clear()
+            raise SessionError(
+                f"{batch} rows of {tokens} tokens at once need more memory than {self.place} has"
+                " free: run fewer rows, or shorter prompts"
+            ) from None
+        states.broken = False
+        return [logits]
+
+    def _prompt(
+        self, call: Call, states: list[Bound], rows: slice, inputs: Mapping[str, np.ndarray]
+    ) -> None:
+        """Enqueue a call over some rows; the states of the others keep their places."""
+        places = [(name, array.rows(rows)) for name, array in states]
+        bound = [(n, self._copy(a) if a.address % ALIGNED else a) for n, a in places]
+        total = int(inputs[HOST][0]) if HOST in inputs else 0
+        self._run(self._bound(call, bound, total), PLAIN)
+        for (_, place), (_, array) in zip(places, bound, strict=True):
+            if array is not place:
+                self.gpu.copy(place, array)
+
+    def _step(self, buffers: Buffers) -> None:
+        """Enqueue a decoding step: the second captures it for all others."""
+        buffers.steps += 1
+        if buffers.number == PLAIN and buffers.steps > 1 and self._graphs < MOST_GRAPHS:
+            self._capture(buffers)
+        self._run(buffers.binding, buffers.number)
+
+    def _capture(self, buffers: Buffers) -> None:
+        """Capture the graph of a step, which runs it several times: caches are written the same
+        again, all other states are put back."""
+        fixed = {state.name for state in self._graph.states if "C" not in state.shape}
+        saved = [(array, self._copy(array)) for name, array in buffers.states if name in fixed]
+        self._graphs += 1
+        self._run(buffers.binding, self._graphs)
+        buffers.number = self._graphs
+        for array, before in saved:
+            self.gpu.copy(array, before)
+
+    def _copy(self, array: Array) -> Array:
+        made = self.gpu.empty(array.shape, array.dtype)
+        self.gpu.copy(made, array)
+        return made
+
+    def _call(self, rows: int, tokens: int, wanted: int) -> Call:
+        return Call(self.gpu, (rows, tokens, wanted), self._vocab, self._dtype)
+
+    def _bound(self, call: Call, states: Sequence[Bound], total: int) -> ort.IOBinding:
+        """Return a binding of a call to states. total: tokens of the longest row behind it."""
+        binding = self._session.io_binding()
+        for name in INPUTS:
+            shape = list(call.shapes[name])
+            binding.bind_input(name, "cuda", 0, np.int64, shape, call.address(name))
+        if self._graph.total_length:
+            binding.bind_cpu_input(HOST, np.array([total], np.int32))
+        self._bind_output(binding, "logits", call.logits)
+        for name, array in states:
+            kind, shape = DTYPES[array.dtype].onnx, list(array.shape)
+            binding.bind_input(f"{name}.past", "cuda", 0, kind, shape, array.address)
+            self._bind_output(binding, f"{name}.present", array)
+        return binding
+
+    def _bind_output(self, binding: ort.IOBinding, name: str, array: Array) -> None:
+        kind, shape = DTYPES[array.dtype].onnx, list(array.shape)
+        binding.bind_output(name, "cuda", 0, kind, shape, array.address)
+
+    def _run(self, binding: ort.IOBinding, graph: int) -> None:
+        """Enqueue a run, as the graph of this id if it has one."""
+        options = ort.RunOptions()
+        options.log_severity_level = 4
+        options.add_run_config_entry("gpu_graph_id", str(graph))
+        # Whoever reads the logits waits for them.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except REFUSALS as error:
+            reason = " ".join(str(error).split())
+            if NO_MEMORY in reason:
+                raise OutOfMemory(reason) from None
+            raise BackendError(
+                f"{self._path}: ONNX Runtime {ort.__version__} does not run it on {self.place}:"
+                f" {reason}"
+            ) from None
+
+
+def _provider(manifest: Manifest, gpu: Cuda) -> tuple[ort.SessionOptions, list[Any]]:
+    """Return the options of a session, and its provider with its own."""
+    graph: Graph = manifest.about.graph
+    options = session_options(manifest.directory, graph)
+    # A node without a kernel for GPUs would be run by the CPU, with copies there and back.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if manifest.about.sms:
+        needed_by = f"{manifest.directory}, which has operators of ours"
+        options.register_custom_ops_library(native.library(needed_by))
+    own = {
+        "enable_cuda_graph": "1",
+        "user_compute_stream": str(gpu.stream),
+        # Memory is taken as it is needed, not twice what was needed last.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    return options, [(PROVIDER, own)]

@@ -126,8 +126,8 @@ class Runner:
             need += buffers * math.prod(shape) * DTYPES[dtype].bytes
         return need, self.gpu.bytes
 
-    def allocate(self, states: Sequence[Shaped]) -> Held:
-        """Return zeros: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
+    def allocate(self, states: Sequence[Shaped], kept: None = None) -> Held:
+        """Return zeros, once for a session: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
         (rows,) = {shape[0] for _, shape, _ in states}
         made = []
         try:

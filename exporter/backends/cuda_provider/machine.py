@@ -1,0 +1,106 @@
+"""What ONNX Runtime's CUDA provider needs of a machine: its package, libraries, a GPU of its own."""
+
+import ctypes
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from lmcast.exporter.backends.cuda import Cuda, require_gpu
+from lmcast.exporter.backends.onnxruntime import BackendError
+from lmcast.exporter.backends.ort import ort
+
+PROVIDER = "CUDAExecutionProvider"
+EXTRA = "pip install 'lmcast[cuda]'"
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+# What the provider is linked with, and what it opens where that is there: cuDNN has faster attention
+# for prompts.
+LINKED = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10")
+OPENED = ("libnvrtc.so.13", "libcufft.so.12", "libcudnn.so.9")
+
+# Those that ONNX Runtime 1.31's wheel has machine code for; it has no PTX that others could take.
+SMS = (80, 86, 89, 90, 120)
+ELSEWHERE = {  # what runs on GPUs that it leaves out
+    75: "it has no bfloat16, and no fused attention there; --target tensorrt-rtx takes SM75",
+    100: "--target tensorrt, built on such a GPU, or ONNX Runtime built from its sources",
+    103: "--target tensorrt, built on such a GPU, or ONNX Runtime built from its sources",
+    121: "--target tensorrt-rtx takes SM121",
+}
+
+
+def require_sm(sm: int) -> None:
+    """Raise BackendError for an SM that the package has no kernels for."""
+    if sm not in SMS:
+        other = f"; there runs {ELSEWHERE[sm]}" if sm in ELSEWHERE else ""
+        raise BackendError(
+            f"SM{sm}: ONNX Runtime's package has no kernels for it; accepted:"
+            f" {', '.join(map(str, SMS))}{other}"
+        )
+
+
+def usable(sms: Iterable[int]) -> Cuda:
+    """Return the GPU at hand for an engine with machine code for these SMs.
+
+    Raises InputError that says in one line what is missing.
+    """
+    require_gpu()
+    require_package()
+    gpu = Cuda()
+    require_sm(gpu.sm)
+    compiled = sorted(sms)
+    # Machine code runs on GPUs of its generation that are as new.
+    if compiled and not any(sm // 10 == gpu.sm // 10 and sm <= gpu.sm for sm in compiled):
+        raise BackendError(
+            f"it has machine code for {', '.join(f'SM{sm}' for sm in compiled)}, and this GPU,"
+            f" {gpu.name}, is SM{gpu.sm}: export again with --sm {gpu.sm} among them"
+        )
+    load_libraries()
+    return gpu
+
+
+def require_package() -> None:
+    """Raise BackendError where ONNX Runtime is installed without its CUDA provider."""
+    if PROVIDER in ort.get_available_providers():
+        return
+    found = [name for name in PACKAGES if _installed(name)]
+    if len(found) == len(PACKAGES):
+        raise BackendError(
+            f"{' and '.join(found)} are both installed, one over the other, and what is left is for"
+            f" CPUs: pip uninstall -y {' '.join(found)}, then {EXTRA}"
+        )
+    raise BackendError(
+        f"ONNX Runtime {ort.__version__} is installed for CPUs alone: pip uninstall -y"
+        f" {' '.join(found) or PACKAGES[0]}, then {EXTRA}"
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
+def load_libraries() -> None:
+    """Load what the provider links, of the system or of NVIDIA's packages, which it does not look
+    into; raises BackendError."""
+    for name in LINKED:
+        if not _load(name):
+            raise BackendError(
+                f"{name}, which ONNX Runtime's CUDA provider links, is not installed: {EXTRA}"
+            )
+    for name in OPENED:
+        _load(name)
+
+
+def _load(name: str) -> bool:
+    spec = find_spec("nvidia")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    packaged = [path for folder in folders for path in sorted(folder.glob(f"*/lib/{name}"))]
+    for path in [name, *map(str, packaged)]:
+        try:
+            ctypes.CDLL(path)
+        except OSError:
+            continue
+        return True
+    return False
