@@ -21,6 +21,7 @@ from lmcast.exporter.passes.nbits_matmul import nbits_matmul, nbits_matmul_exact
 from lmcast.exporter.passes.norms_in_attention import norms_in_attention
 from lmcast.exporter.passes.outer_reductions import outer_reductions
 from lmcast.exporter.passes.packed_products import packed_products
+from lmcast.exporter.passes.quantized_experts import quantized_experts
 from lmcast.exporter.passes.quantized_products import quantized_products
 from lmcast.exporter.passes.quick_gelu import quick_gelu
 from lmcast.exporter.passes.recurrent_kernels import recurrent_kernels
@@ -62,6 +63,7 @@ CUDA: tuple[Pass, ...] = (
     nbits_matmul_exact,
     nbits_gather,
     block_products,
+    quantized_experts,
     fused_matmul,
     weighted_norm,
     merge_equal,

@@ -37,6 +37,7 @@ class _Attaching:
     ):
         self.graph, self.sources, self.checkpoint = graph, binding.sources, checkpoint
         self.placed, self.packed = placement.placed, placement.packed
+        self.within, self.wholes = placement.within, dict[str, ir.Value]()
         self.linked = placement.mode == "link"  # then `packed` has the quantized weights of sources
         self.directory = str(directory)
         self.first = graph[0] if len(graph) else None
@@ -49,13 +50,27 @@ class _Attaching:
                 continue
             assert value.dtype is not None
             self.param, self.dtype, self.count = name, value.dtype, 0
-            if name in self.packed and not self.linked:
+            if name in self.within:
+                derived = self.part(*self.within[name], _shape(value))
+            elif name in self.packed and not self.linked:
                 derived = self.unpack(name, _shape(value), self.packed[name])
             else:
                 derived = self.emit(self.sources[name])
             del self.graph.initializers[name]
             value.replace_all_uses_with(derived)
             derived.name = name
+
+    def part(self, name: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> ir.Value:
+        """Return what a parameter of this shape is of one that it is stored together with."""
+        if name not in self.wholes:
+            sizes = (shape[0], 2 * shape[1], *shape[2:])
+            found = self.packed.get(name)
+            self.wholes[name] = (
+                self.initializer(name, sizes, self.dtype)
+                if found is None
+                else self.unpack(name, sizes, found)
+            )
+        return self.select(self.wholes[name], index)
 
     def emit(self, source: Source) -> ir.Value:
         """Return the values of a source, computed by new nodes at the start of the graph."""

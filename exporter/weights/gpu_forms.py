@@ -11,7 +11,7 @@ from torch import Tensor
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import DTYPES, of_torch
 from lmcast.exporter.weights.integer_forms import KERNEL_CODES, exact, integers
-from lmcast.exporter.weights.quantized import PackedWeight, Stored
+from lmcast.exporter.weights.quantized import PackedWeight, Stored, quantized
 from lmcast.graphs.weights.elements import E2M1, E4M3, halves, pairs
 from lmcast.graphs.weights.quantized import Quantized, Scheme, WeightError
 from lmcast.graphs.weights.quantized_parts import Part
@@ -35,7 +35,9 @@ def gpu_weight(
     """
     if any(source.values.runs is not None for source in found):
         return None  # of heads, which no product takes whole
-    if len(shape) == 3 and not scheme.element.integer:
+    if len(shape) == 3 and scheme.element.integer:
+        return integers(found, scheme, shape, _rounded(checkpoint, found, dtype))
+    if len(shape) == 3:
         if scheme.name != "mxfp4":
             raise WeightError(
                 f"tensor {found[0].values.tensor} is {scheme.name}, of experts: ONNX Runtime's"
@@ -49,6 +51,24 @@ def gpu_weight(
         return _nvfp4(found, shape)
     step = KERNEL_CODES[scheme.element].step
     return integers(found, scheme, shape, exact(checkpoint, found, scheme, dtype, step))
+
+
+def _rounded(checkpoint: Checkpoint, found: tuple[Packed, ...], dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of the scales of experts: QMoE takes those of its inputs alone.
+
+    Rounded to it they change a product by no more than rounding that does; raises WeightError where
+    they would by more, as the smallest numbers of fp16 do.
+    """
+    for source in found:
+        for run in quantized(checkpoint, source, codes=False):
+            scales = run.factors()
+            near = scales.to(dtype).float()
+            if ((near - scales).abs() > scales.abs() * torch.finfo(dtype).eps / 2).any():
+                raise WeightError(
+                    f"tensor {source.values.tensor} has scales that {dtype} does not hold, of"
+                    " experts, whose kernel takes no others; use --dtype bfloat16"
+                )
+    return dtype
 
 
 def _fp8(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...]) -> PackedWeight:

@@ -17,6 +17,7 @@ from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.dtypes import OF_SAFETENSORS, DType, computed, of_torch
 from lmcast.exporter.targets import WeightForm
+from lmcast.exporter.weights.joined import together
 from lmcast.exporter.weights.quantized import PackedWeight
 from lmcast.exporter.weights.quantized_forms import packed_weight
 from lmcast.exporter.weights.values import values
@@ -75,6 +76,7 @@ class Placement:
         were read in full.
     finite: how linked weights were checked; copied ones are read in full.
     packed: the quantized weights, by the same names.
+    within: of parameters that are stored together, the name of the whole and what they are of it.
     """
 
     mode: Mode
@@ -83,6 +85,7 @@ class Placement:
     finite: FiniteReport | None  # how linked weights were looked at; copied ones are read in full
     packed: Mapping[str, PackedWeight] = field(default_factory=dict)
     linked_hashes: Mapping[str, str] = field(default_factory=dict)
+    within: Mapping[str, tuple[str, tuple[slice, ...]]] = field(default_factory=dict)
 
 
 def check_copies(binding: Binding, checkpoint: Checkpoint) -> None:
@@ -208,15 +211,25 @@ def place(
         return _linked(binding, checkpoint, format, report)
     entries = []
     packed = {}
-    for name, source in binding.sources.items():
-        weight = packed_weight(checkpoint, source, shapes[name], format.torch, form)
+    joint = together(binding.sources, checkpoint, format.torch) if form == "gpu_kernels" else []
+    within = {part: (one.name, index) for one in joint for part, index in one.parts.items()}
+    sources = {n: s for n, s in binding.sources.items() if n not in within}
+    weights = {
+        name: packed_weight(checkpoint, source, shapes[name], format.torch, form)
+        for name, source in sources.items()
+    }
+    wholes = {one.name: one for one in joint}
+    weights |= {name: one.stored for name, one in wholes.items()}
+    sources |= {name: one.source for name, one in wholes.items()}
+    for name, source in sources.items():
+        weight = weights[name]
         if weight is not None:
             packed[name] = weight
             entries += _parts(name, weight, checkpoint)
             continue
         stored = checkpoint.tensors[tensors_of(source)[0]]
         kept = of_torch(binding.dtype(name, stored.dtype, format.torch))
-        shape = shapes[name]
+        shape = wholes[name].shape if name in wholes else shapes[name]
         size = kept.bytes * math.prod(shape)
         blocks = _converted(checkpoint, source, kept)
         assert kept.safetensors is not None
@@ -226,7 +239,7 @@ def place(
     if packed:  # numbers of 4 bytes first, of 1 last: all begin at a multiple of their size
         entries.sort(key=lambda entry: -OF_SAFETENSORS[entry.dtype].bytes)
     placed, hashes = write(entries, directory, advance)
-    return Placement(mode, placed, hashes, None, packed)
+    return Placement(mode, placed, hashes, None, packed, within=within)
 
 
 def _linked(

@@ -20,6 +20,7 @@ from lmcast.exporter.graph.operator_forms import forms
 from lmcast.exporter.graph.requirements import require as require_of_runner
 from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.passes.rewrite import insert, replace
+from lmcast.graphs.weights.quantized_parts import parameter_of
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.plugin import DOMAIN
 
@@ -39,11 +40,6 @@ def require(binding: "Binding", dtype: str) -> None:
         raise BackendError(
             "dtype float32: ONNX Runtime's attention on GPUs takes 16 bits alone; use --dtype"
             " bfloat16 or float16 (--target onnx runs in float32)"
-        )
-    if formats := sorted({layout.format.name for layout in binding.layouts.values()}):
-        raise BackendError(
-            f"target cuda: weights in {', '.join(formats)} have no kernels there yet; --target cpu"
-            " and tensorrt-rtx take them"
         )
 
 
@@ -92,15 +88,21 @@ def embed(graph: ir.Model, sms: tuple[int, ...]) -> None:
 
 
 def refuse_low_precision(graph: ir.Model) -> None:
-    """Refuse caches in FP8 and inputs that are rounded; raises BackendError."""
+    """Refuse what is held or multiplied in few bits and has no kernel; raises BackendError."""
     what = ""
     if any(value.dtype == ir.DataType.FLOAT8E4M3FN for value in graph.graph.inputs):
-        what = "caches in FP8 have"
+        what = "caches in FP8 have no kernels there yet"
+    left = [node.inputs[0] for node in graph.graph if node.op_type == "DequantizeLinear"]
+    for codes in left:
+        if codes is not None and codes.dtype is not None:
+            name = parameter_of(str(codes.name))
+            what = f"weight {name} is {codes.dtype.name}, without a kernel for what it is used for"
+            what += " (of experts those with a gate of silu, in widths that are multiples of 64)"
     if "quantize_input" in forms(graph, plugins=True):
-        what = "products with rounded inputs have"
+        what = "products with rounded inputs have no kernels there"
     if what:
         raise BackendError(
-            f"target cuda: {what} no kernels there yet; --target tensorrt-rtx takes them"
+            f"target cuda: {what}; give a recipe without it, or --target cpu or tensorrt-rtx"
         )
 
 
