@@ -1,8 +1,9 @@
 """Rewrite Attention for TensorRT's fused kernels, or decompose it into plain operators.
 
 TensorRT for RTX 1.7 has no softcap, takes one width for queries, keys and values, and chooses the
-precision of the softmax itself. Its fused kernels take two bytes a number, and widths of 16 to 256
-in steps of 8; a build with an Attention that none of them takes fails.
+precision of the softmax itself. Its fused kernels take two bytes a number, widths of 16 to 256 in
+steps of 8, and in decoding steps at least 4 heads of queries; a build with an Attention that none
+of them takes fails.
 
 before: Attention <softcap = 0, softmax_precision = 1> (q, k, v, mask), v narrower than k
 after:  Slice(Attention(q, k, Pad(v), mask))
@@ -20,6 +21,7 @@ from lmcast.plugins.onnx_builder import Builder, Value
 
 SHORT = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 LEAST, MOST, STEP = 16, 256, 8  # widths of heads
+LEAST_HEADS = 4  # over any number of keys' heads that divides theirs
 KEEPS_WIDTH = {  # in bodies of ours
     "Transpose", "TensorScatter", "ScatterElements", "Concat", "Pad", "Identity",
     "DequantizeLinear", "Cast", "CastLike", "Mul",
@@ -34,9 +36,11 @@ def _rewritten(model: ir.Model, node: ir.Node) -> bool:
     query, key, value, *_ = node.inputs
     assert query is not None and key is not None and value is not None
     softcap = node.attributes.get("softcap")
+    cap = softcap.as_float() if softcap else 0.0
     widest = max(_width(key), _width(value))
-    if (softcap and softcap.as_float()) or widest > MOST or _described(query).dtype not in SHORT:
-        _decompose(model, node, softcap.as_float() if softcap else 0.0)
+    other = cap or widest > MOST or _heads(query) < LEAST_HEADS
+    if other or _described(query).dtype not in SHORT:
+        _decompose(model, node, cap)
         return True
     wide = max(LEAST, -(-widest // STEP) * STEP)
     if "softmax_precision" not in node.attributes and _width(key) == _width(value) == wide:
@@ -106,6 +110,20 @@ def _width(value: ir.Value | None) -> int:
     shape = _described(value).shape
     assert shape is not None and isinstance(shape[-1], int)
     return shape[-1]
+
+
+def _heads(query: ir.Value) -> int:
+    """Return how many heads queries B,H,T,K have, which bodies turn from B,T,H,K."""
+    shape, axis = query.shape, 1
+    if shape is None:
+        node = query.producer()
+        assert node is not None and node.op_type == "Transpose", node
+        (before,), axis = node.inputs, 2
+        assert before is not None
+        shape = before.shape
+    heads = None if shape is None else shape[axis]
+    assert isinstance(heads, int)
+    return heads
 
 
 def _described(value: ir.Value) -> ir.Value:

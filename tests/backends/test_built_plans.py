@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from plan_builder import Builder
 from safetensors.torch import save_file
-from tiny import Case, read
+from tiny import Case, case, read
 
 from lmcast.exporter import export, pipeline
 from lmcast.exporter.backends.tensorrt import build
@@ -133,3 +133,17 @@ def test_bfloat16_of_one_row(checkpoint, builders, tmp_path, monkeypatch):
     engine = export(source, tmp_path / "engine", "tensorrt-rtx", "bfloat16", **options)
     (plan,) = engine.manifest.fields["plans"]
     assert sum(plan["fused"].values()) == 2 * plan["operators"]["cached_attention"]["native"] > 0
+
+
+# With fewer than 4 heads of queries no fused kernel takes a step, whatever their width.
+@pytest.mark.parametrize(("heads", "width"), [(3, 32), (2, 24)])
+def test_few_heads_over_one(heads, width, checkpoint, builders, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "run", builders[2].run)
+    shape = {"num_attention_heads": heads, "num_key_value_heads": 1, "head_dim": width}
+    plain = case("llama/plain")
+    settings = plain.settings | shape | {"hidden_size": heads * width}
+    source = checkpoint(replace(plain, name=f"llama/{heads} heads", settings=settings))
+    engine = export(source, tmp_path / "engine", "tensorrt-rtx", "float16", **OPTIONS)
+    (plan,) = engine.manifest.fields["plans"]
+    assert plan["operators"] == {"cached_attention": {"body": engine.manifest.fields["layers"]}}
+    assert not plan["fused"]

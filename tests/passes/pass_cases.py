@@ -112,8 +112,8 @@ WRITTEN = ["Transpose", "TensorScatter"] * 2
 SEEN = ["Add", "Range", "Range", "LessOrEqual", *["Unsqueeze"] * 3]
 # q, k, v and mask as the standard's Attention takes them; with a softmax in fp32, as all of ours.
 STANDARD = (
-    "({t}[B,4,T,{k}] q, {t}[B,2,5,{k}] key, {t}[B,2,5,{v}] value, {t}[B,1,T,5] logits)"
-    " => ({t}[B,4,T,{v}] y) {{ chance = Relu (logits) mask = Cast <to = 9> (chance)"
+    "({t}[B,{h},T,{k}] q, {t}[B,{g},5,{k}] key, {t}[B,{g},5,{v}] value, {t}[B,1,T,5] logits)"
+    " => ({t}[B,{h},T,{v}] y) {{ chance = Relu (logits) mask = Cast <to = 9> (chance)"
     " y = Attention <scale = 0.3, softcap = {cap}, softmax_precision = 1> (q, key, value, mask) }}"
 )
 PLAIN = [
@@ -122,8 +122,11 @@ PLAIN = [
 ]  # fmt: skip
 
 
-def standard(dtype: str, width: int, value_width: int, cap: float = 0.0) -> str:
-    return STANDARD.format(t=dtype, k=width, v=value_width, cap=cap)
+def standard(
+    dtype: str, width: int, value_width: int, cap: float = 0.0, heads: tuple[int, int] = (4, 2)
+) -> str:
+    h, g = heads
+    return STANDARD.format(t=dtype, k=width, v=value_width, cap=cap, h=h, g=g)
 
 
 # Codes are made in the graph: weights of it would need files, and ONNX Runtime is fed no FP8.
@@ -240,6 +243,9 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     ),
     "fused_attention, too wide": (
         "fused_attention", standard("float16", 264, 264), 1, PLAIN,
+    ),
+    "fused_attention, few heads": (
+        "fused_attention", standard("float16", 32, 32, heads=(2, 1)), 1, PLAIN,
     ),
     "fused_attention, of fp32": (
         "fused_attention", standard("float", 16, 24), 1, PLAIN,
