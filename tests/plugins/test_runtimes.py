@@ -23,7 +23,9 @@ def turns() -> list[Wanted]:
 
 WANTED = {"onnxruntime": every(), "tensorrt": every() + turns()}
 EVERY = [(runtime, one) for runtime, wanted in WANTED.items() for one in wanted]
-done: dict[str, Run] = {}
+
+
+done: dict[str, Run | RuntimeError] = {}
 
 
 @pytest.fixture
@@ -31,9 +33,15 @@ def ran(request: pytest.FixtureRequest, runtime: str) -> Run:
     """What became of all tests of a runtime that were asked for, in one process."""
     if runtime not in done:
         items = (item for item in request.session.items if item.module is request.module)
-        asked = [i.callspec.params for i in items if "wanted" in getattr(i, "fixturenames", ())]
-        done[runtime] = run(runtime, [p["wanted"] for p in asked if p["runtime"] == runtime])
-    return done[runtime]
+        asked = [item.callspec.params for item in items if "wanted" in item.fixturenames]
+        try:
+            done[runtime] = run(runtime, [p["wanted"] for p in asked if p["runtime"] == runtime])
+        except RuntimeError as error:
+            done[runtime] = error  # once for all: each would start it anew
+    found = done[runtime]
+    if isinstance(found, RuntimeError):
+        raise found
+    return found
 
 
 def label(value: Wanted | str) -> str:
