@@ -9,12 +9,16 @@ An axis between others goes to cuDNN, a library that is needed for nothing else.
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace
 
 
 def outer_reductions(model: ir.Model) -> int:
-    return sum(_rewritten(model, node) for node in nodes_of(model, "ReduceMean", "ReduceSum"))
+    found = list(nodes_of(model, "ReduceMean", "ReduceSum"))
+    if any(node.inputs[0] is not None and node.inputs[0].shape is None for node in found):
+        ShapeInferencePass()(model)  # not all that a trace has cast has a shape
+    return sum(_rewritten(model, node) for node in found)
 
 
 def _rewritten(model: ir.Model, node: ir.Node) -> bool:
