@@ -79,7 +79,8 @@ class Runner(Protocol):
     def allocate(self, states: Sequence[Shaped], kept: Any = None) -> Any:
         """Return zeroed states; the first axis of each is the rows of the session.
 
-        kept: states of the same session with a smaller capacity, whose contents are copied. Raises SessionError where they do not fit into memory.
+        kept: states of the same session with a smaller capacity, whose contents are copied.
+        Raises SessionError where they do not fit into memory.
         """
         ...
 

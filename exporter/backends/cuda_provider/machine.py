@@ -1,4 +1,4 @@
-"""What ONNX Runtime's CUDA provider needs of a machine: its package, libraries, a GPU of its own."""
+"""What ONNX Runtime's CUDA provider needs of a machine: its package, libraries, a GPU it knows."""
 
 import ctypes
 from collections.abc import Iterable
@@ -13,27 +13,30 @@ from lmcast.exporter.backends.ort import ort
 PROVIDER = "CUDAExecutionProvider"
 EXTRA = "pip install 'lmcast[cuda]'"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
-# What the provider is linked with, and what it opens where that is there: cuDNN has faster attention
-# for prompts.
+# What the provider is linked with, and what it opens where that is there: cuDNN's attention is
+# faster for prompts.
 LINKED = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10")
 OPENED = ("libnvrtc.so.13", "libcufft.so.12", "libcudnn.so.9")
 
 # Those that ONNX Runtime 1.31's wheel has machine code for; it has no PTX that others could take.
 SMS = (80, 86, 89, 90, 120)
+BLACKWELL = (
+    "there runs --target tensorrt, built on such a GPU, or ONNX Runtime built from its sources"
+)
 ELSEWHERE = {  # what runs on GPUs that it leaves out
-    75: "it has no bfloat16, and no fused attention there; --target tensorrt-rtx takes SM75",
-    100: "--target tensorrt, built on such a GPU, or ONNX Runtime built from its sources",
-    103: "--target tensorrt, built on such a GPU, or ONNX Runtime built from its sources",
-    121: "--target tensorrt-rtx takes SM121",
+    75: "they have no bfloat16 and no fused attention; there runs --target tensorrt-rtx",
+    100: BLACKWELL,
+    103: BLACKWELL,
+    121: "there runs --target tensorrt-rtx",
 }
 
 
 def require_sm(sm: int) -> None:
     """Raise BackendError for an SM that the package has no kernels for."""
     if sm not in SMS:
-        other = f"; there runs {ELSEWHERE[sm]}" if sm in ELSEWHERE else ""
+        other = f"; {ELSEWHERE[sm]}" if sm in ELSEWHERE else ""
         raise BackendError(
-            f"SM{sm}: ONNX Runtime's package has no kernels for it; accepted:"
+            f"SM{sm}: ONNX Runtime's package has no kernels for such GPUs; accepted:"
             f" {', '.join(map(str, SMS))}{other}"
         )
 
@@ -51,8 +54,8 @@ def usable(sms: Iterable[int]) -> Cuda:
     # Machine code runs on GPUs of its generation that are as new.
     if compiled and not any(sm // 10 == gpu.sm // 10 and sm <= gpu.sm for sm in compiled):
         raise BackendError(
-            f"it has machine code for {', '.join(f'SM{sm}' for sm in compiled)}, and this GPU,"
-            f" {gpu.name}, is SM{gpu.sm}: export again with --sm {gpu.sm} among them"
+            f"its machine code is for {', '.join(f'SM{sm}' for sm in compiled)}, and this GPU,"
+            f" {gpu.name}, is SM{gpu.sm}: export again with --sm {gpu.sm}, or without --sm for all"
         )
     load_libraries()
     return gpu

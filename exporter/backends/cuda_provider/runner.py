@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lmcast.exporter.backends import native
-from lmcast.exporter.backends.cuda import Array, Cuda, OutOfMemory
+from lmcast.exporter.backends.cuda import Array, Cuda, DeviceError, OutOfMemory
 from lmcast.exporter.backends.cuda_provider.machine import PROVIDER, usable
 from lmcast.exporter.backends.gpu_call import Call
 from lmcast.exporter.backends.onnxruntime import (
@@ -51,15 +51,17 @@ def absent(manifest: Manifest) -> str:
 
 
 def prepare(manifest: Manifest) -> Cuda:
-    """Return the GPU at hand, with the provider's libraries loaded; raises BackendError."""
+    """Return the GPU at hand, with the provider's libraries loaded; raises InputError."""
+    where = manifest.directory
     try:
         return usable(manifest.about.sms)
-    except InputError as error:
-        raise BackendError(
-            f"{manifest.directory}: an engine of target {manifest.about.target}, and {error}; what"
-            " runs without a GPU: `lmcast inspect`, `verify`, `pack` and `sign`, and engines that"
-            " `lmcast export` makes by default"
+    except DeviceError as error:
+        raise DeviceError(
+            f"{where}: {error}; without one `lmcast inspect`, `verify`, `pack` and `sign` take this"
+            " engine, and `lmcast export` makes by default one that runs"
         ) from None
+    except InputError as error:
+        raise BackendError(f"{where}: {error}") from None
 
 
 def open_runner(manifest: Manifest, loading: Loading) -> "Runner":

@@ -127,7 +127,8 @@ class Runner:
         return need, self.gpu.bytes
 
     def allocate(self, states: Sequence[Shaped], kept: None = None) -> Held:
-        """Return zeros, once for a session: attention multiplies what it masks by 0, and 0 times NaN is NaN."""
+        """Return zeros, once for a session: attention multiplies what it masks by 0, and 0 times
+        NaN is NaN."""
         (rows,) = {shape[0] for _, shape, _ in states}
         made = []
         try:

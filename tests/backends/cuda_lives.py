@@ -1,0 +1,76 @@
+"""Lives of sessions of target cuda, in a process on a fake GPU; it loads no more than they take."""
+
+from typing import Any
+
+import numpy as np
+from fake_cuda import note
+
+from lmcast.exporter import load
+from lmcast.exporter.runtime import session as sessions
+
+ROWS, FIRST = 3, 8  # rows, and the first capacity
+STEPS = ("plain", "captured", "replayed", "again")
+
+
+def ones(tokens: int, rows: int = ROWS) -> np.ndarray:
+    return np.ones((rows, tokens), np.int64)
+
+
+def whole_life(path: str) -> list[Any]:
+    """Run prompts, steps, rows of different lengths, growth, and a session after another."""
+    sessions.FIRST_CAPACITY = FIRST
+    engine = load(path)
+    assert engine.runner
+    note("prompt")
+    one = engine.session(ROWS)
+    one.append(ones(2))
+    for name in STEPS:
+        note(name)
+        logits = one.append(ones(1))
+    note("ragged")
+    one.append(ones(2), [2, 1, 2])
+    note("grown")
+    one.append(ones(1))
+    note("captured again")
+    one.append(ones(1))
+    seen = [logits.shape, str(logits.dtype), one.lengths.tolist()]
+    del one
+    note("another prompt")
+    other = engine.session(ROWS)
+    other.append(ones(2))
+    note("another step")
+    other.append(ones(1))
+    note("end")
+    return seen
+
+
+def shifted(path: str) -> list[list[bool]]:
+    """Say of a convolution's last inputs which are where after each of three steps."""
+    from fake_cuda.interpret import interpret
+
+    interpret()
+    engine = load(path)
+    one = engine.session(1)
+    held = one.reserve(1)
+    (conv, *_) = [array for name, array in held.buffers.states if name.endswith("conv")]
+    gpu, marks = engine.runner.gpu, np.empty(conv.shape, np.uint16)
+    marks[...] = 0x4000 + np.arange(marks.shape[1])[:, None]  # 2 and a bit in bfloat16
+    now, found = marks.copy(), []
+    with gpu.active():
+        gpu.put(conv, marks)
+    for _ in range(3):
+        one.append(ones(1, 1))
+        with gpu.active():
+            gpu.get(now, conv)
+            gpu.wait()
+        found.append([bool((now == marks[:, i : i + 1]).all(2).any()) for i in range(3)])
+    return found
+
+
+def refusal(path: str) -> str:
+    """Return what is said by a load, or by a prompt; "" where it runs."""
+    try:
+        load(path).session(ROWS).append(ones(2))
+    except ValueError as error:
+        return str(error)
+    return ""

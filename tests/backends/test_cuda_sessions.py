@@ -1,0 +1,121 @@
+"""Sessions of target cuda on a fake GPU: what is launched, copied, captured and kept in memory.
+
+Numbers of ONNX Runtime's own kernels are nothing there; those of our operators are interpreted.
+"""
+
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_lives import FIRST, ROWS, STEPS, refusal, shifted, whole_life
+from fake_cuda import Log, missing, on_fake_gpu
+from fake_cuda.interpret import stand_in
+
+from lmcast.exporter import export
+from lmcast.exporter.engine.manifest import read_manifest
+from lmcast.plugins.launch import launch_plan
+
+why = missing() or ("" if find_spec("cuda") else "cuda-bindings is not installed")
+pytestmark = pytest.mark.skipif(bool(why), reason=why)
+Made = Callable[[str], Path]
+PLAIN, MATRICES = "llama/plain", "qwen3_next/plain"
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint, tmp_path_factory: pytest.TempPathFactory):
+    """Return a function from a case's name to an engine with stand-ins for machine code."""
+    folder = tmp_path_factory.mktemp("cuda")
+    found: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in found:
+            found[name] = folder / str(len(found))
+            options = {"dtype": "bfloat16", "parity": False, "tokenizer": False, "sms": (90,)}
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(launch_plan, "cubin", stand_in)
+                export(checkpoint(name), found[name], "cuda", **options)
+        return found[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", [PLAIN, MATRICES])
+def test_whole_life(made: Made, name: str):
+    path = made(name)
+    about = read_manifest(path).about
+    run = on_fake_gpu(whole_life, str(path))
+    assert run.result == [[ROWS, about.vocab_size], "float32", [10, 9, 10]]
+    plain, captured, *replayed = (run.log.after(call) for call in STEPS)
+    assert not plain.of("graph") and len(captures(captured)) == 1
+    # ONNX Runtime runs it twice, and captures it; then it is run as the step that was asked for.
+    assert len(captured.launches) == 4 * len(plain.launches)
+    for step in replayed:
+        assert [event.name for event in step.launches] == [e.name for e in plain.launches]
+        assert len(step.of("graph")) == 1 and not captures(step)
+        assert not step.of("allocate", "free", "fill")
+    for step in (plain, *replayed):
+        assert [len(step.copies(way)) for way in ("HtoD", "DtoH")] == [1, 1]
+        assert sum(event.fields["bytes"] for event in step.copies("DtoD")) < 64 * ROWS
+    # What running it again would change is kept meanwhile, and put back.
+    fixed = sum(sizes(about.graph.states, 0, fixed=True))
+    assert moved(captured) - moved(plain) * 4 == 2 * fixed
+    grown = run.log.after("grown")
+    assert moved(grown) - moved(plain) == sum(sizes(about.graph.states, FIRST))
+    assert len(captures(run.log.after("captured again"))) == 1
+    # Memory of a session that has ended, and its graph, are another's.
+    assert not states_made(run.log.after("another prompt"), about.graph.states)
+    step = run.log.after("another step")
+    assert len(step.of("graph")) == 1 and not captures(step)
+
+
+def captures(log: Log) -> list[Any]:
+    return [event for event in log.events if event.kind == "capture"]
+
+
+def moved(log: Log) -> int:
+    """Return the bytes that were copied on the device."""
+    return sum(event.fields["bytes"] for event in log.copies("DtoD"))
+
+
+def sizes(states: Any, capacity: int, fixed: bool = False) -> list[int]:
+    """Return the bytes of states; fixed: only those that do not grow."""
+    axes = {"B": ROWS, "C": capacity}
+    shapes = [[axes.get(n, n) for n in s.shape] for s in states if not fixed or "C" not in s.shape]
+    widths = [2 if s.dtype == "bfloat16" else 4 for s in states if not fixed or "C" not in s.shape]
+    return [int(np.prod(shape)) * width for shape, width in zip(shapes, widths, strict=True)]
+
+
+def states_made(log: Log, states: Any) -> list[int]:
+    made = sizes(states, FIRST)
+    return [e.fields["bytes"] for e in log.of("allocate") if e.fields["bytes"] in made]
+
+
+def test_capturing_changes_no_state(made: Made):
+    run = on_fake_gpu(shifted, str(made(MATRICES)), TRITON_INTERPRET="1")
+    assert run.result == [[False, True, True], [False, False, True], [False] * 3]
+
+
+Facts = dict[str, Any]
+REFUSED: dict[str, tuple[Facts, str]] = {
+    "SM100": ({"sm": 100}, r"SM100.*no kernels.*there runs --target tensorrt, built on such a GPU"),
+    "SM75": ({"sm": 75}, r"SM75.*no kernels.*there runs --target tensorrt-rtx$"),
+    "another SM": ({"sm": 80}, "is for SM90, and this GPU, Fake GPU SM80, is SM80: export again"),
+    "no GPU": ({"sm": None}, "no NVIDIA GPU is here; without one `lmcast inspect`"),
+    "no driver": ({"driver": None}, "no driver of an NVIDIA GPU is here"),
+    "an old driver": ({"driver": 12040}, "is for CUDA 12.4, and lmcast's packages"),
+    "weights": ({"memory": 40_000}, r"weights are [\d,]+ bytes, and this GPU .* has 40,000 free"),
+    "states": ({"memory": 90_000}, r"3 rows need [\d,]+ bytes of state, and this GPU"),
+    "a prompt": ({"memory": 116_000}, "3 rows of 2 tokens at once need more memory"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(made: Made, what: str):
+    facts, words = REFUSED[what]
+    run = on_fake_gpu(refusal, str(made(PLAIN)), **facts)
+    assert re.search(words, run.result), run.result
+    assert "\n" not in run.result and not run.output.strip()
