@@ -11,6 +11,7 @@ from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX, DType, of_torch
 from lmcast.exporter.engine.names import MODEL
+from lmcast.exporter.graph.oldest_onnxruntime import oldest_onnxruntime, opsets
 from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.weights.place import Placement
 from lmcast.graphs import Definition
@@ -82,6 +83,8 @@ def contract(
         "file": MODEL,
         "weights": placement.mode,
         **requirements(graph).as_json(),
+        "onnxruntime": oldest_onnxruntime(graph),
+        "opsets": opsets(graph),
         "inputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.inputs],
         "outputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.outputs],
         "states": [

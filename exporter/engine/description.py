@@ -75,6 +75,8 @@ class Graph:
     least_capacity: Positive = 1
     most_rows: Count = 0
     most_tokens: Count = 0
+    onnxruntime: Annotated[str, Pattern(r"(\d+\.\d+)?", "a version")] = ""
+    opsets: Mapping[str, Positive] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ class Requirements:
     most_rows: int = 0
     most_tokens: int = 0
 
+    # The oldest ONNX Runtime that runs it, whatever its operators; 1.24 is the first with opset 24.
+    onnxruntime: str = "1.24"
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
