@@ -29,7 +29,8 @@ check-suite: $(VENV)/.tests $(VENV)/.llm-compressor $(PACKAGE)
 
 # What a change of a block, an operator or a table breaks first: structure, eager against its oracle,
 # operators through every backend.
-QUICK := tests/test_structure.py tests/graphs tests/plugins/test_plugins.py
+QUICK := tests/test_structure.py tests/graphs tests/plugins/test_plugins.py \
+    tests/plugins/test_runtimes.py
 quick: lint $(PACKAGE)
 	$(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder $(QUICK)
 
