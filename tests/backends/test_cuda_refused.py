@@ -66,7 +66,7 @@ def test_quantized_weights_are_refused_by_name(tmp_path: Path):
     config, plain = small("llama/plain", tmp_path / "plain")
     stored, _ = quantized(plain, awq)
     packed = write(tmp_path / "awq", config | {CONFIG: AWQ}, stored)
-    with pytest.raises(BackendError, match="target cuda: weights in .* have no kernels there yet"):
+    with pytest.raises(BackendError, match=r"target cuda: weights in .* have no kernels there yet"):
         export(packed, tmp_path / "engine", "cuda", **OPTIONS)
 
 
