@@ -1,11 +1,16 @@
 """Lives of sessions of target cuda, in a process on a fake GPU; it loads no more than they take."""
 
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from fake_cuda import note
 
 from lmcast.exporter import load
+from lmcast.exporter.backends.cuda_provider import machine
+from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.runtime import session as sessions
 
 ROWS, FIRST = 3, 8  # rows, and the first capacity
@@ -67,10 +72,47 @@ def shifted(path: str) -> list[list[bool]]:
     return found
 
 
-def refusal(path: str) -> str:
-    """Return what is said by a load, or by a prompt; "" where it runs."""
+def refusal(path: str, fault: str = "") -> str:
+    """Return what is said by a load, or by a prompt; "" where it runs. fault: one of FAULTS."""
+    FAULTS[fault]()
+    return said(lambda: load(path).session(ROWS).append(ones(2)))
+
+
+def said(call: Callable[[], Any]) -> str:
     try:
-        load(path).session(ROWS).append(ones(2))
+        call()
     except ValueError as error:
         return str(error)
     return ""
+
+
+def without_native() -> None:
+    sys.modules["lmcast_native"] = None  # type: ignore[assignment]
+
+
+def for_cpus() -> None:
+    ort.get_available_providers = lambda: ["CPUExecutionProvider"]
+
+
+def over_one_another() -> None:
+    for_cpus()
+    machine.version = lambda name: "1.31.1"
+
+
+def without_a_library() -> None:
+    machine.LINKED = ("libcublas.so.none",)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "": lambda: None,
+    "no native library": without_native,
+    "ONNX Runtime for CPUs": for_cpus,
+    "two packages": over_one_another,
+    "a library": without_a_library,
+}
+
+
+def fails_twice(path: str) -> list[str]:
+    """Return what is said by two calls of a session."""
+    session = load(path).session(ROWS)
+    return [said(partial(session.append, ones(2))) for _ in range(2)]

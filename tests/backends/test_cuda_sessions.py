@@ -4,6 +4,7 @@ Numbers of ONNX Runtime's own kernels are nothing there; those of our operators 
 """
 
 import re
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_lives import FIRST, ROWS, STEPS, refusal, shifted, whole_life
+from cuda_lives import FIRST, ROWS, STEPS, fails_twice, refusal, shifted, whole_life
 from fake_cuda import Log, missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
 
 from lmcast.exporter import export
-from lmcast.exporter.engine.manifest import read_manifest
+from lmcast.exporter.engine.manifest import read_manifest, write_manifest
 from lmcast.plugins.launch import launch_plan
 
 why = missing() or ("" if find_spec("cuda") else "cuda-bindings is not installed")
 pytestmark = pytest.mark.skipif(bool(why), reason=why)
 Made = Callable[[str], Path]
+STAND_IN = b"FAKECUDA"
 PLAIN, MATRICES = "llama/plain", "qwen3_next/plain"
 
 
@@ -119,3 +121,41 @@ def test_refused(made: Made, what: str):
     run = on_fake_gpu(refusal, str(made(PLAIN)), **facts)
     assert re.search(words, run.result), run.result
     assert "\n" not in run.result and not run.output.strip()
+
+
+MISSING = {
+    "no native library": "operators of ours, needs the package lmcast_native",
+    "ONNX Runtime for CPUs": r"is installed for CPUs alone: pip uninstall -y onnxruntime-gpu, then",
+    "two packages": "onnxruntime and onnxruntime-gpu are both installed, one over the other",
+    "a library": r"libcublas\.so\.none, which ONNX Runtime's CUDA provider links, is not installed",
+}
+
+
+@pytest.mark.parametrize("fault", MISSING)
+def test_what_is_missing(made: Made, fault: str):
+    run = on_fake_gpu(refusal, str(made(PLAIN)), fault)
+    assert re.search(MISSING[fault], run.result), run.result
+    assert "\n" not in run.result and not run.output.strip()
+
+
+def test_damaged_machine_code(made: Made, tmp_path: Path):
+    """One byte of it, where no hash tells: those of larger files are not compared by a load."""
+    path = shutil.copytree(made(MATRICES), tmp_path / "engine")
+    with_code = [f for f in path.rglob("*") if f.is_file() and STAND_IN in f.read_bytes()]
+    for file in with_code:
+        data = file.read_bytes()
+        place = data.index(STAND_IN) + 40
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    write_manifest(path, read_manifest(path).fields)
+    run = on_fake_gpu(refusal, str(path))
+    assert "its machine code is damaged" in run.result and "\n" not in run.result
+    assert not run.output.strip()
+
+
+def test_a_session_that_has_failed_is_over(made: Made):
+    """Some of its states may be those of the call before, others of the call that failed."""
+    facts, words = REFUSED["a prompt"]
+    run = on_fake_gpu(fails_twice, str(made(PLAIN)), **facts)
+    first, second = run.result
+    assert re.search(words, first)
+    assert second == "a call of this session has failed: begin another"

@@ -7,9 +7,11 @@ kept with the graphs over it, for later sessions of the same sizes.
 """
 
 import math
+import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,7 +112,7 @@ class Runner:
                 f" {free:,} free of {gpu.bytes:,}"
             )
         with gpu.active():
-            self._session = opened(self._path, model, *_provider(manifest, gpu))
+            self._session = _loaded(self._path, manifest, gpu, model)
         require_contract(self._session, self._path, about)
         (logits,) = (out for out in self._session.get_outputs() if out.name == "logits")
         self._dtype = NAMED[logits.type]
@@ -268,6 +270,23 @@ class Runner:
                 f"{self._path}: ONNX Runtime {ort.__version__} does not run it on {self.place}:"
                 f" {reason}"
             ) from None
+
+
+def _loaded(path: Path, manifest: Manifest, gpu: Cuda, model: bytes | None) -> ort.InferenceSession:
+    """Return the graph on the GPU; raises BackendError."""
+    try:
+        return opened(path, model, *_provider(manifest, gpu))
+    except BackendError as error:
+        said = str(error)
+    if NO_MEMORY in said:
+        why = f"{path}: this GPU ({gpu.name}) has too little free memory to load it"
+    elif unknown := re.search(r"lmcast:(\w+)\S* is not a registered", said):
+        why = (
+            f"{path}: {native.PACKAGE} is older than its {unknown[1]}: pip install {native.INSTALL}"
+        )
+    else:
+        why = said
+    raise BackendError(why)
 
 
 def _provider(manifest: Manifest, gpu: Cuda) -> tuple[ort.SessionOptions, list[Any]]:
