@@ -27,16 +27,18 @@ def gpu_weight(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     one_each: bool,
+    parts: int = 1,
 ) -> PackedWeight | None:
     """Return how a weight of these sources is stored, None where it is dequantized.
 
-    one_each: whether each matrix is one weight, so that a scale can be shared. Raises WeightError
-    for stacks of experts that have no kernel.
+    one_each: whether each matrix is one weight, so that a scale can be shared. parts: how many
+    stacks of experts are stored as one. Raises WeightError for those that have no kernel.
     """
     if any(source.values.runs is not None for source in found):
         return None  # of heads, which no product takes whole
     if len(shape) == 3 and scheme.element.integer:
-        return integers(found, scheme, shape, _rounded(checkpoint, found, dtype))
+        within = shape[1] // parts  # blocks are as large in all matrices of an expert
+        return integers(found, scheme, shape, _rounded(checkpoint, found, dtype), within)
     if len(shape) == 3:
         if scheme.name != "mxfp4":
             raise WeightError(

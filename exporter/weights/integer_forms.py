@@ -49,15 +49,16 @@ def integers(
     scheme: Scheme,
     shape: tuple[int, ...],
     kept: torch.dtype = torch.float32,
+    within: int = 0,
 ) -> PackedWeight:
     """Return the form of unsigned integers in blocks of a size that ONNX Runtime's kernels have.
 
-    kept: the dtype of their scales, which holds them all. Blocks smaller than the scheme's repeat
-    its scales. Where no size has a kernel, blocks are as large as they can be, and DequantizeLinear
-    takes them.
+    kept: the dtype of their scales, which holds them all. within: what blocks divide too. Blocks
+    smaller than the scheme's repeat its scales. Where no size has a kernel, blocks are as large as
+    they can be, and DequantizeLinear takes them.
     """
     columns, kernel = shape[-1], KERNEL_CODES[scheme.element]
-    wide = math.gcd(scheme.block[1] or columns, columns)
+    wide = math.gcd(scheme.block[1] or columns, columns, within)
     fitting = (
         block
         for block in KERNEL_BLOCKS

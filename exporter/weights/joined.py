@@ -63,7 +63,7 @@ def together(
         if packed:
             scheme = packed[0].layout.scheme
             assert scheme is not None
-            stored = gpu_weight(checkpoint, packed, scheme, shape, dtype, one_each=False)
+            stored = gpu_weight(checkpoint, packed, scheme, shape, dtype, one_each=False, parts=2)
         rows = (slice(0, inner), slice(inner, None))
         first, second = TURNS if interleaved else rows
         parts = {name: (ALL, first), other: (ALL, second)}

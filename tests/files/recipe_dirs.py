@@ -22,11 +22,13 @@ def write_packed(
     formats: Mapping[str, str],
     inputs: InputFormat | None = None,
     caches: Sequence[str] = (),
+    near: torch.dtype | None = None,
 ) -> Path:
     """Write a recipe of a checkpoint; formats: end of a parameter's name -> format of weights.
 
     inputs: of all linear layers whose weights are quantized; a static scale is 0.02, factors are 1.
-    caches: attentions whose keys and values are held in FP8, with scales of 1.
+    caches: attentions whose keys and values are held in FP8, with scales of 1. near: a dtype that
+        holds all scales of integers.
     """
     source, identities = pipeline.identified(checkpoint)
     found = pipeline.understand(source, (), tokenizer=False)
@@ -38,7 +40,10 @@ def write_packed(
         weight = torch.cat(list(values(source, found.binding.sources[name])))
         packed = WEIGHTS[format].pack(weight.reshape(parameter.shape))
         at = tensors(name, packed.scheme)
-        held |= {at.packed: packed.codes, at.scales: packed.scales}
+        scales = packed.scales
+        if near and packed.scheme.element.integer:
+            scales = scales.to(near).to(scales.dtype)
+        held |= {at.packed: packed.codes, at.scales: scales}
         if at.shared and packed.shared is not None:
             held[at.shared] = packed.shared
         weights[name] = packed.scheme

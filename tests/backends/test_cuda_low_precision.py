@@ -1,0 +1,173 @@
+"""Weights in few bits on target cuda: the kernels that they take, their bytes, and their numbers.
+
+Kernels and memory: ONNX Runtime's own CUDA provider on a fake GPU. Numbers: the same graphs run by
+the CPU in fp32, where few_bits says what a kernel computes that CPUs do not have.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cuda_calls import Placed, calls
+from cuda_twins import twin
+from engine_errors import TOKENS, bound, prefill_error, steps_error
+from fake_cuda import Log, libraries, on_fake_gpu
+from files.recipe_dirs import write_packed
+from test_cuda_graphs import as_in_bfloat16, shortened
+from tiny import Case, case, prompt
+
+from lmcast.exporter import export, load, targets
+from lmcast.exporter.pipeline import identified, take_recipe, understand
+from lmcast.graphs import fill
+
+DENSE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+ROUTED = ("experts.gate", "experts.up", "experts.down")
+
+
+def wide(name: str, **settings: Any) -> Case:
+    """Return a case whose widths all kernels take, with one layer."""
+    found = case(name)
+    return dataclasses.replace(found, name=f"{name}, wide", settings={**found.settings, **settings})
+
+
+LLAMA = wide("llama/plain", **DENSE, num_attention_heads=4, num_key_value_heads=2)
+QWEN = wide(
+    "qwen3_moe/plain", **DENSE | {"intermediate_size": 64}, moe_intermediate_size=64,
+    num_attention_heads=4, num_key_value_heads=2,
+)  # fmt: skip
+OSS = wide(
+    "gpt_oss/plain", **DENSE | {"intermediate_size": 64}, num_attention_heads=4,
+    num_key_value_heads=2,
+)  # fmt: skip
+GLM = wide(
+    "glm4_moe/plain", **DENSE, moe_intermediate_size=64, num_attention_heads=4,
+    num_key_value_heads=2, first_k_dense_replace=0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """Weights of a model in a format: the operator that multiplies with them, and the kernels that
+    a step of one token takes for them, which the provider chooses by the host's code."""
+
+    case: Case
+    format: str
+    operator: str
+    step: tuple[str, ...]
+
+
+FP8 = ("MatMulBlockScaledFp8GemvKernel", "MatMulBlockScaledFp8MmaGemvKernel")
+NBITS8 = ("MatMulFloat8bKernelM1",)
+GROUPED = ("doGatedActivationKernel",)
+ROWS = {
+    "fp8": Row(LLAMA, "fp8", "MatMulBlockQuantizedFp8Weight", FP8),
+    "fp8-channel": Row(LLAMA, "fp8-channel", "MatMulBlockQuantizedFp8Weight", FP8),
+    "fp8-block": Row(LLAMA, "fp8-block", "MatMulBlockQuantizedFp8Weight", FP8),
+    "mxfp8": Row(LLAMA, "mxfp8", "MatMulBlockQuantizedFp8Weight", FP8[:1]),
+    "nvfp4": Row(
+        LLAMA, "nvfp4", "MatMulBlockQuantizedFp4Weight",
+        ("MatMulBlockQuantizedFp4WeightMmaGemvKernel",),
+    ),
+    "mxfp4": Row(LLAMA, "mxfp4", "MatMulNBits", NBITS8),
+    "int8": Row(LLAMA, "int8", "MatMulNBits", NBITS8),
+    "int4": Row(LLAMA, "int4", "MatMulNBits", ("MatMulFloat4BitsKernelM1",)),
+    "experts, int4": Row(QWEN, "int4", "QMoE", GROUPED),
+    "experts, int8": Row(QWEN, "int8", "QMoE", GROUPED),
+    "experts, mxfp4": Row(OSS, "mxfp4", "QMoE", GROUPED),
+    "experts chosen by sigmoid, int4": Row(GLM, "int4", "QMoE", GROUPED),
+}  # fmt: skip
+
+
+OPTIONS = {"parity": False, "tokenizer": False, "context": 128}
+Engines = Mapping[str, tuple[Path, Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    """Return by row the checkpoint, the recipe, and the engine without machine code of ours."""
+    made, checkpoints = {}, dict[str, Path]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(targets.TARGETS, "cuda", twin())
+        for name, row in ROWS.items():
+            folder = tmp_path_factory.mktemp("row")
+            if row.case.name not in checkpoints:
+                checkpoints[row.case.name] = shortened(row.case, folder / "checkpoint")
+            source = checkpoints[row.case.name]
+            ends = ROUTED if row.operator == "QMoE" else [f"{end}.weight" for end in LINEAR]
+            recipe = write_packed(
+                source, folder / "recipe", dict.fromkeys(ends, row.format), near=torch.bfloat16
+            )
+            given = {**OPTIONS, "recipe": recipe, "dtype": "bfloat16"}
+            export(source, folder / "engine", "cuda", **given)
+            made[name] = source, recipe, folder / "engine"
+    return made
+
+
+def all_calls(given: dict[str, dict[str, str]]) -> dict[str, Placed]:
+    """Call each engine; export it before where it needs machine code."""
+    found = {}
+    for name, one in given.items():
+        if "checkpoint" in one:
+            more = {**OPTIONS, "recipe": one["recipe"], "dtype": "bfloat16", "sms": (90,)}
+            export(one["checkpoint"], one["folder"], "cuda", force=True, **more)
+        print(name, flush=True)
+        found[name] = calls(one["folder"], name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ran(engines: Engines) -> tuple[dict[str, Placed], Log]:
+    given = {}
+    for name, (checkpoint, recipe, folder) in engines.items():
+        given[name] = {"folder": str(folder)}
+        if ROWS[name].case is GLM:
+            given[name] = {
+                "checkpoint": str(checkpoint), "recipe": str(recipe),
+                "folder": f"{folder}-compiled",
+            }  # fmt: skip
+    run = on_fake_gpu(all_calls, given, TRITON_INTERPRET="0")
+    return run.result, run.log
+
+
+@pytest.mark.skipif(libraries.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("name", ROWS)
+def test_kernels(name: str, ran: tuple[dict[str, Placed], Log]):
+    placed, log = ran
+    row = ROWS[name]
+    assert list(placed[name]) == ["CUDAExecutionProvider"]
+    assert Counter(placed[name]["CUDAExecutionProvider"])[row.operator] == (
+        7 if row.case is LLAMA else 1
+    )
+    taken = {kernel.split("::")[-1] for kernel in log.after(f"{name}: step").kernels}
+    assert taken & set(row.step)
+    assert not [kernel for kernel in taken if "Dequant" in kernel]
+
+
+@pytest.mark.parametrize("name", ROWS)
+@torch.no_grad()
+def test_numbers(name: str, engines: Engines, monkeypatch, report):
+    monkeypatch.setitem(targets.TARGETS, "cuda", twin())
+    checkpoint, recipe, folder = engines[name]
+    engine = load(folder, threads=1)
+    rough, exact = (eager(checkpoint, recipe, dtype) for dtype in (torch.float32, torch.float64))
+    ids = prompt(2, TOKENS)
+    limit = bound(rough(ids), exact(ids))
+    row = {"row": name, "prefill": prefill_error(engine, rough, ids)}
+    row["step by step"] = steps_error(engine, rough, ids)
+    row["bound"] = limit
+    report("Weights in few bits on target cuda against eager, fp32", row)
+    assert max(row["prefill"], row["step by step"]) <= limit
+
+
+def eager(checkpoint: Path, recipe: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """Return the definition with the recipe's weights, dequantized by the definition."""
+    source, identities = identified(checkpoint)
+    found, source = take_recipe(understand(source, (), False), source, recipe, identities, {})
+    fill(found, found.model, source.read, dtype)
+    return as_in_bfloat16(found.model, tables=True)
