@@ -1,6 +1,6 @@
-"""Prints what a decoding step of each family launches on a GPU, counted without one.
+"""Prints LAUNCHES.md: what a decoding step of each family launches on a GPU, counted without one.
 
-    python tests/benchmarks/cuda_launches.py
+    python tests/benchmarks/cuda_launches.py > tests/benchmarks/LAUNCHES.md
 
 ONNX Runtime's CUDA provider runs on a fake GPU (tests/fake_cuda), and refuses a graph of which a
 node would be on the CPU. Options: --sm 80, and names of cases as in tests/tiny instead of all.
