@@ -255,6 +255,11 @@ def _check_options(engine: Engine, tokens: int | None, bisect: bool) -> None:
             f"{engine.directory}: a plan shows none of its inner values to --bisect; those of the"
             " portable graph can be compared (--portable)"
         )
+    if bisect and engine.target.machine_code is not None:
+        raise EngineError(
+            f"{engine.directory}: --bisect runs graphs on a CPU, and one of target"
+            f" {engine.target.name} runs on GPUs alone; export with another --target to compare"
+        )
     if tokens is not None and tokens > engine.context:
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {engine.context}")
 

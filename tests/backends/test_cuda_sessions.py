@@ -3,8 +3,11 @@
 Numbers of ONNX Runtime's own kernels are nothing there; those of our operators are interpreted.
 """
 
+import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +26,7 @@ from lmcast.plugins.launch import launch_plan
 why = missing() or ("" if find_spec("cuda") else "cuda-bindings is not installed")
 pytestmark = pytest.mark.skipif(bool(why), reason=why)
 Made = Callable[[str], Path]
+DRY = Path(__file__).parents[1] / "benchmarks/cuda_dry.py"
 STAND_IN = b"FAKECUDA"
 PLAIN, MATRICES = "llama/plain", "qwen3_next/plain"
 
@@ -159,3 +163,17 @@ def test_a_session_that_has_failed_is_over(made: Made):
     first, second = run.result
     assert re.search(words, first)
     assert second == "a call of this session has failed: begin another"
+
+
+def test_what_an_engine_asks_for_is_counted(made: Made):
+    """The same in two runs; a step captured is the step as it was."""
+    sizes = ["--prompt-tokens", "5", "--new-tokens", "3", "--json"]
+    command = [sys.executable, DRY, made(PLAIN), *sizes]
+    one, again = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
+    assert one.returncode == 0 and one.stdout == again.stdout, one.stderr
+    found = json.loads(one.stdout)
+    plain, step = found["first step"], found["step"]
+    launched = [what for what in plain if what.startswith(("kernels", "products"))]
+    assert all(plain[what] == step[what] for what in launched) and plain["kernels of ONNX Runtime"]
+    weights = sum(w.bytes for w in read_manifest(made(PLAIN)).about.weights.values())
+    assert weights < found["load"]["most memory"] <= step["most memory"] <= found["peak memory"]
