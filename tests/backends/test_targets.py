@@ -91,7 +91,6 @@ OTHER_WORDS = {
     "checkpoint/kinds.py": {"onnx"},  # a folder of a repository
     "extras.py": {"onnx"},  # a package
     "backends/onnxruntime.py": {"cpu"},  # a device of ONNX Runtime
-    "backends/cuda.py": {"cuda"},  # a device of torch
     "graph/lowering.py": {"onnx"},  # a namespace of torch's operators
 }
 
