@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from few_bits import few_bits_outside
+from few_bits import caches_outside, few_bits_outside
 
 from lmcast.exporter import passes, targets
 from lmcast.exporter.backends.onnxruntime import Runner, States
@@ -75,7 +75,7 @@ def widen(model: ir.Model, folder: Path) -> None:
             node.attributes["value"] = ir.AttrTensor("value", wide)
         if node.op_type == "Cast" and node.attributes["to"].as_int() in SHORT:
             node.attributes["to"] = ir.AttrInt64("to", WIDE)
-    passes.run(model, [norms_outside, few_bits_outside])
+    passes.run(model, [norms_outside, few_bits_outside, caches_outside])
 
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -11,11 +11,60 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from lmcast.exporter.passes.rewrite import nodes_of, replace, written
+from lmcast.exporter.passes.rewrite import MICROSOFT, nodes_of, replace, written
 from lmcast.plugins.onnx_builder import Builder, Value
 
 E2M1 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 Given = dict[str, Any]
+
+
+def caches_outside(model: ir.Model) -> int:
+    """Replace attention to caches in FP8 by one to what their codes stand for: it sees new tokens
+    as they are kept."""
+    found = [n for n in nodes_of(model, "GroupQueryAttention") if "k_quant_type" in n.attributes]
+    (lengths,) = [value for value in model.graph.inputs if value.name == "cache_lengths"]
+    for node in found:
+        node.name = f"{node.name}.meaning"
+        given = {name: attribute.value for name, attribute in node.attributes.items()}
+        width = node.inputs[3].shape[-1] if node.inputs[3] and node.inputs[3].shape else 0
+        write = partial(attention, given=given, width=width)
+        replace(model, node, written(model, node, write, lengths, *node.inputs))
+    return len(found)
+
+
+def attention(
+    op: Builder, lengths: Value, *inputs: Value | None, given: Given, width: int
+) -> tuple[Value, ...]:
+    heads, groups = given["num_heads"], given["kv_num_heads"]
+    query, key, value, past_key, past_value, last, total, cos, sin, *more = (*inputs, *[None] * 16)
+    sink, key_scale, value_scale = more[2:5]
+    assert query and past_key and past_value and key_scale and value_scale
+    if key is None or value is None:
+        sizes = [heads * width, groups * width, groups * width]
+        query, key, value = op.several("Split", 3, query, sizes, axis=-1)
+    if cos is not None:
+        tokens = op.Range(0, op.Squeeze(op.Shape(query, start=1, end=2)), 1)
+        places = op.Unsqueeze(lengths, [1]) + tokens
+        turn = {"interleaved": given.get("rotary_interleaved", 0)}
+        query, key = (
+            op.RotaryEmbedding(x, cos, sin, places, num_heads=n, **turn)
+            for x, n in ((query, heads), (key, groups))
+        )
+
+    def kept(x: Value, scale: Value) -> Value:
+        return op.QuantizeLinear(x, scale, output_dtype=ir.DataType.FLOAT8E4M3FN)
+
+    scales = key_scale, value_scale
+    new = [op.DequantizeLinear(kept(x, s), s) for x, s in zip((key, value), scales, strict=True)]
+    held = ((past_key, key_scale), (past_value, value_scale))
+    past = [op.DequantizeLinear(codes, scale) for codes, scale in held]
+    plain = {n: a for n, a in given.items() if "quant" not in n and "rotary" not in n}
+    del plain["kv_cache_bit_width"]
+    out, *present = op.several(
+        "GroupQueryAttention", 3, query, *new, *past, last, total, None, None, None, None, sink,
+        domain=MICROSOFT, **plain,
+    )  # fmt: skip
+    return out, *(kept(x, scale) for x, scale in zip(present, scales, strict=True))
 
 
 def few_bits_outside(model: ir.Model) -> int:

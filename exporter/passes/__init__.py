@@ -8,7 +8,10 @@ from lmcast.exporter.passes.block_products import block_products
 from lmcast.exporter.passes.fold_small import fold_small
 from lmcast.exporter.passes.fused_attention import fused_attention
 from lmcast.exporter.passes.fused_matmul import fused_matmul
-from lmcast.exporter.passes.group_query_attention import group_query_attention
+from lmcast.exporter.passes.group_query_attention import (
+    group_query_attention,
+    group_query_attention_fp8,
+)
 from lmcast.exporter.passes.inline_bodies import inline_bodies
 from lmcast.exporter.passes.inline_codes import inline_codes
 from lmcast.exporter.passes.inline_parts import inline_parts
@@ -56,7 +59,7 @@ CPU: tuple[Pass, ...] = (
 )
 CUDA: tuple[Pass, ...] = (
     inline_parts,
-    group_query_attention,
+    group_query_attention_fp8,
     total_length,
     inline_bodies,
     undo_reshape,

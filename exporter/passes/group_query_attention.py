@@ -6,8 +6,8 @@ after:  y, key, value = com.microsoft.GroupQueryAttention(q, k, v, past_key, pas
 
 window_attention becomes the same with the window as its buffer (`sliding_window_cache`), and sinks
 become its `head_sink`. What the kernel does not do, values of another width than the keys, chunks,
-a window of one token, a cache in FP8 and factors behind the softcap, keeps the operator and its
-body. The kernel takes rows of different lengths in single tokens only.
+a window of one token, and factors behind the softcap, keeps the operator and its body; the kernel
+for CPUs has no cache in FP8 either. It takes rows of different lengths in single tokens only.
 """
 
 from typing import Any
@@ -18,26 +18,42 @@ from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace
 
 
+# One scale for all keys of a layer, and one for its values.
+FP8 = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
+
+
 def group_query_attention(model: ir.Model) -> int:
+    return _fused(model, codes=False)
+
+
+def group_query_attention_fp8(model: ir.Model) -> int:
+    return _fused(model, codes=True)
+
+
+def _fused(model: ir.Model, codes: bool) -> int:
+    """codes: whether the kernel takes caches in FP8."""
     changes = 0
     for node in nodes_of(model, "cached_attention", "window_attention"):
         query, key, value, past_key, past_value, lengths, counts, *more = node.inputs
-        sink, unknown = more[:1], more[1:]  # to the kernel: scales of a cache in FP8, and factors
+        sink, scales, factors = more[:1], more[1:3], more[3:]
         assert query is not None and query.shape is not None
         assert past_key is not None and past_key.shape is not None
         assert past_value is not None and past_value.shape is not None
         attributes, width = _attributes(node, query.shape, past_key.shape), past_key.shape[-1]
         assert isinstance(width, int)
+        unknown = factors or (scales and not codes)
         if width != past_value.shape[-1] or width % 8 or attributes is None or unknown:
             continue
+        if scales:
+            attributes |= FP8
         name = str(node.name)
         inputs: list[ir.Value | None] = [
             _flat(model, node, v, f"{name}.{n}")
             for v, n in zip((query, key, value), "qkv", strict=True)
         ]
         inputs += [past_key, past_value, *_lengths(model, node, lengths, counts)]
-        if sink:  # behind what the kernel could rotate with, and a bias
-            inputs += [None, None, None, None, *sink]
+        if more:  # behind what the kernel could rotate with, and a bias
+            inputs += [None, None, None, None, *sink, *scales]
         out, *present = insert(
             model,
             node,

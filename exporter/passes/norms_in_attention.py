@@ -2,6 +2,9 @@
 
 before: y = GroupQueryAttention(Reshape(RMSNormalization(Reshape(q), weight)), the same of k, ...)
 after:  y = GroupQueryAttention(q, k, ..., weight of q, weight of k), which norms before it rotates
+
+Not beside a cache in FP8, of another dtype than the weights: with both, ONNX Runtime 1.31 widens
+the cache in every step.
 """
 
 import onnx_ir as ir

@@ -44,7 +44,7 @@ def _rewritten(model: ir.Model, node: ir.Node, tables: dict[ir.Value, ir.Value |
         if angle is not None and angle not in tables:
             tables[angle] = _table(model, angle)
     cos, sin = (tables[angle] if angle is not None else None for angle in angles)
-    if cos is None or sin is None or cos.dtype != past.dtype:
+    if cos is None or sin is None or cos.dtype != (node.outputs[0].dtype or past.dtype):
         return False
     for place, turn in enumerate((query, key)):
         node.replace_input_with(place, turn.inputs[0])

@@ -5,7 +5,6 @@ the CPU in fp32, where few_bits says what a kernel computes that CPUs do not hav
 """
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from tiny import Case, case, prompt
 from lmcast.exporter import export, load, targets
 from lmcast.exporter.pipeline import identified, take_recipe, understand
 from lmcast.graphs import fill
+from lmcast.graphs.blocks.attention import Attention
 
 DENSE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
@@ -60,27 +60,35 @@ class Row:
     format: str
     operator: str
     step: tuple[str, ...]
+    count: int = 1  # of the operator
+    compiled: bool = False  # whether kernels of ours are beside it
 
 
+FULL = wide(
+    "qwen3/plain", num_hidden_layers=1, head_dim=64, num_attention_heads=4, num_key_value_heads=1
+)
+RINGS = wide("gemma3_text/derived types", head_dim=64, num_attention_heads=4, num_key_value_heads=1)
 FP8 = ("MatMulBlockScaledFp8GemvKernel", "MatMulBlockScaledFp8MmaGemvKernel")
 NBITS8 = ("MatMulFloat8bKernelM1",)
 GROUPED = ("doGatedActivationKernel",)
 ROWS = {
-    "fp8": Row(LLAMA, "fp8", "MatMulBlockQuantizedFp8Weight", FP8),
-    "fp8-channel": Row(LLAMA, "fp8-channel", "MatMulBlockQuantizedFp8Weight", FP8),
-    "fp8-block": Row(LLAMA, "fp8-block", "MatMulBlockQuantizedFp8Weight", FP8),
-    "mxfp8": Row(LLAMA, "mxfp8", "MatMulBlockQuantizedFp8Weight", FP8[:1]),
+    "fp8": Row(LLAMA, "fp8", "MatMulBlockQuantizedFp8Weight", FP8, 7),
+    "fp8-channel": Row(LLAMA, "fp8-channel", "MatMulBlockQuantizedFp8Weight", FP8, 7),
+    "fp8-block": Row(LLAMA, "fp8-block", "MatMulBlockQuantizedFp8Weight", FP8, 7),
+    "mxfp8": Row(LLAMA, "mxfp8", "MatMulBlockQuantizedFp8Weight", FP8[:1], 7),
     "nvfp4": Row(
         LLAMA, "nvfp4", "MatMulBlockQuantizedFp4Weight",
-        ("MatMulBlockQuantizedFp4WeightMmaGemvKernel",),
+        ("MatMulBlockQuantizedFp4WeightMmaGemvKernel",), 7,
     ),
-    "mxfp4": Row(LLAMA, "mxfp4", "MatMulNBits", NBITS8),
-    "int8": Row(LLAMA, "int8", "MatMulNBits", NBITS8),
-    "int4": Row(LLAMA, "int4", "MatMulNBits", ("MatMulFloat4BitsKernelM1",)),
+    "mxfp4": Row(LLAMA, "mxfp4", "MatMulNBits", NBITS8, 7),
+    "int8": Row(LLAMA, "int8", "MatMulNBits", NBITS8, 7),
+    "int4": Row(LLAMA, "int4", "MatMulNBits", ("MatMulFloat4BitsKernelM1",), 7),
     "experts, int4": Row(QWEN, "int4", "QMoE", GROUPED),
     "experts, int8": Row(QWEN, "int8", "QMoE", GROUPED),
     "experts, mxfp4": Row(OSS, "mxfp4", "QMoE", GROUPED),
-    "experts chosen by sigmoid, int4": Row(GLM, "int4", "QMoE", GROUPED),
+    "experts chosen by sigmoid, int4": Row(GLM, "int4", "QMoE", GROUPED, compiled=True),
+    "caches": Row(FULL, "", "GroupQueryAttention", ("kernel_mha",), 1, True),
+    "caches that are rings": Row(RINGS, "", "GroupQueryAttention", ("kernel_mha",), 7, True),
 }  # fmt: skip
 
 
@@ -100,13 +108,18 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Engines:
                 checkpoints[row.case.name] = shortened(row.case, folder / "checkpoint")
             source = checkpoints[row.case.name]
             ends = ROUTED if row.operator == "QMoE" else [f"{end}.weight" for end in LINEAR]
-            recipe = write_packed(
-                source, folder / "recipe", dict.fromkeys(ends, row.format), near=torch.bfloat16
-            )
+            formats = dict.fromkeys(ends, row.format) if row.format else {}
+            held = () if row.format else attentions(source)
+            recipe = write_packed(source, folder / "recipe", formats, None, held, torch.bfloat16)
             given = {**OPTIONS, "recipe": recipe, "dtype": "bfloat16"}
             export(source, folder / "engine", "cuda", **given)
             made[name] = source, recipe, folder / "engine"
     return made
+
+
+def attentions(checkpoint: Path) -> list[str]:
+    model = understand(identified(checkpoint)[0], (), tokenizer=False).model
+    return [name for name, module in model.named_modules() if isinstance(module, Attention)]
 
 
 def all_calls(given: dict[str, dict[str, str]]) -> dict[str, Placed]:
@@ -126,7 +139,7 @@ def ran(engines: Engines) -> tuple[dict[str, Placed], Log]:
     given = {}
     for name, (checkpoint, recipe, folder) in engines.items():
         given[name] = {"folder": str(folder)}
-        if ROWS[name].case is GLM:
+        if ROWS[name].compiled:
             given[name] = {
                 "checkpoint": str(checkpoint), "recipe": str(recipe),
                 "folder": f"{folder}-compiled",
@@ -141,9 +154,7 @@ def test_kernels(name: str, ran: tuple[dict[str, Placed], Log]):
     placed, log = ran
     row = ROWS[name]
     assert list(placed[name]) == ["CUDAExecutionProvider"]
-    assert Counter(placed[name]["CUDAExecutionProvider"])[row.operator] == (
-        7 if row.case is LLAMA else 1
-    )
+    assert placed[name]["CUDAExecutionProvider"].count(row.operator) == row.count
     taken = {kernel.split("::")[-1] for kernel in log.after(f"{name}: step").kernels}
     assert taken & set(row.step)
     assert not [kernel for kernel in taken if "Dequant" in kernel]

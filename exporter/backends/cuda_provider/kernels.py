@@ -27,6 +27,7 @@ from lmcast.plugins.plugin import DOMAIN
 if TYPE_CHECKING:
     from lmcast.graphs.weights.bind import Binding
 
+FP8_SM = 89  # the first with attention to caches in FP8
 KERNELS = "kernels"  # the initializer
 # Of a call: rows, and tokens of a row. The first that no kernel counts beyond 32 bits with.
 MOST_ROWS = 256
@@ -56,7 +57,7 @@ def embed(graph: ir.Model, sms: tuple[int, ...]) -> None:
     Raises BackendError for what is not made for this target yet, InputError where a kernel does not
     fit.
     """
-    refuse_low_precision(graph)
+    refuse_low_precision(graph, sms)
     nodes = [node for node in graph.graph if node.domain == DOMAIN]
     if not nodes:
         return
@@ -87,11 +88,17 @@ def embed(graph: ir.Model, sms: tuple[int, ...]) -> None:
         del graph.functions[function.identifier()]
 
 
-def refuse_low_precision(graph: ir.Model) -> None:
+def refuse_low_precision(graph: ir.Model, sms: tuple[int, ...]) -> None:
     """Refuse what is held or multiplied in few bits and has no kernel; raises BackendError."""
     what = ""
-    if any(value.dtype == ir.DataType.FLOAT8E4M3FN for value in graph.graph.inputs):
-        what = "caches in FP8 have no kernels there yet"
+    for value in graph.graph.inputs:
+        if value.dtype == ir.DataType.FLOAT8E4M3FN and (old := [sm for sm in sms if sm < FP8_SM]):
+            able = ",".join(str(sm) for sm in SMS if sm >= FP8_SM)
+            state = str(value.name).removesuffix(".past")
+            raise BackendError(
+                f"{state} is held in FP8, which ONNX Runtime's attention has from SM{FP8_SM} on, and"
+                f" not on SM{old[0]}: use --sm {able}, or a recipe that was made without --kv"
+            )
     left = [node.inputs[0] for node in graph.graph if node.op_type == "DequantizeLinear"]
     for codes in left:
         if codes is not None and codes.dtype is not None:
