@@ -1,7 +1,7 @@
 """Checkpoints of full size in files that are holes: real names, shapes, dtypes; no data."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +181,18 @@ def make(name: str, directory: Path, layers: int | None = None, wide: bool = Fal
     config, tensors, *_ = GIANTS[name]
     if layers is not None:
         config = cut(config, layers)
+    write(config, tensors(config), directory, wide)
+
+
+def write(
+    config: dict[str, Any], tensors: Iterable[Tensor], directory: Path, wide: bool = False
+) -> None:
+    """Write a checkpoint of these tensors, likewise."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     shards: list[list[Tensor]] = [[]]
     room = SHARD
-    for tensor_name, dtype, shape in tensors(config):
+    for tensor_name, dtype, shape in tensors:
         tensor = (tensor_name, "F32" if wide and dtype == "BF16" else dtype, shape)
         if size(tensor) > room and shards[-1]:
             shards.append([])
