@@ -24,7 +24,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.progress import Progress
 from lmcast.exporter.prove.recorded import record
-from lmcast.exporter.weights.recipe_files import identity
+from lmcast.exporter.weights.recipe_files import contents, identity
 from lmcast.graphs import Definition
 from lmcast.plugins.errors import CheckFailed, InputError
 
@@ -57,7 +57,7 @@ class Subject:
         """Return everything that the results of layers depend on."""
         return {
             "lmcast": version("lmcast"),
-            "source": identity(self.identities),
+            "source": [*identity(self.identities), *contents(self.identities)],
             "config": repr(self.found.config),
             "recipe": self.preset and dataclasses.asdict(self.preset),
             "text": [

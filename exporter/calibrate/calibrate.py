@@ -26,6 +26,7 @@ from lmcast.exporter.calibrate.caches import check_caches
 from lmcast.exporter.calibrate.head import check_head
 from lmcast.exporter.calibrate.report import lines, warn
 from lmcast.exporter.checkpoint import identified
+from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.engine.names import RECIPE_JSON
@@ -118,6 +119,7 @@ def calibrate(
     name = recipe.weights if isinstance(recipe, Preset) else recipe
     how = (identities, sample, _whence(ids, data), name, preset, observer, fewest_tokens, head, kv)
     _check(subject := Subject(found, source, *how))
+    subject = dataclasses.replace(subject, identities=hashed(identities, progress))
     report = _write(subject, Path(output), bits, most_kl, progress)
     return Calibration(Path(output), report, time.monotonic() - started)
 

@@ -122,8 +122,9 @@ def is_recipe(directory: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     ours = {"version", "source", "weights", "inputs", "report"}
-    # An earlier lmcast wrote no caches, listed no files and recorded no quality.
-    if not isinstance(body, dict) or body.keys() - {"caches", "files", "quality", SELF} != ours:
+    # An earlier lmcast wrote no caches, listed no files and recorded fewer hashes and no quality.
+    later = {"caches", "files", "quality", "source_sha256", SELF}
+    if not isinstance(body, dict) or body.keys() - later != ours:
         return False
     return names <= {RECIPE_JSON, "weights"}
 
@@ -168,7 +169,7 @@ def verify(
     read = [e for e in manifest.files if not quick or e.size <= SMALL or is_read_whole(e.path)]
     problems += _wrong(directory, [e for e in read if e.path not in broken], advance)
     problems.sort(key=lambda problem: problem.path)
-    return problems + _changed_sources(manifest, quick, times, advance)
+    return problems + changed_sources(manifest, quick, times, advance)
 
 
 def undeclared(directory: Path) -> list[Problem]:
@@ -235,9 +236,10 @@ def _wrong(directory: Path, entries: Sequence[FileEntry], advance: Advance | Non
         raise EngineError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
-def _changed_sources(
-    manifest: Manifest, quick: bool, times: bool, advance: Advance | None
+def changed_sources(
+    manifest: Manifest, quick: bool = False, times: bool = True, advance: Advance | None = None
 ) -> list[Problem]:
+    """Return how linked sources differ from their identity; the rest as for `verify`."""
     if not manifest.linked:
         return []
     # Here, so that an engine with its own weights never imports the readers of checkpoints.

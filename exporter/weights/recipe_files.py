@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcast.calib.recipe import Recipe, RecipeError, apply, read_recipe, require_tensors
-from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.checkpoint.identity import SourceFile, hashed
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.engine.description import MadeWith, RecipeQuality
@@ -35,7 +35,7 @@ from lmcast.graphs import Definition
 from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
 from lmcast.graphs.weights.sources import shape_of
 
-VERSION = 2  # 1 had no hashes
+VERSION = 3  # 1 had no hashes, 2 none of its checkpoint
 AGAIN = "calibrate again"
 WEIGHTS = "weights"  # the folder of tensors
 
@@ -119,18 +119,20 @@ class RecipeFiles:
 def write_recipe(
     directory: Path,
     recipe: Recipe,
-    identities: Iterable[SourceFile],
+    identities: Sequence[SourceFile],
     hashes: Mapping[str, str] | None = None,
 ) -> None:
     """Write recipe.json; the tensors lie in weights/*.safetensors already.
 
-    hashes: known sha256 of those by relative path. Raises RecipeError for a report of numbers that
+    identities: of the checkpoint's files, with their sha256. hashes: known sha256 of the tensors'
+    files by relative path. Raises RecipeError for a report of numbers that
     are not finite.
     """
     found = {path: status for path, status in walk(directory) if path.startswith(f"{WEIGHTS}/")}
     fields = {
         "version": VERSION,
         "source": identity(identities),
+        "source_sha256": contents(identities),
         "files": list_files(directory, found, hashes or {}),
         **recipe.as_json(),
     }
@@ -148,13 +150,19 @@ def identity(identities: Iterable[SourceFile]) -> list[dict[str, Any]]:
     ]
 
 
+def contents(identities: Iterable[SourceFile]) -> list[str | None]:
+    """Return the sha256 of all bytes of every file of a checkpoint."""
+    return [file.sha256 for file in identities]
+
+
 def open_recipe(
-    path: Path, identities: Iterable[SourceFile], whole: bool = True, progress: Progress = silent
+    path: Path, identities: Sequence[SourceFile], whole: bool = True, progress: Progress = silent
 ) -> RecipeFiles:
     """Return the recipe of a directory; raises RecipeError if it is damaged, or of another
     checkpoint.
 
-    whole: compute the hashes of its tensors too, which recipe.json lists.
+    whole: compute the hashes of its tensors too, which recipe.json lists, and of the checkpoint's
+        files where `identities` has none.
     """
     file = path / RECIPE_JSON
     if not file.is_file():
@@ -167,13 +175,18 @@ def open_recipe(
         raise RecipeError(f"{file}: {error}; {AGAIN}") from None
     except OSError as error:
         raise RecipeError(f"{file}: cannot be read: {error.strerror}") from None
-    source = fields.pop("source", None)
+    source, recorded = fields.pop("source", None), fields.pop("source_sha256", None)
     try:
         recipe = read_recipe(fields)
     except RecipeError as error:
         raise RecipeError(f"{file}: {error}") from None
     if source != json.loads(json.dumps(identity(identities))):
         raise RecipeError(f"{path}: was calibrated on another checkpoint than the one given")
+    if whole and recorded != contents(hashed(identities, progress)):
+        raise RecipeError(
+            f"{path}: was calibrated on another checkpoint than the one given, whose weights have"
+            f" other values; give that one, or {AGAIN}"
+        )
     if problems := list(_problems(path, files, whole, progress)):
         raise RecipeError(f"{path}: {problems[0]}; {AGAIN}")
     held = _tensors(path, files)
@@ -189,7 +202,7 @@ def _unsealed(data: bytes) -> dict[str, Any]:
     body = parse_object(data)
     version = body.get("version")
     if type(version) is not int or version != VERSION:
-        raise DamagedError(f"version is {version!r:.40}; accepted: {VERSION}, which has hashes")
+        raise DamagedError(f"version is {version!r:.40}; accepted: {VERSION}, which has all hashes")
     fields = check_seal(body, data)
     del fields["version"]
     return fields
@@ -229,7 +242,7 @@ def recipe_of(
     engine: Path,
     made_with: MadeWith | None,
     recipe: Path | None,
-    identities: Iterable[SourceFile],
+    identities: Sequence[SourceFile],
     progress: Progress = silent,
 ) -> RecipeFiles | None:
     """Return the recipe that an engine was made with, None for none.

@@ -9,6 +9,7 @@ from torch import nn
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.recipe import FP8_CACHE, Recipe, tensors
 from lmcast.exporter import pipeline
+from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.dtypes import of_torch
 from lmcast.exporter.weights.place import Entry, as_bytes, write
 from lmcast.exporter.weights.recipe_files import write_recipe
@@ -58,7 +59,8 @@ def write_packed(
     held |= {f"{name}.cache.{end}": torch.tensor(1.0) for name in caches for end in ends}
     directory.mkdir()
     write([_entry(name, tensor.contiguous()) for name, tensor in held.items()], directory)
-    write_recipe(directory, Recipe(weights, layers, dict.fromkeys(caches, FP8_CACHE)), identities)
+    made = Recipe(weights, layers, dict.fromkeys(caches, FP8_CACHE))
+    write_recipe(directory, made, hashed(identities))
     return directory
 
 

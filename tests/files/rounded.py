@@ -8,6 +8,7 @@ import torch
 
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.recipe import Recipe, tensors
+from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.pipeline import identified, understand
 from lmcast.exporter.weights.place import Entry, as_bytes, write
 from lmcast.exporter.weights.recipe_files import write_recipe
@@ -53,7 +54,7 @@ def round_weights(
             made[at.shared] = packed.shared
     directory.mkdir()
     write([entry(name, tensor) for name, tensor in made.items()], directory)
-    write_recipe(directory, Recipe(weights, inputs or {}, caches or {}), identities)
+    write_recipe(directory, Recipe(weights, inputs or {}, caches or {}), hashed(identities))
     return directory
 
 

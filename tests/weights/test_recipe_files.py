@@ -19,11 +19,12 @@ from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.recipe import Recipe, RecipeError, require_tensors, tensors
 from lmcast.exporter.calibrate.work import Work
 from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.engine.sealed import seal, unseal
 from lmcast.exporter.pipeline import export, identified, understand
 from lmcast.exporter.weights.place import Entry, as_bytes, write
-from lmcast.exporter.weights.recipe_files import RecipeFiles, open_recipe
+from lmcast.exporter.weights.recipe_files import RecipeFiles, identity, open_recipe
 from lmcast.graphs.blocks.quantized import InputFormat
 
 FILE = "weights/model-00001.safetensors"
@@ -169,10 +170,12 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "no JSON": (lambda r: (r / "recipe.json").write_text("{"), "not valid JSON"),
     "too deep": (lambda r: (r / "recipe.json").write_text("[" * 99999), "not valid JSON"),
     "too large": (lambda r: os.truncate(r / "recipe.json", 1 << 32), "larger than 64 MiB"),
-    "an earlier version": (put("version", 1), "version is 1; accepted: 2"),
+    "an earlier version": (put("version", 1), "version is 1; accepted: 3"),
     "a true version": (put("version", True), "version is True"),
     "another checkpoint": (put("source", 0, "size", 1), "another checkpoint"),
     "no source": (put("source", None), "another checkpoint"),
+    "another value in the checkpoint": (put("source_sha256", 0, "0" * 64), "have other values"),
+    "no hash of the checkpoint": (edit(lambda b: b.pop("source_sha256")), "have other values"),
     "an unknown field": (put("extra", None), "extra is unknown"),
     "no inputs": (edit(lambda body: body.pop("inputs")), "inputs is missing"),
     "weights, a list": (put("weights", []), "weights is []; accepted: an object"),
@@ -266,15 +269,26 @@ def test_every_command_refuses(command: str, made: Path, tmp_path: Path, lmcast:
     assert not (tmp_path / "engine").exists()
 
 
+def test_a_fine_tune_is_another_checkpoint(made: Path, tmp_path: Path, lmcast: Run):
+    """Sizes and headers are the same: with the recipe, the engine would be half of each model."""
+    tuned = shutil.copytree(made / "checkpoint", tmp_path / "tuned")
+    flip("model.safetensors", -1)(tuned)
+    own, theirs = identified(made / "checkpoint")[1], identified(tuned)[1]
+    assert identity(own) == identity(theirs)
+    status, _, error = lmcast("export", tuned, "-o", tmp_path / "e", "--recipe", made / "recipe")
+    assert (status, "other values" in error) == (2, True)
+    assert not (tmp_path / "e").exists()
+
+
 def test_a_run_goes_on_without_what_is_damaged(made: Path, tmp_path: Path):
     source, identities = identified(made / "checkpoint")
-    work = Work(Place(tmp_path / "recipe"), source, identities)
+    work = Work(Place(tmp_path / "recipe"), source, hashed(identities))
     work.begin({"a": 1})
     for index in range(3):
         work.put(index, "kept", Recipe({}, {}), {"value": torch.ones(2)})
     flip(FILE, -1)(work.folder / "kept-0001")
     flip("recipe.json", 9)(work.folder / "kept-0002")
-    again = Work(Place(tmp_path / "recipe"), source, identities)
+    again = Work(Place(tmp_path / "recipe"), source, hashed(identities))
     again.begin({"a": 1})
     assert [again.has(index, ["kept"]) for index in range(3)] == [True, False, False]
     again.begin({"a": 2})
@@ -283,7 +297,7 @@ def test_a_run_goes_on_without_what_is_damaged(made: Path, tmp_path: Path):
 
 def test_no_recipe_of_what_is_not_finite(made: Path, tmp_path: Path):
     source, identities = identified(made / "checkpoint")
-    work = Work(Place(tmp_path / "recipe"), source, identities)
+    work = Work(Place(tmp_path / "recipe"), source, hashed(identities))
     work.begin({})
     with pytest.raises(RecipeError, match="not finite"):
         work.put(0, "kept", Recipe({}, {}, {}, {"kl": float("nan")}), {})
@@ -311,4 +325,4 @@ def test_what_is_written_is_accepted(made: Path):
     assert opened(made, made / "recipe").files[0].path == FILE
     fields = json.loads((made / "recipe/recipe.json").read_text())
     assert [entry["path"] for entry in fields["files"]] == [FILE]
-    assert fields["version"] == 2
+    assert fields["version"] == 3

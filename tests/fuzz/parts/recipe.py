@@ -19,6 +19,7 @@ from fuzz.edits import Edit
 from fuzz.files import draw_in, edited
 from fuzz.trial import INPUT
 from lmcast.exporter import targets
+from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.description import MadeWith
 from lmcast.exporter.engine.names import RECIPE_JSON
@@ -59,7 +60,8 @@ class Recipes:
         self.folder = folder
         checkpoint = folder.parent / "checkpoint"
         tiny_llama(checkpoint)
-        self.source, self.identities = identified(checkpoint)
+        self.source, identities = identified(checkpoint)
+        self.identities = hashed(identities)
         self.found = understand(self.source, (), tokenizer=False)
         self.logits = {}
         self.made_with = {}
