@@ -7,6 +7,7 @@ from threading import Lock, Timer
 from typing import TYPE_CHECKING
 
 from lmcast.exporter.interrupts import Signals
+from lmcast.plugins.errors import escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +70,11 @@ class Terminal(Progress):
 
     def warn(self, message: str) -> None:
         self.console.print(
-            f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            f"warning: {escaped(message)}",
+            style="yellow",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
 
     def say(self, message: str) -> None:

@@ -5,8 +5,12 @@ HEAD, TAIL = 1000, 500  # characters of a message that are kept: names can be me
 
 def printable(message: str) -> str:
     """Return a message as one line that no terminal acts on, whatever names it quotes."""
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in _cut(message))
-    return _cut("".join(escaped))
+    return _cut(escaped(_cut(message)))
+
+
+def escaped(line: str) -> str:
+    """Return a line with an escape for whatever a terminal would act on, or cannot show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _cut(message: str) -> str:

@@ -15,8 +15,10 @@ from lmcast.exporter.cli.options import (
     inert,
     report,
     revision,
+    tell,
     untie,
 )
+from lmcast.plugins.errors import escaped
 
 
 @click.command()
@@ -72,7 +74,7 @@ def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
         click.echo(json.dumps({"ok": not problems, "problems": listed}, indent=1))
     else:
         for problem in problems:
-            click.echo(str(problem))
+            tell(escaped(str(problem)))
         whole = "every file is as it was written"
         if key:
             whole += f", and signed with the key of {key}"
@@ -81,7 +83,7 @@ def verify(engine: Path, key: Path | None, relink: bool, as_json: bool) -> None:
         elif not relink:
             whole += "; by whom, only a signature can tell"
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        click.echo(count if problems else whole)
+        tell(count if problems else whole)
     if problems:
         raise SystemExit(CHECK_FAILED)
 

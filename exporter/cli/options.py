@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from lmcast.plugins.errors import escaped
+
 CHECK_FAILED, WRONG_INPUT = 1, 2  # exit statuses
 LONGEST_ID = 1000  # digits: Python reads no integer of some thousands
 PATH = click.Path(path_type=Path)
@@ -192,4 +194,12 @@ def with_system(prompt: Any, system: str) -> Any:
 
 def report(result: Any, as_json: bool) -> None:
     """Print what a command found, for a machine or for a person."""
-    click.echo(json.dumps(result.as_json(), indent=1) if as_json else result.text())
+    if as_json:
+        click.echo(json.dumps(result.as_json(), indent=1))
+    else:
+        tell(result.text())
+
+
+def tell(text: str) -> None:
+    """Print lines for a person: paths, and what strangers' files say, may hold any characters."""
+    click.echo("\n".join(map(escaped, text.split("\n"))))

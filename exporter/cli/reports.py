@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from lmcast.exporter.cli.options import PATH
+from lmcast.exporter.cli.options import PATH, tell
 from lmcast.plugins.errors import InputError
 
 HEAD_BYTES = 1024
@@ -73,7 +73,7 @@ def report_table(result: Any, command: str, file: Path | None) -> None:
     if file == PRINTED:
         click.echo(text)
         return
-    click.echo(result.table())
+    tell(result.table())
     if file is not None:
         write(file, text.encode() + b"\n")
 

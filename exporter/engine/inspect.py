@@ -14,7 +14,7 @@ from lmcast.exporter.engine.names import TOKENIZER, templates
 from lmcast.exporter.progress import Progress, silent
 from lmcast.plugins.annotations import Count, Rows
 from lmcast.plugins.arguments import checked
-from lmcast.plugins.errors import InputError
+from lmcast.plugins.errors import InputError, escaped
 
 if TYPE_CHECKING:
     from lmcast.exporter.checkpoint.tensors import StoredTensor
@@ -96,7 +96,7 @@ class Inspection:
         if self.left_out:
             lines.append(f"left out      {self.left_out}")
         lines += [f"{f['what']:<14}{f['path']} ({f['bytes']:,} bytes)" for f in self.files]
-        return "\n".join(lines)
+        return "\n".join(map(escaped, lines))  # a line each, whatever files are called
 
     def _recipe(self) -> list[str]:
         if self.recipe is None:

@@ -16,6 +16,7 @@ from tiny.llama import tiny_llama
 
 from lmcast.exporter import export
 from lmcast.exporter.cli import cli
+from lmcast.exporter.engine.sealed import seal, unseal
 
 BYTES = 4  # of a float32
 # Embedding, head and last norm; per layer q and o, k and v, three of the FFN, two norms.
@@ -341,6 +342,27 @@ def test_verify_finds_damage(name: str, made: Path, tmp_path: Path, lmcast):
     found = json.loads(out)
     assert found["ok"] is False
     assert [problem["path"] for problem in found["problems"]] == [path]
+
+
+@pytest.mark.parametrize("key", ["architecture", "target", "weights", "path"])
+def test_what_strangers_write_acts_on_no_terminal(key: str, made: Path, tmp_path: Path, lmcast):
+    """An escape of eight bits, half of a surrogate pair, text from right to left, a line."""
+    wild = "a\x9b31m\ud800\u202e"
+    shutil.copytree(made / "engine", engine := tmp_path / "engine")
+    body = unseal((engine / "engine.json").read_bytes())
+    if key == "path":
+        engine = engine.rename(tmp_path / "a\x9b31m\udcff\u202e\n")
+        (engine / "b\n\x1b[31m").touch()
+        status, out, _ = lmcast("verify", engine)
+        assert (status, out) == (1, "b\\n\\x1b[31m: not part of the engine\n1 problem\n")
+    else:
+        body[key] = {f"{wild}\n": {"tensors": 1, "bytes": 1}} if key == "weights" else wild
+        (engine / "engine.json").write_bytes(seal(body))
+    status, out, _ = lmcast("inspect", engine)
+    assert status == 0
+    assert all(line.isprintable() for line in out.splitlines())
+    assert "a\\x9b31m" in out
+    assert len(out.split("\n")) == len(lmcast("inspect", made / "engine")[1].split("\n"))
 
 
 def test_verify_a_whole_engine(made: Path, lmcast):
