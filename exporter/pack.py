@@ -13,13 +13,13 @@ from lmcast.exporter.checkpoint.files import open_regular, read_into
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
-from lmcast.exporter.engine.manifest import EngineError, write_manifest
+from lmcast.exporter.engine.manifest import EngineError, changed_sources, write_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, SIGNATURE
 from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
-from lmcast.exporter.weights.place import Entry, location, write
+from lmcast.exporter.weights.place import Entry, location, ordered, write
 from lmcast.plugins.arguments import checked
 
 
@@ -38,7 +38,7 @@ def pack(
     graph = ir.load(engine / MODEL)
     # Those within the graph stay there: machine code, and what passes have computed.
     weights = [v for v in graph.graph.initializers.values() if is_linked(v)]
-    entries = [_entry(value) for value in weights]
+    entries = ordered(map(_entry, weights))
     destination, fields = output or engine, dict(source.manifest.fields)
     if output is not None:
         for linked in source.manifest.linked:
@@ -51,7 +51,10 @@ def pack(
     with staged(destination, progress) as directory:
         with progress.stage("copying weights", total) as step:
             placed, hashes = write(entries, directory, step)
-        Engine(engine)  # refuses a checkpoint that has changed while it was copied
+        read = sum(linked.size for linked in source.manifest.linked if linked.sha256)
+        with progress.stage("hashing weights", read) as step:  # now: of what has been copied
+            if problems := changed_sources(source.manifest, advance=step):
+                raise EngineError(f"{engine}: {problems[0]}")
         for value in weights:
             name, tensor = str(value.name), cast(ir.ExternalTensor, value.const_value)
             value.const_value = ir.ExternalTensor(

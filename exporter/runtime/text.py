@@ -49,7 +49,8 @@ class Text:
 
     def prefix(self) -> list[int]:
         """Return the special tokens that the tokenizer puts before a text: BOS, or none."""
-        encoded = self._tokenizer.encode("x")
+        with refusing(unusable):
+            encoded = self._tokenizer.encode("x")
         marks = enumerate(encoded.special_tokens_mask)
         return encoded.ids[: next((i for i, special in marks if not special), 0)]
 

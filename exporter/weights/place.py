@@ -234,12 +234,17 @@ def place(
         blocks = _converted(checkpoint, source, kept)
         assert kept.safetensors is not None
         entries.append(Entry(name, kept.safetensors, shape, size, blocks))
-    # Vectors behind the matrices: those that are multiplied with one input then lie side by side.
-    entries.sort(key=lambda entry: len(entry.shape) < 2)
+    entries = ordered(entries)
     if packed:  # numbers of 4 bytes first, of 1 last: all begin at a multiple of their size
         entries.sort(key=lambda entry: -OF_SAFETENSORS[entry.dtype].bytes)
     placed, hashes = write(entries, directory, advance)
     return Placement(mode, placed, hashes, None, packed, within=within)
+
+
+def ordered(entries: Iterable[Entry]) -> list[Entry]:
+    """Return vectors behind the matrices: those that are multiplied with one input then lie side by
+    side."""
+    return sorted(entries, key=lambda entry: len(entry.shape) < 2)
 
 
 def _linked(

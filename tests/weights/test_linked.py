@@ -235,6 +235,19 @@ def test_source_that_changes_while_it_is_packed(restored, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_source_of_other_bytes_is_not_packed(restored, tmp_path):
+    """As a disk changes them: size, header and time are the same."""
+    engine, file = restored
+    status, data = file.stat(), bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    load(engine)
+    with pytest.raises(EngineError, match="sha256 differs"):
+        pack(engine, tmp_path / "packed")
+    assert list(tmp_path.iterdir()) == []
+
+
 # Kinds of checkpoints
 
 
