@@ -2,8 +2,8 @@
 
 The engine runs alone in a fresh process, so that the peaks are its own. Peak private memory is
 anonymous memory (RssAnon): weights read from a mapped file are page cache, which processes share
-and the kernel reclaims at will, so they count in the peak RSS only. Of a plan, weights and states
-are in GPU memory: its peak counts all processes since the start, and the read bandwidth is the
+and the kernel reclaims at will, so they count in the peak RSS only. On a GPU, weights and states
+are in its memory: its peak counts all processes since the start, and the read bandwidth is the
 GPU's.
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 from fake_cuda import note
 
 from lmcast.exporter import load
-from lmcast.exporter.backends.cuda_provider import machine
+from lmcast.exporter.backends.cuda_provider import machine, runner
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.runtime import session as sessions
 
@@ -110,6 +110,16 @@ FAULTS: dict[str, Callable[[], None]] = {
     "two packages": over_one_another,
     "a library": without_a_library,
 }
+
+
+def beyond(path: str) -> None:
+    """Run steps where no more graphs may be captured."""
+    runner.MOST_GRAPHS = 0
+    session = load(path).session(ROWS)
+    for name in STEPS:
+        note(name)
+        session.append(ones(1))
+    note("end")
 
 
 def fails_twice(path: str) -> list[str]:

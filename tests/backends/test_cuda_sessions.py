@@ -3,6 +3,7 @@
 Numbers of ONNX Runtime's own kernels are nothing there; those of our operators are interpreted.
 """
 
+import _ctypes
 import json
 import re
 import shutil
@@ -15,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_lives import FIRST, ROWS, STEPS, fails_twice, refusal, shifted, whole_life
+from cuda_lives import FIRST, ROWS, STEPS, beyond, fails_twice, refusal, shifted, whole_life
 from fake_cuda import Log, missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
 
 from lmcast.exporter import export
+from lmcast.exporter.backends.cuda_provider import machine
 from lmcast.exporter.engine.manifest import read_manifest, write_manifest
 from lmcast.plugins.launch import launch_plan
 
@@ -125,6 +127,23 @@ def test_refused(made: Made, what: str):
     run = on_fake_gpu(refusal, str(made(PLAIN)), **facts)
     assert re.search(words, run.result), run.result
     assert "\n" not in run.result and not run.output.strip()
+
+
+def test_steps_beyond_the_last_graph_run_without(made: Made):
+    run = on_fake_gpu(beyond, str(made(PLAIN)))
+    plain, *others = (run.log.after(call) for call in STEPS)
+    for step in others:
+        assert step.kernels == plain.kernels and not step.of("graph") and not captures(step)
+
+
+def test_libraries_of_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where NVIDIA's packages have them, which no system looks into."""
+    folder = tmp_path / "nvidia/cu13/lib"
+    folder.mkdir(parents=True)
+    (folder / "liblmcast_none.so").symlink_to(_ctypes.__file__)
+    assert not machine.load_library("liblmcast_none.so")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert machine.load_library("liblmcast_none.so")
 
 
 MISSING = {

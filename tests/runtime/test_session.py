@@ -1,6 +1,7 @@
 """Sessions: what they refuse, what they give, and that their memory stays where it is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,33 @@ def test_two_sessions_of_one_engine_are_apart(engine: Engine):
 
 def test_engine_takes_a_path_as_text(engine: Engine):
     assert Engine(str(engine.directory)).directory == Path(engine.directory)
+
+
+def limited(engine: Engine, rows: int, **most: int) -> Session:
+    """Return a session of the same graph with kernels that count no further."""
+    graph = replace(engine.manifest.about.graph, **most)
+    return Session(engine.runner, graph, engine.context, engine.vocab_size, rows)
+
+
+def test_kernels_are_given_no_more_than_they_count(engine: Engine):
+    """Prompts in pieces, of which some rows have none; logits of any positions."""
+    ids, counts, at = (
+        drawn(3, 11),
+        np.array([11, 2, 6]),
+        np.array([[10, 0, 3], [1, 1, 0], [5, 4, 0]]),
+    )
+    ours, theirs = limited(engine, 3, most_tokens=4), engine.session(3)
+    calls, run = [], engine.runner.run
+    with pytest.MonkeyPatch.context() as patched:
+
+        def watched(inputs: Any, states: Any, **rows: Any) -> Any:
+            calls.append(inputs["input_ids"].shape[1])
+            return run(inputs, states, **rows)
+
+        patched.setattr(engine.runner, "run", watched)
+        got = ours.run(ids, counts, at)
+    assert max(calls) == 4
+    np.testing.assert_allclose(got, theirs.run(ids, counts, at), atol=CLOSE)
+    np.testing.assert_allclose(ours.append(ids[:, :1]), theirs.append(ids[:, :1]), atol=CLOSE)
+    with pytest.raises(SessionError, match="batch is 3; this engine takes up to 2 rows"):
+        limited(engine, 3, most_rows=2)

@@ -88,15 +88,16 @@ def load_libraries() -> None:
     """Load what the provider links, of the system or of NVIDIA's packages, which it does not look
     into; raises BackendError."""
     for name in LINKED:
-        if not _load(name):
+        if not load_library(name):
             raise BackendError(
                 f"{name}, which ONNX Runtime's CUDA provider links, is not installed: {EXTRA}"
             )
     for name in OPENED:
-        _load(name)
+        load_library(name)
 
 
-def _load(name: str) -> bool:
+def load_library(name: str) -> bool:
+    """Load a shared library of the system or of NVIDIA's packages; say whether it is there."""
     spec = find_spec("nvidia")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
     packaged = [path for folder in folders for path in sorted(folder.glob(f"*/lib/{name}"))]
