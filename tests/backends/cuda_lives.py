@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from fake_cuda import note
 from lmcast.exporter import load
 from lmcast.exporter.backends.cuda_provider import machine, runner
 from lmcast.exporter.backends.ort import ort
+from lmcast.exporter.engine.manifest import read_manifest
 from lmcast.exporter.runtime import session as sessions
 
 ROWS, FIRST = 3, 8  # rows, and the first capacity
@@ -110,6 +112,11 @@ FAULTS: dict[str, Callable[[], None]] = {
     "two packages": over_one_another,
     "a library": without_a_library,
 }
+
+
+def why_not(path: str) -> str:
+    """Return why parity is not proven at export; "" where it is."""
+    return runner.absent(read_manifest(Path(path)))
 
 
 def beyond(path: str) -> None:

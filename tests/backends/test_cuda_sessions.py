@@ -16,7 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_lives import FIRST, ROWS, STEPS, beyond, fails_twice, refusal, shifted, whole_life
+from cuda_lives import (
+    FIRST,
+    ROWS,
+    STEPS,
+    beyond,
+    fails_twice,
+    refusal,
+    shifted,
+    whole_life,
+    why_not,
+)
 from fake_cuda import Log, missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
 
@@ -113,9 +123,7 @@ REFUSED: dict[str, tuple[Facts, str]] = {
     "SM75": ({"sm": 75}, r"SM75.*no kernels.*there runs --target tensorrt-rtx$"),
     "another SM": ({"sm": 80}, "is for SM90, and this GPU, Fake GPU SM80, is SM80: export again"),
     "no GPU": ({"sm": None}, "no NVIDIA GPU is here; without one `lmcast inspect`"),
-    "no driver": ({"driver": None}, "no driver of an NVIDIA GPU is here"),
-    "an old driver": ({"driver": 12040}, "is for CUDA 12.4, and lmcast's packages"),
-    "weights": ({"memory": 40_000}, r"weights are [\d,]+ bytes, and this GPU .* has 40,000 free"),
+    "weights": ({"memory": 40_000}, r"weights are [\d,]+ bytes, and this GPU, .*, has 40,000 free"),
     "states": ({"memory": 90_000}, r"3 rows need [\d,]+ bytes of state, and this GPU"),
     "a prompt": ({"memory": 116_000}, "3 rows of 2 tokens at once need more memory"),
 }
@@ -127,6 +135,15 @@ def test_refused(made: Made, what: str):
     run = on_fake_gpu(refusal, str(made(PLAIN)), **facts)
     assert re.search(words, run.result), run.result
     assert "\n" not in run.result and not run.output.strip()
+
+
+WHY = {"": {}, "is for SM90, and this GPU": {"sm": 89}}
+
+
+@pytest.mark.parametrize("said", WHY)
+def test_parity_is_proven_where_it_can_be(made: Made, said: str):
+    found = on_fake_gpu(why_not, str(made(PLAIN)), **WHY[said]).result
+    assert said in found and bool(said) == bool(found), found
 
 
 def test_steps_beyond_the_last_graph_run_without(made: Made):

@@ -1,14 +1,15 @@
 """What ONNX Runtime's CUDA provider needs of a machine: its package, libraries, a GPU it knows."""
 
 import ctypes
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from lmcast.exporter.backends import native
 from lmcast.exporter.backends.cuda import Cuda, require_gpu
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.ort import ort
+from lmcast.exporter.engine.description import Description
 
 PROVIDER = "CUDAExecutionProvider"
 EXTRA = "pip install 'lmcast[cuda]'"
@@ -41,8 +42,8 @@ def require_sm(sm: int) -> None:
         )
 
 
-def usable(sms: Iterable[int]) -> Cuda:
-    """Return the GPU at hand for an engine with machine code for these SMs.
+def usable(about: Description) -> Cuda:
+    """Return the GPU at hand for an engine, with the provider's libraries loaded.
 
     Raises InputError that says in one line what is missing.
     """
@@ -50,15 +51,28 @@ def usable(sms: Iterable[int]) -> Cuda:
     require_package()
     gpu = Cuda()
     require_sm(gpu.sm)
-    compiled = sorted(sms)
     # Machine code runs on GPUs of its generation that are as new.
-    if compiled and not any(sm // 10 == gpu.sm // 10 and sm <= gpu.sm for sm in compiled):
+    if about.sms and not any(sm // 10 == gpu.sm // 10 and sm <= gpu.sm for sm in about.sms):
+        compiled = ", ".join(f"SM{sm}" for sm in sorted(about.sms))
         raise BackendError(
-            f"its machine code is for {', '.join(f'SM{sm}' for sm in compiled)}, and this GPU,"
-            f" {gpu.name}, is SM{gpu.sm}: export again with --sm {gpu.sm}, or without --sm for all"
+            f"its machine code is for {compiled}, and this GPU, {gpu.name}, is SM{gpu.sm}: export"
+            f" again with --sm {gpu.sm}, or without --sm for all"
+        )
+    need = sum(stored.bytes for stored in about.weights.values())
+    if need > (free := gpu.bytes - gpu.used()):
+        raise BackendError(
+            f"its weights are {need:,} bytes, and this GPU, {gpu.name}, has {free:,} free of"
+            f" {gpu.bytes:,}"
         )
     load_libraries()
+    if about.sms:
+        operators()
     return gpu
+
+
+def operators() -> str:
+    """Return the path of the library with operators of ours; raises BackendError without it."""
+    return native.library("its graph, which has operators of ours")
 
 
 def require_package() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lmcast.exporter.backends import native
 from lmcast.exporter.backends.cuda import Array, Cuda, DeviceError, OutOfMemory
-from lmcast.exporter.backends.cuda_provider.machine import PROVIDER, usable
+from lmcast.exporter.backends.cuda_provider.machine import PROVIDER, operators, usable
 from lmcast.exporter.backends.gpu_call import Call
 from lmcast.exporter.backends.onnxruntime import (
     NAMED,
@@ -46,7 +46,7 @@ Bound = tuple[str, Array]  # a state's name, and where it is read and written
 def absent(manifest: Manifest) -> str:
     """Return why an engine does not run here, '' where it does."""
     try:
-        usable(manifest.about.sms)
+        usable(manifest.about)
     except InputError as error:
         return str(error)
     return ""
@@ -56,7 +56,7 @@ def prepare(manifest: Manifest) -> Cuda:
     """Return the GPU at hand, with the provider's libraries loaded; raises InputError."""
     where = manifest.directory
     try:
-        return usable(manifest.about.sms)
+        return usable(manifest.about)
     except DeviceError as error:
         raise DeviceError(
             f"{where}: {error}; without one `lmcast inspect`, `verify`, `pack` and `sign` take this"
@@ -105,12 +105,6 @@ class Runner:
         self._graph, self._vocab = about.graph, about.vocab_size
         self._path = manifest.directory / about.graph.file
         self.place = f"this GPU ({gpu.name})"
-        need = sum(stored.bytes for stored in about.weights.values())
-        if need > (free := gpu.bytes - gpu.used()):
-            raise BackendError(
-                f"{manifest.directory}: its weights are {need:,} bytes, and {self.place} has"
-                f" {free:,} free of {gpu.bytes:,}"
-            )
         with gpu.active():
             self._session = _loaded(self._path, manifest, gpu, model)
         require_contract(self._session, self._path, about)
@@ -296,8 +290,7 @@ def _provider(manifest: Manifest, gpu: Cuda) -> tuple[ort.SessionOptions, list[A
     # A node without a kernel for GPUs would be run by the CPU, with copies there and back.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if manifest.about.sms:
-        needed_by = f"{manifest.directory}, which has operators of ours"
-        options.register_custom_ops_library(native.library(needed_by))
+        options.register_custom_ops_library(operators())
     own = {
         "enable_cuda_graph": "1",
         "user_compute_stream": str(gpu.stream),
