@@ -22,7 +22,7 @@ def caches_outside(model: ir.Model) -> int:
     """Replace attention to caches in FP8 by one to what their codes stand for: it sees new tokens
     as they are kept."""
     found = [n for n in nodes_of(model, "GroupQueryAttention") if "k_quant_type" in n.attributes]
-    (lengths,) = [value for value in model.graph.inputs if value.name == "cache_lengths"]
+    lengths = next((v for v in model.graph.inputs if v.name == "cache_lengths"), None)
     for node in found:
         node.name = f"{node.name}.meaning"
         given = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -103,14 +103,14 @@ def fp8_product(op: Builder, x: Value, *_: None, held: list[Any], given: Given) 
     codes, scales = held[1:3]
     weight = codes.astype(np.float32)
     weight = weight * spread(scales, given["block_size"], weight.shape[-1])
-    return op.MatMul(x, weight.T)
+    return op.MatMul(x, op.CastLike(weight.T, x))
 
 
 def fp4_product(op: Builder, x: Value, *_: None, held: list[Any], given: Given) -> Value:
     codes, scales, shared = held[1:4]
     numbers = E2M1[halves(codes)]
     wide = spread(scales.view(ml_dtypes.float8_e4m3fn), given["block_size"], numbers.shape[-1])
-    return op.MatMul(x, (numbers * (wide * shared)).T)
+    return op.MatMul(x, op.CastLike((numbers * (wide * shared)).T, x))
 
 
 def stack(codes: np.ndarray, scales: np.ndarray, zeros: Any, given: Given) -> np.ndarray:

@@ -8,10 +8,8 @@ from lmcast.exporter.passes.block_products import block_products
 from lmcast.exporter.passes.fold_small import fold_small
 from lmcast.exporter.passes.fused_attention import fused_attention
 from lmcast.exporter.passes.fused_matmul import fused_matmul
-from lmcast.exporter.passes.group_query_attention import (
-    group_query_attention,
-    group_query_attention_fp8,
-)
+from lmcast.exporter.passes.group_query_attention import group_query_attention
+from lmcast.exporter.passes.group_query_attention_fp8 import group_query_attention_fp8
 from lmcast.exporter.passes.inline_bodies import inline_bodies
 from lmcast.exporter.passes.inline_codes import inline_codes
 from lmcast.exporter.passes.inline_parts import inline_parts
@@ -20,7 +18,8 @@ from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
 from lmcast.exporter.passes.merge_runs import merge_runs
 from lmcast.exporter.passes.nbits_gather import nbits_gather
-from lmcast.exporter.passes.nbits_matmul import nbits_matmul, nbits_matmul_exact
+from lmcast.exporter.passes.nbits_matmul import nbits_matmul
+from lmcast.exporter.passes.nbits_matmul_exact import nbits_matmul_exact
 from lmcast.exporter.passes.norms_in_attention import norms_in_attention
 from lmcast.exporter.passes.outer_reductions import outer_reductions
 from lmcast.exporter.passes.packed_products import packed_products

@@ -17,21 +17,16 @@ import onnx_ir as ir
 from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace
 
-
 # One scale for all keys of a layer, and one for its values.
 FP8 = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
 
 
 def group_query_attention(model: ir.Model) -> int:
-    return _fused(model, codes=False)
+    return fused(model, codes=False)
 
 
-def group_query_attention_fp8(model: ir.Model) -> int:
-    return _fused(model, codes=True)
-
-
-def _fused(model: ir.Model, codes: bool) -> int:
-    """codes: whether the kernel takes caches in FP8."""
+def fused(model: ir.Model, codes: bool) -> int:
+    """Fuse all that the kernel does; codes: whether it takes caches in FP8."""
     changes = 0
     for node in nodes_of(model, "cached_attention", "window_attention"):
         query, key, value, past_key, past_value, lengths, counts, *more = node.inputs

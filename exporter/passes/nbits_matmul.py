@@ -5,7 +5,6 @@ after:  com.microsoft.MatMulNBits(x, codes, scales)
 
 The kernel for CPUs rounds each block of x to int8 (ROUNDED). Where the model rounds x itself
 it multiplies in fp32; with 8 bits it has no fast way to do that, and the weight is dequantized.
-The kernel for GPUs multiplies in the dtype of x: nbits_matmul_exact.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ EXACT, ROUNDED = 0, 4
 
 def nbits_matmul(model: ir.Model) -> int:
     changes = 0
-    for node, x, weight in _products(model):
+    for node, x, weight in products(model):
         maker = x.producer()
         rounded = maker is not None and maker.op_type == quantize_input.name
         if rounded and weight.bits == 8:
@@ -36,14 +35,7 @@ def nbits_matmul(model: ir.Model) -> int:
     return changes
 
 
-def nbits_matmul_exact(model: ir.Model) -> int:
-    found = list(_products(model))
-    for node, x, weight in found:
-        replace(model, node, [multiply(model, node, x, weight, EXACT, str(node.name))])
-    return len(found)
-
-
-def _products(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, IntegerWeight]]:
+def products(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, IntegerWeight]]:
     """Yield the products with a transposed weight that has a kernel: x, and the weight."""
     for node in nodes_of(model, "MatMul"):
         x, transposed = node.inputs
@@ -83,7 +75,7 @@ def multiply(
     return cast(model, at, out, kind, weight.dtype, name)
 
 
-def rounded_products(graph: ir.Model) -> dict[str, int]:
+def roundedproducts(graph: ir.Model) -> dict[str, int]:
     """Return the parameters whose products round their inputs, and how many share a scale."""
     found = {}
     for node in graph.graph:

@@ -209,27 +209,22 @@ def place(
     if mode == "link":
         report = check_finite(_typed(binding, checkpoint), binding.tensors(), full_check, advance)
         return _linked(binding, checkpoint, format, report)
-    entries = []
-    packed = {}
+    entries, packed = [], {}
     joint = together(binding.sources, checkpoint, format.torch) if form == "gpu_kernels" else []
     within = {part: (one.name, index) for one in joint for part, index in one.parts.items()}
-    sources = {n: s for n, s in binding.sources.items() if n not in within}
-    weights = {
-        name: packed_weight(checkpoint, source, shapes[name], format.torch, form)
-        for name, source in sources.items()
+    found = {
+        n: (source, shapes[n], packed_weight(checkpoint, source, shapes[n], format.torch, form))
+        for n, source in binding.sources.items()
+        if n not in within
     }
-    wholes = {one.name: one for one in joint}
-    weights |= {name: one.stored for name, one in wholes.items()}
-    sources |= {name: one.source for name, one in wholes.items()}
-    for name, source in sources.items():
-        weight = weights[name]
+    found |= {one.name: (one.source, one.shape, one.stored) for one in joint}
+    for name, (source, shape, weight) in found.items():
         if weight is not None:
             packed[name] = weight
             entries += _parts(name, weight, checkpoint)
             continue
         stored = checkpoint.tensors[tensors_of(source)[0]]
         kept = of_torch(binding.dtype(name, stored.dtype, format.torch))
-        shape = wholes[name].shape if name in wholes else shapes[name]
         size = kept.bytes * math.prod(shape)
         blocks = _converted(checkpoint, source, kept)
         assert kept.safetensors is not None

@@ -14,6 +14,8 @@ import pytest
 import torch
 from cuda_pass_cases import CASES as CUDA_CASES
 from cuda_twins import SHORT, norms_outside, widen
+from few_bits import caches_outside, few_bits_outside
+from few_bits_cases import CASES as FEW_BITS_CASES
 from onnx import parser
 from pass_cases import CASES as OTHER_CASES
 from safetensors.torch import load_file
@@ -29,7 +31,7 @@ from lmcast.exporter.targets import TARGETS
 from lmcast.graphs import define
 from lmcast.plugins.plugin import DOMAIN
 
-CASES = {**OTHER_CASES, **CUDA_CASES}
+CASES = {**OTHER_CASES, **CUDA_CASES, **FEW_BITS_CASES}
 PLUMBING = {"Constant", "Cast", "Shape", "Squeeze", "ReduceMax", "Sub"}
 # One row: GroupQueryAttention takes several tokens behind held ones in one row alone.
 SIZES = {"B": 1, "T": 3, "C": 12, None: 6}
@@ -86,7 +88,11 @@ def run(model: ir.Model, folder: Path) -> list[np.ndarray]:
     model = ir.from_proto(ir.to_proto(model))
     if any(value.dtype == SHORT[1] for value in model.graph.inputs):
         widen(model, folder)  # ONNX Runtime's CPU has hardly a kernel for bfloat16
-    norms_outside(model)  # nor norms within its attention
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.base_dir = str(folder)
+    # Nor norms within its attention, caches in FP8, and most of what weights in few bits have.
+    passes.run(model, [norms_outside, few_bits_outside, caches_outside])
     data = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     given = {name: value_of(np.asarray(array)) for name, array in feed(model).items()}

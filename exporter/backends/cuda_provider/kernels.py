@@ -96,8 +96,8 @@ def refuse_low_precision(graph: ir.Model, sms: tuple[int, ...]) -> None:
             able = ",".join(str(sm) for sm in SMS if sm >= FP8_SM)
             state = str(value.name).removesuffix(".past")
             raise BackendError(
-                f"{state} is held in FP8, which ONNX Runtime's attention has from SM{FP8_SM} on, and"
-                f" not on SM{old[0]}: use --sm {able}, or a recipe that was made without --kv"
+                f"{state} is held in FP8, which ONNX Runtime's attention has from SM{FP8_SM} on,"
+                f" and not on SM{old[0]}: use --sm {able}, or a recipe that was made without --kv"
             )
     left = [node.inputs[0] for node in graph.graph if node.op_type == "DequantizeLinear"]
     for codes in left:

@@ -1,0 +1,96 @@
+"""Graphs for the passes of target cuda for weights and caches in few bits, as in pass_cases.py."""
+
+from pass_cases import GQA, STORED, product
+
+TURN = "turned = Transpose <perm = [1, 0]> (w) y = MatMul (x, turned) }"
+
+
+def given(kind: str, name: str, count: int, *shape: int) -> str:
+    """Return a weight: codes below a count, or numbers near 1 that are divided by it."""
+
+    def number(i: int) -> float:
+        return (0.5 + i * 37 % 19 / 20) / count if kind == "float" else i * 37 % count
+
+    size = 1
+    for n in shape:
+        size *= n
+    values = ", ".join(str(number(i)) for i in range(size))
+    return f"{kind}[{','.join(map(str, shape))}] {name} = {{{values}}}"
+
+
+def fp8(block: int) -> str:
+    weights = [given("float8e4m3fn", "c", 100, 4, 32), given("float", "s", 64, 4, -(-32 // block))]
+    return (
+        f"(float16[B,32] x) => (float16[B,4] y) <{', '.join(weights)}> {{ wide = DequantizeLinear"
+        f" <axis = 1, block_size = {block}> (c, s) w = Cast <to = 10> (wide) {TURN}"
+    )
+
+
+def experts(activation: str, inner: int = 64, bits: int = 8) -> str:
+    """Return one route through two experts whose gates lie before their ups."""
+    sizes = {"a": (2, 2 * inner, 64), "d": (2, 64, inner)}
+    weights, nodes = [], ""
+    for name, shape in sizes.items():
+        blocks = shape[0] * shape[1] * shape[2] // inner
+        weights += [
+            given(f"uint{bits}", f"{name}c", 2**bits, blocks, inner),
+            given("float", f"{name}s", 1024, blocks),
+        ]
+        nodes += (
+            f"{name}n = Constant <value_ints = [{blocks}]> ()"
+            f" {name}z8 = ConstantOfShape <value = uint8[1] {{{2 ** (bits - 1)}}}> ({name}n)"
+            f" {name}z = Cast <to = {2 if bits == 8 else 21}> ({name}z8)"
+            f" {name}f = DequantizeLinear <axis = 0> ({name}c, {name}s, {name}z)"
+            f" {name}t = Constant <value_ints = [{', '.join(map(str, shape))}]> ()"
+            f" {name}w = Reshape ({name}f, {name}t) "
+        )
+    return f"""(float[B,T,64] x, float[B,T,1] share, float[B,T,2] logits) => (float[B,T,64] y)
+        <{", ".join(weights)}> {{ {nodes}
+        one = Constant <value_ints = [1]> () value, chosen = TopK (logits, one)
+        none = Constant <value_ints = [0]> ()
+        half = Constant <value_ints = [{inner}]> () all = Constant <value_ints = [{2 * inner}]> ()
+        g = Slice (aw, none, half, one, one) u = Slice (aw, half, all, one, one)
+        y = lmcast.moe_experts <activation = "{activation}", alpha = 1.7, limit = 1.5,
+            scale_input = 0> (x, share, chosen, g, u, dw) }}"""
+
+
+CACHES = (
+    "(int64[B,T] input_ids, float[B,T,4,16] q, float[B,T,2,16] k, float[B,T,2,16] v,"
+    " float8e4m3fn[B,2,C,16] key, float8e4m3fn[B,2,C,16] value, int64[B] cache_lengths,"
+    " int64[B] token_counts, float ks, float vs) => (float[B,T,4,16] y) {"
+    " y, key1, value1 = lmcast.cached_attention <scale = 0.3, softcap = 0.0>"
+    " (q, k, v, key, value, cache_lengths, token_counts, , ks, vs) }"
+)
+
+HELD = [*[*STORED, "Slice"] * 2, "TopK"]
+LEFT = [*HELD, "QMoE", "Equal", "Where", *["Unsqueeze", "ReduceSum", "CastLike", "Reshape"] * 2]
+
+CASES: dict[str, tuple[str, str, int, list[str]]] = {
+    "nbits_matmul_exact": (
+        "nbits_matmul_exact", product(), 1, [*STORED, "Identity", "Transpose", "MatMulNBits"],
+    ),
+    "nbits_matmul_exact, not in blocks that have no kernel": (
+        "nbits_matmul_exact", product(block=8), 0, [*STORED, "Identity", "Transpose", "MatMul"],
+    ),
+    "block_products": (
+        "block_products", fp8(16), 1,
+        ["DequantizeLinear", "Transpose", "MatMulBlockQuantizedFp8Weight"],
+    ),
+    "block_products, of one block a row": (
+        "block_products", fp8(32), 1,
+        ["DequantizeLinear", "Transpose", "MatMulBlockQuantizedFp8Weight"],
+    ),
+    "block_products, not in fp32": (
+        "block_products", fp8(16).replace("float16", "float").replace("<to = 10>", "<to = 1>"),
+        0, ["DequantizeLinear", "Transpose", "MatMul"],
+    ),
+    "quantized_experts": ("quantized_experts", experts("silu"), 1, LEFT),
+    "quantized_experts, clipped": ("quantized_experts", experts("clipped_swish"), 1, LEFT),
+    "quantized_experts, of another activation": (
+        "quantized_experts", experts("gelu"), 0, [*HELD, "moe_experts"],
+    ),
+    "quantized_experts, of widths without a kernel": (
+        "quantized_experts", experts("silu", inner=32), 0, [*HELD, "moe_experts"],
+    ),
+    "group_query_attention_fp8": ("group_query_attention_fp8", CACHES, 1, GQA),
+}  # fmt: skip
