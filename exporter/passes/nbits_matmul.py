@@ -75,7 +75,7 @@ def multiply(
     return cast(model, at, out, kind, weight.dtype, name)
 
 
-def roundedproducts(graph: ir.Model) -> dict[str, int]:
+def rounded_products(graph: ir.Model) -> dict[str, int]:
     """Return the parameters whose products round their inputs, and how many share a scale."""
     found = {}
     for node in graph.graph:
