@@ -12,10 +12,10 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,9 @@ def unpacked(folder: Path) -> Path:
 
 def environment(tree: Path) -> dict[str, str]:
     """Return the environment of a step: our packages first, CUDA's libraries from PyTorch's."""
-    installed = Path(sysconfig.get_path("purelib"), "nvidia")
-    libraries = [str(path) for path in sorted(installed.glob("*/lib"))]
+    found = find_spec("nvidia")
+    places = found.submodule_search_locations if found else None
+    libraries = [str(path) for place in places or [] for path in sorted(Path(place).glob("*/lib"))]
     paths = [str(tree / "packages"), str(tree / "site"), str(ROOT / "tests")]
 
     def before(name: str, first: list[str]) -> str:

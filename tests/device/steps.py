@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -51,6 +49,8 @@ def bounded(line: Line, found: dict[str, float]) -> Line:
 
 def engines(folder: Path) -> Iterator[Line]:
     """Engines of tiny families: as parity has it, and steps bit-equal without CUDA graphs."""
+    import numpy as np
+
     from device import families
     from lmcast.exporter.backends.cuda_provider import runner
     from lmcast.exporter.runtime.engine import Engine

@@ -10,13 +10,14 @@ import pytest
 from fake_cuda import missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
 from fake_cuda.process import environment
+from safetensors.torch import load_file
 from triton import knobs
 
 from lmcast.plugins.launch import launch_plan
 
 sys.path.append(str(Path(__file__).parents[1] / "plugins"))
 
-from device import check, pack, steps
+from device import check, full_size, pack, steps
 from device.trim import CONTAINER, IMAGE, MAGIC, VERSION, trim
 
 on_fake = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -107,6 +108,22 @@ def test_record_has_every_line():
 def test_nothing_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert check.main([str(tmp_path)]) == 2
     assert "no parts" in capsys.readouterr().err
+
+
+def test_weights_are_drawn_where_the_engine_has_them(tmp_path: Path):
+    shape, path = [3, 70], tmp_path / "weights/model.safetensors"
+    header = json.dumps({"a": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 420]}}).encode()
+    (tmp_path / "headers").mkdir()
+    (tmp_path / "headers/0").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "engine").mkdir()
+    linked = [{"path": str(path), "mtime_ns": 1_234_567_000}]
+    (tmp_path / "engine/engine.json").write_text(json.dumps({"linked": linked}))
+    full_size.fill(tmp_path)
+    numbers = load_file(path)["a"].float().abs()
+    assert list(numbers.shape) == shape and path.stat().st_mtime_ns == 1_234_567_000
+    assert 2**-7 <= numbers.min() < numbers.max() < 2**-3
+    full_size.remove(tmp_path)
+    assert not path.parent.exists()
 
 
 def image(sm: int, code: bytes) -> bytes:
