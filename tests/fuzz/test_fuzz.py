@@ -14,7 +14,7 @@ from fuzz.trial import Limits, attempt, minimize
 from lmcast.plugins.errors import InputError
 
 SEED = 0
-TRIALS = 12
+TRIALS = 5
 FEWER = {"config": 4}  # each of a case of its own; graphs/test_fuzz_configs tries all architectures
 MEMORY = 1 << 30
 
