@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from lmcast.calib.observers import OBSERVERS
@@ -110,6 +111,8 @@ def calibrate(
     """
     started = time.monotonic()
     _check_options(preset := _preset(recipe, observer, kv), bits, most_kl, head, kv)
+    if ids is not None and data is not None:
+        raise CalibrationError("both ids and data are given; accepted: one of them")
     source, identities = identified(checkpoint, revision, progress)
     found = understand(source, inert, tokenizer=False, untie=untie)
     check_copies(found.binding, source)
@@ -195,6 +198,8 @@ def _check(subject: Subject) -> None:
     if subject.kv:
         check_caches(found.model)
     for ids in subject.sample:
+        if ids.dtype != torch.int64:
+            raise CalibrationError(f"token ids are {ids.dtype}; accepted: {torch.int64}")
         if ids.dim() != 2 or not ids.numel() or ids.shape[1] < 2:
             raise CalibrationError(
                 f"token ids of shape {list(ids.shape)}; accepted: chunks of at least 2 tokens"

@@ -249,7 +249,9 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
     return normalized
 
 
-def _check_options(engine: Engine, tokens: int | None, bisect: bool) -> None:
+def _check_options(engine: Engine, prompts: Path | None, tokens: int | None, bisect: bool) -> None:
+    if prompts is not None and tokens is not None:
+        raise EngineError("tokens is the length of drawn prompts; leave it out, or the prompts")
     if bisect and engine.runs_plan:
         raise EngineError(
             f"{engine.directory}: a plan shows none of its inner values to --bisect; those of the"
@@ -286,7 +288,7 @@ def parity(
     has lost with the recipe's record. Raises InputError where they do not belong together.
     """
     loaded = Engine(engine, portable=portable)
-    _check_options(loaded, tokens, bisect)
+    _check_options(loaded, prompts, tokens, bisect)
     fields, about = loaded.manifest.fields, loaded.manifest.about
     source, identities = identified(against, revision or revision_of(against, fields), progress)
     if about.config != json.loads(json.dumps(dict(source.config))):

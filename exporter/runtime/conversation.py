@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.backends.runner import SessionError
+from lmcast.exporter.backends.runner import Runner, SessionError
 from lmcast.exporter.runtime.session import Session, Tokens, as_ids, as_integers
 from lmcast.plugins.arguments import checked, shown
 
@@ -21,10 +21,20 @@ class Conversation:
 
     @checked
     def __init__(self, fresh: Callable[[], Session]):
-        """fresh: gives an empty session of one row."""
+        """fresh: gives an empty session of one row; raises SessionError for one that does not."""
         self._fresh, self._session = fresh, fresh()
+        if not isinstance(self._session, Session) or self._session.batch != 1:
+            raise SessionError(
+                f"fresh gives {shown(self._session)}; accepted: a session of one row, as that of"
+                " Engine.conversation"
+            )
         self._held: list[int] | None = []  # token ids; None after a call that did not end
         self._begins = True
+
+    @property
+    def runner(self) -> Runner:
+        """What computes it: that of one engine."""
+        return self._session.runner
 
     @property
     def context(self) -> int:

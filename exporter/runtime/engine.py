@@ -293,6 +293,8 @@ class Engine:
         if conversation is not None:
             if len(ids) != 1:
                 raise EngineError(f"conversation: {len(ids)} prompts; accepted: one")
+            if conversation.runner is not self.runner:
+                raise EngineError("conversation: is one of another engine; accepted: of this one")
             conversation.begin()
         longest = max(map(len, ids), default=0)
         if max_new_tokens is None:

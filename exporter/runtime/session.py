@@ -34,7 +34,7 @@ class Session:
                 f"batch is {batch}; this engine takes up to {graph.most_rows} rows in a session"
             )
         self.context, self.batch = context, batch
-        self._runner, self._graph, self._vocab = runner, graph, vocab
+        self.runner, self._graph, self._vocab = runner, graph, vocab
         self._require_memory(context if self._limits else min(FIRST_CAPACITY, context))
         self.lengths = np.zeros(batch, np.int64)  # cached tokens per row
         self._capacity = 0
@@ -127,7 +127,7 @@ class Session:
         if self._graph.total_length:
             longest = int(self.lengths[rows].max()) + ids.shape[1]
             inputs["total_length"] = np.array([longest], np.int32)
-        return self._runner.run(inputs, self._states, rows=rows)[0]
+        return self.runner.run(inputs, self._states, rows=rows)[0]
 
     def _checked(self, input_ids: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
         ids = as_ids(input_ids)
@@ -161,22 +161,22 @@ class Session:
             return self._states
         # Padding may lie beyond the context, so the last step is as long as the call needs.
         doubled = max(FIRST_CAPACITY, 2 * self._capacity)
-        while self._runner.gpu is not None and doubled < tokens:
+        while self.runner.gpu is not None and doubled < tokens:
             doubled *= 2  # few sizes: a CUDA graph is captured for each
         capacity = self.context if self._limits else max(tokens, min(doubled, self.context))
         capacity = max(capacity, self._graph.least_capacity)
         self._require_memory(capacity)
         kept = self._states if self._capacity else None
-        self._states = self._runner.allocate(self._shaped(capacity), kept)
+        self._states = self.runner.allocate(self._shaped(capacity), kept)
         self._capacity = capacity
         return self._states
 
     def _require_memory(self, capacity: int) -> None:
-        need, have = self._runner.memory(self._shaped(capacity))
+        need, have = self.runner.memory(self._shaped(capacity))
         if need > have:
             raise SessionError(
                 f"{self.batch} rows of {capacity} tokens need {need:,} bytes of state;"
-                f" {self._runner.place} has {have:,} bytes of memory"
+                f" {self.runner.place} has {have:,} bytes of memory"
             )
 
     def _shaped(self, capacity: int) -> list[Shaped]:

@@ -280,6 +280,9 @@ def test_refusals(checkpoint: Callable[[str], Path], tmp_path: Path):
         ({"recipe": "int8", "ids": sample(2000)}, "at most 64"),
         ({"recipe": "int8", "ids": (sample()[0] + VOCABULARY, sample()[1])}, "accepted: 0 to 96"),
         ({"recipe": "int8", "ids": (sample()[0][:, :1], sample()[1])}, "at least 2"),
+        ({"recipe": "int8", "ids": (sample()[0].float(), sample()[1])}, "torch.float32; accepted"),
+        ({"recipe": "int8", "ids": (sample()[0], sample()[1].int())}, "torch.int32; accepted"),
+        ({"recipe": "int8", "ids": sample(), "data": "a.txt"}, "both ids and data"),
         ({"recipe": "int8", "tokens": 0}, "tokens is 0"),
     ):
         with pytest.raises(InputError, match=message):

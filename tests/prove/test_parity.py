@@ -268,6 +268,7 @@ def test_json_to_the_terminal(made: Path, capsys: pytest.CaptureFixture):
 REFUSED: dict[str, tuple[list[str], str]] = {
     "no tokens": (["--tokens", "0"], "tokens is 0; accepted: an integer from 1"),
     "too many tokens": (["--tokens", "129"], "tokens is 129; accepted: 1 to 128"),
+    "drawn and given": (["--tokens", "9", "--prompts", "a.txt"], "is the length of drawn prompts"),
     "no such prompts": (["--prompts", "absent.txt"], "absent.txt: cannot be read"),
     "report in no folder": (["--json", "absent/report.json"], "absent/report.json: cannot be"),
     "one file for both": (["--json", "both", "--junit", "both"], "both: is given for two reports"),

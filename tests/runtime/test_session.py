@@ -11,6 +11,7 @@ import torch
 from tiny.llama import config, tiny_llama
 
 from lmcast.exporter import Engine, export
+from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.session import FIRST_CAPACITY, Session, SessionError
 from lmcast.plugins.arguments import ArgumentError
 from lmcast.plugins.errors import InputError
@@ -153,6 +154,16 @@ def test_bad_positions_are_refused(engine: Engine, name: str):
         session.run([[1, 2, 3], [4, 5, 6]], None, rows)
     assert message in str(refused.value)
     assert session._states == []
+
+
+def test_a_conversation_is_of_one_engine(engine: Engine):
+    """Another with the same vocabulary would answer, from other weights."""
+    other = Engine(engine.directory, threads=1)
+    with pytest.raises(InputError, match="of another engine"):
+        engine.generate([[1, 2]], conversation=other.conversation(), max_new_tokens=1)
+    for wrong in (lambda: None, lambda: engine.session(2)):
+        with pytest.raises(SessionError, match="accepted: a session of one row"):
+            Conversation(wrong)
 
 
 @pytest.mark.parametrize("ids", [[[1], [2]], [[1, 97]], [[1.0]], [[1] * (CONTEXT + 1)]], ids=repr)
