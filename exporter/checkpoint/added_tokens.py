@@ -176,9 +176,10 @@ def _named(folder: Folder, config: dict[str, Any], older: dict[str, Any]) -> dic
     own |= {key: (MAP, value) for key, value in older.items() if _own(key, value)}
     own |= {key: (CONFIG, v) for key, v in config.items() if _own(key, v) and isinstance(v, str)}
     for file, given in ((CONFIG, config), (MAP, older)):
-        for field in ("model_specific_special_tokens", "extra_special_tokens"):
-            if isinstance(given.get(field), dict):
-                own |= {key: (file, value) for key, value in given[field].items()}
+        further = given.get("extra_special_tokens") or given.get("additional_special_tokens")
+        for listed in (given.get("model_specific_special_tokens"), further):
+            if isinstance(listed, dict):
+                own |= {key: (file, value) for key, value in listed.items()}
     return {
         key: _token(value, f"{folder.root / file}: {key}", special=True)
         for key, (file, value) in (found | own).items()

@@ -165,6 +165,7 @@ TOKENS: dict[str, dict[str, Any]] = {
     "an object that says not what it is": {CONFIG: {"boi_token": {"content": "<boi>"}}},
     "own in the map": {MAP: {"image_token": "<img>"}, CONFIG: {"image_token": "<other>"}},
     "extra named": {CONFIG: {"extra_special_tokens": {"image_token": "<img>", "vision": "<v>"}}},
+    "additional named": {CONFIG: {"additional_special_tokens": {"image_token": "<img>"}}},
     "extra": {CONFIG: {"extra_special_tokens": ["<x>", "~"], "additional_special_tokens": ["q"]}},
     "additional": {CONFIG: {"additional_special_tokens": ["<x>", TOKEN]}},
     "additional in the map": {MAP: {"additional_special_tokens": ["<x>", "~"]}},
