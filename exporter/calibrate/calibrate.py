@@ -27,7 +27,6 @@ from lmcast.exporter.calibrate.caches import check_caches
 from lmcast.exporter.calibrate.head import check_head
 from lmcast.exporter.calibrate.report import lines, warn
 from lmcast.exporter.checkpoint import identified
-from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.engine.names import RECIPE_JSON
@@ -38,7 +37,7 @@ from lmcast.exporter.pipeline import understand
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.corpus import chunks, name_of, read_corpus, text_of
 from lmcast.exporter.weights.place import check_copies
-from lmcast.exporter.weights.recipe_files import identity, write_recipe
+from lmcast.exporter.weights.recipe_files import hashed, identity, write_recipe
 from lmcast.plugins.annotations import Count, OneOf, Range, Seed
 from lmcast.plugins.arguments import checked
 
@@ -111,18 +110,15 @@ def calibrate(
     """
     started = time.monotonic()
     _check_options(preset := _preset(recipe, observer, kv), bits, most_kl, head, kv)
-    if ids is not None and data is not None:
-        raise CalibrationError("both ids and data are given; accepted: one of them")
     source, identities = identified(checkpoint, revision, progress)
     found = understand(source, inert, tokenizer=False, untie=untie)
     check_copies(found.binding, source)
     check_output(Path(output), source.path, RECIPE_JSON, identity(identities), force)
     with progress.stage("reading text"):
-        sample = ids or _text(source, data, tokens, chunk, seed)
+        sample = _sample(source, ids, data, tokens, chunk, seed)
     name = recipe.weights if isinstance(recipe, Preset) else recipe
     how = (identities, sample, _whence(ids, data), name, preset, observer, fewest_tokens, head, kv)
     _check(subject := Subject(found, source, *how))
-    subject = dataclasses.replace(subject, identities=hashed(identities, progress))
     report = _write(subject, Path(output), bits, most_kl, progress)
     return Calibration(Path(output), report, time.monotonic() - started)
 
@@ -131,6 +127,7 @@ def _write(
     subject: Subject, output: Path, bits: float | None, most_kl: float | None, progress: Progress
 ) -> dict[str, Any]:
     """Calibrate within the budget, write the recipe, and return its report."""
+    subject = dataclasses.replace(subject, identities=hashed(subject.identities, progress))
     with staged(output, progress) as directory:
         place = Place(directory.parent / output.absolute().name)
         with Attempts(subject, place, progress) as attempts:
@@ -174,10 +171,19 @@ def _named(name: str, observer: str | None, kv: str | None) -> Preset:
     return PRESETS[name]
 
 
-def _text(
-    source: Checkpoint, data: str | PathLike[str] | None, tokens: int, chunk: int, seed: int
+def _sample(
+    source: Checkpoint,
+    ids: tuple[Tensor, Tensor] | None,
+    data: str | PathLike[str] | None,
+    tokens: int,
+    chunk: int,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Read chunks of token ids, C,T each: to calibrate on, and held out."""
+    """Return chunks of token ids, C,T each, given or of a text: to calibrate on, and held out."""
+    if ids is not None:
+        if data is not None:
+            raise CalibrationError("both ids and data are given; accepted: one of them")
+        return ids
     text, samples = text_of(source), read_corpus(None if data is None else Path(data))
     count = math.ceil(tokens / chunk)
     held = math.ceil(count / HELD_OUT)

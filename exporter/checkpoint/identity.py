@@ -2,14 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import open_regular, read_into
-from lmcast.exporter.engine.sealed import digests
-from lmcast.exporter.progress import Progress, silent
 
 # 1 MiB: of a file that is not safetensors (GGUF: its metadata begins there, and names the model).
 PREFIX_BYTES = 1 << 20
@@ -29,7 +26,7 @@ class SourceFile:
     size: int  # bytes
     mtime_ns: int
     header_sha256: str  # of the safetensors header with its length, or of the first MiB
-    sha256: str | None = None  # of all bytes, where `hashed` has read them
+    sha256: str | None = None  # of all bytes, where they have been read
 
     @classmethod
     def of(cls, path: Path) -> "SourceFile":
@@ -65,21 +62,6 @@ class SourceFile:
                 f"{self.path}: changed: modification time (ns) was {self.mtime_ns}, is"
                 f" {now.mtime_ns}; {REMEDY}"
             )
-
-
-def hashed(files: Sequence[SourceFile], progress: Progress = silent) -> list[SourceFile]:
-    """Return files with the sha256 of each, read where it is not known.
-
-    Checkpoints of one architecture have the same sizes and headers: a model and what was made of it
-    by fine-tuning differ in the weights alone. Raises CheckpointError if a file cannot be read.
-    """
-    unread = [file for file in files if file.sha256 is None]
-    try:
-        with progress.stage("hashing the checkpoint", sum(f.size for f in unread)) as step:
-            found = dict(zip(unread, digests([f.path for f in unread], step), strict=True))
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    return [replace(file, sha256=found.get(file, file.sha256)) for file in files]
 
 
 def _header_bytes(descriptor: int, size: int, path: Path) -> int:

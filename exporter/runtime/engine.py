@@ -291,11 +291,7 @@ class Engine:
         ids = self.encode(prompts, chat, chat_kwargs)
         session: Session | Conversation = conversation or self.session(max(1, len(ids)))
         if conversation is not None:
-            if len(ids) != 1:
-                raise EngineError(f"conversation: {len(ids)} prompts; accepted: one")
-            if conversation.runner is not self.runner:
-                raise EngineError("conversation: is one of another engine; accepted: of this one")
-            conversation.begin()
+            self._begin(conversation, len(ids))
         longest = max(map(len, ids), default=0)
         if max_new_tokens is None:
             max_new_tokens = max(1, min(NEW_TOKENS, session.context - longest))
@@ -311,6 +307,14 @@ class Engine:
             text=self.text if self._has_tokenizer else None,
             on_token=on_token,
         )
+
+    def _begin(self, conversation: Conversation, prompts: int) -> None:
+        """Begin an answer in a conversation; raises EngineError where that cannot be."""
+        if prompts != 1:
+            raise EngineError(f"conversation: {prompts} prompts; accepted: one")
+        if conversation.runner is not self.runner:
+            raise EngineError("conversation: is one of another engine; accepted: of this one")
+        conversation.begin()
 
     @checked
     def encode(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lmcast.calib.recipe import Recipe, RecipeError, apply, read_recipe, require_tensors
-from lmcast.exporter.checkpoint.identity import SourceFile, hashed
+from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.safetensors_header import read_header
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.engine.description import MadeWith, RecipeQuality
@@ -21,6 +22,7 @@ from lmcast.exporter.engine.sealed import (
     Problem,
     check_seal,
     differs,
+    digests,
     list_files,
     parse_object,
     read_files,
@@ -153,6 +155,21 @@ def identity(identities: Iterable[SourceFile]) -> list[dict[str, Any]]:
 def contents(identities: Iterable[SourceFile]) -> list[str | None]:
     """Return the sha256 of all bytes of every file of a checkpoint."""
     return [file.sha256 for file in identities]
+
+
+def hashed(files: Sequence[SourceFile], progress: Progress = silent) -> list[SourceFile]:
+    """Return files with the sha256 of each, read where it is not known.
+
+    Checkpoints of one architecture have the same sizes and headers: a model and what was made of it
+    by fine-tuning differ in the weights alone. Raises CheckpointError if a file cannot be read.
+    """
+    unread = [file for file in files if file.sha256 is None]
+    try:
+        with progress.stage("hashing the checkpoint", sum(f.size for f in unread)) as step:
+            found = dict(zip(unread, digests([f.path for f in unread], step), strict=True))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    return [dataclasses.replace(file, sha256=found.get(file, file.sha256)) for file in files]
 
 
 def open_recipe(

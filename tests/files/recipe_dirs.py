@@ -9,10 +9,9 @@ from torch import nn
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.recipe import FP8_CACHE, Recipe, tensors
 from lmcast.exporter import pipeline
-from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.dtypes import of_torch
 from lmcast.exporter.weights.place import Entry, as_bytes, write
-from lmcast.exporter.weights.recipe_files import write_recipe
+from lmcast.exporter.weights.recipe_files import hashed, write_recipe
 from lmcast.exporter.weights.values import values
 from lmcast.graphs.blocks.quantized import InputFormat
 

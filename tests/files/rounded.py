@@ -8,10 +8,9 @@ import torch
 
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.recipe import Recipe, tensors
-from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.pipeline import identified, understand
 from lmcast.exporter.weights.place import Entry, as_bytes, write
-from lmcast.exporter.weights.recipe_files import write_recipe
+from lmcast.exporter.weights.recipe_files import hashed, write_recipe
 from lmcast.exporter.weights.values import values
 from lmcast.graphs.blocks.quantized import InputFormat
 

@@ -19,12 +19,11 @@ from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.recipe import Recipe, RecipeError, require_tensors, tensors
 from lmcast.exporter.calibrate.work import Work
 from lmcast.exporter.checkpoint.errors import CheckpointError
-from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.engine.lock import Place
 from lmcast.exporter.engine.sealed import seal, unseal
 from lmcast.exporter.pipeline import export, identified, understand
 from lmcast.exporter.weights.place import Entry, as_bytes, write
-from lmcast.exporter.weights.recipe_files import RecipeFiles, identity, open_recipe
+from lmcast.exporter.weights.recipe_files import RecipeFiles, hashed, identity, open_recipe
 from lmcast.graphs.blocks.quantized import InputFormat
 
 FILE = "weights/model-00001.safetensors"

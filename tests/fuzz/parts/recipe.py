@@ -19,7 +19,6 @@ from fuzz.edits import Edit
 from fuzz.files import draw_in, edited
 from fuzz.trial import INPUT
 from lmcast.exporter import targets
-from lmcast.exporter.checkpoint.identity import hashed
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.description import MadeWith
 from lmcast.exporter.engine.names import RECIPE_JSON
@@ -27,7 +26,7 @@ from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.sealed import seal, unseal
 from lmcast.exporter.pipeline import choose_format, identified, place_weights, understand
 from lmcast.exporter.progress import silent
-from lmcast.exporter.weights.recipe_files import identity, open_recipe, recipe_of
+from lmcast.exporter.weights.recipe_files import hashed, identity, open_recipe, recipe_of
 from lmcast.exporter.weights.values import values
 from lmcast.graphs import Definition, fill
 from lmcast.graphs.blocks.quantized import InputFormat
