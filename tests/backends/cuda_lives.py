@@ -130,6 +130,9 @@ def beyond(path: str) -> None:
 
 
 def fails_twice(path: str) -> list[str]:
-    """Return what is said by two calls of a session."""
-    session = load(path).session(ROWS)
-    return [said(partial(session.append, ones(2))) for _ in range(2)]
+    """Return what is said by two calls of a session, or by a load."""
+    sessions.FIRST_CAPACITY = FIRST
+    held: list[Any] = []
+    if why := said(lambda: held.append(load(path).session(ROWS))):
+        return [why]
+    return [said(partial(held[0].append, ones(2))) for _ in range(2)]

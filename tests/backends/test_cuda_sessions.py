@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from cuda_lives import (
     whole_life,
     why_not,
 )
-from fake_cuda import Log, missing, on_fake_gpu
+from fake_cuda import Log, Run, missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
 
 from lmcast.exporter import export
@@ -61,11 +62,15 @@ def made(checkpoint, tmp_path_factory: pytest.TempPathFactory):
     return get
 
 
+@pytest.fixture(scope="module")
+def lived(made: Made) -> Callable[[str], Run]:
+    """Return a function from a case's name to what became of its sessions."""
+    return cache(lambda name: on_fake_gpu(whole_life, str(made(name))))
+
+
 @pytest.mark.parametrize("name", [PLAIN, MATRICES])
-def test_whole_life(made: Made, name: str):
-    path = made(name)
-    about = read_manifest(path).about
-    run = on_fake_gpu(whole_life, str(path))
+def test_whole_life(made: Made, lived: Callable[[str], Run], name: str):
+    about, run = read_manifest(made(name)).about, lived(name)
     assert run.result == [[ROWS, about.vocab_size], "float32", [10, 9, 10]]
     plain, captured, *replayed = (run.log.after(call) for call in STEPS)
     assert not plain.of("graph") and len(captures(captured)) == 1
@@ -117,15 +122,12 @@ def test_capturing_changes_no_state(made: Made):
     assert run.result == [[False, True, True], [False, False, True], [False] * 3]
 
 
-Facts = dict[str, Any]
-REFUSED: dict[str, tuple[Facts, str]] = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "SM100": ({"sm": 100}, r"SM100.*no kernels.*there runs --target tensorrt, built on such a GPU"),
     "SM75": ({"sm": 75}, r"SM75.*no kernels.*there runs --target tensorrt-rtx$"),
     "another SM": ({"sm": 80}, "is for SM90, and this GPU, Fake GPU SM80, is SM80: export again"),
     "no GPU": ({"sm": None}, "no NVIDIA GPU is here; without one `lmcast inspect`"),
     "weights": ({"memory": 40_000}, r"weights are [\d,]+ bytes, and this GPU, .*, has 40,000 free"),
-    "states": ({"memory": 90_000}, r"3 rows need [\d,]+ bytes of state, and this GPU"),
-    "a prompt": ({"memory": 116_000}, "3 rows of 2 tokens at once need more memory"),
 }
 
 
@@ -135,6 +137,26 @@ def test_refused(made: Made, what: str):
     run = on_fake_gpu(refusal, str(made(PLAIN)), **facts)
     assert re.search(words, run.result), run.result
     assert "\n" not in run.result and not run.output.strip()
+
+
+def test_memory_that_ends(made: Made, lived: Callable[[str], Run]):
+    """While weights are loaded, while states are made, and in a call: then a session is over, as
+    some of its states may be those of the call before, others of the call that failed."""
+    states, log = read_manifest(made(PLAIN)).about.graph.states, lived(PLAIN).log
+    (start,) = [i for i, e in enumerate(log.events) if e.fields.get("name") == "prompt"]
+    before, after = (Log(part).of("allocate") for part in (log.events[:start], log.events[start:]))
+    # Behind the states are the inputs and the logits of a step.
+    loaded, held = before[-1].fields["in_use"], after[len(states) + 1].fields["in_use"]
+    ends = {
+        loaded - 1000: "has too little free memory to load it",
+        loaded + sum(sizes(states, FIRST)) // 2: r"3 rows need [\d,]+ bytes of state, and this GPU",
+        held + 1000: "3 rows of 2 tokens at once need more memory",
+    }
+    for memory, words in ends.items():
+        run = on_fake_gpu(fails_twice, str(made(PLAIN)), memory=memory)
+        assert re.search(words, run.result[0]), (memory, run.result)
+        assert "\n" not in run.result[0] and not run.output.strip()
+    assert run.result[1] == "a call of this session has failed: begin another"
 
 
 WHY = {"": {}, "is for SM90, and this GPU": {"sm": 89}}
@@ -190,15 +212,6 @@ def test_damaged_machine_code(made: Made, tmp_path: Path):
     run = on_fake_gpu(refusal, str(path))
     assert "its machine code is damaged" in run.result and "\n" not in run.result
     assert not run.output.strip()
-
-
-def test_a_session_that_has_failed_is_over(made: Made):
-    """Some of its states may be those of the call before, others of the call that failed."""
-    facts, words = REFUSED["a prompt"]
-    run = on_fake_gpu(fails_twice, str(made(PLAIN)), **facts)
-    first, second = run.result
-    assert re.search(words, first)
-    assert second == "a call of this session has failed: begin another"
 
 
 def test_what_an_engine_asks_for_is_counted(made: Made):
