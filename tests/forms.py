@@ -16,6 +16,7 @@ from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.graph.context import set_context
 from lmcast.exporter.graph.operator_forms import Forms, forms
+from lmcast.exporter.weights.gpu_forms import KERNELS
 
 SMS = (75, 80, 86, 89, 120, 121)  # that plans of TensorRT for RTX 1.7 are built for
 CONTEXT = 64  # of the tiny checkpoints
@@ -44,6 +45,19 @@ Inputs that a recipe rounds are multiplied in the format itself where the weight
 and then multiplied in fp16 or bf16, as weights alone are: TensorRT for RTX 1.7 has no other
 kernels. Weights with a scale for each row, and `int4` in an fp16 engine, are dequantized within
 their product; those with other blocks in a kernel before it, and stacks of experts whole.
+
+## Weights in few bits on `--target cuda`
+
+The operator of ONNX Runtime that reads the codes, 4 bits as 4 bits, but those of `mxfp4` in
+products as 8; -, `lmcast` refuses them there by name. It dequantizes a weight into scratch memory
+for prompts, and for single tokens within the product; a test reads the kernels from a fake GPU.
+Experts are those with a gate of silu, or gpt-oss' own, in widths that are multiples of 64 (of 32
+for `mxfp4`), and their scales are rounded to the dtype of the engine. Where the scales of other
+integers are not exact in it, products are in fp32.
+
+{kernels}
+Keys and values in FP8 are read by `GroupQueryAttention` from SM89 on. Inputs that a recipe rounds
+are refused: there are no products of codes with codes.
 
 ## Operators
 
@@ -103,6 +117,16 @@ def format_row(name: str, sms: tuple[int, ...]) -> str:
     return f"| `{name}` | {' | '.join(cells)} |"
 
 
+def kernel_rows() -> list[str]:
+    """Return the table of formats: which operators of ONNX Runtime's CUDA provider take each."""
+    found = ((name, KERNELS[WEIGHTS[name].scheme.name]) for name in WEIGHTS)
+    lines = [
+        f"| `{name}` | `{k.products}` | {(k.experts and f'`{k.experts}`') or '-'} |"
+        for name, k in found
+    ]
+    return ["| Weights | Products | Experts |", "| --- | --- | --- |", *lines]
+
+
 def main() -> None:
     lines = []
     for case in first_cases():
@@ -113,6 +137,7 @@ def main() -> None:
             both = (rewritten(short.clone(), name) for name in ("cuda", "tensorrt-rtx"))
             lines += rows(case.architecture, cpu, *both)
     tables = HEAD.replace("{formats}", "\n".join(format_rows()) + "\n")
+    tables = tables.replace("{kernels}", "\n".join(kernel_rows()) + "\n")
     print(tables + "\n".join(lines))
 
 

@@ -29,7 +29,9 @@ def quantized_experts(model: ir.Model) -> int:
 
 
 def _rewritten(model: ir.Model, node: ir.Node) -> bool:
-    x, weights, chosen, gate, up, down, *biases = [*node.inputs, *[None] * (9 - len(node.inputs))]
+    given: list[ir.Value | None] = [*node.inputs, *[None] * (9 - len(node.inputs))]
+    x, weights, chosen, gate, up, down = given[:6]
+    biases = given[6:]
     activation = node.attributes["activation"].as_string()
     scaled = bool(node.attributes["scale_input"].as_int())
     both, fusion = together(gate, up)
@@ -74,7 +76,9 @@ def _kept(model: ir.Model, value: ir.Value) -> ir.Value:
     node = value.producer()
     assert node is not None
     tensor = node.attributes["value"].as_tensor()
-    out = ir.Value(name=value.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+    out = ir.Value(
+        name=value.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
+    )
     out.const_value = tensor
     model.graph.remove(node, safe=True)
     model.graph.initializers[str(out.name)] = out

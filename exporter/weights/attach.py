@@ -122,6 +122,7 @@ class _Attaching:
             return self.dequantize_columns(parts, shape, weight)
         codes, scales = parts[Part.CODES], parts[Part.SCALES]
         sizes, wide = list(_shape(codes)), scales.dtype
+        assert wide is not None
         if weight.form == "numbers":
             out = self.node("Mul", [self.cast(codes, wide), scales], {}, sizes, wide)
         else:

@@ -3,7 +3,8 @@
 Letters: E experts, N rows, K columns, G blocks of a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,25 @@ from lmcast.graphs.weights.quantized import Quantized, Scheme, WeightError
 from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.graphs.weights.sources import Packed
 
-EXPERTS = "int4, int8 and mxfp4"  # what stacks of experts may be in
+
+@dataclass(frozen=True)
+class Kernels:
+    """The operators that multiply with a weight, and with stacks of experts; '' for none."""
+
+    products: str
+    experts: str = ""
+
+
+# Name of a scheme -> what ONNX Runtime 1.31's package for GPUs has for it. MXFP4 is multiplied as
+# twice its numbers in 8 bits.
+KERNELS: Mapping[str, Kernels] = {
+    "int4": Kernels("MatMulNBits", "QMoE"),
+    "int8": Kernels("MatMulNBits", "QMoE"),
+    "mxfp4": Kernels("MatMulNBits", "QMoE"),
+    "nvfp4": Kernels("MatMulBlockQuantizedFp4Weight"),
+    "fp8": Kernels("MatMulBlockQuantizedFp8Weight"),
+    "mxfp8": Kernels("MatMulBlockQuantizedFp8Weight"),
+}
 
 
 def gpu_weight(
@@ -40,10 +59,11 @@ def gpu_weight(
         within = shape[1] // parts  # blocks are as large in all matrices of an expert
         return integers(found, scheme, shape, _rounded(checkpoint, found, dtype), within)
     if len(shape) == 3:
-        if scheme.name != "mxfp4":
+        if not KERNELS[scheme.name].experts:
+            able = ", ".join(name for name, kernels in KERNELS.items() if kernels.experts)
             raise WeightError(
                 f"tensor {found[0].values.tensor} is {scheme.name}, of experts: ONNX Runtime's"
-                f" package for GPUs has kernels for experts in {EXPERTS}; use --target cpu or"
+                f" package for GPUs has kernels for experts in {able}; use --target cpu or"
                 " tensorrt-rtx"
             )
         return _by_columns(found, scheme, shape)

@@ -5,11 +5,14 @@ the CPU in fp32, where few_bits says what a kernel computes that CPUs do not hav
 """
 
 import dataclasses
+import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from cuda_calls import Placed, calls
@@ -24,6 +27,8 @@ from lmcast.exporter import export, load, targets
 from lmcast.exporter.pipeline import identified, take_recipe, understand
 from lmcast.graphs import fill
 from lmcast.graphs.blocks.attention import Attention
+from lmcast.graphs.blocks.quantized import InputFormat
+from lmcast.plugins.errors import InputError
 
 DENSE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
@@ -129,7 +134,6 @@ def all_calls(given: dict[str, dict[str, str]]) -> dict[str, Placed]:
         if "checkpoint" in one:
             more = {**OPTIONS, "recipe": one["recipe"], "dtype": "bfloat16", "sms": (90,)}
             export(one["checkpoint"], one["folder"], "cuda", force=True, **more)
-        print(name, flush=True)
         found[name] = calls(one["folder"], name)
     return found
 
@@ -158,6 +162,82 @@ def test_kernels(name: str, ran: tuple[dict[str, Placed], Log]):
     taken = {kernel.split("::")[-1] for kernel in log.after(f"{name}: step").kernels}
     assert taken & set(row.step)
     assert not [kernel for kernel in taken if "Dequant" in kernel]
+
+
+OTHERS = ("fp8-block", "nvfp4", "int4", "experts, int4", "experts, mxfp4")
+
+
+@pytest.mark.skipif(libraries.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("sm", [80, 120])
+def test_other_gpus(sm: int, engines: Engines):
+    given = {name: {"folder": str(engines[name][2])} for name in OTHERS}
+    run = on_fake_gpu(all_calls, given, sm=sm)
+    for name in OTHERS:
+        assert list(run.result[name]) == ["CUDAExecutionProvider"]
+        taken = {kernel.split("::")[-1] for kernel in run.log.after(f"{name}: step").kernels}
+        assert taken & set(ROWS[name].step), name
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.format])
+def test_weights_are_held_in_few_bits(name: str, engines: Engines):
+    """No second copy: the graph has no number of 16 bits for any of a quantized weight's."""
+    row, folder = ROWS[name], engines[name][2]
+    graph = ir.load(folder / "model.onnx").graph
+    ends = ROUTED if row.operator == "QMoE" else [f".{end}.weight" for end in LINEAR]
+    held = [v for n, v in graph.initializers.items() if any(end in n for end in ends)]
+    sizes = Counter[int]()
+    for value in held:
+        assert value.shape is not None and value.dtype is not None
+        sizes[value.dtype.bitwidth] += math.prod(value.shape.numpy())
+    # Bytes of one number or two, and scales of 16 numbers at least.
+    assert 0 < sizes[16] + sizes[32] + sizes[4] <= sizes[8] / 8
+    assert not [node for node in graph if node.op_type == "DequantizeLinear"]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A recipe that has no kernel, and what is said of it."""
+
+    message: str
+    case: Case
+    formats: Mapping[str, str] = field(default_factory=dict)
+    inputs: InputFormat | None = None
+    sms: tuple[int, ...] = ()
+
+
+DOWN = {"down.weight": "fp8"}
+REFUSED = {
+    "experts in FP8": Refused(
+        r"experts.gate is fp8, of experts: .* in int4, int8, mxfp4", QWEN,
+        dict.fromkeys(ROUTED, "fp8"),
+    ),
+    "experts in NVFP4": Refused(
+        r"experts.gate is nvfp4, of experts", QWEN, dict.fromkeys(ROUTED, "nvfp4")
+    ),
+    "experts of which only some are in few bits": Refused(
+        r"experts.down is UINT4, without a kernel", QWEN, {"experts.down": "int4"}
+    ),
+    "inputs in FP8": Refused("products with rounded inputs", LLAMA, DOWN, InputFormat("fp8")),
+    "inputs in NVFP4": Refused(
+        "products with rounded inputs", LLAMA, {"down.weight": "nvfp4"}, InputFormat("nvfp4")
+    ),
+    "caches in FP8 on old GPUs": Refused(
+        r"key is held in FP8, .* from SM89 on, and not on SM80: use --sm 89,90,120", FULL,
+        sms=(80, 90),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str, tmp_path: Path):
+    row = REFUSED[name]
+    checkpoint = shortened(row.case, tmp_path / "checkpoint")
+    held = () if row.formats else attentions(checkpoint)
+    recipe = write_packed(checkpoint, tmp_path / "recipe", row.formats, row.inputs, held)
+    given = {**OPTIONS, "recipe": recipe, "dtype": "bfloat16", "sms": row.sms}
+    with pytest.raises(InputError, match=row.message):
+        export(checkpoint, tmp_path / "engine", "cuda", **given)
+    assert not (tmp_path / "engine").exists()
 
 
 @pytest.mark.parametrize("name", ROWS)
