@@ -19,7 +19,7 @@ RING_SINCE = "1.29"
 
 def oldest_onnxruntime(graph: ir.Model) -> str:
     """Return the version, as '1.25': at least what a graph requires (graph/requirements.py)."""
-    parts = (graph.graph, *graph.functions.values())
+    parts: list[ir.Graph | ir.Function] = [graph.graph, *graph.functions.values()]
     nodes = [node for part in parts for node in part.all_nodes()]
     found = [SINCE[key] for node in nodes if (key := (node.domain, node.op_type)) in SINCE]
     found += [RING_SINCE for node in nodes if RING in node.attributes]

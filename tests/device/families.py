@@ -13,8 +13,17 @@ NAMES = (
 )  # fmt: skip
 
 
-def write(checkpoint: Path, place: Path, sm: int, dtype: str) -> None:
-    """Write an engine for a checkpoint, and the logits of rows of tokens."""
+# Rounding sends tokens of tiny models to other experts: what eager is then off by allows logits of
+# zero. So this is in fp16, not bf16, of tokens whose experts are the same.
+DTYPE, SEEDS = "float16", 40
+TELLING = 0.25  # of the largest logit: a wider bound allows anything
+
+
+def write(checkpoint: Path, place: Path, sm: int) -> None:
+    """Write an engine for a checkpoint, and the logits of rows of tokens.
+
+    Raises RuntimeError where eager is so far from fp64 that they prove nothing.
+    """
     import torch
 
     from lmcast.exporter import export
@@ -25,28 +34,32 @@ def write(checkpoint: Path, place: Path, sm: int, dtype: str) -> None:
     from lmcast.exporter.prove.parity_report import FLOOR, TIMES
 
     engine = export(
-        checkpoint, place / "engine", "cuda", dtype, "copy",
+        checkpoint, place / "engine", "cuda", DTYPE, "copy",
         parity=False, tokenizer=False, sms=(sm,),
     )  # fmt: skip
-    rows = drawn(engine.vocab_size)
     source, _ = identified(checkpoint)
-    found = understand(source, (), False)
-    counts = torch.full((len(rows),), rows.shape[1])
-    at = torch.arange(rows.shape[1]).expand(len(rows), -1)
-    kinds = torch.float64, DTYPES[dtype].torch
-    logits = full_pass(found, source, torch.from_numpy(rows), counts, kinds, at)
-    exact, eager = (logits[kind].double().numpy() for kind in kinds)
-    bound = TIMES * np.abs(eager - exact).max() + FLOOR[dtype]
-    np.savez_compressed(place / EXPECTED, rows=rows, exact=exact, bound=bound)
+    found, kinds = understand(source, (), False), (torch.float64, DTYPES[DTYPE].torch)
+    for seed in range(SEEDS):
+        rows = drawn(engine.vocab_size, seed)
+        counts = torch.full((len(rows),), rows.shape[1])
+        at = torch.arange(rows.shape[1]).expand(len(rows), -1)
+        logits = full_pass(found, source, torch.from_numpy(rows), counts, kinds, at)
+        exact, eager = (logits[kind].double().numpy() for kind in kinds)
+        bound = TIMES * np.abs(eager - exact).max() + FLOOR[DTYPE]
+        if bound < TELLING * np.abs(exact).max():
+            np.savez_compressed(place / EXPECTED, rows=rows, exact=exact, bound=bound)
+            return
+    raise RuntimeError(f"{place.name}: no bound of {SEEDS} draws proves anything")
 
 
-def drawn(vocab: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(0)).integers(0, vocab, (2, PROMPT + STEPS))
+def drawn(vocab: int, seed: int) -> np.ndarray:
+    random = np.random.Generator(np.random.PCG64(seed))
+    return random.integers(0, vocab, (2, PROMPT + STEPS))
 
 
 def run(engine: Any, place: Path) -> list[np.ndarray]:
     """Return the logits V of both rows behind a prompt and each step: alone, then as a batch whose
-    second prompt is shorter; the session grows meanwhile."""
+    second prompt is shorter."""
     rows = np.load(place / EXPECTED)["rows"]
     got = []
     for row in rows:

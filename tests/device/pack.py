@@ -168,7 +168,7 @@ def engines(folder: Path, machine: Machine, names: Iterable[str] = families.NAME
         checkpoint.mkdir(parents=True)
         place = folder / "engines" / name
         place.mkdir(parents=True)
-        families.write(make(case, checkpoint), place, machine.sm, "bfloat16")
+        families.write(make(case, checkpoint), place, machine.sm)
         shutil.rmtree(checkpoint)
 
 
