@@ -21,12 +21,23 @@ NEW = 32
 Line = dict[str, Any]
 
 
+def at_hand() -> Any:
+    """Return the GPU, with the libraries of ONNX Runtime's provider; raises InputError."""
+    from lmcast.exporter.backends.cuda import Cuda
+    from lmcast.exporter.backends.cuda_provider import machine
+
+    machine.require_package()
+    gpu = Cuda()
+    machine.require_sm(gpu.sm)
+    machine.load_libraries()
+    return gpu
+
+
 def load(folder: Path) -> Iterator[Line]:
     """The GPU, the libraries, and a product in bf16 that is right to its last bit but one."""
-    from lmcast.exporter.backends.cuda_provider.machine import usable
     from lmcast.exporter.backends.ort import ort
 
-    gpu = usable(())
+    gpu = at_hand()
     yield {"gpu": gpu.name, "sm": gpu.sm, "bytes": gpu.bytes, "onnxruntime": ort.__version__}
     from device import operators
 
@@ -36,9 +47,8 @@ def load(folder: Path) -> Iterator[Line]:
 def plugins(folder: Path) -> Iterator[Line]:
     """Every case of every operator of ours, in each dtype, within its own tolerance of fp64."""
     from device import operators
-    from lmcast.exporter.backends.cuda_provider.machine import usable
 
-    gpu = usable(())
+    gpu = at_hand()
     for case in sorted((folder / "operators").iterdir()):
         yield bounded({"case": case.name}, operators.run(case, gpu))
 
