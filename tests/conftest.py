@@ -4,10 +4,12 @@ import gc
 import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sympy.solvers import inequalities
 
 if TYPE_CHECKING:
     from tiny import Case
@@ -26,6 +28,9 @@ def pytest_sessionstart() -> None:
     """Undo what a runner may have ignored for us: tests of signals and their children need it."""
     # What a trace makes lives to its end: looking for garbage meanwhile took a fifth of it.
     gc.set_threshold(200_000, 20, 100)
+    # Every trace has sympy solve inequalities on its sizes, nearly always those of another trace.
+    once = cache(inequalities.reduce_inequalities)
+    inequalities.reduce_inequalities = lambda given, symbol: once(frozenset(given), symbol)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
