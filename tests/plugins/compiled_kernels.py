@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,17 @@ def build(archs: str, *chosen: str) -> list[dict[str, Any]]:
 
 
 def built(number: int, kernel: Kernel, arch: int) -> dict[str, Any]:
-    """Compile the kernel of a step for an SM, and say what came out."""
+    """Return the number of a step, and what came out of its kernel for an SM."""
+    return {"sm": arch, "step": number, **facts(kernel, arch)}
+
+
+@cache  # a third of the steps have the kernel of another
+def facts(kernel: Kernel, arch: int) -> dict[str, Any]:
+    """Compile a kernel for an SM, and say what came out."""
     target = GPUTarget("cuda", arch, 32)
     made = triton.compile(kernel.source(), target=target, options=kernel.options)
     cubin = made.asm["cubin"]
     return {
-        "sm": arch,
-        "step": number,
         "kernel": made.metadata.name,
         "elf": cubin[:4] == b"\x7fELF" and f".text.{made.metadata.name}".encode() in cubin,
         "arch": f"sm_{arch}".encode() in cubin,
