@@ -152,6 +152,16 @@ class Chat:
         return templates[name]
 
 
+def as_chat(prompt: Any, given: Mapping[str, Any]) -> Chat | list[Any]:
+    """Return a prompt as a chat, where it is not a list of token ids."""
+    if isinstance(prompt, Chat):
+        return prompt.with_defaults(given)
+    if isinstance(prompt, str):
+        return Chat.of([{"role": "user", "content": prompt}], given)
+    items = list(prompt)
+    return Chat.of(items, given) if items and isinstance(items[0], Mapping) else items
+
+
 def too_long(most: int) -> TextError:
     """Return the error for a text or a chat that no context holds."""
     return TextError(

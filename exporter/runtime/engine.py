@@ -18,7 +18,7 @@ from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
 from lmcast.exporter.engine.sealed import DamagedError, Problem, parse_object, read_regular
 from lmcast.exporter.engine.staging import recover
-from lmcast.exporter.runtime.chat import Chat, Messages, TextError, too_long
+from lmcast.exporter.runtime.chat import Chat, Messages, TextError, as_chat, too_long
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.sampling import Sampling, choose_sampling
@@ -370,16 +370,6 @@ def as_prompts(prompts: Any) -> Sequence[Any]:
         return [prompts]
     one = len(prompts) > 0 and isinstance(prompts[0], int | np.integer | Mapping)
     return [prompts] if one else prompts
-
-
-def as_chat(prompt: Any, given: Mapping[str, Any]) -> Chat | list[Any]:
-    """Return a prompt as a chat, where it is not a list of token ids."""
-    if isinstance(prompt, Chat):
-        return prompt.with_defaults(given)
-    if isinstance(prompt, str):
-        return Chat.of([{"role": "user", "content": prompt}], given)
-    items = list(prompt)
-    return Chat.of(items, given) if items and isinstance(items[0], Mapping) else items
 
 
 @checked
