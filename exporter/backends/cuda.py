@@ -241,9 +241,10 @@ def require_gpu() -> Any:
             " cuda-bindings"
         ) from None
     except RuntimeError:  # the bindings do not find the driver's library
-        files = _driver_files()
-        why = f", although {files[0]} is: install its library, libcuda.so.1" if files else ""
-        raise DeviceError(f"no driver of an NVIDIA GPU is here{why}") from None
+        why = "no NVIDIA GPU is here, or no driver of one"
+        if files := _driver_files():
+            why = f"{files[0]} is here, and the driver's library libcuda.so.1 is not: install it"
+        raise DeviceError(why) from None
     if version // 1000 < CUDA:
         raise DeviceError(
             f"the driver of the NVIDIA GPU is for CUDA {version // 1000}.{version % 1000 // 10},"

@@ -75,7 +75,7 @@ def refusal() -> str:
 REFUSED = {
     "no GPU": ({"sm": None}, "no NVIDIA GPU is here"),
     "an old driver": ({"driver": 12040}, "is for CUDA 12.4, and lmcast's packages"),
-    "no driver": ({"driver": None}, "no driver of an NVIDIA GPU is here"),
+    "no driver": ({"driver": None}, "no NVIDIA GPU is here, or no driver of one"),
 }
 
 
@@ -89,8 +89,12 @@ def test_refused(what: str):
 MISSING: dict[str, tuple[list[str], type[Exception], str]] = {
     "no bindings": (["/"], ModuleNotFoundError, "pip install cuda-bindings"),
     "no bindings, no GPU": ([], ModuleNotFoundError, "no NVIDIA GPU is here"),
-    "no driver": ([], RuntimeError, "no driver of an NVIDIA GPU is here"),
-    "a device without a driver": (["/"], RuntimeError, "although / is: install its library"),
+    "no driver": ([], RuntimeError, "no NVIDIA GPU is here, or no driver of one"),
+    "a device without a driver": (
+        ["/"],
+        RuntimeError,
+        "/ is here, and the driver's library libcuda.so.1 is not",
+    ),
 }
 
 
