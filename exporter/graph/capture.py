@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lmcast.exporter.graph.fingerprint import fingerprint
+from lmcast.exporter.graph.results import known_shapes
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.step import Handoff, State, Step, Table
 
@@ -19,9 +20,6 @@ SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13}
 # Programs that a process keeps, the last used: calibration and export trace the same model, and two
 # sizes of one family share parts. A program takes about 0.8 MB: at most 100 MB.
 KEPT = 128
-
-# Where an operator says what it is made of.
-WHOLE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 # What every graph takes besides the states: integers by these axes.
 INPUTS: dict[str, tuple[int | str, ...]] = {
@@ -286,7 +284,7 @@ def _export(
 
     # The results of operators on symbolic shapes are hardly ever met again: keeping them took more
     # than a quarter of a trace.
-    with config.patch(fake_tensor_cache_enabled=False), _no_stack_traces(), _known_shapes():
+    with config.patch(fake_tensor_cache_enabled=False), _no_stack_traces(), known_shapes():
         return torch.export.export(module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
 
 
@@ -300,45 +298,6 @@ def _no_stack_traces() -> Iterator[None]:
         yield
     finally:
         config.do_not_emit_stack_traces = before
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    usual = weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.dtype == weight.dtype
-    if not usual or (bias is not None and (bias.shape[0], bias.dtype) != (len(weight), x.dtype)):
-        return cast(Tensor, torch.ops.aten.linear.default._op_dk(WHOLE, x, weight, bias))
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
-def _rms_norm(
-    x: Tensor, sizes: list[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    last = list(x.shape[-len(sizes) :]) == list(sizes)
-    if not last or (weight is not None and (*weight.shape, weight.dtype) != (*sizes, x.dtype)):
-        return cast(Tensor, torch.ops.aten.rms_norm.default._op_dk(WHOLE, x, sizes, weight, eps))
-    return x.new_empty(x.shape)
-
-
-# What operators that a program keeps whole return, where only shapes and dtypes count. torch works
-# it out by what they are made of, on symbolic shapes: it took four tenths of a trace. What is not
-# usual, or an error, is left to it.
-RESULTS: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.aten.linear.default: _linear,
-    torch.ops.aten.rms_norm.default: _rms_norm,
-}
-
-
-@contextmanager
-def _known_shapes() -> Iterator[None]:
-    """Let RESULTS say what its operators return, as kernels in Python that tracing prefers."""
-    for operator, result in RESULTS.items():
-        operator.py_kernels[WHOLE] = result
-        operator._dispatch_cache.clear()
-    try:
-        yield
-    finally:
-        for operator in RESULTS:
-            del operator.py_kernels[WHOLE]
-            operator._dispatch_cache.clear()
 
 
 def _size(axis: int | str) -> int:
