@@ -46,7 +46,15 @@ def apply(edits: Any, folder: Path) -> None:
     for edit in edits:
         try:
             edit.change(folder / edit.file)
-        except (OSError, LookupError, ValueError, TypeError, AttributeError, MemoryError):
+        except (
+            OSError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            MemoryError,
+            struct.error,
+        ):
             continue
 
 
