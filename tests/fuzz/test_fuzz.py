@@ -50,6 +50,17 @@ def refuse(message: str) -> Callable[[Path], None]:
     return edit
 
 
+class TwoLines(InputError):
+    """An error that is not as others are."""
+
+    def __str__(self) -> str:
+        return "a\nb"
+
+
+def refuse_in_two_lines(work: Path) -> None:
+    raise TwoLines("a")
+
+
 def leave(work: Path) -> None:
     (work / "engine").mkdir()
     raise InputError("no such thing")
@@ -67,7 +78,7 @@ VERDICTS = {
     "accepted": ([], None),
     "refused": ([refuse("x is 3; accepted: 4")], None),
     "another exception": ([lambda work: 1 // 0], "ZeroDivisionError in test_fuzz.py"),
-    "two lines": ([refuse("a\nb")], "more than one line"),
+    "two lines": ([refuse_in_two_lines], "more than one line"),
     "no words": ([refuse("")], "0 characters"),
     "a file left": ([leave], "left behind: engine"),
     "wrong": ([lambda work: "3 is 4"], "accepted and wrong: 3 is 4"),
