@@ -58,6 +58,7 @@ def test_a_new_target_exports_proves_and_loads(toy: list[Loading], checkpoint, t
     assert proofs == 1  # parity ran what the target runs
     assert ir.load(engine.directory / MODEL).metadata_props[MARK] == "yes"
     wanted = replace(Requirements(), split_experts=True, append="row").as_json()
+    del wanted["onnxruntime"]  # of the graph's operators (test_oldest_onnxruntime.py)
     assert {k: engine.manifest.fields["graph"][k] for k in wanted} == wanted
     again = load(engine.directory, threads=1)
     other = export(source, tmp_path / "onnx", "onnx", tokenizer=False, parity=False)

@@ -63,7 +63,7 @@ def scaled(shift: int) -> dict[str, list[float]]:
 
 
 def test_launches_are_interpreted():
-    run = on_fake_gpu(both)
+    run = on_fake_gpu(both, TRITON_INTERPRET="1")
     right, unaligned = run.result
     assert right == {"error": [0], "plain": [3.0], "captured": [3.0], "graph": [27.0]}
     assert [event.name for event in run.log.launches[:3]] == ["scale"] * 3

@@ -15,6 +15,7 @@ from lmcast_native import LIBRARY
 from onnx import TensorProto, helper
 from plugin_launch_plans import Case, Kernel, Launch, Output, Recipe
 
+from lmcast import plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
 from lmcast.plugins.experts import moe_route_triton
 from lmcast.plugins.launch.cubins import cubin
@@ -82,8 +83,9 @@ def build(data: bytes, logger: Logger) -> tuple[list[str], bytes]:
 
 
 def main(folder: str) -> None:
-    for block in ("moe", "mla", "delta"):  # operators register themselves
-        import_module(f"lmcast.graphs.blocks.{block}")
+    for path in Path(plugins.__path__[0]).glob("*/*_triton.py"):  # operators register themselves
+        name = path.stem.removesuffix("_triton")
+        import_module(f"lmcast.plugins.{path.parent.name}.{name}")
     logger = Logger()
     provide_parser_library(trt)
     registry = trt.get_plugin_registry()
