@@ -1,19 +1,17 @@
 """What target cuda refuses, and what its engines say where there is no GPU."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import pytest
-from files.quantized import AWQ, CONFIG, awq, quantized, small, write
-from onnx import parser
+from files.quantized import write
 from safetensors.torch import load_file
 
 from lmcast.exporter import export, load
 from lmcast.exporter.backends.cuda import DeviceError, require_gpu
 from lmcast.exporter.backends.cuda_provider import kernels
-from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt.request import Sizes
 from lmcast.plugins.errors import InputError
 
@@ -27,8 +25,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "fp32, asked for": ("llama/plain", {"dtype": "float32"}, "dtype float32"),
     "a B200": (
         "llama/plain", {"sms": (90, 100)},
-        "SM100: ONNX Runtime's package has no kernels for it; accepted: 80, 86, 89, 90, 120; there"
-        " runs --target tensorrt, built on such a GPU",
+        "SM100: ONNX Runtime's package has no kernels for such GPUs; accepted: 80, 86, 89, 90, 120;"
+        " there runs --target tensorrt, built on such a GPU",
     ),
     "a B300": ("llama/plain", {"sms": (103,)}, "SM103: .*; there runs --target tensorrt"),
     "an Orin": ("llama/plain", {"sms": (87,)}, "SM87: .* accepted: 80, 86, 89, 90, 120$"),
@@ -62,14 +60,6 @@ def test_what_would_be_laid_out_anew_in_every_call_is_not_linked(checkpoint, tmp
         export(short, tmp_path / "engine", "cuda", weights="link", **OPTIONS)
 
 
-def test_quantized_weights_are_refused_by_name(tmp_path: Path):
-    config, plain = small("llama/plain", tmp_path / "plain")
-    stored, _ = quantized(plain, awq)
-    packed = write(tmp_path / "awq", config | {CONFIG: AWQ}, stored)
-    with pytest.raises(BackendError, match=r"target cuda: weights in .* have no kernels there yet"):
-        export(packed, tmp_path / "engine", "cuda", **OPTIONS)
-
-
 def test_all_sms_by_default():
     assert kernels.choose_sms(()) == (80, 86, 89, 90, 120)
     assert kernels.choose_sms((120, 80)) == (120, 80)
@@ -86,7 +76,7 @@ def test_without_a_gpu(checkpoint, tmp_path: Path, lmcast):
     arguments = ("export", source, "-o", tmp_path / "e", "--target", "cuda", "--dtype", "float16")
     status, _, told = lmcast(*arguments, "--no-tokenizer", "--sm", "80")
     assert status == 0
-    assert "parity is not proven: no NVIDIA GPU is here; run `lmcast parity` on the device" in told
+    assert re.search("parity is not proven: no NVIDIA GPU is here.*; run `lmcast parity` on", told)
     about = load(tmp_path / "e").manifest.about
     assert about.sms == (80,) and about.graph.weights == "copy" and about.dtype == "float16"
     for command in (
@@ -95,24 +85,7 @@ def test_without_a_gpu(checkpoint, tmp_path: Path, lmcast):
     ):
         status, _, told = lmcast(command[0], tmp_path / "e", *command[1:])
         assert status == 2 and told.count("\n") == 1, told
-        assert "an engine of target cuda, and no NVIDIA GPU is here; here `lmcast inspect`" in told
-    with pytest.raises(BackendError, match="no NVIDIA GPU is here"):
+        assert re.search("no NVIDIA GPU is here.*; without one `lmcast inspect`, `verify`", told)
+    with pytest.raises(DeviceError, match="no NVIDIA GPU is here"):
         load(tmp_path / "e").logits([[1, 2]])
     assert lmcast("inspect", tmp_path / "e")[0] == lmcast("verify", tmp_path / "e")[0] == 0
-
-
-GRAPHS = {
-    "caches in FP8": "(float8e4m3fn[B,2] key) => (float8e4m3fn[B,2] y) { y = Identity (key) }",
-    "products with rounded inputs": "(float[B,2] x) => (float[B,2] y) { y = Abs (x) }",
-}
-NAMES = {"Abs": "layers.0.mixer.q.quantize_input.Abs", "Identity": "layers.0.Identity"}
-
-
-@pytest.mark.parametrize("what", GRAPHS)
-def test_low_precision_is_refused_by_name(what: str):
-    head = '<ir_version: 11, opset_import: ["" : 24]>\ng '
-    graph = ir.from_proto(parser.parse_model(head + GRAPHS[what]))
-    for node in graph.graph:
-        node.name = NAMES[node.op_type]
-    with pytest.raises(BackendError, match=f"target cuda: {what} have no kernels there yet"):
-        kernels.embed(graph, (90,))
