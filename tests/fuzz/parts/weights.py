@@ -88,7 +88,7 @@ def of_awq(leaves: Leaves) -> Tensor:
 
 
 def of_fbgemm(leaves: Leaves) -> Tensor:
-    return fp8(leaves["weight"]) * leaves["weight_scale"]
+    return fp8(leaves["weight"]) * leaves["weight_scale"].reshape(-1, 1)
 
 
 def of_mlx(leaves: Leaves) -> Tensor:
