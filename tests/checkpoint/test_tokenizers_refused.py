@@ -70,6 +70,7 @@ SPOILED: list[tuple[str, dict[str, Any], str]] = [
     ("Llama 2", {"at": {"score": -1.0}}, "2 pieces of one score, -1.0"),
     ("Llama 2", {"at": {"piece": "x y", "type": 4}}, "without a space"),
     ("Llama 2", {"at": {"piece": "x" * 1025}}, "over 1024 characters"),
+    ("Llama 2", {"at": {"piece": "xϠ"}}, "the piece 'xϠ', and none for its character 'Ϡ'"),
     ("Llama 2", {"at": {"score": float("nan")}}, "a score that is no number"),
     ("Unigram", {"at": {"score": 0.5}}, "no logarithms"),
     ("Unigram", {"at": {"piece": "<0"}}, "could spell <0x0A>"),

@@ -325,6 +325,7 @@ def _byte_pairs(model: Model, given: Given, apart: bool) -> Part:
     """apart: user-defined symbols come as words of their own, found in the vocabulary as such."""
     vocab = {piece: id for id, piece in enumerate(model.pieces)}
     pieces = {model.pieces[id]: id for id in model.of(Kind.NORMAL)}
+    _require_characters(pieces, vocab, given)
     merges = parts.scored_merges(pieces, model.scores)
     _require_order({left + right for left, right in merges}, pieces, model, given)
     return parts.byte_pairs(
@@ -335,6 +336,17 @@ def _byte_pairs(model: Model, given: Given, apart: bool) -> Part:
         byte_fallback=model.byte_fallback,
         ignore_merges=apart,
     )
+
+
+def _require_characters(pieces: Iterable[str], vocab: Mapping[str, int], given: Given) -> None:
+    """Refuse a piece of a character that is none itself: SentencePiece merges characters, and the
+    tokenizers library pieces."""
+    for piece in pieces:
+        if lost := next((c for c in piece if c not in vocab), None):
+            raise given.error(
+                f"has the piece {piece!r}, and none for its character {lost!r}: the tokenizers"
+                f" library does not make it; {INSTEAD}"
+            )
 
 
 def _require_order(
