@@ -5,7 +5,7 @@ xAI names as the way to run it.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from lmcast.graphs.config.reading import Experts, Layers, Positive, Size
 from lmcast.graphs.config.rope_parameters import FullRope
 from lmcast.graphs.weights.bind import COMMON, SCALED_ENDS, Table
 from lmcast.graphs.weights.experts import whole_or_parts
+from lmcast.plugins.annotations import Range
 
 RANKS = 8  # of tensor parallelism, in the files of the hub: parts of every expert matrix
 
@@ -40,7 +41,7 @@ class Config:
     rms_norm_eps: Positive
     embedding_multiplier_scale: Positive
     output_multiplier_scale: Positive
-    rope_theta: Positive
+    rope_theta: Annotated[float, Range(1, 1e30)]  # of which the model takes the whole part
     head_dim: Size = 128
     residual_moe: bool = False
     attn_logit_softcapping: float = 30.0  # none at 0 and below

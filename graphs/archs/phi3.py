@@ -96,7 +96,7 @@ def weights(c: Config) -> Table:
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
     # To Hugging Face it or its default hides that of rope_scaling; `rope` refuses a difference.
-    out = {**raw, LENGTH: 4096 if raw.get(LENGTH) is None else raw[LENGTH]}
+    out = {LENGTH: 4096, **raw}
     for key in ("rope_scaling", "rope_parameters"):
         given = out.get(key)
         if isinstance(given, Mapping):

@@ -88,6 +88,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("grok2/grok-2", {"sliding_window_size": 128}, "sliding_window_size is 128"),
     ("grok2/grok-2", {"attn_output_multiplier": 0.08}, "attn_output_multiplier"),  # Grok 1
     ("grok2/grok-2", {"attn_temperature_len": 1}, "temperature is 1"),
+    ("grok2/grok-2", {"rope_theta": 0.5}, "rope_theta is 0.5"),
     ("grok2/grok-2", {"num_experts_per_tok": 9}, "num_experts_per_tok is 9"),
     ("grok2/grok-2", {"num_key_value_heads": 3}, "not a multiple of 3"),
     ("grok2/grok-2", {"embedding_multiplier_scale": 0.0}, "embedding_multiplier_scale is 0"),

@@ -130,6 +130,7 @@ FAMILY = Family(
         ("phi3/plain", {"num_key_value_heads": 3}, "num_key_value_heads"),
         ("phi3/plain", {"attention_bias": True}, "attention_bias"),
         ("phi3/plain", {LENGTH: 0}, LENGTH),
+        ("phi3/plain", {LENGTH: None}, f"{LENGTH} is None"),
         ("phi3/Phi-4-mini", {"lm_head_bias": True}, "lm_head_bias"),
         ("phi3/Phi-4-mini", {"interpolate_factor": 2}, "interpolate_factor"),
         ("phi3/Phi-4-mini", {"full_attn_mod": 2}, "full_attn_mod"),
