@@ -158,6 +158,12 @@ class Cuda:
         assert to.nbytes == source.nbytes
         self.call("cuMemcpyDtoHAsync", to.ctypes.data, source.address, to.nbytes, self._stream)
 
+    def copied(self, array: Array) -> Array:
+        """Enqueue a copy into new memory, and return that."""
+        made = self.empty(array.shape, array.dtype)
+        self.copy(made, array)
+        return made
+
     def copy(self, to: Array, source: Array) -> None:
         """Enqueue a copy into the beginning of every axis: `to` is as large, or one of its axes is
         larger."""

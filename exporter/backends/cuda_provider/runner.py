@@ -195,7 +195,7 @@ class Runner:
     ) -> None:
         """Enqueue a call over some rows; the states of the others keep their places."""
         places = [(name, array.rows(rows)) for name, array in states]
-        bound = [(n, self._copy(a) if a.address % ALIGNED else a) for n, a in places]
+        bound = [(n, self.gpu.copied(a) if a.address % ALIGNED else a) for n, a in places]
         total = int(inputs[HOST][0]) if HOST in inputs else 0
         self._run(self._bound(call, bound, total), PLAIN)
         for (_, place), (_, array) in zip(places, bound, strict=True):
@@ -213,17 +213,12 @@ class Runner:
         """Capture the graph of a step, which runs it several times: caches are written the same
         again, all other states are put back."""
         fixed = {state.name for state in self._graph.states if "C" not in state.shape}
-        saved = [(array, self._copy(array)) for name, array in buffers.states if name in fixed]
+        saved = [(array, self.gpu.copied(array)) for name, array in buffers.states if name in fixed]
         self._graphs += 1
         self._run(buffers.binding, self._graphs)
         buffers.number = self._graphs
         for array, before in saved:
             self.gpu.copy(array, before)
-
-    def _copy(self, array: Array) -> Array:
-        made = self.gpu.empty(array.shape, array.dtype)
-        self.gpu.copy(made, array)
-        return made
 
     def _call(self, rows: int, tokens: int, wanted: int) -> Call:
         return Call(self.gpu, (rows, tokens, wanted), self._vocab, self._dtype)

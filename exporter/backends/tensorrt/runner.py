@@ -202,19 +202,14 @@ class Runner:
         bound: list[Bound] = []
         for state in held.states:
             place = state.front.rows(rows)
-            past = self._copy(place) if place.address % ALIGNED else place
-            present = past if state.back is None else self._copy(place)
+            past = self.gpu.copied(place) if place.address % ALIGNED else place
+            present = past if state.back is None else self.gpu.copied(place)
             bound.append((state.name, past, present))
         self._bind(self._prompt, call, bound)
         self._execute(self._prompt)
         for state, (_, _, present) in zip(held.states, bound, strict=True):
             if present.address != (place := state.front.rows(rows)).address:
                 self.gpu.copy(place, present)
-
-    def _copy(self, array: Array) -> Array:
-        made = self.gpu.empty(array.shape, array.dtype)
-        self.gpu.copy(made, array)
-        return made
 
     def _call(self, rows: int, tokens: int, wanted: int) -> Call:
         return Call(self.gpu, (rows, tokens, wanted), self._vocab, self._dtype)
