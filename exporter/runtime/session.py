@@ -112,8 +112,11 @@ class Session:
             return False
         if self._limits is not None and int(self.lengths.max()) + tokens > self.context:
             return True  # padding would be written behind the end of the states
+        if self._graph.append != "row":
+            return False
+        # With a row of no tokens, a kernel takes the last of those that it has for the new one.
         fresh = not self.lengths.any() and bool((counts == tokens).all())
-        return self._graph.append == "row" and tokens > 1 and not fresh
+        return not fresh if tokens > 1 else not counts.all()
 
     def _call(
         self, rows: slice, ids: np.ndarray, counts: np.ndarray, wanted: np.ndarray

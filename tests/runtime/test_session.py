@@ -320,11 +320,12 @@ def limited(engine: Engine, rows: int, **most: int) -> Session:
 
 
 def test_kernels_are_given_no_more_than_they_count(engine: Engine):
-    """Prompts in pieces, of which some rows have none; logits of any positions."""
+    """Prompts in pieces, of which some rows have none, the last of one token; logits of any
+    positions."""
     ids, counts, at = (
-        drawn(3, 11),
-        np.array([11, 2, 6]),
-        np.array([[10, 0, 3], [1, 1, 0], [5, 4, 0]]),
+        drawn(3, 9),
+        np.array([9, 2, 6]),
+        np.array([[8, 0, 3], [1, 1, 0], [5, 4, 0]]),
     )
     ours, theirs = limited(engine, 3, most_tokens=4), engine.session(3)
     calls, run = [], engine.runner.run
