@@ -120,9 +120,12 @@ def why_not(path: str) -> str:
 
 
 def beyond(path: str) -> None:
-    """Run steps where no more graphs may be captured."""
+    """Run steps where no more graphs may be captured, with room for padding behind the context."""
     runner.MOST_GRAPHS = 0
-    session = load(path).session(ROWS)
+    engine = load(path)
+    session, most = engine.session(ROWS), engine.context - len(STEPS) - 1
+    session.append(ones(most), [most, 1, 1])
+    session.append(ones(len(STEPS) + 2), [1, len(STEPS) + 2, 1])
     for name in STEPS:
         note(name)
         session.append(ones(1))

@@ -41,7 +41,8 @@ pytestmark = pytest.mark.skipif(bool(why), reason=why)
 Made = Callable[[str], Path]
 DRY = Path(__file__).parents[1] / "benchmarks/cuda_dry.py"
 STAND_IN = b"FAKECUDA"
-PLAIN, MATRICES = "llama/plain", "qwen3_next/plain"
+# The first rotates within the attention, by a table of as many positions as the context has.
+PLAIN, MATRICES = "llama/head_dim, MHA, gelu", "qwen3_next/plain"
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ class Runner:
 
     def __init__(self, manifest: Manifest, gpu: Cuda, model: bytes | None):
         about, self.gpu = manifest.about, gpu
-        self._graph, self._vocab = about.graph, about.vocab_size
+        self._graph, self._vocab, self._context = about.graph, about.vocab_size, about.context
         self._path = manifest.directory / about.graph.file
         self.place = f"this GPU ({gpu.name})"
         with gpu.active():
@@ -159,7 +159,8 @@ class Runner:
         # Frozen in a graph, which reads the lengths of rows on the device: as long as they may be.
         by_name = {state.name: state.shape for state in self._graph.states}
         room = [a.shape[by_name[n].index("C")] for n, a in states if "C" in by_name[n]]
-        return Buffers(sizes, states, call, self._bound(call, states, max([1, *room])))
+        longest = min(max([1, *room]), self._context)  # padding has room behind the context
+        return Buffers(sizes, states, call, self._bound(call, states, longest))
 
     def run(
         self, inputs: Mapping[str, np.ndarray], states: Held, *, rows: slice
