@@ -1,7 +1,7 @@
 """Make a linked engine self-contained: its weights are copied from the checkpoint."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,7 @@ from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, changed_sources, write_manifest
-from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, SIGNATURE
+from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE
 from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.staging import staged
 from lmcast.exporter.progress import Progress, silent
@@ -36,8 +36,9 @@ def pack(
     if not source.linked:
         raise EngineError(f"{engine}: is not linked; its weights are inside already")
     graph = ir.load(engine / MODEL)
-    # Those within the graph stay there: machine code, and what passes have computed.
-    weights = [v for v in graph.graph.initializers.values() if is_linked(v)]
+    # Those within the graph and the engine stay there: machine code, and what passes have made.
+    own = {file.path for file in source.manifest.files}
+    weights = [v for v in graph.graph.initializers.values() if is_linked(v, own)]
     entries = ordered(map(_entry, weights))
     destination, fields = output or engine, dict(source.manifest.fields)
     if output is not None:
@@ -75,9 +76,13 @@ def pack(
     return Engine(destination)
 
 
-def is_linked(value: ir.Value) -> bool:
-    """Whether a weight of a linked graph is in a file of the checkpoint."""
-    return isinstance(value.const_value, ir.ExternalTensor)
+def is_linked(value: ir.Value, own: Collection[str]) -> bool:
+    """Whether a weight of a linked graph is in a file of the checkpoint.
+
+    own: the files of the engine.
+    """
+    tensor = value.const_value
+    return isinstance(tensor, ir.ExternalTensor) and tensor.location not in own
 
 
 def checkpoint_of(file: Path) -> Path:
@@ -90,7 +95,7 @@ def _entry(value: ir.Value) -> Entry:
     offset, length = tensor.offset, tensor.length
     assert offset is not None
     assert length is not None
-    file = Path("/") / tensor.location
+    file = Path(ROOT) / tensor.location
     shape = tuple(tensor.shape.numpy())
     dtype, name = torch.uint8, "U8"
     known = OF_ONNX.get(int(tensor.dtype))

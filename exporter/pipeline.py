@@ -39,6 +39,7 @@ from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.targets import Target
 from lmcast.exporter.texts import check_vocabulary, without_texts, write_texts
 from lmcast.exporter.weights.attach import attach
+from lmcast.exporter.weights.made import place_made
 from lmcast.exporter.weights.place import Mode, Placement, check_copies, choose_mode, place
 from lmcast.exporter.weights.quantized_forms import without_kernel
 from lmcast.exporter.weights.recipe_files import identity, open_recipe
@@ -95,14 +96,14 @@ def export(
     mode = choose_mode(found.binding, source, format, asked, *made_for.links(parity))
     with staged(free(Path(output), source, identities, force), progress) as directory:
         given = format, mode, made_for, directory, full_check, progress
-        placement = place_weights(found, source, *given)
-        graph = cast(found, source, made_for, format, placement, directory, own, progress)
-        fields = own | describe(found, source, target, format, placement, graph, identities)
+        placed = place_weights(found, source, *given)
+        graph, placed = cast(found, source, made_for, format, placed, directory, own, progress)
+        fields = own | describe(found, source, target, format, placed, graph, identities)
         fields |= write_texts(source, directory, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(directory, fields, plan, progress)
-        write_manifest(directory, fields, placement.hashes)
+        write_manifest(directory, fields, placed.hashes)
         if parity and prove(directory, found, source, format, made_for, plan, progress):
-            write_manifest(directory, fields, placement.hashes)
+            write_manifest(directory, fields, placed.hashes)
     return Engine(Path(output))
 
 
@@ -359,10 +360,11 @@ def cast(
     directory: Path,
     fields: Mapping[str, Any],
     progress: Progress = silent,
-) -> ir.Model:
+) -> tuple[ir.Model, Placement]:
     """Write and return the graph of a definition for a target, with its weights attached.
 
-    fields: of engine.json: context, and sms where it has machine code.
+    fields: of engine.json: context, and sms where it has machine code. The placement that is
+    returned has the hashes of files with weights of the graph's own, too.
     """
     with progress.stage("tracing"):
         graph = trace(found, source, format)
@@ -371,5 +373,6 @@ def cast(
         require(graph, **target.carried.requires)
         passes.run(graph, target.carried.passes())
         target.embed(graph, tuple(fields.get("sms", ())))
+        hashes = {**placement.hashes, **place_made(graph, directory)}
     (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
-    return graph
+    return graph, replace(placement, hashes=hashes)

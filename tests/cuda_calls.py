@@ -5,6 +5,7 @@ in which nothing is compiled. Nothing may be placed on the CPU.
 """
 
 import json
+import shutil
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,16 @@ def on_gpu(engines: dict[str, tuple[str, str]], sm: int = 90, **options: Any) ->
         exported_calls, engines, sm, options, sm=sm, timeout=3600, TRITON_INTERPRET="0"
     )
     return run.result, run.log
+
+
+def shortened(checkpoint: Path, to: Path) -> Path:
+    """Write a checkpoint again with its weights in bfloat16, so that they can be linked."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, to)
+    tensors = load_file(file := to / "model.safetensors")
+    save_file({name: t.bfloat16() for name, t in tensors.items()}, file, {"format": "pt"})
+    return to
 
 
 def exported_calls(
@@ -51,7 +62,7 @@ def calls(folder: str, engine: str, capture: bool = False) -> Placed:
     """
     about = json.loads(Path(folder, "engine.json").read_text())
     graph = about["graph"]
-    made = session(folder, graph["weights"], capture)
+    made = session(folder, capture)
     room = max(CAPACITY, graph["least_capacity"])
     longest = about["context"]
     one = Rows(made, [0], room, longest)
@@ -63,22 +74,19 @@ def calls(folder: str, engine: str, capture: bool = False) -> Placed:
     return {part.ep_name: [n.op_type for p in parts for n in p.get_nodes()] for part in parts}
 
 
-def session(folder: str, weights: str, capture: bool) -> Any:
-    import onnxruntime as ort
+def session(folder: str, capture: bool) -> Any:
     from lmcast_native import LIBRARY
 
-    options = ort.SessionOptions()
+    from lmcast.exporter.backends.onnxruntime import opened, session_options
+    from lmcast.exporter.engine.manifest import read_manifest
+
+    manifest = read_manifest(Path(folder))
+    options = session_options(manifest, manifest.about.graph)
     options.register_custom_ops_library(str(LIBRARY))
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    for name, value in (
-        ("session.disable_cpu_ep_fallback", "1"),
-        ("session.record_ep_graph_assignment_info", "1"),
-        ("session.model_external_initializers_file_folder_path",
-         "/" if weights == "link" else str(Path(folder).absolute())),
-    ):  # fmt: skip
-        options.add_session_config_entry(name, value)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     given = [("CUDAExecutionProvider", {"enable_cuda_graph": str(int(capture))})]
-    return ort.InferenceSession(f"{folder}/model.onnx", options, given, enable_fallback=0)
+    return opened(manifest, None, options, given)
 
 
 class Rows:

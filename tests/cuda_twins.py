@@ -7,7 +7,6 @@ norms within GroupQueryAttention by nodes in front of it. All else is run as the
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from few_bits import caches_outside, few_bits_outside
 from lmcast.exporter import passes, targets
 from lmcast.exporter.backends.onnxruntime import Runner, States
 from lmcast.exporter.backends.runner import Loading, Shaped
+from lmcast.exporter.engine.graph_file import read_graph
 from lmcast.exporter.engine.manifest import Manifest
-from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.passes.rewrite import nodes_of, written
 from lmcast.plugins.onnx_builder import Builder, Value
 
@@ -33,10 +32,10 @@ def twin() -> targets.Target:
 
 def run(manifest: Manifest, loading: Loading) -> "Twin":
     graph = manifest.about.graph
-    model = ir.load(manifest.directory / MODEL)
-    widen(model, Path("/") if graph.weights == "link" else manifest.directory)
+    model = read_graph(manifest)
+    widen(model)
     data = ir.to_proto(model).SerializeToString()
-    return Twin(manifest.directory, graph, loading.threads, data)
+    return Twin(manifest, graph, loading.threads, data)
 
 
 class Twin(Runner):
@@ -48,16 +47,11 @@ class Twin(Runner):
         return super().allocate([wide(state) for state in states], kept)
 
 
-def widen(model: ir.Model, folder: Path) -> None:
-    """Make fp32 of all that is in 16 bits; weights are read from files below `folder`."""
+def widen(model: ir.Model) -> None:
+    """Make fp32 of all that is in 16 bits."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor = ir.ExternalTensor(
-                tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape,
-                name=tensor.name, base_dir=str(folder),
-            )  # fmt: skip
         array = tensor.numpy()
         array = array.astype(np.float32) if tensor.dtype in SHORT else np.array(array)
         value.const_value = ir.tensor(array, name=str(value.name))

@@ -13,10 +13,10 @@ from lmcast.exporter.backends.runner import INPUTS, Loading, Shaped
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
 from lmcast.exporter.engine.description import Description, Graph
 from lmcast.exporter.engine.manifest import EngineError, Manifest
-from lmcast.exporter.engine.names import ENGINE_JSON
+from lmcast.exporter.engine.names import ENGINE_JSON, ROOT
+from lmcast.exporter.engine.own_weights import own_weights
 from lmcast.plugins.errors import InputError
 
-FP8 = DTYPES["float8_e4m3fn"]
 # ONNX Runtime's names -> those of exporter/dtypes.py
 NAMED = {
     "tensor(float)": "float32",
@@ -35,7 +35,6 @@ REFUSALS = (
     ),
     RuntimeError,
 )  # fmt: skip
-ROOT = "/"  # linked weights are named by their absolute path without it
 
 
 class BackendError(InputError):
@@ -55,9 +54,9 @@ def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
     require_kernels(manifest.about.dtype)
     graph = manifest.about.graph
     if loading.model is not None:
-        return Runner(manifest.directory, graph, loading.threads, loading.model)
+        return Runner(manifest, graph, loading.threads, loading.model)
     prepack = loading.prepack or graph.prepack
-    runner = Runner(manifest.directory, graph, loading.threads, prepack=prepack)
+    runner = Runner(manifest, graph, loading.threads, prepack=prepack)
     require_contract(runner._session, runner._path, manifest.about)
     return runner
 
@@ -65,7 +64,8 @@ def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
 class Runner:
     """One loaded graph; states are numpy arrays that a call updates in place.
 
-    model: the bytes of the graph, None for the file that `graph` names in `directory`.
+    model: the bytes of another graph, as of read_graph; None for the file that `graph` names in
+        the engine.
     """
 
     limits = None
@@ -74,20 +74,20 @@ class Runner:
 
     def __init__(
         self,
-        directory: Path,
+        manifest: Manifest,
         graph: Graph,
         threads: int | None,
         model: bytes | None = None,
         prepack: bool = False,
     ):
-        options = session_options(directory, graph)
+        options = session_options(manifest, graph)
         if threads is not None:
             options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Prepacking makes a private copy of every weight, in the layout the kernels like best.
         options.add_session_config_entry("session.disable_prepacking", "01"[not prepack])
-        self._path = directory / graph.file
-        self._session = opened(self._path, model, options, ["CPUExecutionProvider"])
+        self._path = manifest.directory / graph.file
+        self._session = opened(manifest, model, options, ["CPUExecutionProvider"])
 
     def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
         """Return the bytes that states would take, and those of this machine."""
@@ -142,8 +142,8 @@ class Runner:
         return states.bound[1]
 
 
-def session_options(directory: Path, graph: Graph) -> ort.SessionOptions:
-    """Return what is asked of ONNX Runtime for the graph of an engine, whatever runs it."""
+def session_options(manifest: Manifest, graph: Graph) -> ort.SessionOptions:
+    """Return what is asked of ONNX Runtime for a graph of an engine, whatever runs it."""
     options = ort.SessionOptions()
     # Errors reach the user as exceptions; the runtime's own log would print them again.
     options.log_severity_level = 4
@@ -158,23 +158,30 @@ def session_options(directory: Path, graph: Graph) -> ort.SessionOptions:
     # the values of the experts most are empty. A memory pattern begins with room for all weights,
     # although they are mapped: a model larger than memory fails to load.
     options.enable_mem_reuse = options.enable_mem_pattern = not graph.split_experts
-    folder = ROOT if graph.weights == "link" else str(directory.absolute())
+    folder = ROOT if graph.weights == "link" else str(manifest.directory.absolute())
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return options
 
 
 def opened(
-    path: Path, model: bytes | None, options: ort.SessionOptions, providers: list[Any]
+    manifest: Manifest, model: bytes | None, options: ort.SessionOptions, providers: list[Any]
 ) -> ort.InferenceSession:
-    """Return the graph of a file, or one given as bytes, loaded; raises BackendError."""
+    """Return the graph of an engine, or one given as bytes, loaded; raises BackendError."""
+    path, given = manifest.directory / manifest.about.graph.file, dict[str, ort.OrtValue]()
+    if manifest.about.graph.weights == "link" and model is None:
+        # There is one folder for all files; the engine, which has the rest, may lie anywhere.
+        given = {name: value_of(array) for name, array in own_weights(manifest).items()}
+        options.add_external_initializers([*given], [*given.values()])
     try:
         # Without a fallback: with one, what another provider says hides what is wrong with this.
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             model or str(path), options, providers=providers, enable_fallback=0
         )
     except REFUSALS as error:
         reason = " ".join(str(error).split())
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}") from None
+    session.given = given  # it may read them for as long as it lives
+    return session
 
 
 def require_contract(session: ort.InferenceSession, path: Path, about: Description) -> None:
@@ -208,8 +215,9 @@ def _described(value: tuple[str, list[int | str]] | None) -> str:
 
 def value_of(array: np.ndarray) -> ort.OrtValue:
     """Wrap a contiguous array as an OrtValue over the same memory."""
-    if array.dtype == FP8.numpy:  # a dtype that ONNX Runtime knows by its number alone
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), FP8.onnx)
+    if array.dtype.kind == "V":  # one that numpy lacks: ONNX Runtime knows it by its number alone
+        codes = array.view(f"u{array.itemsize}")
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes, DTYPES[array.dtype.name].onnx)
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 

@@ -11,13 +11,17 @@ TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"  # the default; others by name, as transformers stores them
 TEMPLATES = "additional_chat_templates"
 GENERATION = "generation_config.json"
+WEIGHTS = "weights"  # the folder of safetensors files
+# How their names begin: weights of the checkpoint, those that passes have made, machine code.
+STORED, GRAPH, KERNELS = "model", "graph", "kernels"
+ROOT = "/"  # a graph names linked weights by their absolute path without it
 
 
 def is_read_whole(path: str) -> bool:
-    """Whether a file is the graph or a text: what is read in full wherever it is used, however
-    large. A tokenizer.json of 30 MB is hashed in a fiftieth of a second."""
+    """Whether a file is the graph, machine code or a text: what is read in full wherever it is
+    used, however large. A tokenizer.json of 30 MB is hashed in a fiftieth of a second."""
     texts = (MODEL, PARITY, TOKENIZER, TEMPLATE, GENERATION)
-    return path in texts or path.startswith(f"{TEMPLATES}/")
+    return path in texts or path.startswith((f"{TEMPLATES}/", f"{WEIGHTS}/{KERNELS}-"))
 
 
 def templates(paths: Iterable[str]) -> dict[str, str]:

@@ -1,19 +1,29 @@
-"""Multiply once with weights that lie side by side in a file.
+"""Multiply once with weights of one input.
 
 before: y = GroupQueryAttention(x q, x k, x v, ...), products with transposed weights
 after:  y = GroupQueryAttention(x qkv, , , ...), one weight over the bytes of three
 before: Mul(QuickGelu(x gate), x up)
 after:  lmcast.gated_activation <activation = "silu"> (x both)
 
-Biases of the first form, which are small, are joined. Weights that lie apart are left alone.
+Weights have to lie side by side in a file. In a linked one, where queries, keys and values are a
+tenth of most models and lie apart, those are written into the engine. Biases, which are small, are
+joined.
 """
 
 import numpy as np
 import onnx_ir as ir
 
+from lmcast.exporter.engine.names import ROOT
 from lmcast.exporter.passes.evaluate import evaluate
 from lmcast.exporter.passes.rewrite import insert, nodes_of, replace
-from lmcast.exporter.passes.side_by_side import alike, packed, product_of, remove
+from lmcast.exporter.passes.side_by_side import (
+    alike,
+    packed,
+    product_of,
+    remove,
+    side_by_side,
+    tensor_of,
+)
 from lmcast.plugins.experts.gated_activation import gated_activation
 from lmcast.plugins.plugin import DOMAIN
 
@@ -30,6 +40,8 @@ def _attention(model: ir.Model, node: ir.Node) -> bool:
     parts = [product for product in products if product is not None]
     biases = [part.bias for part in parts if part.bias is not None]
     if len(parts) < 3 or len(biases) not in (0, 3) or not alike(parts):
+        return False
+    if not side_by_side(parts) and any(str(tensor_of(p).base_dir) != ROOT for p in parts):
         return False
     out = packed(model, node, parts, str(parts[0].nodes[-1].name))
     if biases:
@@ -55,7 +67,7 @@ def _feed_forward(model: ir.Model, node: ir.Node) -> bool:
         gate = product_of(maker.inputs[0]) if maker is not None and activation else None
         if maker is None or gate is None or up is None or gate.bias or up.bias:
             continue
-        if not alike([gate, up]):
+        if not alike([gate, up]) or not side_by_side([gate, up]):
             continue
         out = packed(model, node, [gate, up], str(gate.nodes[-1].name))
         body = gated_activation.function({"both": True, "activation": activation})

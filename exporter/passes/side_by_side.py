@@ -1,4 +1,4 @@
-"""Products with transposed weights that lie side by side in a file, and one product of all.
+"""Products of one value with transposed weights, and one product of all.
 
 before: FusedMatMul <transB = 1> (x, q), FusedMatMul <transB = 1> (x, k)
 after:  FusedMatMul <transB = 1> (x, q and k), one weight over the bytes of both
@@ -6,7 +6,9 @@ after:  FusedMatMul <transB = 1> (x, q and k), one weight over the bytes of both
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import onnx_ir as ir
 
 from lmcast.exporter.passes.evaluate import evaluate
@@ -43,35 +45,47 @@ def product_of(value: ir.Value | None) -> Product | None:
 
 
 def alike(parts: Sequence[Product]) -> bool:
-    """Whether these are products of one value, with weights that lie side by side."""
-    end = None
+    """Whether these are products of one value, with stored weights of one dtype."""
+    kinds = set()
     for part in parts:
-        weight = part.weight.const_value
-        if part.x is not parts[0].x or not isinstance(weight, ir.ExternalTensor):
+        tensor = part.weight.const_value
+        if part.x is not parts[0].x or not isinstance(tensor, ir.ExternalTensor):
             return False
-        begin, size = weight.offset, weight.length
-        assert begin is not None and size is not None
-        inner = tuple(weight.shape.numpy()[1:])
-        if end not in (None, (weight.location, begin, weight.dtype, inner)):
-            return False
-        end = weight.location, begin + size, weight.dtype, inner
-    return True
+        kinds.add((tensor.dtype, tuple(tensor.shape.numpy()[1:])))
+    return len(kinds) == 1
+
+
+def side_by_side(parts: Sequence[Product]) -> bool:
+    """Whether the weights lie side by side in a file, in this order."""
+    tensors = [tensor_of(part) for part in parts]
+    return all(
+        after.location == before.location
+        and after.offset == (before.offset or 0) + (before.length or 0)
+        for before, after in pairwise(tensors)
+    )
 
 
 def packed(model: ir.Model, at: ir.Node, parts: Sequence[Product], name: str) -> ir.Value:
-    """Insert the product with one weight over the bytes of several; return it."""
-    tensors = [part.weight.const_value for part in parts]
+    """Insert the product with one weight of several; return it.
+
+    The weight is over their bytes where they lie side by side, else it is written into the engine.
+    """
+    tensors = [tensor_of(part) for part in parts]
     first = tensors[0]
-    assert isinstance(first, ir.ExternalTensor)
-    rows = sum(tensor.shape.numpy()[0] for tensor in tensors if tensor is not None)
-    size = sum(tensor.length or 0 for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    rows = sum(tensor.shape.numpy()[0] for tensor in tensors)
     shape = ir.Shape([rows, *first.shape.numpy()[1:]])
     label = f"{first.name}+{len(parts) - 1}"
     weight = ir.Value(name=label, type=ir.TensorType(first.dtype), shape=shape)
-    weight.const_value = ir.ExternalTensor(
-        first.location, first.offset, size, first.dtype, shape=shape, name=label,
-        base_dir=first.base_dir,
-    )  # fmt: skip
+    if side_by_side(parts):
+        weight.const_value = ir.ExternalTensor(
+            first.location, first.offset, sum(tensor.length or 0 for tensor in tensors),
+            first.dtype, shape=shape, name=label, base_dir=first.base_dir,
+        )  # fmt: skip
+    else:
+        weight.const_value = ir.LazyTensor(
+            lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors])),
+            first.dtype, shape, name=label,
+        )  # fmt: skip
     model.graph.initializers[label] = weight
     (out,) = insert(
         model, at, "FusedMatMul", [parts[0].x, weight], {"transB": 1}, name=f"{name}.packed",
@@ -81,6 +95,13 @@ def packed(model: ir.Model, at: ir.Node, parts: Sequence[Product], name: str) ->
     out.type = x.type
     out.shape = ir.Shape([*x.shape[:-1], rows]) if x.shape is not None else None
     return out
+
+
+def tensor_of(part: Product) -> ir.ExternalTensor:
+    """Return the stored weight of a product."""
+    tensor = part.weight.const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    return tensor
 
 
 def remove(model: ir.Model, parts: Sequence[Product]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lmcast.exporter.backends.onnxruntime import Runner
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import DTYPES
-from lmcast.exporter.engine.names import MODEL
+from lmcast.exporter.engine.graph_file import read_graph
 from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.exporter.prove.eager_pass import full_pass
 from lmcast.exporter.prove.rounding import exact_contract, without_rounding
@@ -104,7 +104,7 @@ def _engine_values(
 
     Inputs are not rounded: a value on the other side of a tie is no divergence.
     """
-    model = ir.load(engine.directory / MODEL)
+    model = read_graph(engine.manifest)
     without_rounding(model)
     inline_parts(model)
     watched = []
@@ -118,7 +118,7 @@ def _engine_values(
             model.graph.outputs.append(value)
     data = ir.to_proto(model).SerializeToString()
     contract = exact_contract(engine.manifest.about)
-    runner = Runner(engine.directory, contract, None, data)
+    runner = Runner(engine.manifest, contract, None, data)
     tokens = ids.shape[1]
     feed = {
         "input_ids": ids,

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from lmcast.exporter.engine.description import Description, Graph
-from lmcast.exporter.engine.manifest import read_manifest
-from lmcast.exporter.engine.names import MODEL
+from lmcast.exporter.engine.graph_file import read_graph
+from lmcast.exporter.engine.manifest import Manifest, read_manifest
 from lmcast.exporter.graph.assemble import arguments
 from lmcast.exporter.graph.lowering import VARIANT
 from lmcast.exporter.runtime.engine import Engine, Variant
@@ -49,18 +49,18 @@ FP8 = "float8_e4m3fn"  # as engine.json names it
 def exact_engine(directory: Path, threads: int | None = None) -> Engine:
     """Return an engine whose portable graph rounds neither inputs of products nor keys and
     values to low precision."""
-    about = read_manifest(directory).about
-    variant = Variant(exact_model(directory / MODEL), exact_contract(about))
+    manifest = read_manifest(directory)
+    variant = Variant(exact_model(manifest), exact_contract(manifest.about))
     return Engine(directory, threads, portable=True, variant=variant)
 
 
-def exact_model(file: Path) -> bytes:
-    """Return a graph that rounds no inputs, if it is loaded without prepacking.
+def exact_model(manifest: Manifest) -> bytes:
+    """Return an engine's graph as one that rounds no inputs, if it is loaded without prepacking.
 
     Without the kernels' own layout of quantized weights, ONNX Runtime 1.31 multiplies with
     dequantized values. Its states are those of `exact_contract`.
     """
-    graph = ir.load(file)
+    graph = read_graph(manifest)
     without_rounding(graph)
     model: bytes = ir.to_proto(graph).SerializeToString()
     return model

@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.engine.names import ROOT
 from lmcast.exporter.graph.lowering import onnx_dtype
 from lmcast.exporter.weights.place import Placed, Placement, location
 from lmcast.exporter.weights.quantized import PackedWeight
@@ -248,7 +249,7 @@ class _Attaching:
 
     def _external(self, value: ir.Value, placed: Placed) -> ir.ExternalTensor:
         assert value.dtype is not None and value.shape is not None
-        folder = "/" if placed.file.startswith("/") else self.directory
+        folder = ROOT if placed.file.startswith(ROOT) else self.directory
         return ir.ExternalTensor(
             location(placed), placed.offset, placed.nbytes, value.dtype,
             shape=value.shape, name=str(value.name), base_dir=folder,

@@ -16,6 +16,7 @@ from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.finite import FiniteReport, check_finite
 from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
 from lmcast.exporter.dtypes import OF_SAFETENSORS, DType, computed, of_torch
+from lmcast.exporter.engine.names import ROOT, STORED, WEIGHTS
 from lmcast.exporter.targets import WeightForm
 from lmcast.exporter.weights.joined import together
 from lmcast.exporter.weights.quantized import PackedWeight
@@ -51,7 +52,7 @@ class Placed:
 
 def location(placed: Placed) -> str:
     """Return a weight's file as ONNX names it: below the engine, or below the root if linked."""
-    return placed.file.removeprefix("/")
+    return placed.file.removeprefix(ROOT)
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,8 @@ def place(
         assert kept.safetensors is not None
         entries.append(Entry(name, kept.safetensors, shape, size, blocks))
     entries = ordered(entries)
-    if packed:  # numbers of 4 bytes first, of 1 last: all begin at a multiple of their size
-        entries.sort(key=lambda entry: -OF_SAFETENSORS[entry.dtype].bytes)
+    if packed:
+        entries = aligned(entries)
     placed, hashes = write(entries, directory, advance)
     return Placement(mode, placed, hashes, None, packed, within=within)
 
@@ -240,6 +241,11 @@ def ordered(entries: Iterable[Entry]) -> list[Entry]:
     """Return vectors behind the matrices: those that are multiplied with one input then lie side by
     side."""
     return sorted(entries, key=lambda entry: len(entry.shape) < 2)
+
+
+def aligned(entries: Iterable[Entry]) -> list[Entry]:
+    """Return numbers of many bytes first, of 1 last: all then begin at a multiple of their size."""
+    return sorted(entries, key=lambda entry: -OF_SAFETENSORS[entry.dtype].bytes)
 
 
 def _linked(
@@ -289,17 +295,21 @@ def _typed(binding: Binding, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def write(
-    entries: Iterable[Entry], directory: Path, advance: Progress | None = None
+    entries: Iterable[Entry],
+    directory: Path,
+    advance: Progress | None = None,
+    prefix: str = STORED,
 ) -> tuple[dict[str, Placed], dict[str, str]]:
-    """Stream tensors into safetensors files under `directory`/weights; memory holds one block.
+    """Stream tensors into safetensors files under `directory`/weights, which are named by a prefix;
+    memory holds one block.
 
     Returns where each lies and the sha256 of each file.
     """
     placed: dict[str, Placed] = {}
     hashes: dict[str, str] = {}
-    (directory / "weights").mkdir()
+    (directory / WEIGHTS).mkdir(exist_ok=True)
     for number, shard in enumerate(_shards(entries), 1):
-        file = f"weights/model-{number:05}.safetensors"
+        file = f"{WEIGHTS}/{prefix}-{number:05}.safetensors"
         header, begins = _header(shard)
         digest = hashlib.sha256(header)
         with open(directory / file, "wb", buffering=0) as out:

@@ -72,8 +72,9 @@ class ICudaEngine:
     def __init__(self, text: dict[str, Any], logger: ILogger):
         directory = Path(text["directory"])
         self.text, self.logger = text, logger
-        self.graph = read_manifest(directory).about.graph
-        self.session = onnxruntime.Runner(directory, self.graph, 1)._session
+        manifest = read_manifest(directory)
+        self.graph = manifest.about.graph
+        self.session = onnxruntime.Runner(manifest, self.graph, 1)._session
         self.contexts: list[IExecutionContext] = []
         self.capturable = text.get("capturable", True)
         self.kinds = {v.name: v.type for v in (*self.session.get_inputs(), *self.outputs())}

@@ -3,30 +3,28 @@
 Whole models are not run on the fake GPU, whose kernels of ONNX Runtime are empty.
 """
 
+import shutil
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from cuda_calls import shortened
 from cuda_twins import twin
 from engine_errors import TOKENS, bound, prefill_error, ragged_error, steps_error
-from safetensors.torch import load_file, save_file
 from tiny import CASES, Case, make, prompt
 from torch import Tensor
 
 from lmcast.exporter import export, load, targets
+from lmcast.exporter.engine.manifest import verify
+from lmcast.exporter.pack import pack
+from lmcast.exporter.runtime.engine import Engine
+from lmcast.exporter.weights import made
 from lmcast.graphs import load as load_eager
 from lmcast.graphs.blocks.attention import Positions
 from lmcast.graphs.blocks.rope import Rotation, rotate, rotate_interleaved
-
-
-def shortened(case: Case, directory: Path) -> Path:
-    """Write a checkpoint in bfloat16."""
-    file = make(case, directory) / "model.safetensors"
-    tensors = load_file(file)
-    save_file({n: t.bfloat16() for n, t in tensors.items()}, file, {"format": "pt"})
-    return directory
 
 
 def as_in_bfloat16(model: torch.nn.Module, tables: bool) -> torch.nn.Module:
@@ -77,11 +75,15 @@ NAMES = (
 SAMPLE = [case for case in CASES if case.name in NAMES]
 
 
+IDS = [[1, 2, 3]]
+
+
 @pytest.mark.parametrize("case", SAMPLE, ids=lambda case: case.name)
 @torch.no_grad()
 def test_graph_equals_eager(case: Case, tmp_path: Path, monkeypatch, report):
     monkeypatch.setitem(targets.TARGETS, "cuda", twin())
-    checkpoint = shortened(case, tmp_path / "checkpoint")
+    monkeypatch.setattr(made, "LEAST", 0)  # bytes of a weight that is kept in the graph
+    checkpoint = shortened(make(case, tmp_path / "stored"), tmp_path / "checkpoint")
     options = {"parity": False, "tokenizer": False, "context": 64}
     export(checkpoint, tmp_path / "engine", "cuda", **options)
     engine = load(tmp_path / "engine", threads=1)
@@ -98,3 +100,17 @@ def test_graph_equals_eager(case: Case, tmp_path: Path, monkeypatch, report):
     row["bound"] = limit
     report("Graphs of target cuda against eager, fp32", row)
     assert max(row["prefill"], row["step by step"], row["ragged of 3"]) <= limit
+    if engine.linked:
+        packs(engine, checkpoint)
+
+
+def packs(engine: Engine, checkpoint: Path) -> None:
+    """Check that an engine computes the same elsewhere, and without its checkpoint."""
+    logits = engine.logits(IDS)
+    moved = engine.directory.rename(engine.directory.with_name("moved"))
+    np.testing.assert_array_equal(load(moved, threads=1).logits(IDS), logits)
+    pack(moved)
+    shutil.rmtree(checkpoint)
+    packed = load(moved, threads=1, verify=True)
+    np.testing.assert_array_equal(packed.logits(IDS), logits)
+    assert not packed.linked and not verify(moved)

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cuda_calls import counted, on_gpu  # noqa: E402
+from cuda_calls import counted, on_gpu, shortened  # noqa: E402
 from fake_cuda import Log  # noqa: E402
 from tiny import CASES, Case, case, make  # noqa: E402
 
@@ -60,8 +60,7 @@ def layer_rows(folder: Path, sm: int) -> list[str]:
         for count in (2, 4):
             deep = {**case(name).settings, **WIDE, "num_hidden_layers": count}
             at = folder / f"{name.replace('/', '-')}-{weights}-{count}"
-            source = make(replace(case(name), settings=deep), at / "checkpoint")
-            shorten(source)
+            source = shortened(make(replace(case(name), settings=deep), at / "a"), at / "b")
             engines[str(count)] = (str(source), str(at / "engine"))
         _, log = on_gpu(engines, sm, weights=weights)
         few, many = (step(log, str(count)) for count in (2, 4))
@@ -71,15 +70,6 @@ def layer_rows(folder: Path, sm: int) -> list[str]:
             f"| {family} | {weights} | {kernels} | {products} | {kernels + products} | {ours} |"
         )
     return rows
-
-
-def shorten(checkpoint: Path) -> None:
-    """Store the weights of a checkpoint in bfloat16, so that they can be linked."""
-    from safetensors.torch import load_file, save_file
-
-    file = checkpoint / "model.safetensors"
-    tensors = load_file(file)
-    save_file({name: t.bfloat16() for name, t in tensors.items()}, file, {"format": "pt"})
 
 
 def family_rows(folder: Path, sm: int, cases: list[Case]) -> list[str]:

@@ -86,11 +86,11 @@ def run(model: ir.Model, folder: Path) -> list[np.ndarray]:
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     model = ir.from_proto(ir.to_proto(model))
-    if any(value.dtype == SHORT[1] for value in model.graph.inputs):
-        widen(model, folder)  # ONNX Runtime's CPU has hardly a kernel for bfloat16
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.base_dir = str(folder)
+    if any(value.dtype == SHORT[1] for value in model.graph.inputs):
+        widen(model)  # ONNX Runtime's CPU has hardly a kernel for bfloat16
     # Nor norms within its attention, caches in FP8, and most of what weights in few bits have.
     passes.run(model, [norms_outside, few_bits_outside, caches_outside])
     data = ir.to_proto(model).SerializeToString()

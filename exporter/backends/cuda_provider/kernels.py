@@ -3,7 +3,7 @@
 before: lmcast.mla_attention <scale = 0.1> (query, ..., value_up)
 after:  lmcast.mla_attention <recipe = "lmcast-recipe 2 ..."> (kernels, query, ..., value_up)
 
-`kernels` is one initializer of the graph: all nodes share their machine code.
+`kernels` is one initializer of the graph, in a file of its own: all nodes share their machine code.
 """
 
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from lmcast.exporter.backends.cuda_provider.machine import SMS, require_sm
 from lmcast.exporter.backends.launch_plans import describe, given
 from lmcast.exporter.backends.onnxruntime import BackendError
+from lmcast.exporter.engine.names import KERNELS
 from lmcast.exporter.graph.context import context
 from lmcast.exporter.graph.operator_forms import forms
 from lmcast.exporter.graph.requirements import require as require_of_runner
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from lmcast.graphs.weights.bind import Binding
 
 FP8_SM = 89  # the first with attention to caches in FP8
-KERNELS = "kernels"  # the initializer
 # Of a call: rows, and tokens of a row. The first that no kernel counts beyond 32 bits with.
 MOST_ROWS = 256
 MOST_TOKENS = (8192, 2048, 512, 128)

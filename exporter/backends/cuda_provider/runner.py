@@ -11,7 +11,6 @@ import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ class Runner:
         self._path = manifest.directory / about.graph.file
         self.place = f"this GPU ({gpu.name})"
         with gpu.active():
-            self._session = _loaded(self._path, manifest, gpu, model)
+            self._session = _loaded(manifest, gpu, model)
         require_contract(self._session, self._path, about)
         (logits,) = (out for out in self._session.get_outputs() if out.name == "logits")
         self._dtype = NAMED[logits.type]
@@ -262,10 +261,11 @@ class Runner:
             ) from None
 
 
-def _loaded(path: Path, manifest: Manifest, gpu: Cuda, model: bytes | None) -> ort.InferenceSession:
+def _loaded(manifest: Manifest, gpu: Cuda, model: bytes | None) -> ort.InferenceSession:
     """Return the graph on the GPU; raises BackendError."""
+    path = manifest.directory / manifest.about.graph.file
     try:
-        return opened(path, model, *_provider(manifest, gpu))
+        return opened(manifest, model, *_provider(manifest, gpu))
     except BackendError as error:
         said = str(error)
     if NO_MEMORY in said:
@@ -282,7 +282,7 @@ def _loaded(path: Path, manifest: Manifest, gpu: Cuda, model: bytes | None) -> o
 def _provider(manifest: Manifest, gpu: Cuda) -> tuple[ort.SessionOptions, list[Any]]:
     """Return the options of a session, and its provider with its own."""
     graph: Graph = manifest.about.graph
-    options = session_options(manifest.directory, graph)
+    options = session_options(manifest, graph)
     # A node without a kernel for GPUs would be run by the CPU, with copies there and back.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if manifest.about.sms:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from lmcast.calib.formats import WEIGHTS
-from lmcast.exporter.backends.onnxruntime import ROOT, BackendError
+from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.formats import NUMBERS, onnx
 from lmcast.exporter.backends.tensorrt.plan import read_plan
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes, resolve
 from lmcast.exporter.backends.tensorrt.worker import Job
+from lmcast.exporter.engine.names import ROOT
 from lmcast.exporter.progress import Progress
 
 WORKER = Job.__module__
