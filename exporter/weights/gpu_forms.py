@@ -120,7 +120,10 @@ def _nvfp4(found: tuple[Packed, ...], shape: tuple[int, ...]) -> PackedWeight:
 
 
 def _by_columns(found: tuple[Packed, ...], scheme: Scheme, shape: tuple[int, ...]) -> PackedWeight:
-    """Return MXFP4 in columns, E,K,N, as QMoE takes it, and its scales E,N,G as they are."""
+    """Return MXFP4 in columns, E,K,N, as QMoE takes it, and its scales E,N,G as they are.
+
+    Two rows in a byte, the even one in the low half: as ONNX Runtime's own packer does.
+    """
     experts, rows, columns = shape
 
     def turned(run: Quantized) -> Tensor:

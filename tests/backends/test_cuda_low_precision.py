@@ -5,6 +5,7 @@ the CPU in fp32, where few_bits says what a kernel computes that CPUs do not hav
 """
 
 import dataclasses
+import importlib
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
@@ -19,15 +21,20 @@ from cuda_calls import Placed, calls
 from cuda_twins import twin
 from engine_errors import TOKENS, bound, prefill_error, steps_error
 from fake_cuda import Log, libraries, on_fake_gpu
+from few_bits import E2M1, stack
 from files.recipe_dirs import write_packed
 from test_cuda_graphs import as_in_bfloat16, shortened
 from tiny import Case, case, prompt
 
+from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter import export, load, targets
 from lmcast.exporter.pipeline import identified, take_recipe, understand
+from lmcast.exporter.weights.gpu_forms import gpu_weight
 from lmcast.graphs import fill
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.quantized import InputFormat
+from lmcast.graphs.weights.quantized import Quantized
+from lmcast.graphs.weights.quantized_parts import Part
 from lmcast.plugins.errors import InputError
 
 DENSE = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 32}
@@ -192,6 +199,28 @@ def test_weights_are_held_in_few_bits(name: str, engines: Engines):
     # Bytes of one number or two, and scales of 16 numbers at least.
     assert 0 < sizes[16] + sizes[32] + sizes[4] <= sizes[8] / 8
     assert not [node for node in graph if node.op_type == "DequantizeLinear"]
+
+
+@pytest.mark.skipif(libraries.missing() != "", reason=libraries.missing())
+def test_the_order_of_experts_is_that_of_onnxruntimes_packer():
+    """Codes in MXFP4 lie as ONNX Runtime's own packer for QMoE lays them, in the package itself;
+    and the reader in few_bits, which test_numbers stands on, reads what that has packed."""
+    packer = "pack_fp4_weights_for_cuda_moe_gemm"
+    pack = getattr(importlib.import_module("onnxruntime.capi._pybind_state"), packer)
+    experts, rows, columns = 3, 6, 64  # all unlike: an order of other axes would show
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 16, (experts, rows, columns), np.uint8)
+    stored = codes[..., ::2] | codes[..., 1::2] << 4
+    packed = np.stack([pack(one, rows, columns) for one in stored])
+    scheme = WEIGHTS["mxfp4"].scheme
+    made = gpu_weight(None, (), scheme, codes.shape, torch.bfloat16, one_each=False)  # type: ignore[arg-type]
+    given = Quantized(scheme, torch.from_numpy(stored), torch.empty(0))
+    assert made is not None and made.form == "columns"
+    assert made.parts[Part.CODES].take(given).numpy().tobytes() == packed.tobytes()
+    scales = random.integers(1, 9, (experts, rows, columns // 32)).astype(np.float32)
+    form = {"quant_type": "fp4", "expert_weight_bits": 4, "block_size": 32}
+    read = stack(packed.reshape(experts, rows, columns // 2), scales, None, form)
+    assert (read == E2M1[codes] * scales.repeat(32, -1)).all()
 
 
 @dataclass(frozen=True)
