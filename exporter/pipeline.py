@@ -333,7 +333,11 @@ def choices(
 
 
 def choose_context(found: Definition, asked: int | None, progress: Progress = silent) -> int:
-    """Return the most tokens that a row may hold; warn of more than the model was made for."""
+    """Return the most tokens that a row may hold; warn of more than the model was made for.
+
+    Raises ConfigError for more than rows of this model can grow to.
+    """
+    found.anew_beyond(asked or found.context)
     if asked is None:
         return found.context
     if asked > found.context:
@@ -367,10 +371,12 @@ def cast(
     returned has the hashes of files with weights of the graph's own, too.
     """
     with progress.stage("tracing"):
+        found.model.limit(fields["context"])
         graph = trace(found, source, format)
         set_context(graph, fields["context"])
         attach(graph, found.binding, placement, source, directory)
-        require(graph, **target.carried.requires)
+        anew = found.anew_beyond(fields["context"])
+        require(graph, anew_beyond=anew, **target.carried.requires)
         passes.run(graph, target.carried.passes())
         target.embed(graph, tuple(fields.get("sms", ())))
         hashes = {**placement.hashes, **place_made(graph, directory)}

@@ -95,11 +95,37 @@ class Definition:
     def context(self) -> int:
         """The largest context that the model was made for, in tokens."""
         longest: int = self.config.max_position_embeddings
-        for table in self.model.tables():
-            # Dynamic scaling acts on what lies beyond the maximum; the others include it.
-            if isinstance(table, Rope) and table.dynamic is not None:
-                longest = max(longest, int(longest * table.dynamic[1]))
-        return longest
+        # Dynamic scaling acts on what lies beyond the maximum; the others include it.
+        stretched = [int(longest * rope.dynamic[1]) for rope in self._ropes() if rope.dynamic]
+        return max([longest, *stretched])
+
+    @property
+    def same_up_to(self) -> int | None:
+        """The longest row whose logits do not depend on the calls it was cut into; None: any.
+
+        Beyond, dynamic scaling gives each call its frequencies, as Hugging Face's does.
+        """
+        return min((rope.dynamic[2] for rope in self._ropes() if rope.dynamic), default=None)
+
+    def _ropes(self) -> list[Rope]:
+        return [table for table in self.model.tables() if isinstance(table, Rope)]
+
+    def anew_beyond(self, context: int) -> tuple[int, ...]:
+        """Lengths below `context` beyond which every cached key of a row is another (LongRoPE): a
+        row that grows beyond one is computed anew in one call.
+
+        Raises ConfigError where layers carry what no call begins anew.
+        """
+        lengths = {rope.switch for rope in self._ropes() if rope.switch is not None}
+        reached = tuple(sorted(length for length in lengths if length < context))
+        carried = {s.name for states in self.model.states() for s in states if not s.begins_anew}
+        if reached and carried:
+            raise ConfigError(
+                f"{self.arch.name}: config.json: rope_type 'longrope' rotates by other factors"
+                f" beyond {reached[0]} tokens, and layers that carry {', '.join(sorted(carried))}"
+                f" begin no row anew; accepted: --context {reached[0]} or less"
+            )
+        return reached
 
 
 @checked

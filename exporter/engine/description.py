@@ -75,6 +75,7 @@ class Graph:
     least_capacity: Positive = 1
     most_rows: Count = 0
     most_tokens: Count = 0
+    anew_beyond: tuple[Positive, ...] = ()
     onnxruntime: Annotated[str, Pattern(r"(\d+\.\d+)?", "a version")] = ""
     opsets: Mapping[str, Positive] = field(default_factory=dict)
 

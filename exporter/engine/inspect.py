@@ -200,6 +200,7 @@ def _checkpoint(
     from lmcast.graphs import defined
 
     found = defined(source.config, source.tensors, inert, untie=untie)
+    found.model.limit(found.context)
     stored = [source.tensors[name] for name in found.binding.tensors()]
     weights = count_weights(stored, found.binding)
     plain = [name for name in weights if name in COMPUTED] or ["float32"]

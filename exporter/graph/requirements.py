@@ -32,6 +32,8 @@ class Requirements:
     # The most rows of a call, and tokens of a row in one; 0: any.
     most_rows: int = 0
     most_tokens: int = 0
+    # Lengths beyond which a row that grows is computed anew, its cached tokens too, in one call.
+    anew_beyond: tuple[int, ...] = ()
 
     # The oldest ONNX Runtime that runs it, whatever its operators; 1.24 is the first with opset 24.
     onnxruntime: str = "1.24"

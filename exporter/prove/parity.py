@@ -5,6 +5,7 @@ Letters: B rows, T tokens, V vocabulary.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -67,20 +68,24 @@ def check(
     """
     windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
-    length = min(max([tokens, *lengths]), engine.session(1).context)
+    length = min(
+        max([tokens, *lengths]), engine.session(1).context, found.same_up_to or sys.maxsize
+    )
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
-    format = DTYPES[engine.manifest.about.dtype]
+    format, anew = DTYPES[engine.manifest.about.dtype], found.anew_beyond(engine.context)
     reference = _reference(unrounded(found), source, rows, format.torch)
     results = []
     graph = ir.load(engine.directory / MODEL)
     products = {} if engine.runs_plan else rounded_products(graph)
     if products or without_rounding(graph):
         if not engine.runs_plan:
-            exact = exact_engine(engine.directory, engine.threads)
-            results.append(_compare("exact", _one_by_one(exact, rows), reference, format.name))
+            got = _one_by_one(exact_engine(engine.directory, engine.threads), rows)
+            got = _as_whole(got, rows, anew)
+            results.append(_compare("exact", got, reference, format.name))
         reference = _rounding(with_rounding(found, products), source, reference, rows, format.torch)
     for name, run in (("prefill", _prefill), ("step by step", _steps), ("ragged batch", _ragged)):
-        results.append(_compare(name, run(engine, rows), reference, format.name))
+        got = run(engine, rows) if run is _prefill else _as_whole(run(engine, rows), rows, anew)
+        results.append(_compare(name, got, reference, format.name))
     longest = max(map(len, rows))
     beyond = longest > max(windows) if windows else None
     ran = "plan" if engine.runs_plan else "graph"
@@ -219,6 +224,16 @@ def _ragged(engine: Engine, rows: list[list[int]]) -> Got:
     return got
 
 
+def _as_whole(got: Got, rows: list[list[int]], anew: tuple[int, ...]) -> Got:
+    """Return what single tokens gave, but for those whose row begins anew after them: one pass over
+    all of it says nothing of those."""
+
+    def apart(row: int, position: int) -> bool:
+        return any(position < length < len(rows[row]) for length in anew)
+
+    return [found for found in got if not apart(*found[:2])]
+
+
 def _compare(scenario: str, got: Got, reference: list[_Reference], format: str) -> Result:
     ours = np.stack([logits for _, _, logits in got]).astype(np.float64)
     places = [(reference[r], reference[r].at.index(t)) for r, t, _ in got]
@@ -266,6 +281,17 @@ def _check_options(engine: Engine, prompts: Path | None, tokens: int | None, bis
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {engine.context}")
 
 
+def _check_rows(engine: Engine, found: Definition, longest: int) -> None:
+    """Refuse rows that one pass says nothing of, before an eager pass over all of them."""
+    engine.session(1).check_room(longest)
+    if found.same_up_to is not None and longest > found.same_up_to:
+        raise EngineError(
+            f"tokens or prompts of {longest}: beyond {found.same_up_to}, 'dynamic' rotary scaling"
+            " depends on the calls that a row is cut into, and one pass shows none of it; accepted:"
+            f" up to {found.same_up_to}"
+        )
+
+
 @checked
 @one_at_a_time
 def parity(
@@ -300,9 +326,9 @@ def parity(
     unquantized, lost = (found, source), recorded(loaded, files) if quality else None
     if files is not None:
         found, source = files.take(found, source)
+    found.model.limit(loaded.context)
     rows = loaded.encode(read_prompts(prompts, MOST_PROMPTS)) if prompts else None
-    for row in rows or ():
-        loaded.session(1).check_room(len(row))  # before an eager pass over all of them
+    _check_rows(loaded, found, max(map(len, rows)) if rows else tokens or 0)
     with progress.stage("comparing"):
         texts = compare_texts(loaded, source, identities)
         report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)

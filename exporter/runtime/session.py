@@ -21,7 +21,7 @@ class Session:
 
     @checked
     def __init__(self, runner: Runner, graph: Graph, context: int, vocab: int, batch: Rows):
-        self._limits, self._trained = runner.limits, context
+        self._limits, self._trained, self._anew = runner.limits, context, graph.anew_beyond
         if self._limits is not None:
             context = min(context, self._limits.context)
             if batch > self._limits.rows:
@@ -33,10 +33,13 @@ class Session:
             raise SessionError(
                 f"batch is {batch}; this engine takes up to {graph.most_rows} rows in a session"
             )
-        self.context, self.batch = context, batch
+        self._most = self._limits.tokens if self._limits else graph.most_tokens  # in a call; 0: any
+        self._end = self._cut(self._most)
+        self.context, self.batch = min(context, self._end or context), batch
         self.runner, self._graph, self._vocab = runner, graph, vocab
         self._require_memory(context if self._limits else min(FIRST_CAPACITY, context))
         self.lengths = np.zeros(batch, np.int64)  # cached tokens per row
+        self._held: list[list[int]] = [[] for _ in range(batch)]  # the same, where rows begin anew
         self._capacity = 0
         self._states: Any = []
 
@@ -68,20 +71,69 @@ class Session:
             raise SessionError(
                 f"a row would hold {longest} tokens; the context of this engine is {self._trained}"
             )
+        if self._end is not None and longest > self._end:
+            remedy = "export with another --target"
+            if self._limits is not None:
+                remedy = f"`{self._limits.rebuild(max_tokens=self._end + 1)}` makes one that does"
+            raise SessionError(
+                f"a row would hold {longest} tokens; the first call of one of more than {self._end}"
+                f" has more, too (LongRoPE), and {self._most} are the most of one: {remedy}"
+            )
         if self._limits is not None and longest > self.context:
             raise SessionError(
                 f"a row would hold {longest} tokens; the plan of this engine holds {self.context}:"
                 f" `{self._limits.rebuild(max_context=longest)}` makes one that holds more"
             )
 
+    def _cut(self, most: int) -> int | None:
+        """Return how long rows may be whose calls have parts of `most` tokens; None: any length.
+
+        The first part must show that a row is longer than a length of `anew_beyond`.
+        """
+        return min((n for n in self._anew if 0 < most <= n), default=None)
+
     def _run(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        most, longest = self._most, int((self.lengths + counts).max())
+        if self._limits and rows.shape[1] > self._limits.logits:
+            # A part with fewer tokens has fewer logits to ask for.
+            most = min(most, self._limits.logits)
+            if (end := self._cut(most)) is not None and longest > end:
+                raise SessionError(
+                    f"{rows.shape[1]} rows of logits of {longest} tokens; beyond {end} this plan"
+                    f" gives up to {self._limits.logits} in a call"
+                )
         self.reserve(int(self.lengths.max()) + ids.shape[1])
-        most = self._limits.tokens if self._limits else self._graph.most_tokens
+        anew = np.zeros(self.batch, bool)
+        for length in self._anew:
+            anew |= (self.lengths > 0) & (self.lengths <= length) & (self.lengths + counts > length)
+        if not anew.any():
+            return self._in_parts(ids, counts, rows, most)
+        logits = np.empty((*rows.shape, self._vocab), np.float32)
+        if not anew.all():
+            rest, at = np.where(anew, 0, counts), np.where(anew[:, None], 0, rows)
+            logits[~anew] = self._in_parts(ids, rest, at, most)[~anew]
+        for b in np.flatnonzero(anew).tolist():
+            logits[b] = self._begin_anew(b, ids[b, : counts[b]], rows[b], most)
+        return logits
+
+    def _begin_anew(self, row: int, ids: np.ndarray, at: np.ndarray, most: int) -> np.ndarray:
+        """Compute a row of a session from its first token on, with T more; return float32 R,V."""
+        before, self._held[row], self.lengths[row] = self._held[row], [], 0
+        counts = np.zeros(self.batch, np.int64)
+        counts[row] = len(before) + len(ids)
+        whole = np.zeros((self.batch, counts[row]), np.int64)
+        whole[row] = [*before, *ids]
+        rows = np.zeros((self.batch, len(at)), np.int64)
+        rows[row] = np.minimum(at + len(before), counts[row] - 1)
+        logits: np.ndarray = self._in_parts(whole, counts, rows, most)[row]
+        return logits
+
+    def _in_parts(
+        self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray, most: int
+    ) -> np.ndarray:
+        """Add tokens in calls of up to `most`, 0 for one call; as `run`."""
         if not most or (self._limits is None and ids.shape[1] <= most):
             return self._append(ids, counts, rows)
-        # A part with fewer tokens has fewer logits to ask for.
-        if self._limits and rows.shape[1] > self._limits.logits:
-            most = min(most, self._limits.logits)
         logits = np.empty((*rows.shape, self._vocab), np.float32)
         for start in range(0, ids.shape[1], most):
             part = ids[:, start : start + most]
@@ -104,12 +156,16 @@ class Session:
         else:
             logits = self._call(slice(0, self.batch), ids, counts, rows)
         self.lengths += counts
+        for held, row, count in zip(self._held, ids, counts, strict=True) if self._anew else ():
+            held += row[:count].tolist()
         return logits.astype(np.float32, copy=False)
 
     def _in_rows(self, tokens: int, counts: np.ndarray) -> bool:
         """Say whether a call must be one for each row."""
         if self.batch == 1:
             return False
+        if np.count_nonzero(counts) == 1:
+            return True  # nothing of the other rows is computed
         if self._limits is not None and int(self.lengths.max()) + tokens > self.context:
             return True  # padding would be written behind the end of the states
         if self._graph.append != "row":

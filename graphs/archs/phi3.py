@@ -1,7 +1,7 @@
 """Phi-3, 3.5 and 4: Llama's layers with fused projections, LongRoPE and heads that rotate in part.
 
-With LongRoPE a call that ends beyond the original length rotates by the long factors; keys cached
-before keep the short ones, as in Hugging Face's forward pass (its `generate` computes them anew).
+With LongRoPE a call that ends beyond the original length rotates by the long factors; a row that
+grows beyond it is computed anew (`Definition.anew_beyond`), as by Hugging Face's `generate`.
 """
 
 from collections.abc import Mapping
@@ -54,9 +54,8 @@ def projections(c: Config) -> Projections:
 
 
 def build(c: Config) -> Decoder:
-    p, context = projections(c), c.max_position_embeddings
-    positions = Rope(p.head_dim, c.rope_parameters, context)
-    keeps = windowed(c.sliding_window, context)  # files for 131072 tokens say 262144
+    p = projections(c)
+    positions = Rope(p.head_dim, c.rope_parameters, c.max_position_embeddings)
 
     def norm() -> RMSNorm:
         return RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -64,7 +63,7 @@ def build(c: Config) -> Decoder:
     def layer() -> Layer:
         return Layer(
             pre_mixer=norm(),
-            mixer=Attention(p, rope=positions, keeps=keeps),
+            mixer=Attention(p, rope=positions, keeps=windowed(c.sliding_window)),
             pre_ffn=norm(),
             ffn=GatedMLP(c.hidden_size, c.intermediate_size, act=c.hidden_act),
         )

@@ -98,6 +98,10 @@ class Attention(Mixer):
         self.states = self.keeps.states(self.projections, cache.dtype)
         self.cache = cache
 
+    def limit(self, context: int) -> None:
+        self.keeps = self.keeps.within(context)
+        self.hold(self.cache)
+
     def forward(
         self, x: Tensor, step: Step, past: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -145,6 +145,11 @@ class Decoder(nn.Module):
         found = {id(m): m for m in self.layers.modules() if isinstance(m, Table)}
         return list(found.values())
 
+    def limit(self, context: int) -> None:
+        """Let rows have `context` tokens at most, from now on: layers carry what that needs."""
+        for layer in self.layers:
+            cast(Layer, layer).mixer.limit(context)
+
     def states(self) -> list[tuple[State, ...]]:
         """Return what every layer carries from call to call."""
         return [cast(Layer, layer).mixer.states for layer in self.layers]

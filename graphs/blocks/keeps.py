@@ -48,6 +48,9 @@ class All:
         """Return the states of a layer, in the model's dtype unless another is given."""
         return _states(p, "C", None, dtype)
 
+    def within(self, context: int) -> "All":
+        return self
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
     ) -> tuple[Tensor, States]:
@@ -76,6 +79,11 @@ class Ring:
     def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
         return _states(p, self.window, self.window, dtype)
 
+    def within(self, context: int) -> "All | Ring":
+        """Return what keeps the same of rows of up to `context` tokens: a window of as many hides
+        nothing, and its ring would be allocated whole from the first token on."""
+        return self if self.window < context else All()
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
     ) -> tuple[Tensor, States]:
@@ -103,6 +111,10 @@ class Chunks:
     def states(self, p: Projections, dtype: torch.dtype | None = None) -> tuple[State, ...]:
         return _states(p, self.size, self.size, dtype)
 
+    def within(self, context: int) -> "All | Chunks":
+        """As that of a ring: the first chunk is not left."""
+        return self if self.size < context else All()
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
     ) -> tuple[Tensor, States]:
@@ -128,6 +140,10 @@ class Lend(nn.Module):
             raise ValueError("a layer that lends keys and values holds them as they are computed")
         return self.keeps.states(p)
 
+    def within(self, context: int) -> "Lend":
+        """Return itself: those that it lends to know the axes of what is lent."""
+        return self
+
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, past: States, step: Step, scores: Scores
     ) -> tuple[Tensor, States]:
@@ -139,15 +155,9 @@ class Lend(nn.Module):
 Keeps = All | Ring | Chunks | Lend
 
 
-def windowed(window: int | None, context: int | None = None) -> All | Ring:
-    """Return the cache of a layer: a ring of `window` positions, or all where it is None or 0.
-
-    context: the most tokens the model was made for. A window of as many hides nothing, and its ring
-    would be allocated whole from the first token on.
-    """
-    if not window or (context is not None and window >= context):
-        return All()
-    return Ring(window)
+def windowed(window: int | None) -> All | Ring:
+    """Return the cache of a layer: a ring of `window` positions, or all where it is None or 0."""
+    return Ring(window) if window else All()
 
 
 def _states(

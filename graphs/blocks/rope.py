@@ -104,11 +104,11 @@ class Rope(Table):
             frequency, self.magnitude = _yarn(p, self.dim, original, p.factor)
         elif p.rope_type == "longrope":
             self.magnitude = _longrope_magnitude(p, original, max_position_embeddings)
-            self.switch = original
             frequency, self.long = (
                 1.0 / (self._factors(name, f) * p.rope_theta ** _exponents(self.dim))
                 for name, f in (("short_factor", p.short_factor), ("long_factor", p.long_factor))
             )
+            self.switch = None if torch.equal(frequency, self.long) else original
         self.frequency = frequency
 
     def _factors(self, name: str, factors: tuple[float, ...] | None) -> Tensor:

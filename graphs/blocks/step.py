@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 Device = torch.device | str
+SLOTS = 2  # the axis of positions in a state with a window
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class State:
     shape: "B" for the batch and "C" for the capacity in tokens, numbers for the rest; a state
         without "C" does not grow.
     dtype: None means that of the model.
-    window: how many of the last tokens it is about, None for all.
+    window: how many of the last tokens it is about, the size of its axis SLOTS; None for all.
     """
 
     name: str
@@ -24,26 +25,34 @@ class State:
     dtype: torch.dtype | None = None
     window: int | None = None
 
+    @property
+    def begins_anew(self) -> bool:
+        """Whether a call for a row of length 0 reads none of what the state holds."""
+        return "C" in self.shape or self.window is not None
+
 
 def empty(
     states: Sequence[State], batch: int, capacity: int, dtype: torch.dtype, device: Device = "cpu"
 ) -> tuple[Tensor, ...]:
-    """Return zeroed states for `batch` rows of up to `capacity` tokens."""
+    """Return zeroed states for `batch` rows of up to `capacity` tokens; a window has no more."""
     axes: dict[int | str, int] = {"B": batch, "C": capacity}
 
-    def size(axis: int | str) -> int:
-        return axis if isinstance(axis, int) else axes[axis]
+    def sizes(state: State) -> list[int]:
+        found = [axis if isinstance(axis, int) else axes[axis] for axis in state.shape]
+        if state.window is not None:
+            found[SLOTS] = min(state.window, capacity)
+        return found
 
-    return tuple(
-        torch.zeros([size(n) for n in s.shape], dtype=s.dtype or dtype, device=device)
-        for s in states
-    )
+    return tuple(torch.zeros(sizes(s), dtype=s.dtype or dtype, device=device) for s in states)
 
 
 class Mixer(nn.Module):
     """A token mixer: `forward(x, step, past) -> y, present`, with the states it declares."""
 
     states: tuple[State, ...]
+
+    def limit(self, context: int) -> None:
+        """Carry no more than rows of up to `context` tokens need, from now on."""
 
 
 class Table(nn.Module):

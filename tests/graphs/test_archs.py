@@ -7,6 +7,7 @@ import torch
 from tiny import CASES, FAMILIES, case, defined, gap, oracle, oracle_model, ours, prompt, read
 from tiny.configs import VOCABULARY
 
+from lmcast.exporter.pipeline import choose_context
 from lmcast.graphs import ConfigError, WeightError, define
 from lmcast.graphs.blocks.rope import rotate, rotate_wide
 
@@ -68,6 +69,33 @@ def test_frequencies_that_depend_on_length_follow_hugging_face_step_by_step(name
         out = theirs(ids[:, start:end], past_key_values=cache, use_cache=True)
         cache, lengths = out.past_key_values, lengths + counts
         assert gap(mine, out.logits) < 1e-4  # fp32 noise of both sides; see the table for its size
+
+
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 16}
+TWO = {**LONG, "short_factor": [1.0, 1.0], "long_factor": [1.0, 4.0]}
+SAME = {**LONG, "short_factor": [2.0] * 4, "long_factor": [2.0] * 4}
+# case, changes, context -> lengths beyond which a row is computed anew, or what is said
+ANEW = [
+    ("phi3/longrope in part", {}, 17, (16,)),
+    ("phi3/longrope in part", {}, 16, ()),
+    ("llama/longrope, long", {}, 64, (16,)),
+    ("llama/dynamic", {}, 64, ()),
+    ("phi3/Phi-3.5-mini", {"rope_scaling": SAME}, 64, ()),
+    ("bamba/Bamba-9B", {"rope_parameters": TWO}, 16, ()),
+    ("bamba/Bamba-9B", {"rope_parameters": TWO}, None,
+     "beyond 16 tokens, and layers that carry conv, state begin no row anew; accepted: --context"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "context", "want"), ANEW)
+def test_rows_that_grow_beyond_a_length(name, changes, context, want, checkpoint):
+    config, tensors = read(checkpoint(name))
+    found = defined({**config, **changes}, tensors)
+    if isinstance(want, tuple):
+        assert found.anew_beyond(context) == want
+        return
+    with pytest.raises(ConfigError, match=want):
+        choose_context(found, context)
 
 
 UNKNOWN = [

@@ -112,16 +112,28 @@ def test_what_is_lent_is_not_held_in_fp8():
 
 
 def test_windowed():
-    assert (windowed(None), windowed(7)) == (All(), Ring(7))
-    assert (windowed(None, 7), windowed(6, 7), windowed(7, 7)) == (All(), Ring(6), All())
+    assert (windowed(None), windowed(0), windowed(7)) == (All(), All(), Ring(7))
 
 
 @pytest.mark.parametrize(
-    ("name", "keeps"), [("phi3/Phi-3-mini-4k", Ring(31)), ("phi3/Phi-3.5-mini", All())]
+    ("name", "context", "keeps"),
+    [
+        ("phi3/Phi-3-mini-4k", 32, {Ring(31)}),
+        ("phi3/Phi-3-mini-4k", 31, {All()}),
+        ("phi3/Phi-3.5-mini", 1025, {Ring(1024)}),  # beyond the context of the files
+        ("phi3/Phi-3.5-mini", 512, {All()}),
+        ("gemma2/plain", 9, {All(), Ring(8)}),
+        ("gemma2/plain", 8, {All()}),
+        ("llama4_text/plain", 9, {All(), Chunks(8)}),
+        ("llama4_text/plain", 8, {All()}),
+    ],
 )
-def test_a_window_beyond_the_context_is_none(name: str, keeps: Keeps, checkpoint):
-    layers = defined(*read(checkpoint(name))).model.layers
-    assert {layer.mixer.keeps for layer in layers} == {keeps}
+def test_a_window_that_no_row_leaves_is_none(name, context, keeps: set[Keeps], checkpoint):
+    model = defined(*read(checkpoint(name))).model
+    model.limit(context)
+    assert {layer.mixer.keeps for layer in model.layers} == keeps
+    shapes = {s.shape[2] for states in model.states() for s in states}
+    assert shapes == {getattr(k, "window", getattr(k, "size", "C")) for k in keeps}
 
 
 def test_heads_divide_among_keys():

@@ -32,6 +32,13 @@ TEXTS = [
     "special_tokens",
 ]  # of the tiny checkpoint
 SCENARIOS = ["prefill", "step by step", "ragged batch"]
+# Rows of all tests grow beyond 16 tokens, whose keys are then others.
+LONGROPE = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 16,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.0, 2.0, 3.0, 4.0],
+}
 
 
 def lmcast(*arguments: object) -> int:
@@ -51,6 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("parity")
     tiny_llama(folder / "checkpoint")
+    config(rope_scaling=LONGROPE)(folder / "checkpoint")
     export(folder / "checkpoint", folder / "engine", weights="copy")
     yield folder
     torch.set_num_threads(before)
@@ -157,11 +165,17 @@ def test_other_texts_are_found(name: str, made: Path, tmp_path: Path, capsys):
     assert capsys.readouterr().out.count("FAILED") == len(differs)
 
 
-def test_an_engine_without_a_tokenizer_has_none_to_compare(made: Path, tmp_path: Path):
-    export(made / "checkpoint", tmp_path / "engine", tokenizer=False, parity=False)
-    status, report, _ = parity(tmp_path / "engine", made / "checkpoint", tmp_path)
-    assert status == 0
+def test_an_engine_without_a_tokenizer_or_whose_steps_are_no_pass(made: Path, tmp_path, capsys):
+    checkpoint, engine = tmp_path / "checkpoint", tmp_path / "engine"
+    shutil.copytree(made / "checkpoint", checkpoint)
+    config(rope_scaling={"type": "dynamic", "factor": 4.0}, max_position_embeddings=30)(checkpoint)
+    export(checkpoint, engine, tokenizer=False, parity=False)
+    status, report, _ = parity(engine, checkpoint, tmp_path)
+    assert (status, report["tokens"]) == (0, 30)
     assert "tokenizer.json" not in report["texts"]
+    capsys.readouterr()
+    assert lmcast("parity", engine, "--against", checkpoint, "--tokens", 31) == 2
+    assert "beyond 30, 'dynamic' rotary scaling depends on the calls" in capsys.readouterr().err
 
 
 def scaled(tensor: str, by: float) -> Callable[[Path], Any]:

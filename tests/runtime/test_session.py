@@ -319,6 +319,45 @@ def limited(engine: Engine, rows: int, **most: int) -> Session:
     return Session(engine.runner, graph, engine.context, engine.vocab_size, rows)
 
 
+def test_a_row_that_grows_beyond_a_length_is_computed_anew(engine: Engine):
+    """Without frequencies that change there: the same logits, of other calls."""
+    ids = drawn(3, 24)
+    ours, theirs = limited(engine, 3, anew_beyond=(8, 16), most_tokens=17), engine.session(3)
+    calls, run = [], engine.runner.run
+    with pytest.MonkeyPatch.context() as patched:
+
+        def watched(inputs: Any, states: Any, **rows: Any) -> Any:
+            calls.append((inputs["cache_lengths"].tolist(), inputs["token_counts"].tolist()))
+            return run(inputs, states, **rows)
+
+        for counts in ((7, 2, 9), (1, 2, 8), (16, 6, 1)):
+            given = np.zeros((3, max(counts)), np.int64)
+            for row, count in enumerate(counts):
+                given[row, :count] = ids[row, (start := theirs.lengths[row]) : start + count]
+            at = np.array([[0, count - 1] for count in counts])
+            want = theirs.run(given, counts, at)
+            with patched.context() as watching:
+                watching.setattr(engine.runner, "run", watched)
+                got = ours.run(given, counts, at)
+            np.testing.assert_allclose(got, want, atol=CLOSE)
+    assert ours.lengths.tolist() == theirs.lengths.tolist() == [24, 10, 18]
+    assert calls == [
+        *[([0], [7]), ([0], [2]), ([0], [9])],
+        *[([7], [1]), ([2], [2]), ([0], [17])],
+        *[([17], [1]), ([0], [17]), ([17], [7]), ([0], [10])],
+    ]  # each row alone
+
+
+def test_a_first_call_too_short_to_show_that_a_row_is_long(engine: Engine):
+    session = limited(engine, 1, anew_beyond=(8, 16), most_tokens=16)
+    session.append(drawn(1, 15))
+    assert session.context == 16
+    message = "would hold 17 tokens; the first call of one of more than 16 has more, too"
+    with pytest.raises(SessionError, match=message):
+        session.append(drawn(1, 2))
+    assert session.append(drawn(1, 1)).shape == (1, VOCABULARY)
+
+
 def test_kernels_are_given_no_more_than_they_count(engine: Engine):
     """Prompts in pieces, of which some rows have none, the last of one token; logits of any
     positions."""
