@@ -13,7 +13,7 @@ from lmcast.exporter.cli.options import (
     recipe,
     revision,
 )
-from lmcast.exporter.cli.reports import check_reports, force, json_file, report_table, write
+from lmcast.exporter.cli.reports import check_reports, force, json_file, report
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.arguments import checked
 
@@ -53,9 +53,7 @@ def parity(
     from lmcast.exporter.prove.parity import parity as run
 
     result = run(engine, against, progress=Terminal(), **given)
-    report_table(result, "parity", json_file)
-    if junit:
-        write(junit, result.as_junit())
+    report(result, "parity", json_file, {junit: result.as_junit()} if junit else {})
     if not result.passed:
         raise SystemExit(CHECK_FAILED)
 
@@ -107,8 +105,7 @@ def quality(
     from lmcast.exporter.prove.quality_report import html
 
     measured = run(engine, against, progress=Terminal(), **given)
-    report_table(measured, "quality", json_file)
-    if html_file:
-        write(html_file, html(measured, f"{engine} against {against}").encode())
+    page = {html_file: html(measured, f"{engine} against {against}").encode()} if html_file else {}
+    report(measured, "quality", json_file, page)
     if max_kl is not None:
         measured.require(max_kl)

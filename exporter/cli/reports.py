@@ -6,7 +6,7 @@ A report names its command in its first bytes, as "lmcast parity" in quotes, by 
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,22 @@ def read_head(file: Path) -> bytes:
         return opened.read(HEAD_BYTES)
 
 
-def report_table(result: Any, command: str, file: Path | None) -> None:
-    """Print a measurement as a table, and write it as JSON; the file '-' prints that instead."""
+def report(result: Any, command: str, file: Path | None, beside: Mapping[Path, bytes]) -> None:
+    """Write a measurement as JSON, and other reports of it, then print it as a table; the file '-'
+    prints the JSON instead.
+
+    Devices and pipes come first: where one takes nothing, no file is changed and nothing printed.
+    """
     text = json.dumps({"report": f"lmcast {command}", **result.as_json()}, indent=1)
+    reports = dict(beside)
+    if file is not None and file != PRINTED:
+        reports[file] = text.encode() + b"\n"
+    for path in sorted(reports, key=lambda path: path.is_file() or not path.exists()):
+        write(path, reports[path])
     if file == PRINTED:
         click.echo(text)
-        return
-    tell(result.table())
-    if file is not None:
-        write(file, text.encode() + b"\n")
+    else:
+        tell(result.table())
 
 
 def write(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmcast.exporter.cli.reports import check_reports, report_table, write
+from lmcast.exporter.cli.reports import check_reports, report
 from lmcast.exporter.prove.parity_report import Report, Result
 from lmcast.plugins.errors import InputError
 
@@ -87,10 +87,20 @@ def test_reports_are_known_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     empty.touch()
     for _ in range(2):
         check_reports([file, junit, empty, Path("-"), Path(os.devnull)], force=False)
-        report_table(Measured(), "quality", file)
-        write(junit, REPORT.as_junit())
+        report(Measured(), "quality", file, {junit: REPORT.as_junit()})
     assert json.loads(file.read_text()) == {"report": "lmcast quality", "kl": 0.5}
     assert capsys.readouterr().out == "kl 0.5\n" * 2
+
+
+@pytest.mark.parametrize("full", ["json", "beside"])
+def test_a_device_that_takes_nothing(full: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One error: nothing was printed, and no other report written."""
+    paths = [Path("/dev/full"), tmp_path / "other"]
+    file, beside = paths if full == "json" else paths[::-1]
+    with pytest.raises(InputError, match="/dev/full: cannot be written: No space left"):
+        report(Measured(), "quality", file, {beside: b"1"})
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_file_for_two_reports_is_refused(tmp_path: Path):

@@ -42,10 +42,13 @@ class Edit:
 
 
 def apply(edits: Any, folder: Path) -> None:
-    """Make edits in a folder; one whose file an earlier one took away does nothing."""
+    """Make edits in a folder; one whose file an earlier one took away, or made a pipe, which would
+    be waited for, does nothing."""
     for edit in edits:
+        path = folder / edit.file
         try:
-            edit.change(folder / edit.file)
+            if not path.is_fifo():
+                edit.change(path)
         except (
             OSError,
             LookupError,
@@ -74,7 +77,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
     if not path.is_file() or path.stat().st_size > EDITED:
         raise OSError(f"{path} is no file to edit")
     return path.read_bytes()
@@ -87,7 +90,7 @@ def json_of(path: Path) -> Any:
     """Return the JSON of a .json or .sig file, of a .jsonl file as a list of its lines, or in the
     header of a .safetensors file, else None."""
     try:
-        data = _bytes(path)
+        data = file_bytes(path)
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in data.split(b"\n") if line]
         if path.suffix == ".safetensors":
@@ -102,7 +105,7 @@ def put_json(path: Path, value: Any, change: Callable[[str], str] = str) -> None
     lines = value if path.suffix == ".jsonl" and isinstance(value, list) else [value]
     text = change("\n".join(map(json.dumps, lines))).encode(errors="surrogatepass")
     if path.suffix == ".safetensors":
-        data = _bytes(path)
+        data = file_bytes(path)
         (size,) = struct.unpack_from("<Q", data)
         text = struct.pack("<Q", len(text)) + text + data[8 + size :]
     path.write_bytes(text)
@@ -246,7 +249,7 @@ def of_bytes(path: Path, name: str, chance: random.Random) -> Edit:
 
 
 def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
-    path.write_bytes(change(_bytes(path)))
+    path.write_bytes(change(file_bytes(path)))
 
 
 # Paths.

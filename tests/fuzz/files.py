@@ -17,7 +17,8 @@ class Files:
     what it writes; returns what is wrong with what it accepted, or None.
 
     more: draws edits of the part's own from a folder, as often as those of any file.
-    most: edits of one trial.
+    most: edits of one trial. inside: the folder in it that is edited. arrange: changes a trial's
+        copy before that.
     """
 
     name: str
@@ -26,6 +27,8 @@ class Files:
     use: Callable[[Path, Path], str | None]
     more: Sequence[Callable[[Path, random.Random], Edit]] = ()
     most: int = 3
+    inside: str = "."
+    arrange: Callable[[Path], object] = lambda copy: None
     folder: Path = field(default=Path(), init=False)
 
     def prepare(self, folder: Path) -> None:
@@ -35,10 +38,12 @@ class Files:
     def edits(self, chance: random.Random) -> Sequence[Edit]:
         drawing = [editing.draw, *self.more]
         count = min(self.most, 1 + int(chance.expovariate(1)))
-        return [chance.choice(drawing)(self.folder, chance) for _ in range(count)]
+        drawn = [chance.choice(drawing)(self.folder / self.inside, chance) for _ in range(count)]
+        return [replace(edit, file=Path(self.inside, edit.file).as_posix()) for edit in drawn]
 
     def run(self, edits: Sequence[Edit], work: Path) -> str | None:
         shutil.copytree(self.folder, work / INPUT, symlinks=True)
+        self.arrange(work / INPUT)
         editing.apply(edits, work / INPUT)
         return self.use(work / INPUT, work)
 
@@ -79,17 +84,3 @@ class Kinds:
                 return f"{name}: {wrong}"
             shutil.rmtree(work / INPUT)
         return None
-
-
-def draw_in(
-    folder: Path, chance: random.Random, drawing: Sequence[Callable[[Path, random.Random], Edit]]
-) -> list[Edit]:
-    """Draw up to three edits within one of a folder's folders; they are named from `folder`."""
-    count = min(3, 1 + int(chance.expovariate(1)))
-    edits = [chance.choice(drawing)(folder, chance) for _ in range(count)]
-    return [replace(edit, file=f"{folder.name}/{edit.file}") for edit in edits]
-
-
-def edited(edits: Sequence[Edit]) -> set[str]:
-    """Return the first folders of what is edited."""
-    return {edit.file.split("/")[0] for edit in edits}

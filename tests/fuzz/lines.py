@@ -21,7 +21,7 @@ PATHS = (
     "engine/", "./engine", "engine/../checkpoint", "a\nb", "a b", "é\u202e", "\udcff", "x" * 300,
     "x/" * 3000, "~", "--", "*", "notes.txt/below/it",
 )  # fmt: skip
-DEVICES = ("/dev/null", "/dev/full", "/dev/zero", "/dev/stdin", "/etc/passwd", "/")
+DEVICES = ("/dev/null", "/dev/full", "/dev/zero", "/dev/stdin", "/proc/version", "/")
 OUTPUTS = ("output",)  # options that name a folder to write
 USUAL = ("0", "1", "2", "3", "4", "8", "16", "50", "128", "129", "0.5", "1.5", "1000000000")
 NUMBERS = (

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fuzz.campaign import campaign
+from fuzz.edits import Edit, apply
 from fuzz.parts import PARTS
 from fuzz.trial import Limits, attempt, minimize
 from lmcast.plugins.errors import InputError
@@ -90,6 +91,15 @@ def test_what_a_trial_finds(name: str, tmp_path: Path):
     limits = Limits(wall=1 if name == "a hang" else 60, memory=MEMORY)
     found = attempt(Toy(), edits, tmp_path, limits).fault
     assert found is None if expected is None else found is not None and expected in found
+
+
+def test_an_edit_of_what_became_a_pipe_is_left_out(tmp_path: Path):
+    """It would wait for the other end."""
+    (tmp_path / "a").touch()
+    pipe = Edit("a", "is a pipe", lambda path: (path.unlink(), os.mkfifo(path)))
+    edits = [lambda work: apply([pipe, Edit("a", "is read", Path.read_bytes)], tmp_path)]
+    assert attempt(Toy(), edits, tmp_path / "trial", Limits(wall=5)).fault is None
+    assert (tmp_path / "a").is_fifo()
 
 
 def test_what_a_trial_does_not_need_is_dropped(tmp_path: Path):

@@ -181,11 +181,9 @@ def judged(line: Line, ended: Ended) -> str | None:
     if more and not (len(line.words) < 2 and ended.err.startswith("Usage: ")):
         return f"a line of standard error: {more[0]:.200}"
     if ended.status == 2:
-        # A report for which the disk has no room is found too late to print and write nothing.
-        whole = "stdout" not in lost and "/dev/full" not in line.words
-        if ended.changed and whole:
+        if ended.changed and "stdout" not in lost:
             return f"refused, and changed: {', '.join(sorted(ended.changed)[:5])}"
-        if ended.out and whole:
+        if ended.out and "stdout" not in lost:
             return f"refused, and printed: {ended.out:.200}"
         raise InputError(said[-1] if said else "not said")
     params = parsed(line.words)

@@ -4,8 +4,9 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +24,8 @@ from tiny.llama import tiny_llama
 
 from fuzz import edits as editing
 from fuzz.edits import Edit
-from fuzz.files import draw_in, edited
-from fuzz.trial import INPUT, LONGEST
+from fuzz.files import Files, Kinds
+from fuzz.trial import LONGEST
 from lmcast.exporter import export, load
 from lmcast.exporter.backends import cuda
 from lmcast.exporter.backends.tensorrt import build as plan_builds
@@ -45,7 +46,7 @@ from lmcast.exporter.runtime.sampling import choose_sampling
 from lmcast.plugins.errors import InputError
 
 COPIED, LINKED, PLANNED = "copied", "linked", "planned"
-CHECKPOINT = "linked-checkpoint"  # beside the engines
+ENGINE, CHECKPOINT = "engine", "linked-checkpoint"  # in the folder of a kind
 PROMPT = [5, 6, 7]
 # Of logits near 1, between graphs that ONNX Runtime has and has not rewritten.
 CLOSE = 1e-5
@@ -53,47 +54,46 @@ LARGE = 257 << 20  # bytes of a text: more than is read of one
 T = TypeVar("T")
 
 
-class Engines:
-    name = "engine"
-    about = "engines: linked, copied and signed, and with a plan"
+class Engines(Kinds):
+    def __init__(self) -> None:
+        more = sealed, sealed, sealed, listed, listed, added
+        arranged = {LINKED: {"more": (*more, linked), "arrange": self._point_to}}
+        kinds = [
+            Files(name, "", partial(self._make, name), partial(self._use, name),
+                  **{"more": more, "inside": ENGINE, **arranged.get(name, {})})
+            for name in (COPIED, LINKED, PLANNED)
+        ]  # fmt: skip
+        super().__init__("engine", "engines: linked, copied and signed, and with a plan", kinds)
 
     def prepare(self, folder: Path) -> None:
         """Make an engine of each kind, and what they give."""
-        self.folder = folder
-        self.checkpoint = folder / CHECKPOINT
+        self.checkpoint = folder.parent / CHECKPOINT
         self.portable, self.keys = folder.parent / "portable", folder.parent / "keys"
         _checkpoint(self.checkpoint)
-        export(self.checkpoint, folder / LINKED, weights="link", parity=False)
-        export(self.checkpoint, folder / COPIED, weights="copy")
-        export(self.checkpoint, self.portable, "onnx", weights="copy", parity=False, context=64)
-        states = [s.name for s in read_manifest(self.portable).about.graph.states]
-        fake_tensorrt.add_plan(self.portable, folder / PLANNED, states)
         _make_keys(self.keys)
-        signing.sign(folder / COPIED, self.keys / "private")
+        export(self.checkpoint, self.portable, "onnx", weights="copy", parity=False, context=64)
         engine = load(self.portable, threads=1)
         self.logits = engine.logits([PROMPT])
         (made,) = engine.generate([PROMPT], max_new_tokens=2)
         self.ids = made.ids
         self.about = read_manifest(self.portable).fields
+        super().prepare(folder)
 
-    def edits(self, chance: random.Random) -> Sequence[Edit]:
-        kind = chance.choice([COPIED, LINKED, PLANNED])
-        drawing = [editing.draw, sealed, sealed, sealed, listed, listed, added]
+    def _make(self, kind: str, folder: Path) -> None:
+        engine = folder / ENGINE
         if kind == LINKED:
-            drawing.append(linked)
-        return draw_in(self.folder / kind, chance, drawing)
+            _checkpoint(folder / CHECKPOINT)
+            export(folder / CHECKPOINT, engine, weights="link", parity=False)
+        elif kind == COPIED:
+            export(self.checkpoint, engine, weights="copy")
+            signing.sign(engine, self.keys / "private")
+        else:
+            states = [s.name for s in read_manifest(self.portable).about.graph.states]
+            fake_tensorrt.add_plan(self.portable, engine, states)
 
-    def run(self, edits: Sequence[Edit], work: Path) -> str | None:
-        kinds = edited(edits) or {COPIED, LINKED, PLANNED}
-        for kind in kinds:
-            shutil.copytree(self.folder / kind, work / INPUT / kind)
-        shutil.copytree(self.checkpoint, work / INPUT / self.checkpoint.name)
-        if LINKED in kinds:
-            self._point_to(work / INPUT)
-        editing.apply(edits, work / INPUT)
+    def _use(self, kind: str, folder: Path, work: Path) -> str | None:
         use = Use(self, work)
-        for kind in sorted(kinds):
-            use.all(kind, work / INPUT / kind)
+        use.all(kind, folder / ENGINE)
         return use.verdict()
 
     def _point_to(self, place: Path) -> None:
@@ -101,11 +101,11 @@ class Engines:
 
         By a path of as many bytes, so that the graph stays a file of ONNX.
         """
-        before = str(self.checkpoint)
+        before = str(self.kinds[LINKED].folder / CHECKPOINT)
         name = "c" * (len(before) - len(str(place)) - 1)
         assert name, f"{place} is too long a path"
-        (place / name).symlink_to(self.checkpoint.name)
-        engine, after = place / LINKED, str(place / name)
+        (place / name).symlink_to(CHECKPOINT)
+        engine, after = place / ENGINE, str(place / name)
         graph = (engine / MODEL).read_bytes()
         (engine / MODEL).write_bytes(graph.replace(before[1:].encode(), after[1:].encode()))
         fields = dict(read_manifest(engine).fields)
@@ -282,7 +282,7 @@ def listed(engine: Path, chance: random.Random) -> Edit:
 def _list(engine: Path, name: str) -> None:
     """Write the size of a file into engine.json, and its hash."""
     try:
-        body = unseal((engine / ENGINE_JSON).read_bytes())
+        body = unseal(editing.file_bytes(engine / ENGINE_JSON))
     except DamagedError:
         return
     entry = next(entry for entry in body["files"] if entry["path"] == name)
@@ -307,7 +307,7 @@ def added(engine: Path, chance: random.Random) -> Edit:
         if not list_it:
             return
         engine = path.parents[len(Path(name).parts) - 1]
-        body = unseal((engine / ENGINE_JSON).read_bytes())
+        body = unseal(editing.file_bytes(engine / ENGINE_JSON))
         files = {entry["path"]: entry for entry in body["files"]}
         files[name] = vars(FileEntry(name, len(data), editing.digest(path)))
         body["files"] = [files[key] for key in sorted(files)]

@@ -4,8 +4,8 @@ import copy
 import random
 import shutil
 import struct
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fuzz import edits as editing
 from fuzz.edits import Edit
-from fuzz.files import draw_in, edited
-from fuzz.trial import INPUT
+from fuzz.files import Files, Kinds
 from lmcast.exporter import targets
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.description import MadeWith
@@ -50,42 +49,36 @@ MADE = {
 }
 
 
-class Recipes:
-    name = "recipe"
-    about = "recipes, also such as are sealed again"
+class Recipes(Kinds):
+    def __init__(self) -> None:
+        more = sealed, sealed, listed, listed
+        kinds = [
+            Files(name, "", partial(self._make, name), partial(self._use, name), more)
+            for name in MADE
+        ]
+        super().__init__("recipe", "recipes, also such as are sealed again", kinds)
 
     def prepare(self, folder: Path) -> None:
         """Make a checkpoint, recipes of it, and what they give."""
-        self.folder = folder
-        checkpoint = folder.parent / "checkpoint"
-        tiny_llama(checkpoint)
-        self.source, identities = identified(checkpoint)
+        self.checkpoint = folder.parent / "checkpoint"
+        tiny_llama(self.checkpoint)
+        self.source, identities = identified(self.checkpoint)
         self.identities = hashed(identities)
         self.found = understand(self.source, (), tokenizer=False)
-        self.logits = {}
-        self.made_with = {}
-        for name, (formats, inputs, caches) in MADE.items():
-            write_packed(checkpoint, folder / name, formats, inputs, caches)
-            files = open_recipe(folder / name, self.identities)
-            self.logits[name] = _logits(*files.take(self._defined(), self.source))
-            self.made_with[name] = MadeWith(**files.summary(self.found))
+        self.logits: dict[str, Tensor] = {}
+        self.made_with: dict[str, MadeWith] = {}
+        super().prepare(folder)
 
-    def edits(self, chance: random.Random) -> Sequence[Edit]:
-        drawing = [editing.draw, sealed, sealed, listed, listed]
-        return draw_in(self.folder / chance.choice(sorted(MADE)), chance, drawing)
-
-    def run(self, edits: Sequence[Edit], work: Path) -> str | None:
-        names = edited(edits) or set(MADE)
-        for name in names:
-            shutil.copytree(self.folder / name, work / INPUT / name)
-        editing.apply(edits, work / INPUT)
-        for name in sorted(names):
-            if wrong := self._use(name, work / INPUT / name, work):
-                return f"{name}: {wrong}"
-        return None
+    def _make(self, name: str, folder: Path) -> None:
+        folder.rmdir()
+        write_packed(self.checkpoint, folder, *MADE[name])
+        files = open_recipe(folder, self.identities)
+        self.logits[name] = _logits(*files.take(self._defined(), self.source))
+        self.made_with[name] = MadeWith(**files.summary(self.found))
 
     def _use(self, name: str, recipe: Path, work: Path) -> str | None:
         """Do all that is done with a recipe; raises InputError where one of it is refused."""
+        good = self.kinds[name].folder
         expected = identity(self.identities)
         refused: InputError | None = None
         try:
@@ -98,7 +91,7 @@ class Recipes:
         except InputError as error:
             refused = refused or error
         else:
-            if _hashes(recipe) != _hashes(self.folder / name):
+            if _hashes(recipe) != _hashes(good):
                 return "taken for that of an engine, which it is not"
         try:  # as the parts of a calibration that goes on are
             open_recipe(recipe, self.identities, whole=False).take(self._defined(), self.source)
@@ -106,7 +99,7 @@ class Recipes:
             refused = refused or error
         files = open_recipe(recipe, self.identities)
         definition, source = files.take(self._defined(), self.source)
-        if (wrong := self._other_weights(definition, source, name, recipe)) is not None:
+        if (wrong := self._other_weights(definition, source, recipe, good)) is not None:
             return wrong
         for target in map(targets.get, ("cpu", "onnx")):
             format = choose_format(definition, source, target, "float32", False)
@@ -115,7 +108,7 @@ class Recipes:
                 place_weights(definition, source, format, "copy", target, out, None, silent)
             finally:
                 shutil.rmtree(out)
-        same = _hashes(recipe) == _hashes(self.folder / name)
+        same = _hashes(recipe) == _hashes(good)
         logits = _logits(definition, source)
         if same and not torch.equal(logits, self.logits[name]):
             return "other logits"
@@ -127,7 +120,7 @@ class Recipes:
         return replace(self.found, model=copy.deepcopy(self.found.model))
 
     def _other_weights(
-        self, definition: Definition, source: Checkpoint, name: str, recipe: Path
+        self, definition: Definition, source: Checkpoint, recipe: Path, good: Path
     ) -> str | None:
         """Say which weight is not that of the checkpoint, or which scale cannot be one.
 
@@ -136,7 +129,7 @@ class Recipes:
         for tensor in sorted(n for n in source.tensors if n.endswith(("_scale", ".smooth"))):
             if not (source.read(tensor).float() > 0).all():
                 return f"{tensor} is not above 0"
-        if _data(recipe / WEIGHTS) != _data(self.folder / name / WEIGHTS):
+        if _data(recipe / WEIGHTS) != _data(good / WEIGHTS):
             return None
         for weight in self.found.binding.sources:
             mine = _whole(definition, source, weight)
@@ -189,7 +182,7 @@ def listed(recipe: Path, chance: random.Random) -> Edit:
     def change(path: Path) -> None:
         edit.change(path)
         file = path.parents[1] / RECIPE_JSON
-        body = unseal(file.read_bytes())
+        body = unseal(editing.file_bytes(file))
         (entry,) = body["files"]
         entry |= {"size": path.stat().st_size, "sha256": editing.digest(path)}
         file.write_bytes(seal(body))
