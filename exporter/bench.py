@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.cores import limited, usable
+from lmcast.exporter.cores import usable
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.session import Session
 from lmcast.plugins.annotations import Count, Rows, Runs, Threads
@@ -103,15 +103,13 @@ def bench(
     Engine. Raises BenchError for a process that dies, EngineError for a
     directory that is no whole engine.
     """
-    engine = Engine(engine_dir, portable=portable)
-    threads = usable() if threads is None else threads
+    engine = Engine(engine_dir, threads, prepack, portable)
     setting: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "batch": batch,
     }
-    setting |= {"threads": threads, "runs": runs}
-    setting["threads"] = limited(threads)
+    setting |= {"threads": engine.threads or usable(), "runs": runs}
     if prompt_tokens + new_tokens > engine.context:
         raise BenchError(
             f"{prompt_tokens} prompt_tokens and {new_tokens} new_tokens are more than the context"
@@ -120,6 +118,7 @@ def bench(
     directory = str(engine.directory)
     measured = measured_apart(
         {"directory": directory, "prepack": prepack, "portable": portable, **setting}
+        | ({} if "threads" in engine.target.loads else {"threads": None})
     )
     weight_bytes = weight_bytes_per_step(engine)
     steps = [rate / batch for rate in measured["decode"]]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 WeightForm = Literal["standard", "kernels", "gpu_kernels"]
 # Options of export that only some targets read: the SMs of GPUs, and the sizes of a plan's calls.
 Option = Literal["sms", "sizes"]
+# Options of a load that only some read: what is of ONNX Runtime's CPU, and that this is to run it.
+Loads = Literal["threads", "prepack", "portable"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Target:
     run: load the graph or the plan of an engine; raises InputError where it cannot run here.
     plans: how plans are compiled; None where the engine's own graph is run.
     options: those that change something for it.
+    loads: those of a load that do, or say what is done anyway.
     machine_code: how that graph gets kernels of ours; None where the runtime has all, or bodies do.
     """
 
@@ -97,6 +100,7 @@ class Target:
     run: "Callable[[Manifest, Loading], Runner]"
     plans: Plans | None = None
     options: frozenset[Option] = frozenset()
+    loads: frozenset[Loads] = frozenset()
     machine_code: MachineCode | None = None
 
     @property
@@ -120,6 +124,20 @@ class Target:
                 f"target {self.name} does not read {given}; leave that out, or give --target"
                 f" {' or '.join(readers)}"
             )
+
+    def require_loads(self, given: Mapping[Loads, object]) -> None:
+        """Refuse what was asked of a load and would change nothing; raises EngineError."""
+        names = [name for name, value in given.items() if value and name not in self.loads]
+        if not names:
+            return
+        readers = [target.name for target in TARGETS.values() if set(names) <= target.loads]
+        other = f"export with --target {' or '.join(readers)}"
+        if "portable" in self.loads:
+            other = "give --portable, which runs its graph on a CPU"
+        raise EngineError(
+            f"target {self.name} does not read {', '.join(f'--{name}' for name in names)}, as it"
+            f" runs on a GPU; leave that out, or {other}"
+        )
 
     def links(self, runs: bool) -> tuple[bool, bool]:
         """Return whether the graph may point at codes, and at what it has to lay out anew.
@@ -285,9 +303,11 @@ def _tensorrt(name: str, about: str) -> Target:
         run=_run_tensorrt,
         plans=Plans(order, compiled),
         options=frozenset({"sms", "sizes"}),
+        loads=frozenset({"portable"}),
     )
 
 
+ON_CPUS: frozenset[Loads] = frozenset({"threads", "prepack", "portable"})
 DEFAULT, PORTABLE, DEFAULT_PLANS = "cpu", "onnx", "tensorrt-rtx"
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -302,6 +322,7 @@ TARGETS: dict[str, Target] = {
             refuse=_cpu_refuses,
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,
+            loads=ON_CPUS,
         ),
         Target(
             name="onnx",
@@ -312,6 +333,7 @@ TARGETS: dict[str, Target] = {
             refuse=_portable_refuses,
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,
+            loads=ON_CPUS,
         ),
         Target(
             name="cuda",

@@ -27,7 +27,10 @@ SHORT, WIDE = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16), ir.DataType.FLOAT
 
 def twin() -> targets.Target:
     """Return target cuda without machine code, whose engines are run by the CPU."""
-    return replace(targets.get("cuda"), machine_code=None, absent=lambda manifest: "", run=run)
+    return replace(
+        targets.get("cuda"), machine_code=None, absent=lambda manifest: "", run=run,
+        loads=targets.ON_CPUS,
+    )  # fmt: skip
 
 
 def run(manifest: Manifest, loading: Loading) -> "Twin":

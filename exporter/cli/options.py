@@ -56,7 +56,7 @@ def run_options(command: Command) -> Command:
     prepack = click.option(
         "--prepack",
         is_flag=True,
-        help="Copy the weights for faster kernels: more memory and load time.",
+        help="Copy the weights for faster kernels of CPUs: more memory and load time.",
     )
     threads = click.option(
         "--threads", type=int, help="At most the processors at hand.  [default: all]"
@@ -69,7 +69,9 @@ def of_run(given: dict[str, Any]) -> dict[str, Any]:
     from lmcast.exporter.cores import limited
     from lmcast.exporter.progress import Terminal
 
-    threads = limited(given.pop("threads"), lambda message: Terminal().warn(message))
+    threads = given.pop("threads")
+    if threads is not None:
+        threads = limited(threads, lambda message: Terminal().warn(message))
     return {"threads": threads} | {name: given.pop(name) for name in ("prepack", "portable")}
 
 

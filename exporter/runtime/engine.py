@@ -107,14 +107,14 @@ class Engine:
     The graph itself is loaded on first use: a plan for the GPU at hand, where there are plans, or
     the portable graph in ONNX Runtime.
 
-    threads, prepack: for ONNX Runtime, as in `load`.
+    threads, prepack: for ONNX Runtime's CPU, as in `load`.
     portable: run the portable graph in any case.
     variant: another graph in its place.
     whole: recompute every hash first.
 
     Raises EngineError where engine.json is not as declared, where files are missing or resized,
     where the graph, texts and others up to 16 MiB are changed, and where the checkpoint that a
-    linked engine points into is.
+    linked engine points into is; for an option that its target does not read (Target.loads).
     """
 
     @checked
@@ -128,14 +128,16 @@ class Engine:
         whole: bool = False,
     ):
         self.directory = Path(directory)
-        threads = limited(threads)
         recover(self.directory)
         self.manifest: Manifest = read_manifest(self.directory)
         about = self.manifest.about
         if problems := changes(self.manifest, whole):
             raise EngineError(f"{self.directory}: {problems[0]}")
-        self.threads, self._prepack = threads, prepack
         self.runs_plan: bool = bool(about.plans) and not portable
+        given: dict[targets.Loads, object] = {"threads": threads, "prepack": prepack}
+        self.target.require_loads(given | {"portable": portable})
+        self.threads = limited(threads) if "threads" in self.target.loads else None
+        self._prepack = prepack
         self._model: bytes | None = variant.model if variant else None
         self._graph: Graph = variant.contract if variant else about.graph
         self.context: int = about.context
@@ -382,7 +384,8 @@ def load(
 ) -> Engine:
     """Return the engine of a directory.
 
-    threads: for its kernels, at most the processors that this process may use; None for all.
+    threads: for its kernels, at most the processors that this process may use; None for all. An
+        engine that runs on a GPU has no use for it, nor for the next, and refuses both.
     prepack: copy the weights into the kernels' preferred layout: faster, but slower to load, and
         with as much private memory as the weights.
     portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
