@@ -68,7 +68,7 @@ class Config:
     use_conv_bias: bool = True
     use_bias: bool = False  # of the projections around Mamba-2
     mamba_hidden_act: ActivationName = "silu"
-    time_step_limit: OrAbsent[tuple[float | None, ...]] = None
+    time_step_limit: OrAbsent[tuple[float, ...]] = None
     n_routed_experts: Experts = 8
     num_experts_per_tok: OrAbsent[Experts] = None  # of layers with experts
     n_group: Experts = 1

@@ -32,7 +32,7 @@ class HybridKeys:
     mamba_expand: Size = 2
     mamba_conv_bias: bool = True
     mamba_proj_bias: bool = False
-    time_step_limit: OrAbsent[tuple[float | None, ...]] = None
+    time_step_limit: OrAbsent[tuple[float, ...]] = None
     rms_norm_eps: Positive = 1e-5
     tie_word_embeddings: bool = False
 
@@ -59,30 +59,29 @@ class HybridKeys:
 HYBRID_INERT: Inert = {"mamba_chunk_size": int, "use_mamba_kernels": bool}
 
 
-def time_steps(limit: tuple[float | None, ...] | None) -> tuple[float | None, float | None]:
+def time_steps(limit: tuple[float, ...] | None) -> tuple[float | None, float | None]:
     """Return both bounds of time_step_limit, None for none.
 
-    A least below 0 is none, as no step is. Raises ValueError unless they are two numbers in
-    ascending order, the least finite in fp32.
+    A least below 0 is none, as no step is, and a greatest from LARGEST on. Raises ValueError unless
+    they are two numbers in ascending order, the least finite in fp32.
     """
-    low, high = limit if limit is not None and len(limit) == 2 else (None, None)
-    crossed = low is not None and low > (LARGEST if high is None else high)
-    if (limit is not None and len(limit) != 2) or crossed:
-        raise ValueError(
-            f"time_step_limit is {list(limit or ())}; accepted: the least and the greatest"
-        )
-    return low if low is not None and low > 0 else None, high
+    if limit is None:
+        return None, None
+    if len(limit) != 2 or limit[0] > min(limit[1], LARGEST):
+        raise ValueError(f"time_step_limit is {list(limit)}; accepted: the least and the greatest")
+    low, high = limit
+    return low if low > 0 else None, high if high < LARGEST else None
 
 
 LARGEST = torch.finfo(torch.float32).max  # steps are fp32, and clamped at it they are as they were
 
 
 def unlimited(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace an upper bound in time_step_limit of a raw config that bounds nothing by null."""
+    """Replace an upper bound in time_step_limit of a raw config that bounds nothing by LARGEST."""
     limit = raw.get("time_step_limit")
     if not isinstance(limit, list | tuple) or len(limit) != 2 or not _unbounded(limit[1]):
         return dict(raw)
-    return {**raw, "time_step_limit": [limit[0], None]}
+    return {**raw, "time_step_limit": [limit[0], LARGEST]}
 
 
 def _unbounded(high: object) -> bool:

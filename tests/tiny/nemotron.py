@@ -191,6 +191,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (NANO2, {PATTERN: DROP, "layers_block_type": [["mamba"]]}, r"layer_types\[0\] is \['mamba"),
     (NANO2, {"layers_block_type": OLD[::-1]}, "layer_types is .* but hybrid_override_pattern"),
     (NANO2, {"num_hidden_layers": 4}, "layer_types has 5 entries; num_hidden_layers is 4"),
+    (NANO2, {"mamba_dt_limit": [0.1, None], "time_step_limit": DROP}, r"limit\[1\] is None"),
     (NANO2, {"time_step_limit": [0.1]}, r"time_step_limit is \[0.1\]; accepted: the least"),
     (NANO2, {"time_step_limit": [1e308, 1e309]}, r"time_step_limit is \[1e\+308, .*accepted"),
     (NANO2, {"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06, but layer_norm_epsilon"),

@@ -13,11 +13,6 @@ from tiny import CASES, Case, case, make, read
 from fuzz.edits import ODD, variants
 
 PLAIN = "llama/plain"
-# Hugging Face bounds the steps of a prompt by another key than the makers (test_nemotron.py).
-OTHERWISE = {
-    ("nemotron_h", key)
-    for key in ("time_step_limit", "mamba_dt_limit", "time_step_min", "mamba_dt_min")
-}
 
 
 class Configs:
@@ -50,7 +45,6 @@ class Configs:
         absent = [path for path in optional(drawn, config) if path not in present]
         count = min(4, 1 + int(chance.expovariate(1)))
         found = [chance.choice(absent if chance.random() < 0.3 else present) for _ in range(count)]
-        found = [path for path in found if (drawn.architecture, path[-1]) not in OTHERWISE]
         return [self._trial(drawn, config, path, chance) for path in found]
 
     def _trial(
