@@ -11,6 +11,7 @@ import torch
 from tiny.llama import config, tiny_llama
 
 from lmcast.exporter import Engine, export
+from lmcast.exporter.backends.runner import Limits
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.session import FIRST_CAPACITY, Session, SessionError
 from lmcast.plugins.arguments import ArgumentError
@@ -348,14 +349,41 @@ def test_a_row_that_grows_beyond_a_length_is_computed_anew(engine: Engine):
     ]  # each row alone
 
 
-def test_a_first_call_too_short_to_show_that_a_row_is_long(engine: Engine):
-    session = limited(engine, 1, anew_beyond=(8, 16), most_tokens=16)
+class Planned:
+    """A runner with the limits of a plan."""
+
+    def __init__(self, runner: Any, tokens: int, logits: int):
+        self.runner = runner
+        self.limits = Limits(1, 64, tokens, logits, lambda **sizes: f"build {sizes}")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
+
+
+@pytest.mark.parametrize(
+    ("planned", "remedy"),
+    [(False, "export with another --target"), (True, "`build {'max_tokens': 17}` makes one")],
+)
+def test_a_first_call_too_short_to_show_that_a_row_is_long(engine: Engine, planned, remedy):
+    graph = replace(engine.manifest.about.graph, anew_beyond=(8, 16), most_tokens=16)
+    runner = Planned(engine.runner, 16, 16) if planned else engine.runner
+    session = Session(runner, graph, engine.context, engine.vocab_size, 1)
     session.append(drawn(1, 15))
     assert session.context == 16
-    message = "would hold 17 tokens; the first call of one of more than 16 has more, too"
+    message = f"would hold 17 tokens; the first call of one of more than 16 has more, too.*{remedy}"
     with pytest.raises(SessionError, match=message):
         session.append(drawn(1, 2))
     assert session.append(drawn(1, 1)).shape == (1, VOCABULARY)
+
+
+def test_a_plan_that_gives_few_logits_of_a_long_row(engine: Engine):
+    graph = replace(engine.manifest.about.graph, anew_beyond=(16,))
+    session = Session(Planned(engine.runner, 17, 4), graph, engine.context, engine.vocab_size, 1)
+    ids, many = drawn(1, 20), np.arange(5)[None]
+    with pytest.raises(SessionError, match="5 rows of logits of 20 tokens; beyond 16 this plan"):
+        session.run(ids, None, many)
+    assert session.run(ids, None, many[:, :4]).shape == (1, 4, VOCABULARY)
+    assert session.lengths.tolist() == [20]
 
 
 def test_kernels_are_given_no_more_than_they_count(engine: Engine):
