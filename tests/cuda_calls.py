@@ -29,11 +29,15 @@ def on_gpu(engines: dict[str, tuple[str, str]], sm: int = 90, **options: Any) ->
     return run.result, run.log
 
 
-def shortened(checkpoint: Path, to: Path) -> Path:
-    """Write a checkpoint again with its weights in bfloat16, so that they can be linked."""
+def shortened(source: Any, to: Path) -> Path:
+    """Write a checkpoint, or that of a case, with its weights in bfloat16, which can be linked."""
     from safetensors.torch import load_file, save_file
+    from tiny import make
 
-    shutil.copytree(checkpoint, to)
+    if isinstance(source, Path):
+        shutil.copytree(source, to)
+    else:
+        make(source, to)
     tensors = load_file(file := to / "model.safetensors")
     save_file({name: t.bfloat16() for name, t in tensors.items()}, file, {"format": "pt"})
     return to

@@ -9,13 +9,15 @@ import onnx_ir as ir
 from lmcast.exporter.checkpoint.hub import origin
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.dtypes import COMPUTED, OF_ONNX, DType, of_torch
+from lmcast.exporter.dtypes import COMPUTED, OF_ONNX, DType
 from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.graph.oldest_onnxruntime import oldest_onnxruntime, opsets
 from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.weights.place import Placement
 from lmcast.graphs import Definition
 from lmcast.graphs.weights.quantized_parts import parameter_of
+
+PAST = ".past"  # how inputs that are states end
 
 
 def describe(
@@ -40,7 +42,7 @@ def describe(
         "weights": count_weights(graph, placement),
         "dtype": format.name,
         "target": target,
-        "graph": contract(found, format, placement, graph),
+        "graph": contract(placement, graph),
         **({} if made_from is None else {"hub": made_from}),
         "source": [
             {"name": s.path.name, "size": s.size, "header_sha256": s.header_sha256}
@@ -75,9 +77,7 @@ def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, 
     return counted
 
 
-def contract(
-    found: Definition, format: DType, placement: Placement, graph: ir.Model
-) -> dict[str, Any]:
+def contract(placement: Placement, graph: ir.Model) -> dict[str, Any]:
     """Return the contract of the graph: what a runtime must know to run it."""
     return {
         "file": MODEL,
@@ -89,11 +89,11 @@ def contract(
         "outputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.outputs],
         "states": [
             {
-                "name": f"layers.{index}.{state.name}",
-                "shape": list(state.shape),
-                "dtype": of_torch(state.dtype).name if state.dtype else format.name,
+                "name": str(value.name).removesuffix(PAST),
+                "shape": [n if isinstance(n, int) else str(n) for n in value.shape or ()],
+                "dtype": OF_ONNX[int(value.dtype or 0)].name,
             }
-            for index, carried in enumerate(found.model.states())
-            for state in carried
+            for value in graph.graph.inputs
+            if str(value.name).endswith(PAST)
         ],
     }

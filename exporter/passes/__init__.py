@@ -36,6 +36,7 @@ from lmcast.exporter.passes.split_experts import split_experts
 from lmcast.exporter.passes.total_length import total_length
 from lmcast.exporter.passes.undo_reshape import undo_reshape
 from lmcast.exporter.passes.weighted_norm import weighted_norm
+from lmcast.exporter.passes.whole_windows import whole_windows
 from lmcast.exporter.passes.wide_operators import wide_operators
 
 Pass = Callable[[ir.Model], int]
@@ -59,6 +60,7 @@ CPU: tuple[Pass, ...] = (
 CUDA: tuple[Pass, ...] = (
     inline_parts,
     group_query_attention_fp8,
+    whole_windows,
     total_length,
     inline_bodies,
     undo_reshape,

@@ -17,13 +17,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from cuda_calls import Placed, calls
+from cuda_calls import Placed, calls, shortened
 from cuda_twins import twin
 from engine_errors import TOKENS, bound, prefill_error, steps_error
 from fake_cuda import Log, libraries, on_fake_gpu
 from few_bits import E2M1, stack
 from files.recipe_dirs import write_packed
-from test_cuda_graphs import as_in_bfloat16, shortened
+from test_cuda_graphs import as_in_bfloat16
 from tiny import Case, case, prompt
 
 from lmcast.calib.formats import WEIGHTS

@@ -60,7 +60,7 @@ def layer_rows(folder: Path, sm: int) -> list[str]:
         for count in (2, 4):
             deep = {**case(name).settings, **WIDE, "num_hidden_layers": count}
             at = folder / f"{name.replace('/', '-')}-{weights}-{count}"
-            source = shortened(make(replace(case(name), settings=deep), at / "a"), at / "b")
+            source = shortened(replace(case(name), settings=deep), at / "checkpoint")
             engines[str(count)] = (str(source), str(at / "engine"))
         _, log = on_gpu(engines, sm, weights=weights)
         few, many = (step(log, str(count)) for count in (2, 4))

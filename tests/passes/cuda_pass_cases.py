@@ -82,6 +82,18 @@ BIASED = """
 GATED = """(float[B,T,4] x) => (float[B,T,6] y) {own} {{
     a = com.microsoft.FusedMatMul <transB = 1> (x, gate) g = {activation} (a)
     b = com.microsoft.FusedMatMul <transB = 1> (x, up) y = Mul (g, b) }}"""
+WINDOW = (
+    (
+        f"({GIVEN}) => (float[B,T,{HEADS * WIDTH}] y, float[B,1,{{room}},{WIDTH}] key1,"
+        f" float[B,1,{{room}},{WIDTH}] value1) {{{{ {LENGTHS} "
+        + ATTENTION.format(heads=HEADS, groups=1, given="q, k, v").replace(
+            "scale = 0.3", "scale = 0.3, local_window_size = {room}, sliding_window_cache = 1"
+        )
+        + " }}"
+    )
+    .replace(f"{GROUPS},C,{WIDTH}", f"1,{{room}},{WIDTH}")
+    .replace(f",{GROUPS * WIDTH}]", f",{WIDTH}]")
+)
 SILU = "com.microsoft.QuickGelu <alpha = 1.0>"
 MATRICES = {"qw": (QUERIES, 8), "kw": (KEYS, 8), "vw": (KEYS, 8)}
 BIASES = {"qb": (QUERIES,), "kb": (KEYS,), "vb": (KEYS,)}
@@ -109,6 +121,8 @@ REDUCED = """(float[B,T,3,4] x) => (float[{}] y) {{
     axes = Constant <value_ints = [{}]> () y = ReduceMean <keepdims = 0> (x, axes) }}"""
 
 CASES: dict[str, tuple[str, str, int, list[str]]] = {
+    "whole_windows": ("whole_windows", WINDOW.format(room=513), 1, ["GroupQueryAttention"]),
+    "whole_windows, narrow": ("whole_windows", WINDOW.format(room=512), 0, ["GroupQueryAttention"]),
     "total_length": ("total_length", attention(""), 1, ["GroupQueryAttention"]),
     "rotary_in_attention": (
         "rotary_in_attention", attention(ANGLES.format(more=ALWAYS, odd=0), "a", "b"),

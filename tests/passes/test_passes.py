@@ -62,7 +62,7 @@ def parse(text: str, folder: Path) -> ir.Model:
 
 
 def feed(model: ir.Model) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     given = {
         "lengths": np.array([4]), "counts": np.array([3]),
         "cache_lengths": np.array([4]), "token_counts": np.array([3]),
@@ -70,6 +70,8 @@ def feed(model: ir.Model) -> dict[str, np.ndarray]:
     }  # fmt: skip
     for value in model.graph.inputs:
         if value.name not in given:
+            # A larger cache begins with what a smaller one holds.
+            random = np.random.default_rng(1) if value.name in ("key", "value") else drawn
             assert value.shape is not None
             shape = [n if isinstance(n, int) else SIZES[n.value] for n in value.shape]
             assert value.dtype is not None
