@@ -11,7 +11,7 @@ import pytest
 from fuzz.campaign import campaign
 from fuzz.edits import Edit, apply
 from fuzz.parts import PARTS
-from fuzz.trial import Limits, attempt, minimize
+from fuzz.trial import Limits, attempt, minimize, others_follow
 from lmcast.plugins.errors import InputError
 
 SEED = 0
@@ -70,6 +70,11 @@ def take_memory(work: Path) -> None:
     bytearray(os.urandom(1 << 20)) * 1024
 
 
+def ask_another(work: Path) -> None:
+    others_follow()
+    take_memory(work)
+
+
 VERDICTS = {
     "accepted": ([], None),
     "refused": ([refuse("x is 3; accepted: 4")], None),
@@ -82,6 +87,7 @@ VERDICTS = {
     "an exit": ([lambda work: os._exit(3)], "exit status 3"),
     "a hang": ([lambda work: time.sleep(60)], "no end after 1 s"),
     "memory": ([take_memory], "memory: "),
+    "memory of others": ([ask_another], None),
 }
 
 

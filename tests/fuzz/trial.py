@@ -27,6 +27,7 @@ LONGEST = 2000  # characters of an error: one line that a person reads
 ADDRESS_SPACE = 8 << 30
 # Reading the clock of memory is coarse: allocators keep pages, and the parent's own are counted.
 SLACK = 64 << 20  # bytes
+PEAK: list[int] = []  # KiB, of the trial in this process, once it is counted
 
 
 class Part(Protocol):
@@ -90,12 +91,13 @@ def attempt(part: Part, edits: Sequence[Any], work: Path, limits: Limits) -> Out
         _child(part, edits, work, limits, writer)
     os.close(writer)
     said, ended = _listen(reader, time.monotonic() + limits.wall)
+    counted, _, said = said.partition(" ")
     if not ended:
         os.killpg(child, signal.SIGKILL)
     _, status, usage = os.wait4(child, 0)
     _end_group(child)
     kind, _, text = said.partition(":")
-    peak = usage.ru_maxrss << 10
+    peak = (int(counted) if counted else usage.ru_maxrss) << 10
     refusal = text if kind == "refused" else None
     if not ended:
         fault: str | None = f"no end after {limits.wall} s"
@@ -112,6 +114,7 @@ def attempt(part: Part, edits: Sequence[Any], work: Path, limits: Limits) -> Out
 
 def _child(part: Part, edits: Sequence[Any], work: Path, limits: Limits, writer: int) -> None:
     """Run the trial, write one message, and end without what the parent registered for its end."""
+    PEAK.clear()
     message = "fault:no message"
     try:
         os.setsid()
@@ -126,9 +129,14 @@ def _child(part: Part, edits: Sequence[Any], work: Path, limits: Limits, writer:
             place = f"{Path(where.filename).name}:{where.lineno}"
             message = f"fault:{type(error).__name__} in {place}: {error!s:.300}"
         with open(writer, "wb") as pipe:
-            pipe.write(message.encode(errors="replace"))
+            pipe.write(f"{''.join(map(str, PEAK))} {message}".encode(errors="replace"))
     finally:
         os._exit(0)
+
+
+def others_follow() -> None:
+    """Count the memory of this trial up to here: what follows asks others what is right."""
+    PEAK[:] = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
 
 
 def _confine(work: Path, limits: Limits) -> None:

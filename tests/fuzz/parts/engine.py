@@ -167,7 +167,9 @@ class Use:
         whole: whether all hashes are right. A load does not compare those of linked weights, which
         an attacker can write anew at the time that they had.
         """
-        loaded = self.tried(lambda: load(engine, threads=1, portable=portable))
+        # A plan reads no number of threads.
+        threads = 1 if portable else None
+        loaded = self.tried(lambda: load(engine, threads, portable=portable))
         if loaded is None:
             return
         self.tried(lambda: loaded.summary().text())
