@@ -70,7 +70,7 @@ def export(
 
     \b
     For NVIDIA GPUs, here or elsewhere:
-    --target tensorrt-rtx --sm 89,120 --max-context 8192
+    --target tensorrt-rtx --sm 89,120 --max-context 8192, or --target cuda --sm 80,90
     """
     # The objects of a trace live to its end: garbage collection took a fifth of an export.
     gc.disable()

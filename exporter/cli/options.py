@@ -89,7 +89,11 @@ def plan_options(command: Command) -> Command:
         click.option("--max-tokens", type=int, help="Most of one call.  [default: 2048]"),
         click.option("--max-context", type=int, help="Tokens of a row.  [default: 4096]"),
         click.option("--max-batch", type=int, help="Rows of a call.  [default: 1]"),
-        click.option("--sm", metavar="89,120", help="GPUs of a plan.  [default: the one here]"),
+        click.option(
+            "--sm",
+            metavar="89,120",
+            help="GPUs that it is for.  [default: the one here; of target cuda all]",
+        ),  # fmt: skip
     ):
         command = option(command)
     return command

@@ -55,6 +55,7 @@ class Inspection:
     tokens: int
     files: list[dict[str, Any]]  # path, bytes, what
     target: str | None = None
+    sms: tuple[int, ...] = ()  # GPUs that its graph has machine code for
     linked: bool | None = None
     tokenizer: bool = False
     hub: dict[str, str] | None = None  # repository, revision
@@ -87,9 +88,9 @@ class Inspection:
             f"{', '.join(self.chat_templates)}",
         ]
         if self.target:
-            lines.append(
-                f"target        {self.target}, {'linked' if self.linked else 'self-contained'}"
-            )
+            gpus = f" for {', '.join(f'SM{sm}' for sm in self.sms)}" if self.sms else ""
+            kept = "linked" if self.linked else "self-contained"
+            lines.append(f"target        {self.target}{gpus}, {kept}")
         if self.hub:
             lines.append(f"from the Hub  {self.hub['repository']}, {self.hub['revision']}")
         lines += self._recipe()
@@ -175,6 +176,7 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         tokens=tokens,
         files=files,
         target=about.target,
+        sms=about.sms,
         linked=about.graph.weights == "link",
         tokenizer=TOKENIZER in names,
         hub=None if about.hub is None else asdict(about.hub),

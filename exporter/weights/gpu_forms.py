@@ -64,7 +64,7 @@ def gpu_weight(
             raise WeightError(
                 f"tensor {found[0].values.tensor} is {scheme.name}, of experts: ONNX Runtime's"
                 f" package for GPUs has kernels for experts in {able}; use --target cpu or"
-                " tensorrt-rtx"
+                " tensorrt-rtx, or a checkpoint in bfloat16"
             )
         return _by_columns(found, scheme, shape)
     if scheme.element == E4M3:

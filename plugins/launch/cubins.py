@@ -28,8 +28,11 @@ def cubin(kernel: Kernel, sm: int) -> Cubin:
     """Compile a kernel, once in this process, for an SM such as 89.
 
     After its own parameters it takes two pointers that are null: to scratch memory, of which it has
-    none. Raises InputError where the SM is not known, or has less shared memory than is needed.
+    none. Raises InputError where the SM is not known, or has less shared memory than is needed, and
+    in a process that interprets kernels.
     """
+    if not isinstance(kernel.function, triton.JITFunction):
+        raise InputError("TRITON_INTERPRET is set, and no kernel is compiled then: unset it")
     if sm not in KILOBYTES:
         raise InputError(f"SM {sm} is not known; accepted: {sorted(KILOBYTES)}")
     # What a debugger wants names folders of this machine, and is half of all bytes.

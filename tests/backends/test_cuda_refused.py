@@ -13,6 +13,7 @@ from lmcast.exporter import export, load
 from lmcast.exporter.backends.cuda import DeviceError, require_gpu
 from lmcast.exporter.backends.cuda_provider import kernels
 from lmcast.exporter.backends.tensorrt.request import Sizes
+from lmcast.exporter.engine.manifest import EngineError
 from lmcast.plugins.errors import InputError
 
 OPTIONS: dict[str, Any] = {"parity": False, "tokenizer": False, "dtype": "bfloat16"}
@@ -30,6 +31,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "a B300": ("llama/plain", {"sms": (103,)}, "SM103: .*; there runs --target tensorrt"),
     "an Orin": ("llama/plain", {"sms": (87,)}, "SM87: .* accepted: 80, 86, 89, 90, 120$"),
+    # These tests are run so themselves.
+    "kernels that are interpreted": ("llama/plain", {}, "TRITON_INTERPRET is set, .*: unset it"),
     "sizes of a plan": (
         "llama/plain", {"sizes": Sizes(max_context=64)},
         "target cuda does not read --max-context; leave that out, or give --target tensorrt-rtx",
@@ -88,4 +91,8 @@ def test_without_a_gpu(checkpoint, tmp_path: Path, lmcast):
         assert re.search("no NVIDIA GPU is here.*; without one `lmcast inspect`, `verify`", told)
     with pytest.raises(DeviceError, match="no NVIDIA GPU is here"):
         load(tmp_path / "e").logits([[1, 2]])
-    assert lmcast("inspect", tmp_path / "e")[0] == lmcast("verify", tmp_path / "e")[0] == 0
+    with pytest.raises(EngineError, match="runs on a GPU alone, and none is beside it for --port"):
+        load(tmp_path / "e", portable=True)
+    status, told, _ = lmcast("inspect", tmp_path / "e")
+    assert status == 0 and "target        cuda for SM80, self-contained" in told
+    assert lmcast("verify", tmp_path / "e")[0] == 0

@@ -129,7 +129,7 @@ def test_capturing_changes_no_state(made: Made):
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "SM100": ({"sm": 100}, r"SM100.*no kernels.*there runs --target tensorrt, built on such a GPU"),
-    "SM75": ({"sm": 75}, r"SM75.*no kernels.*there runs --target tensorrt-rtx$"),
+    "SM75": ({"sm": 75}, r"SM75.*no bfloat16.*there runs --target tensorrt-rtx$"),
     "another SM": ({"sm": 80}, "is for SM90, and this GPU, Fake GPU SM80, is SM80: export again"),
     "no GPU": ({"sm": None}, "no NVIDIA GPU is here; without one `lmcast inspect`"),
     "weights": ({"memory": 40_000}, r"weights are [\d,]+ bytes, and this GPU, .*, has 40,000 free"),

@@ -21,24 +21,23 @@ OPENED = ("libnvrtc.so.13", "libcufft.so.12", "libcudnn.so.9")
 
 # Those that ONNX Runtime 1.31's wheel has machine code for; it has no PTX that others could take.
 SMS = (80, 86, 89, 90, 120)
-BLACKWELL = (
-    "there runs --target tensorrt, built on such a GPU, or ONNX Runtime built from its sources"
-)
-ELSEWHERE = {  # what runs on GPUs that it leaves out
-    75: "they have no bfloat16 and no fused attention; there runs --target tensorrt-rtx",
+BLACKWELL = "--target tensorrt, built on such a GPU, or ONNX Runtime built from its sources"
+ELSEWHERE = {
+    75: "--target tensorrt-rtx",
     100: BLACKWELL,
     103: BLACKWELL,
-    121: "there runs --target tensorrt-rtx",
+    121: "--target tensorrt-rtx",
 }
+NO_KERNELS = "ONNX Runtime's package has no kernels for such GPUs"
+LACKING = {75: "ONNX Runtime has no bfloat16 and no fused attention for such GPUs"}
 
 
 def require_sm(sm: int) -> None:
     """Raise BackendError for an SM that the package has no kernels for."""
     if sm not in SMS:
-        other = f"; {ELSEWHERE[sm]}" if sm in ELSEWHERE else ""
+        other = f"; there runs {ELSEWHERE[sm]}" if sm in ELSEWHERE else ""
         raise BackendError(
-            f"SM{sm}: ONNX Runtime's package has no kernels for such GPUs; accepted:"
-            f" {', '.join(map(str, SMS))}{other}"
+            f"SM{sm}: {LACKING.get(sm, NO_KERNELS)}; accepted: {', '.join(map(str, SMS))}{other}"
         )
 
 
