@@ -93,7 +93,7 @@ def plan_options(command: Command) -> Command:
             "--sm",
             metavar="89,120",
             help="GPUs that it is for.  [default: the one here; of target cuda all]",
-        ),  # fmt: skip
+        ),
     ):
         command = option(command)
     return command
