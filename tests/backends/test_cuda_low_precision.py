@@ -244,7 +244,12 @@ REFUSED = {
         r"experts.gate is nvfp4, of experts", QWEN, dict.fromkeys(ROUTED, "nvfp4")
     ),
     "experts of which only some are in few bits": Refused(
-        r"experts.down is UINT4, without a kernel", QWEN, {"experts.down": "int4"}
+        r"experts.down is UINT4, without a kernel .* \(of experts those with a gate", QWEN,
+        {"experts.down": "int4"},
+    ),
+    "an embedding in FP8": Refused(
+        r"embed.weight is FLOAT8E4M3FN, .* \(of embeddings those in INT4", LLAMA,
+        {"embed.weight": "fp8"},
     ),
     "inputs in FP8": Refused("products with rounded inputs", LLAMA, DOWN, InputFormat("fp8")),
     "inputs in NVFP4": Refused(

@@ -33,7 +33,8 @@ FP8_SM = 89  # the first with attention to caches in FP8
 ABLE_EXPERTS = (
     "of experts those with a gate of silu, in widths that are multiples of 64, blocks of 32 and up"
 )
-ABLE_PRODUCTS = "products have some where 16, 32, 64 or 128 columns share a scale"
+ABLE_ROWS = "of embeddings those in INT4, INT8 and MXFP4"
+ABLE_PRODUCTS = "of integers those of which 16, 32, 64 or 128 columns share a scale"
 # Of a call: rows, and tokens of a row. The first that no kernel counts beyond 32 bits with.
 MOST_ROWS = 256
 MOST_TOKENS = (8192, 2048, 512, 128)
@@ -105,12 +106,12 @@ def refuse_low_precision(graph: ir.Model, sms: tuple[int, ...]) -> None:
                 f" and not on SM{old[0]}: use --sm {able}, or a recipe that was made without --kv"
             )
     left = [node.inputs[0] for node in graph.graph if node.op_type == "DequantizeLinear"]
-    ranks = {value.name: len(value.shape or ()) for node in graph.graph for value in node.outputs}
+    made = {value.name: value for node in graph.graph for value in node.outputs}
     for codes in left:
         if codes is not None and codes.dtype is not None:
             name = parameter_of(str(codes.name))
             what = f"weight {name} is {codes.dtype.name}, without a kernel for what it is used for"
-            what += f" ({ABLE_EXPERTS if ranks.get(name) == 3 else ABLE_PRODUCTS})"
+            what += f" ({_able(made.get(name))})"
     if "quantize_input" in forms(graph, plugins=True):
         what = "products with rounded inputs have no kernels there"
     if what:
@@ -118,6 +119,14 @@ def refuse_low_precision(graph: ir.Model, sms: tuple[int, ...]) -> None:
             f"target cuda: {what}; give a checkpoint or a recipe without it, or --target cpu or"
             " tensorrt-rtx"
         )
+
+
+def _able(weight: ir.Value | None) -> str:
+    """Return what has kernels in few bits of all that is used as this weight."""
+    if weight is None or len(weight.shape or ()) == 3:
+        return ABLE_EXPERTS
+    rows = any(node.op_type == "Gather" for node in weight.consumers())
+    return ABLE_ROWS if rows else ABLE_PRODUCTS
 
 
 def cases(graph: ir.Model, nodes: list[ir.Node]) -> list[dict[str, Any]]:
