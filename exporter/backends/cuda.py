@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Memory:
         allocate, free = ("cuMemHostAlloc", "cuMemFreeHost") if pinned else (
             "cuMemAlloc", "cuMemFree",
         )  # fmt: skip
-        with gpu.active():
+        with gpu.current():
             made = gpu.call(allocate, max(size, 1), *([0] if pinned else []))
         self.address = int(made)
         weakref.finalize(self, gpu.release, free, self.address).atexit = False
@@ -79,7 +80,7 @@ class Replay:
 class Cuda:
     """The first CUDA device. All work is on one stream, and runs in order.
 
-    Whatever is enqueued, allocated or freed for it is so within `active`.
+    Whatever is enqueued is so within `active`; memory is made and freed in any thread.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,8 @@ class Cuda:
         self.bytes = int(self.call("cuDeviceTotalMem", self._device))
         # That of the runtime too, which other libraries in this process use.
         self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
-        with self.active():
+        self._alone = RLock()
+        with self.current():
             self._stream = self.call("cuStreamCreate", NON_BLOCKING)
 
     @property
@@ -100,6 +102,12 @@ class Cuda:
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        """Let this thread alone enqueue work, so that no graph has work of another thread in it."""
+        with self._alone, self.current():
+            yield
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
         """Make this thread one that may call CUDA, whatever other threads capture meanwhile."""
         modes = self.driver.CUstreamCaptureMode
         self.call("cuCtxPushCurrent", self._context)
@@ -120,7 +128,7 @@ class Cuda:
 
     def release(self, how: str, handle: Any) -> None:
         """Free what a function of CUDA has made, by another; what fails is not said: it is gone."""
-        with self.active():
+        with self.current():
             getattr(self.driver, how)(handle)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
@@ -209,7 +217,7 @@ class Cuda:
 
     def used(self) -> int:
         """Return the bytes of device memory in use, by all processes."""
-        with self.active():
+        with self.current():
             free, total = self.call("cuMemGetInfo")
         return int(total) - int(free)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lmcast.exporter.backends.cuda import Cuda
+from lmcast.exporter.backends.cuda import Cuda, OutOfMemory
 from lmcast.exporter.backends.runner import INPUTS
 
 ALIGNED = 256  # bytes: of every address that a runtime is given
@@ -45,6 +45,14 @@ class Call:
         self.gpu.get(self._result, self.logits)
         self.gpu.wait()
         return self._result.astype(np.float32)
+
+
+def no_room(rows: int, tokens: int, place: str) -> OutOfMemory:
+    """Return the error of a call that finds too little memory; place: as of a Runner."""
+    return OutOfMemory(
+        f"{rows} rows of {tokens} tokens at once need more memory than {place} has free: run fewer"
+        " rows, or shorter prompts"
+    )
 
 
 def up(size: int) -> int:

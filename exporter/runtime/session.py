@@ -42,12 +42,14 @@ class Session:
         self._held: list[list[int]] = [[] for _ in range(batch)]  # the same, where rows begin anew
         self._capacity = 0
         self._states: Any = []
+        self._unfinished = False
 
     def append(self, input_ids: Any, counts: Any = None) -> np.ndarray:
         """Add tokens to every row and return float32 B,V: logits at each row's last new token.
 
         input_ids: integers B,T; counts: integers B, how many of the T are valid (rows padded on
-        the right), None for all. Raises SessionError before anything changes.
+        the right), None for all. Raises SessionError before anything changes; after any other
+        error some states may be of this call, and others of the one before, so no call follows.
         """
         ids, valid = self._checked(input_ids, counts)
         return self._run(ids, valid, (valid - 1)[:, None])[:, 0]
@@ -103,6 +105,15 @@ class Session:
                     f" gives up to {self._limits.logits} in a call"
                 )
         self.reserve(int(self.lengths.max()) + ids.shape[1])
+        self._unfinished = True
+        logits = self._in_calls(ids, counts, rows, most)
+        self._unfinished = False
+        return logits
+
+    def _in_calls(
+        self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray, most: int
+    ) -> np.ndarray:
+        """Add tokens in calls of up to `most`; a row that outgrows a length begins anew."""
         anew = np.zeros(self.batch, bool)
         for length in self._anew:
             anew |= (self.lengths > 0) & (self.lengths <= length) & (self.lengths + counts > length)
@@ -189,6 +200,11 @@ class Session:
         return self.runner.run(inputs, self._states, rows=rows)[0]
 
     def _checked(self, input_ids: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
+        if self._unfinished:
+            raise SessionError(
+                "a call of this session has failed, or is still running in another thread: begin"
+                " another session"
+            )
         ids = as_ids(input_ids)
         if ids.shape[0] != self.batch:
             raise SessionError(f"input_ids has {ids.shape[0]} rows; the session has {self.batch}")

@@ -1,15 +1,18 @@
 """Lives of sessions of target cuda, in a process on a fake GPU; it loads no more than they take."""
 
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fake_cuda import note
+from fake_cuda.log import library
 
 from lmcast.exporter import load
+from lmcast.exporter.backends.cuda import OutOfMemory
 from lmcast.exporter.backends.cuda_provider import machine, runner
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.engine.manifest import read_manifest
@@ -48,11 +51,16 @@ def whole_life(path: str) -> list[Any]:
     note("another step")
     other.append(ones(1))
     note("end")
+    last, most = engine.session(2), engine.context
+    last.append(ones(most - 4, 2), [most - 4, 3])
+    last.append(ones(8, 2), [1, 8])  # padded beyond the context
+    last.append(ones(1, 2))
     return seen
 
 
 def shifted(path: str) -> list[list[bool]]:
-    """Say of a convolution's last inputs which are where after each of three steps."""
+    """Say which of a convolution's last inputs are left after each of three steps; and, of others,
+    after a call of two tokens that has failed once."""
     from fake_cuda.interpret import interpret
 
     interpret()
@@ -63,15 +71,37 @@ def shifted(path: str) -> list[list[bool]]:
     gpu, marks = engine.runner.gpu, np.empty(conv.shape, np.uint16)
     marks[...] = 0x4000 + np.arange(marks.shape[1])[:, None]  # 2 and a bit in bfloat16
     now, found = marks.copy(), []
-    with gpu.active():
-        gpu.put(conv, marks)
-    for _ in range(3):
-        one.append(ones(1, 1))
+    step = partial(one.append, ones(1, 1))
+    for call in (step, step, step, partial(repeated, engine, one)):
+        with gpu.active():
+            if call is not step or not found:
+                gpu.put(conv, marks)
+        call()
         with gpu.active():
             gpu.get(now, conv)
             gpu.wait()
         found.append([bool((now == marks[:, i : i + 1]).all(2).any()) for i in range(3)])
     return found
+
+
+def repeated(engine: Any, one: Any) -> None:
+    """Append two tokens by a call that finds no memory at its end, and by another, which has that
+    of a session that has ended."""
+    other = engine.session(2)
+    other.reserve(1)
+    del other
+    runner, ran = engine.runner, list[int]()
+    run = runner._run
+
+    def ends(binding: Any, graph: int) -> None:
+        run(binding, graph)
+        ran.append(graph)
+        if len(ran) == 1:
+            raise OutOfMemory("none is left")
+
+    runner._run = ends
+    one.append(ones(2, 1))
+    assert len(ran) == 2
 
 
 def refusal(path: str, fault: str = "") -> str:
@@ -132,10 +162,32 @@ def beyond(path: str) -> None:
     note("end")
 
 
-def fails_twice(path: str) -> list[str]:
-    """Return what is said by two calls of a session, or by a load."""
+def endings(path: str, numbers: Iterable[int]) -> list[tuple[str, list[str]]]:
+    """Let memory end behind each number of allocations, for a whole life.
+
+    Return of each what is done last, and what is said by that and by the call after it; a note
+    follows when all is gone.
+    """
     sessions.FIRST_CAPACITY = FIRST
-    held: list[Any] = []
-    if why := said(lambda: held.append(load(path).session(ROWS))):
-        return [why]
-    return [said(partial(held[0].append, ones(2))) for _ in range(2)]
+    found = []
+    for number in numbers:
+        made: list[Any] = []
+        calls = {
+            "load": lambda made=made: made.append(load(path).session(ROWS)),
+            "prompt": lambda made=made: made[0].append(ones(2)),
+            "step": lambda made=made: made[0].append(ones(1)),
+            "capture": lambda made=made: made[0].append(ones(1)),
+            "ragged": lambda made=made: made[0].append(ones(2), [2, 1, 2]),
+            "growth": lambda made=made: made[0].append(ones(4)),
+        }
+        library().fake_grant(number)
+        for last in calls:
+            if first := said(calls[last]):
+                break
+        library().fake_grant(-1)
+        again = said(calls[last]) if made and first else ""
+        del made[:], calls
+        gc.collect()
+        note("gone")
+        found.append((last, [first, again]))
+    return found

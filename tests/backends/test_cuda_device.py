@@ -23,6 +23,11 @@ def grow(gpu: Any, to: Any, source: Any) -> Any:
     return gpu.capture(lambda: gpu.copy(to, source) is None)
 
 
+def enter(gpu: Cuda, entered: threading.Event) -> None:
+    with gpu.active():
+        entered.set()
+
+
 def works() -> list[Any]:
     """Return what a copy into a longer axis holds, what is in use, and what was measured."""
     gpu = Cuda()
@@ -35,11 +40,16 @@ def works() -> list[Any]:
         assert replay is not None and gpu.capture(lambda: False) is None
         # A call that may wait is refused to a thread that captures, and allowed to others.
         assert gpu.capture(lambda: gpu.driver.cuStreamSynchronize(gpu.stream) != ()) is None
-        others = threading.Thread(target=lambda: gpu.zeros((1,), "int64"))
+        others = threading.Thread(target=lambda: gpu.empty((1,), "int64"))
         assert gpu.capture(lambda: (others.start(), others.join(), gpu.clear(grown)) != ())
+        waiting = threading.Thread(target=enter, args=(gpu, entered := threading.Event()))
+        waiting.start()
+        assert not entered.wait(0.1)  # work of two threads may not be mixed
         replay()
         gpu.get(found, grown)
         gpu.wait()
+    waiting.join()
+    assert entered.is_set()
     try:
         gpu.empty((1 << 50,), "uint8")
     except OutOfMemory as error:

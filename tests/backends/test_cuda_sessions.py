@@ -23,7 +23,7 @@ from cuda_lives import (
     ROWS,
     STEPS,
     beyond,
-    fails_twice,
+    endings,
     refusal,
     shifted,
     whole_life,
@@ -32,9 +32,10 @@ from cuda_lives import (
 from fake_cuda import Log, Run, missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
 
-from lmcast.exporter import export
+from lmcast.exporter import export, load
+from lmcast.exporter.bench import bench
 from lmcast.exporter.backends.cuda_provider import machine
-from lmcast.exporter.engine.manifest import read_manifest, write_manifest
+from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
 from lmcast.plugins.launch import launch_plan
 
 why = missing() or ("" if find_spec("cuda") else "cuda-bindings is not installed")
@@ -42,8 +43,7 @@ pytestmark = pytest.mark.skipif(bool(why), reason=why)
 Made = Callable[[str], Path]
 DRY = Path(__file__).parents[1] / "benchmarks/cuda_dry.py"
 STAND_IN = b"FAKECUDA"
-# The first rotates within the attention, by a table of as many positions as the context has.
-PLAIN, MATRICES = "llama/head_dim, MHA, gelu", "qwen3_next/plain"
+PLAIN, MATRICES = "qwen3/plain", "qwen3_5_text/plain"
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +118,15 @@ def sizes(states: Any, capacity: int, fixed: bool = False) -> list[int]:
 
 
 def states_made(log: Log, states: Any) -> list[int]:
-    made = sizes(states, FIRST)
+    made = set(sizes(states, FIRST)) - set(sizes(states, FIRST, fixed=True))
     return [e.fields["bytes"] for e in log.of("allocate") if e.fields["bytes"] in made]
 
 
 def test_capturing_changes_no_state(made: Made):
     run = on_fake_gpu(shifted, str(made(MATRICES)), TRITON_INTERPRET="1")
-    assert run.result == [[False, True, True], [False, False, True], [False] * 3]
+    steps, repeated = run.result[:3], run.result[3]
+    assert steps == [[False, True, True], [False, False, True], [False] * 3]
+    assert repeated == [False, False, True]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -144,24 +146,30 @@ def test_refused(made: Made, what: str):
     assert "\n" not in run.result and not run.output.strip()
 
 
-def test_memory_that_ends(made: Made, lived: Callable[[str], Run]):
-    """While weights are loaded, while states are made, and in a call: then a session is over, as
-    some of its states may be those of the call before, others of the call that failed."""
-    states, log = read_manifest(made(PLAIN)).about.graph.states, lived(PLAIN).log
-    (start,) = [i for i, e in enumerate(log.events) if e.fields.get("name") == "prompt"]
-    before, after = (Log(part).of("allocate") for part in (log.events[:start], log.events[start:]))
-    # Behind the states are the inputs and the logits of a step.
-    loaded, held = before[-1].fields["in_use"], after[len(states) + 1].fields["in_use"]
-    ends = {
-        loaded - 1000: "has too little free memory to load it",
-        loaded + sum(sizes(states, FIRST)) // 2: r"3 rows need [\d,]+ bytes of state, and this GPU",
-        held + 1000: "3 rows of 2 tokens at once need more memory",
-    }
-    for memory, words in ends.items():
-        run = on_fake_gpu(fails_twice, str(made(PLAIN)), memory=memory)
-        assert re.search(words, run.result[0]), (memory, run.result)
-        assert "\n" not in run.result[0] and not run.output.strip()
-    assert run.result[1] == "a call of this session has failed: begin another"
+# What was done when memory ended -> what is said of it; and of a call after a call that failed, as
+# some states may be those of the call before, others of the one that failed.
+ENDS = {
+    "load": "has too little free memory to load it$",
+    "prompt": r"3 rows need [\d,]+ bytes of state, and this GPU|3 rows of 2 tokens at once need more",
+    "capture": "3 rows of 1 tokens at once need more memory",
+    "ragged": "1 rows of [12] tokens at once need more memory",
+    "growth": r"3 rows need [\d,]+ bytes of state, and this GPU|1 rows of 4 tokens at once need",
+}
+OVER = "a call of this session has failed, or is still running in another thread: begin another"
+
+
+def test_memory_that_ends(made: Made):
+    """Wherever it does, that is one line, and nothing stays behind."""
+    run = on_fake_gpu(endings, str(made(MATRICES)), [0, 1, 2, 30, *range(60, 136, 4)])
+    in_use = 0
+    for event in run.log.events:
+        in_use = event.fields.get("in_use", in_use)
+        assert event.kind != "note" or in_use == 0
+    for last, (said, again) in run.result:
+        assert re.search(ENDS[last], said) and "\n" not in said
+        state = "bytes of state" in said
+        assert again == "" if state else last == "load" or again.startswith(OVER)
+    assert {last for last, _ in run.result} == ENDS.keys() and not run.output.strip()
 
 
 WHY = {"": {}, "is for SM90, and this GPU": {"sm": 89}}
@@ -231,3 +239,19 @@ def test_what_an_engine_asks_for_is_counted(made: Made):
     assert all(plain[what] == step[what] for what in launched) and plain["kernels of ONNX Runtime"]
     weights = sum(w.bytes for w in read_manifest(made(PLAIN)).about.weights.values())
     assert weights < found["load"]["most memory"] <= step["most memory"] <= found["peak memory"]
+
+
+UNREAD: dict[str, dict[str, Any]] = {
+    "--threads": {"threads": 1},
+    "--prepack": {"prepack": True},
+    "--portable": {"portable": True},
+    "--threads, --prepack": {"threads": 2, "prepack": True},
+}
+
+
+@pytest.mark.parametrize("named", UNREAD)
+def test_what_only_cpus_read_is_refused(made: Made, named: str):
+    words = f"target cuda does not read {named}, as it runs on a GPU; leave that out, or export"
+    for call in (load, bench):
+        with pytest.raises(EngineError, match=f"{words} with --target cpu or onnx"):
+            call(made(PLAIN), **UNREAD[named])

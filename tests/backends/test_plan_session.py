@@ -225,14 +225,37 @@ def test_parity(both, portable):
 
 def test_bench(both):
     planned, _ = both(LLAMA)
-    request = {"directory": str(planned.directory), "threads": 1, "prepack": False, "runs": 2,
+    request = {"directory": str(planned.directory), "threads": None, "prepack": False, "runs": 2,
                "portable": False, "prompt_tokens": 5, "new_tokens": 4, "batch": 2}  # fmt: skip
     found = bench.measure(request)
     assert found["once"]["gpu"] == "Fake"
     assert found["once"]["peak_gpu"] > 4 * 2 * 64 * 2 * 8 * 4, "the states, at least"
     assert found["bandwidth"] == [bench.READ_BYTES * 1000.0] * 2
     assert len(found["decode"]) == 2
-    assert bench.measure(request | {"portable": True, "runs": 1})["once"]["peak_gpu"] is None
+    on_cpu = {"portable": True, "runs": 1, "threads": 1}
+    assert bench.measure(request | on_cpu)["once"]["peak_gpu"] is None
+
+
+def test_what_only_cpus_read_is_refused(both):
+    planned, _ = both(LLAMA)
+    words = "target tensorrt-rtx does not read --threads, --prepack, as .* or give --portable, wh"
+    with pytest.raises(EngineError, match=words):
+        Engine(planned.directory, threads=1, prepack=True)
+
+
+def test_a_call_without_memory_is_one_line(both):
+    """And the last of its session: some states may be its own, others those of the call before."""
+    planned, portable = both(MATRICES)
+    session = planned.session(2)
+    session.append(drawn(2, 3))
+    gpu = GPUS[-1]
+    gpu.bytes, before = gpu.bytes - gpu.cuMemGetInfo()[1], gpu.bytes
+    with pytest.raises(ValueError, match="2 rows of 3 tokens at once need more memory than this G"):
+        session.append(drawn(2, 3))
+    gpu.bytes = before
+    with pytest.raises(ValueError, match="a call of this session has failed"):
+        session.append(drawn(2, 3))
+    agree(planned.session(2), portable.session(2), [(5, 3), STEP[:2]])
 
 
 def test_limits_are_refused(both):

@@ -187,6 +187,33 @@ def test_a_conversation_goes_on_after_what_it_refused(engine: Engine, ids: Any):
     assert talk.cached == 12
 
 
+@pytest.mark.parametrize("most", [0, 2], ids=["one call", "the second of two"])
+def test_no_call_follows_one_that_failed(engine: Engine, most: int, monkeypatch):
+    """As some states may be of it, and others of the call before; a conversation begins anew."""
+    session, talk = limited(engine, 1, most_tokens=most), engine.conversation()
+    said, run, calls = drawn(1, 4), engine.runner.run, list[int]()
+    for one in (session, talk):
+        one.append(said[:, :1])
+
+    def fails(inputs: Any, *given: Any, **named: Any) -> Any:
+        calls.append(inputs["input_ids"].shape[1])
+        if len(calls) > bool(most):
+            raise InputError("no more")
+        return run(inputs, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner, "run", fails)
+        for one in (session, talk):
+            with pytest.raises(InputError, match="no more"):
+                one.append(said[:, 1:])
+    with pytest.raises(SessionError, match="has failed, or is still running in another thread"):
+        session.append([[1]])
+    assert session.lengths.tolist() == [1 + most]
+    talk.begin()
+    expected = engine.session().append(said)
+    np.testing.assert_allclose(talk.append(said), expected, atol=CLOSE)
+
+
 @pytest.mark.parametrize("batch", [0, -1, 1.0, True, "2", None])
 def test_bad_batch_is_refused(engine: Engine, batch: Any):
     with pytest.raises(ArgumentError, match="accepted: an integer from 1"):

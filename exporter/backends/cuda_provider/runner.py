@@ -9,7 +9,7 @@ kept with the graphs over it, for later sessions of the same sizes.
 import math
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from lmcast.exporter.backends import native
 from lmcast.exporter.backends.cuda import Array, Cuda, DeviceError, OutOfMemory
 from lmcast.exporter.backends.cuda_provider.machine import PROVIDER, operators, usable
-from lmcast.exporter.backends.gpu_call import Call
+from lmcast.exporter.backends.gpu_call import Call, no_room
 from lmcast.exporter.backends.onnxruntime import (
     NAMED,
     REFUSALS,
@@ -37,6 +37,7 @@ from lmcast.plugins.errors import InputError
 MOST_GRAPHS = 64  # of a process: each keeps memory of the driver's; steps beyond run without
 ALIGNED = 16  # bytes: of what kernels read at once
 PLAIN = -1  # the id of a run that is no graph
+FATAL = 4  # of a message to the log
 NO_MEMORY = "Failed to allocate memory"  # as ONNX Runtime says it
 HOST = "total_length"  # the input that stays on the host
 Bound = tuple[str, Array]  # a state's name, and where it is read and written
@@ -84,10 +85,9 @@ class Buffers:
 
 @dataclass(eq=False)
 class Held:
-    """What a runner keeps for one session. broken: a call has failed within."""
+    """What a runner keeps for one session."""
 
     buffers: Buffers
-    broken: bool = False
 
     @property
     def rows(self) -> int:
@@ -156,6 +156,7 @@ class Runner:
         states = [(name, self.gpu.empty(shape, dtype)) for name, shape, dtype in sizes]
         call = self._call(sizes[0][1][0], 1, 1)
         # Frozen in a graph, which reads the lengths of rows on the device: as long as they may be.
+        # Capacities may be greater; for positions beyond the context there are no angles.
         by_name = {state.name: state.shape for state in self._graph.states}
         room = [a.shape[by_name[n].index("C")] for n, a in states if "C" in by_name[n]]
         longest = min(max([1, *room]), self._context)  # padding has room behind the context
@@ -165,58 +166,68 @@ class Runner:
         self, inputs: Mapping[str, np.ndarray], states: Held, *, rows: slice
     ) -> list[np.ndarray]:
         """Run once over these rows of the states, and return the logits B,R,V."""
-        if states.broken:
-            raise SessionError("a call of this session has failed: begin another")
         batch, tokens = inputs["input_ids"].shape
-        wanted = inputs["logit_rows"].shape[1]
-        states.broken = True
+        step = batch == states.rows and tokens == inputs["logit_rows"].shape[1] == 1
         try:
             with self.gpu.active():
-                if batch == states.rows and tokens == wanted == 1:
-                    call = states.buffers.call
-                    call.put(inputs)
-                    self._step(states.buffers)
-                else:
-                    call = self._call(batch, tokens, wanted)
-                    call.put(inputs)
-                    self._prompt(call, states.buffers.states, rows, inputs)
-                logits = call.get()
+                if step:
+                    return [self._step(states.buffers, inputs)]
+                places = [(name, array.rows(rows)) for name, array in states.buffers.states]
+                return [self._with_room(places, lambda: self._prompt(places, inputs))]
         except OutOfMemory:
             self._idle.clear()
-            raise SessionError(
-                f"{batch} rows of {tokens} tokens at once need more memory than {self.place} has"
-                " free: run fewer rows, or shorter prompts"
-            ) from None
-        states.broken = False
-        return [logits]
+            raise no_room(batch, tokens, self.place) from None
 
-    def _prompt(
-        self, call: Call, states: list[Bound], rows: slice, inputs: Mapping[str, np.ndarray]
-    ) -> None:
-        """Enqueue a call over some rows; the states of the others keep their places."""
-        places = [(name, array.rows(rows)) for name, array in states]
+    def _prompt(self, places: Sequence[Bound], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Run a call over some rows, where their states are among those of others."""
+        call = self._call(*inputs["input_ids"].shape, inputs["logit_rows"].shape[1])
+        call.put(inputs)
         bound = [(n, self.gpu.copied(a) if a.address % ALIGNED else a) for n, a in places]
         total = int(inputs[HOST][0]) if HOST in inputs else 0
         self._run(self._bound(call, bound, total), PLAIN)
         for (_, place), (_, array) in zip(places, bound, strict=True):
             if array is not place:
                 self.gpu.copy(place, array)
+        return call.get()
 
-    def _step(self, buffers: Buffers) -> None:
-        """Enqueue a decoding step: the second captures it for all others."""
+    def _with_room(self, states: Sequence[Bound], call: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return what a call gives; where memory ends within, of another one from the same states,
+        in which that of sessions that have ended is free."""
+        if not self._idle:
+            return call()
+        saved: Sequence[tuple[Array, Array]] = ()
+        try:
+            saved = self._saved(states)
+            return call()
+        except OutOfMemory:
+            self._idle.clear()
+        self._put_back(saved)
+        return call()
+
+    def _step(self, buffers: Buffers, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Run a decoding step: the second captures it for all others."""
+        buffers.call.put(inputs)
         buffers.steps += 1
         if buffers.number == PLAIN and buffers.steps > 1 and self._graphs < MOST_GRAPHS:
             self._capture(buffers)
         self._run(buffers.binding, buffers.number)
+        return buffers.call.get()
 
     def _capture(self, buffers: Buffers) -> None:
-        """Capture the graph of a step, which runs it several times: caches are written the same
-        again, all other states are put back."""
-        fixed = {state.name for state in self._graph.states if "C" not in state.shape}
-        saved = [(array, self.gpu.copied(array)) for name, array in buffers.states if name in fixed]
+        """Capture the graph of a step, which runs it several times."""
+        saved = self._saved(buffers.states)
         self._graphs += 1
         self._run(buffers.binding, self._graphs)
         buffers.number = self._graphs
+        self._put_back(saved)
+
+    def _saved(self, states: Sequence[Bound]) -> list[tuple[Array, Array]]:
+        """Enqueue copies of what the same call would change once more; return what is a copy of
+        what. Not of caches: there the same is written in the same places."""
+        fixed = {state.name for state in self._graph.states if "C" not in state.shape}
+        return [(array, self.gpu.copied(array)) for name, array in states if name in fixed]
+
+    def _put_back(self, saved: Sequence[tuple[Array, Array]]) -> None:
         for array, before in saved:
             self.gpu.copy(array, before)
 
@@ -245,7 +256,7 @@ class Runner:
     def _run(self, binding: ort.IOBinding, graph: int) -> None:
         """Enqueue a run, as the graph of this id if it has one."""
         options = ort.RunOptions()
-        options.log_severity_level = 4
+        options.log_severity_level = FATAL
         options.add_run_config_entry("gpu_graph_id", str(graph))
         # Whoever reads the logits waits for them.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -264,6 +275,8 @@ class Runner:
 def _loaded(manifest: Manifest, gpu: Cuda, model: bytes | None) -> ort.InferenceSession:
     """Return the graph on the GPU; raises BackendError."""
     path = manifest.directory / manifest.about.graph.file
+    # What CUDA refuses is said there, once more or where it is no error: by no session's own log.
+    ort.set_default_logger_severity(FATAL)
     try:
         return opened(manifest, model, *_provider(manifest, gpu))
     except BackendError as error:

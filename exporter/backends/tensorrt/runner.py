@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lmcast.exporter.backends.cuda import Array, Cuda, OutOfMemory
-from lmcast.exporter.backends.gpu_call import ALIGNED, Call
+from lmcast.exporter.backends.gpu_call import ALIGNED, Call, no_room
 from lmcast.exporter.backends.runner import INPUTS, Limits, SessionError, Shaped
 from lmcast.exporter.backends.tensorrt.plans import Loaded, gpu, load_plan, modules
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
@@ -155,18 +155,21 @@ class Runner:
         wanted = inputs["logit_rows"].shape[1]
         whole = batch == states.rows
         step = whole and tokens == wanted == 1
-        with self.gpu.active():
-            call = states.call if step else self._call(batch, tokens, wanted)
-            call.put(inputs)
-            if step:
-                self._step(states)
-            elif whole:
-                self._all_rows(call, states)
-            else:
-                self._some_rows(call, states, rows)
-            if whole:
-                states.swap()
-            return [call.get()]
+        try:
+            with self.gpu.active():
+                call = states.call if step else self._call(batch, tokens, wanted)
+                call.put(inputs)
+                if step:
+                    self._step(states)
+                elif whole:
+                    self._all_rows(call, states)
+                else:
+                    self._some_rows(call, states, rows)
+                if whole:
+                    states.swap()
+                return [call.get()]
+        except OutOfMemory:
+            raise no_room(batch, tokens, self.place) from None
 
     def _step(self, held: Held) -> None:
         """Enqueue a decoding step: the first binds a context, the second captures it for all

@@ -99,6 +99,7 @@ Facts const& facts() {
 std::mutex memory_mutex;
 std::map<uintptr_t, Span> spans;
 size_t in_use = 0;  // of the device
+long left = -1;     // how many allocations are still granted, of any side; -1: all
 
 size_t pages(size_t bytes) {
     size_t const page = 4096;
@@ -181,7 +182,9 @@ Error allocate(void** address, size_t bytes, Place place) {
     *address = nullptr;
     // CUDA rounds to 512 bytes at least.
     size_t const counted = (bytes + 511) / 512 * 512;
-    bool const fits = !device || in_use + counted <= settings().memory;
+    bool const ended = left == 0;
+    if (left > 0) --left;
+    bool const fits = !ended && (!device || in_use + counted <= settings().memory);
     // A page behind it that must not be touched; memory of this machine is taken when it is.
     size_t const size = pages(bytes);
     void* made = MAP_FAILED;
@@ -256,6 +259,12 @@ bool can_launch(Shape grid, Shape block, size_t shared, size_t allowed) {
 
 // For tests, by ctypes.
 API void fake_note(char const* fields) { fake::note(fields); }
+
+// Grants so many allocations from now on, of the device and of pinned memory, and no more; -1: all.
+API void fake_grant(long allocations) {
+    std::lock_guard const lock(fake::memory_mutex);
+    fake::left = allocations;
+}
 
 API size_t fake_span(void const* address, void const** start) {
     fake::Span const span = fake::span_of(address);
