@@ -33,8 +33,8 @@ from fake_cuda import Log, Run, missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
 
 from lmcast.exporter import export, load
-from lmcast.exporter.bench import bench
 from lmcast.exporter.backends.cuda_provider import machine
+from lmcast.exporter.bench import bench
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
 from lmcast.plugins.launch import launch_plan
 
@@ -150,7 +150,7 @@ def test_refused(made: Made, what: str):
 # some states may be those of the call before, others of the one that failed.
 ENDS = {
     "load": "has too little free memory to load it$",
-    "prompt": r"3 rows need [\d,]+ bytes of state, and this GPU|3 rows of 2 tokens at once need more",
+    "prompt": r"3 rows need [\d,]+ bytes of state, and this GPU|3 rows of 2 tokens at once need",
     "capture": "3 rows of 1 tokens at once need more memory",
     "ragged": "1 rows of [12] tokens at once need more memory",
     "growth": r"3 rows need [\d,]+ bytes of state, and this GPU|1 rows of 4 tokens at once need",
