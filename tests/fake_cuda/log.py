@@ -24,8 +24,8 @@ class Event:
     graph     graph (its number), nodes: launched; events of its nodes follow
     wait      for (stream, device, event, copy): the host waits
     capture   captured (the graph's number), mode (0 global, 1 of the thread, 2 relaxed)
-    allocate, free   bytes, in_use (bytes of the device, after it)
-    refused   bytes, in_use: an allocation that there was no memory for
+    allocate, free   bytes, in_use (bytes of the device, after it), api
+    refused   bytes, in_use, api: an allocation that there was no memory for
     module, unload   machine code was loaded, or let go
     note      name
 

@@ -164,35 +164,35 @@ API int cuMemAlloc_v2(Pointer* pointer, size_t bytes) {
     return when_ready([=] {
         if (Error const error = may_wait()) return error;
         if (!bytes) return INVALID_VALUE;
-        return allocate(reinterpret_cast<void**>(pointer), bytes, Place::DEVICE);
+        return allocate(reinterpret_cast<void**>(pointer), bytes, Place::DEVICE, "driver");
     });
 }
 API int cuMemAllocAsync(Pointer* pointer, size_t bytes, void*) {
     return when_ready([=] {
         if (!bytes) return INVALID_VALUE;
-        return allocate(reinterpret_cast<void**>(pointer), bytes, Place::DEVICE);
+        return allocate(reinterpret_cast<void**>(pointer), bytes, Place::DEVICE, "driver");
     });
 }
 API int cuMemFree_v2(Pointer pointer) {
     return when_ready([=] {
         Error const error = may_wait();
-        return error ? error : release(address(pointer));
+        return error ? error : release(address(pointer), "driver");
     });
 }
 API int cuMemFreeAsync(Pointer pointer, void*) {
-    return when_ready([=] { return release(address(pointer)); });
+    return when_ready([=] { return release(address(pointer), "driver"); });
 }
 API int cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
     return when_ready([=] {
         Error const error = may_wait();
-        return error ? error : allocate(pointer, bytes, Place::HOST);
+        return error ? error : allocate(pointer, bytes, Place::HOST, "driver");
     });
 }
 API int cuMemAllocHost_v2(void** pointer, size_t bytes) {
     return cuMemHostAlloc(pointer, bytes, 0);
 }
 API int cuMemFreeHost(void* pointer) {
-    return when_ready([=] { return release(pointer); });
+    return when_ready([=] { return release(pointer, "driver"); });
 }
 API int cuMemcpy(Pointer to, Pointer from, size_t bytes) {
     return when_ready([=] { return copy_now(address(to), address(from), bytes, "default"); });

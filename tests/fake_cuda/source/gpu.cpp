@@ -106,6 +106,11 @@ size_t pages(size_t bytes) {
     return (std::max<size_t>(bytes, 1) + page - 1) / page * page;
 }
 
+void note_memory(char const* kind, size_t bytes, char const* by) {
+    note("\"kind\": \"" + std::string(kind) + "\", \"bytes\": " + std::to_string(bytes) +
+         ", \"in_use\": " + std::to_string(in_use) + ", \"api\": \"" + by + "\"");
+}
+
 }  // namespace
 
 ErrorText const& describe(int code) {
@@ -176,7 +181,7 @@ std::string demangled(char const* name) {
     return found;
 }
 
-Error allocate(void** address, size_t bytes, Place place) {
+Error allocate(void** address, size_t bytes, Place place, char const* by) {
     std::lock_guard const lock(memory_mutex);
     bool const device = place == Place::DEVICE;
     *address = nullptr;
@@ -192,8 +197,7 @@ Error allocate(void** address, size_t bytes, Place place) {
         made = mmap(nullptr, size + 4096, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (made == MAP_FAILED) {
-        note("\"kind\": \"refused\", \"bytes\": " + std::to_string(bytes) +
-             ", \"in_use\": " + std::to_string(in_use));
+        note_memory("refused", bytes, by);
         return OUT_OF_MEMORY;
     }
     mprotect(static_cast<char*>(made) + size, 4096, PROT_NONE);
@@ -202,14 +206,13 @@ Error allocate(void** address, size_t bytes, Place place) {
     spans[start] = {start, bytes, place};
     if (device) {
         in_use += counted;
-        note("\"kind\": \"allocate\", \"bytes\": " + std::to_string(bytes) +
-             ", \"in_use\": " + std::to_string(in_use));
+        note_memory("allocate", bytes, by);
     }
     *address = made;
     return OK;
 }
 
-Error release(void* address) {
+Error release(void* address, char const* by) {
     if (!address) return OK;
     std::lock_guard const lock(memory_mutex);
     auto const found = spans.find(reinterpret_cast<uintptr_t>(address));
@@ -219,8 +222,7 @@ Error release(void* address) {
     munmap(address, pages(span.size) + 4096);
     if (span.place == Place::DEVICE) {
         in_use -= (span.size + 511) / 512 * 512;
-        note("\"kind\": \"free\", \"bytes\": " + std::to_string(span.size) +
-             ", \"in_use\": " + std::to_string(in_use));
+        note_memory("free", span.size, by);
     }
     return OK;
 }

@@ -102,8 +102,9 @@ struct Span {
     size_t size = 0;
     Place place = Place::NOWHERE;
 };
-Error allocate(void** address, size_t bytes, Place place);
-Error release(void* address);
+// by: "driver" or "runtime", whichever was asked.
+Error allocate(void** address, size_t bytes, Place place, char const* by);
+Error release(void* address, char const* by);
 Span span_of(void const* address);  // the allocation that it lies in; empty where there is none
 size_t bytes_in_use();
 

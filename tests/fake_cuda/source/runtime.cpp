@@ -305,30 +305,31 @@ API int cudaGetLastError() {
 API int cudaMalloc(void** address, size_t bytes) {
     return call([&] {
         if (Error const error = may_wait()) return error;
-        return bytes ? allocate(address, bytes, Place::DEVICE) : (*address = nullptr, OK);
+        if (!bytes) return *address = nullptr, OK;
+        return allocate(address, bytes, Place::DEVICE, "runtime");
     });
 }
 API int cudaMallocFromPoolAsync(void** address, size_t bytes) {
-    return call([&] { return allocate(address, bytes, Place::DEVICE); });
+    return call([&] { return allocate(address, bytes, Place::DEVICE, "runtime"); });
 }
 API int cudaFree(void* address) {
     return call([&] {
         Error const error = may_wait();
-        return error ? error : release(address);
+        return error ? error : release(address, "runtime");
     });
 }
 API int cudaFreeAsync(void* address) {
-    return call([&] { return release(address); });
+    return call([&] { return release(address, "runtime"); });
 }
 API int cudaHostAlloc(void** address, size_t bytes) {
     return call([&] {
         Error const error = may_wait();
-        return error ? error : allocate(address, bytes, Place::HOST);
+        return error ? error : allocate(address, bytes, Place::HOST, "runtime");
     });
 }
 API int cudaMallocHost(void** address, size_t bytes) { return cudaHostAlloc(address, bytes); }
 API int cudaFreeHost(void* address) {
-    return call([&] { return release(address); });
+    return call([&] { return release(address, "runtime"); });
 }
 API int cudaMemGetInfo(size_t* free, size_t* total) {
     return call([&] {
