@@ -3,9 +3,11 @@
 import gc
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from fake_cuda import note
@@ -126,10 +128,20 @@ def repeated(engine: Any, one: Any) -> None:
     assert len(ran) == 2
 
 
-def refusal(path: str, fault: str = "") -> str:
-    """Return what is said by a load, or by a prompt; "" where it runs. fault: one of FAULTS."""
-    FAULTS[fault]()
+def refusal(path: str) -> str:
+    """Return what is said by a load, or by a prompt; "" where it runs."""
     return said(lambda: load(path).session(ROWS).append(ones(2)))
+
+
+def refusals(path: str) -> dict[str, str]:
+    """Return the same for each of FAULTS."""
+    found = {}
+    for fault, patches in FAULTS.items():
+        with ExitStack() as patched:
+            for patch in patches:
+                patched.enter_context(patch)
+            found[fault] = refusal(path)
+    return found
 
 
 def said(call: Callable[[], Any]) -> str:
@@ -140,29 +152,13 @@ def said(call: Callable[[], Any]) -> str:
     return ""
 
 
-def without_native() -> None:
-    sys.modules["lmcast_native"] = None  # type: ignore[assignment]
-
-
-def for_cpus() -> None:
-    ort.get_available_providers = lambda: ["CPUExecutionProvider"]
-
-
-def over_one_another() -> None:
-    for_cpus()
-    machine.version = lambda name: "1.31.1"
-
-
-def without_a_library() -> None:
-    machine.LINKED = ("libcublas.so.none",)
-
-
-FAULTS: dict[str, Callable[[], None]] = {
-    "": lambda: None,
-    "no native library": without_native,
-    "ONNX Runtime for CPUs": for_cpus,
-    "two packages": over_one_another,
-    "a library": without_a_library,
+FOR_CPUS = mock.patch.object(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+FAULTS: dict[str, list[AbstractContextManager[Any]]] = {
+    "no native library": [mock.patch.dict(sys.modules, {"lmcast_native": None})],
+    "ONNX Runtime for CPUs": [FOR_CPUS],
+    "two packages": [FOR_CPUS, mock.patch.object(machine, "version", lambda name: "1.31.1")],
+    "a library": [mock.patch.object(machine, "LINKED", ("libcublas.so.none",))],
+    "none": [],
 }
 
 
