@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from cuda_calls import shortened
@@ -43,8 +42,8 @@ from lmcast.exporter import export, load
 from lmcast.exporter.backends.cuda_provider import machine
 from lmcast.exporter.bench import bench
 from lmcast.exporter.dtypes import DTYPES
+from lmcast.exporter.engine.graph_file import read_graph
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, write_manifest
-from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.pack import pack
 from lmcast.plugins.launch import launch_plan
 from lmcast.plugins.launch.launch_plan import host_code
@@ -210,27 +209,19 @@ def test_memory_that_ends(made: Made):
 
 
 def test_packed(made: Made, tmp_path: Path):
-    """The same weights from files of its own, beside the machine code that is in its graph."""
+    """The same weights, all from files of its own."""
     linked, packed = made(PLAIN), tmp_path / "packed"
     assert read_manifest(linked).about.graph.weights == "link"
     assert pack(linked, packed).linked is False
-    one, other = (weights(path, root) for path, root in ((linked, Path("/")), (packed, packed)))
+    one, other = weights(linked), weights(packed)
     assert one == other and b"FAKECUDA" in b"".join(one.values())
     assert on_fake_gpu(refusal, str(packed)).result == ""
 
 
-def weights(engine: Path, root: Path) -> dict[str, bytes]:
-    """Return the bytes of the initializers of its graph, of which some are in files below root."""
-    found = {}
-    for name, value in ir.load(engine / MODEL).graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor):
-            with open(root / tensor.location, "rb") as file:
-                file.seek(tensor.offset or 0)
-                found[name] = file.read(tensor.length or -1)
-        else:
-            found[name] = tensor.tobytes()
-    return found
+def weights(engine: Path) -> dict[str, bytes]:
+    """Return the bytes of the initializers of its graph."""
+    initializers = read_graph(read_manifest(engine)).graph.initializers
+    return {name: value.const_value.tobytes() for name, value in initializers.items()}
 
 
 WHY = {"": {}, "is for SM90, and this GPU": {"sm": 89}}
