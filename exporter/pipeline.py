@@ -376,8 +376,8 @@ def cast(
         graph = trace(found, source, format)
         set_context(graph, fields["context"])
         attach(graph, found.binding, placement, source, directory)
-        anew = found.anew_beyond(fields["context"])
-        require(graph, anew_beyond=anew, **target.carried.requires)
+        anew, whole = found.anew_beyond(fields["context"]), found.same_up_to or 0
+        require(graph, anew_beyond=anew, whole_beyond=whole, **target.carried.requires)
         passes.run(graph, target.carried.passes())
         target.embed(graph, tuple(fields.get("sms", ())))
         hashes = {**placement.hashes, **place_made(graph, directory)}

@@ -95,11 +95,14 @@ class Runner:
         return need, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
     def allocate(self, states: Sequence[Shaped], kept: States | None = None) -> States:
-        """Return zeros, behind what `kept` has: attention multiplies what it masks by 0, and 0
-        times NaN is NaN."""
+        """Return zeros, behind what `kept` has, which is empty afterwards: attention multiplies
+        what it masks by 0, and 0 times NaN is NaN."""
         made = States((name, np.zeros(shape, DTYPES[dtype].numpy)) for name, shape, dtype in states)
-        for (_, array), (_, old) in zip(made, kept or [], strict=kept is not None):
-            array[tuple(slice(0, n) for n in old.shape)] = old
+        if kept is not None:
+            kept.bound = None
+            for _, array in reversed(made):  # so that one state at a time takes its memory twice
+                _, old = kept.pop()
+                array[tuple(slice(0, n) for n in old.shape)] = old
         return made
 
     def run(

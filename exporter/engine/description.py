@@ -76,6 +76,7 @@ class Graph:
     most_rows: Count = 0
     most_tokens: Count = 0
     anew_beyond: tuple[Positive, ...] = ()
+    whole_beyond: Count = 0
     onnxruntime: Annotated[str, Pattern(r"(\d+\.\d+)?", "a version")] = ""
     opsets: Mapping[str, Positive] = field(default_factory=dict)
 

@@ -34,6 +34,8 @@ class Requirements:
     most_tokens: int = 0
     # Lengths beyond which a row that grows is computed anew, its cached tokens too, in one call.
     anew_beyond: tuple[int, ...] = ()
+    # Rows that grow beyond it take all tokens of a call together, as others change; 0: none do.
+    whole_beyond: int = 0
 
     # The oldest ONNX Runtime that runs it, whatever its operators; 1.24 is the first with opset 24.
     onnxruntime: str = "1.24"

@@ -12,6 +12,7 @@ from tiny.llama import config, tiny_llama
 
 from lmcast.exporter import Engine, export
 from lmcast.exporter.backends.runner import Limits
+from lmcast.exporter.runtime import session as sessions
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.session import FIRST_CAPACITY, Session, SessionError
 from lmcast.plugins.arguments import ArgumentError
@@ -286,16 +287,33 @@ def test_padding_is_never_read(engine: Engine):
 
 
 def test_growing_keeps_what_is_held(engine: Engine):
-    """One token a time across FIRST_CAPACITY, against all at once."""
-    ids = drawn(2, FIRST_CAPACITY + 4)
+    """One token a time across the first capacity, which has room behind a prompt, against all at
+    once."""
+    prompt, room = 8, 8 + FIRST_CAPACITY
+    ids = drawn(2, room + 4)
     session = engine.session(2)
-    got = [session.append(ids[:, : FIRST_CAPACITY - 3])]
+    session.append(ids[:, :prompt])
     before = session._states
-    got += [session.append(ids[:, t : t + 1]) for t in range(FIRST_CAPACITY - 3, ids.shape[1])]
+    session.append(ids[:, prompt : room - 3])
+    got = [session.append(ids[:, t : t + 1]) for t in range(room - 3, room)]
+    assert session._states is before, "steps behind a prompt wait for nothing"
+    got += [session.append(ids[:, t : t + 1]) for t in range(room, ids.shape[1])]
     assert session._states is not before, "the states were not moved: this tests nothing"
-    assert session._states[0][1].shape[2] == 2 * FIRST_CAPACITY
-    want = engine.logits(ids)[:, FIRST_CAPACITY - 4 :]
+    assert session._states[0][1].shape[2] == 2 * room
+    assert not before, "what was moved is given back"
+    want = engine.logits(ids)[:, room - 3 :]
     np.testing.assert_allclose(np.stack(got, 1), want, atol=CLOSE)
+
+
+def test_room_is_no_reason_to_refuse(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    session, exactly = engine.session(1), 300
+    need, _ = engine.runner.memory(session._shaped(exactly))
+    monkeypatch.setattr(engine.runner, "memory", lambda states: (measured(states), need))
+    measured = lambda states: 4 * sum(int(np.prod(shape)) for _, shape, _ in states)  # noqa: E731
+    session.append(drawn(1, exactly))
+    assert session._states[0][1].shape[2] == exactly
+    with pytest.raises(SessionError, match=r"need [\d,]+ bytes"):
+        session.append([[1]])
 
 
 def test_states_stay_in_place(engine: Engine):
@@ -341,7 +359,7 @@ def test_engine_takes_a_path_as_text(engine: Engine):
     assert Engine(str(engine.directory)).directory == Path(engine.directory)
 
 
-def limited(engine: Engine, rows: int, **most: int) -> Session:
+def limited(engine: Engine, rows: int, **most: Any) -> Session:
     """Return a session of the same graph with kernels that count no further."""
     graph = replace(engine.manifest.about.graph, **most)
     return Session(engine.runner, graph, engine.context, engine.vocab_size, rows)
@@ -413,26 +431,57 @@ def test_a_plan_that_gives_few_logits_of_a_long_row(engine: Engine):
     assert session.lengths.tolist() == [20]
 
 
-def test_kernels_are_given_no_more_than_they_count(engine: Engine):
-    """Prompts in pieces, of which some rows have none, the last of one token; logits of any
-    positions."""
+@pytest.mark.parametrize("by", ["kernels", "memory"])
+def test_prompts_run_in_pieces(engine: Engine, monkeypatch: pytest.MonkeyPatch, by: str):
+    """Of which some rows have none; logits of any positions; and even rows, some of them a call."""
     ids, counts, at = (
         drawn(3, 9),
         np.array([9, 2, 6]),
         np.array([[8, 0, 3], [1, 1, 0], [5, 4, 0]]),
     )
-    ours, theirs = limited(engine, 3, most_tokens=4), engine.session(3)
+    theirs, other = engine.session(3), engine.session(3)
+    want, whole = theirs.run(ids, counts, at), other.append(ids[:, :4])
     calls, run = [], engine.runner.run
+    if by == "memory":
+        monkeypatch.setattr(sessions, "PIECE", 8)
+    ours, even = limited(engine, 3, most_tokens=4 if by == "kernels" else 0), engine.session(3)
+
+    def watched(inputs: Any, states: Any, **rows: Any) -> Any:
+        calls.append(inputs["input_ids"].shape)
+        return run(inputs, states, **rows)
+
     with pytest.MonkeyPatch.context() as patched:
-
-        def watched(inputs: Any, states: Any, **rows: Any) -> Any:
-            calls.append(inputs["input_ids"].shape[1])
-            return run(inputs, states, **rows)
-
         patched.setattr(engine.runner, "run", watched)
         got = ours.run(ids, counts, at)
-    assert max(calls) == 4
-    np.testing.assert_allclose(got, theirs.run(ids, counts, at), atol=CLOSE)
-    np.testing.assert_allclose(ours.append(ids[:, :1]), theirs.append(ids[:, :1]), atol=CLOSE)
+        assert max(tokens for _, tokens in calls) == (4 if by == "kernels" else 8)
+        calls.clear()
+        first = even.append(ids[:, :4])
+        assert calls == ([(3, 4)] if by == "kernels" else [(2, 4), (1, 4)])
+    np.testing.assert_allclose(got, want, atol=CLOSE)
+    np.testing.assert_allclose(first, whole, atol=CLOSE)
+    for one, another in ((ours, theirs), (even, other)):
+        np.testing.assert_allclose(one.append(ids[:, :1]), another.append(ids[:, :1]), atol=CLOSE)
     with pytest.raises(SessionError, match="batch is 3; this engine takes up to 2 rows"):
         limited(engine, 3, most_rows=2)
+
+
+def test_pieces_where_angles_depend_on_the_length(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """Rows that grow beyond a length of LongRoPE show it in their first piece; those whose angles
+    change with every token are one call."""
+    calls, run = [], engine.runner.run
+    monkeypatch.setattr(sessions, "PIECE", 4)
+
+    def watched(inputs: Any, states: Any, **rows: Any) -> Any:
+        calls.append(inputs["input_ids"].shape[1])
+        return run(inputs, states, **rows)
+
+    monkeypatch.setattr(engine.runner, "run", watched)
+    for most, tokens, want in (
+        ({"anew_beyond": (6,)}, 6, [4, 2]),
+        ({"anew_beyond": (6,)}, 9, [7, 2]),
+        ({"whole_beyond": 6}, 6, [4, 2]),
+        ({"whole_beyond": 6}, 9, [9]),
+    ):
+        calls.clear()
+        limited(engine, 1, **most).append(drawn(1, tokens))
+        assert calls == want
