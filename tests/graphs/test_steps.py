@@ -157,7 +157,7 @@ def test_a_saved_state_is_resumed(line, target, engine, tmp_path):
 
     def resumed(without: str = ""):
         saved, other = np.load(tmp_path / "states.npz"), again.session(3)
-        for name, state in other.reserve(90):
+        for name, state in other.reserve(67):
             state[...] = 0 if name == without else saved[name]
         other.lengths[:] = saved["lengths"]
         return other
