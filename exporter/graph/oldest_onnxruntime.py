@@ -11,7 +11,6 @@ from lmcast.exporter.graph.requirements import requirements
 SINCE = {
     ("", "TensorScatter"): "1.25",
     ("com.microsoft", "LinearAttention"): "1.25",
-    ("com.microsoft", "CausalConvWithState"): "1.30",
 }
 RING = "sliding_window_cache"  # an attribute of GroupQueryAttention
 RING_SINCE = "1.29"

@@ -11,9 +11,7 @@ from lmcast.plugins.plugin import DOMAIN, REGISTRY
 Forms = dict[str, dict[str, int]]  # operator -> form -> how many calls
 
 # Operators that a runtime has a kernel of its own for, as the passes of its target leave them.
-NATIVE = {
-    "Attention", "GroupQueryAttention", "LinearAttention", "CausalConvWithState", "QMoE",
-}  # fmt: skip
+NATIVE = {"Attention", "GroupQueryAttention", "LinearAttention", "QMoE"}
 BEST = ("plugin", "native", "body")
 
 

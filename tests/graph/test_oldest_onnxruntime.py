@@ -16,11 +16,10 @@ g (float[2] x, bool b) => (float[2] y) {{ {} }}
 GRAPHS = {
     "y = Relu(x)": "1.25",  # by the function beside it
     "y = com.microsoft.LinearAttention(x)": "1.25",
-    "y = com.microsoft.CausalConvWithState(x)": "1.30",
     "y = com.microsoft.GroupQueryAttention(x)": "1.25",
     "y = com.microsoft.GroupQueryAttention <sliding_window_cache = 1> (x)": "1.29",
-    "y = If (b) <then_branch = t () => (float[2] z) { z = com.microsoft.CausalConvWithState(x) },"
-    " else_branch = e () => (float[2] z) { z = Relu(x) }>": "1.30",
+    "y = If (b) <then_branch = t () => (float[2] z) { z = com.microsoft.LinearAttention(x) },"
+    " else_branch = e () => (float[2] z) { z = Relu(x) }>": "1.25",
 }
 
 

@@ -104,9 +104,9 @@ RULE = [
     *["Abs", "Neg", "Range", "Less", "LinearAttention", "CastLike"],
 ]  # fmt: skip
 TAPS = [
-    *["Concat", "Range", "Unsqueeze", "Add", "Unsqueeze", "GatherND", "Slice"],
-    "CausalConvWithState",
-]
+    *["Concat", "Range", "Unsqueeze", "Add", "Unsqueeze", "GatherND", "Transpose"],
+    *["Slice"] * 8, *["Mul"] * 4, *["Add"] * 7, "Sigmoid", "Mul",
+]  # fmt: skip
 
 WRITTEN = ["Transpose", "TensorScatter"] * 2
 SEEN = ["Add", "Range", "Range", "LessOrEqual", *["Unsqueeze"] * 3]
