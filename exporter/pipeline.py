@@ -39,8 +39,9 @@ from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.targets import Target
 from lmcast.exporter.texts import check_vocabulary, without_texts, write_texts
 from lmcast.exporter.weights.attach import attach
+from lmcast.exporter.weights.kept_codes import lay_out
 from lmcast.exporter.weights.made import place_made
-from lmcast.exporter.weights.place import Mode, Placement, check_copies, choose_mode, place
+from lmcast.exporter.weights.place import Mode, Placement, check_copies, place
 from lmcast.exporter.weights.quantized_forms import without_kernel
 from lmcast.exporter.weights.recipe_files import identity, open_recipe
 from lmcast.graphs import Definition, defined
@@ -73,16 +74,18 @@ def export(
     recipe: str | PathLike[str] | None = None,
     sms: tuple[Sm, ...] = (),
     sizes: Sizes | None = None,
+    widen: bool = False,
     force: bool = False,
     progress: Progress = silent,
 ) -> Engine:
     """Write `checkpoint`, as for open_checkpoint, as an engine at `output`; return it loaded.
 
     target: of TARGETS. dtype: of COMPUTED, None: lossless. weights: "link" or "copy", None: link if
-    possible. parity: prove it if it runs here. inert, untie: as for `define`. context: tokens of a
-    row, None: of config.json. full_check: read all linked weights, None: up to 8 GiB. tokenizer:
-    False for token ids alone. matformer: a file with a slice. recipe: of `lmcast calibrate`. sms,
-    sizes: of a plan. force: replace another's. Raises InputError, CheckFailed: nothing is written.
+    possible. parity: prove it if it runs here. inert, untie: as for `define`. context: of a row,
+    None: of config.json. full_check: read all linked weights, None: up to 8 GiB. tokenizer: False
+    for token ids alone. matformer: a file with a slice. recipe: of `lmcast calibrate`. sms, sizes:
+    of a plan. widen: few bits of GGUF. force: replace another's. Raises InputError, CheckFailed:
+    nothing is written.
     """
     (made_for := targets.get(target)).require_options(sms, sizes)
     source, identities = identified(checkpoint, revision, progress)
@@ -92,12 +95,10 @@ def export(
     own = part | choices(found, inert, untie, context, made_for.choose(sms), progress)
     plan = made_for.order(sms, own["context"], sizes)
     format = choose_format(found, source, made_for, dtype, parity)
-    asked = weights or ("copy" if matformer else None)  # linked, every call would cut it out anew
-    mode = choose_mode(found.binding, source, format, asked, *made_for.links(parity))
+    kept, raw, mode = lay_out(found, source, made_for, format, weights, matformer, parity, widen)
     with staged(free(Path(output), source, identities, force), progress) as directory:
-        given = format, mode, made_for, directory, full_check, progress
-        placed = place_weights(found, source, *given)
-        graph, placed = cast(found, source, made_for, format, placed, directory, own, progress)
+        placed = place_weights(kept, raw, format, mode, made_for, directory, full_check, progress)
+        graph, placed = cast(kept, raw, made_for, format, placed, directory, own, progress)
         fields = own | describe(found, source, target, format, placed, graph, identities)
         fields |= write_texts(source, directory, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(directory, fields, plan, progress)

@@ -65,7 +65,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "checkpoint": PATHS, "output": PATHS, "target": TEXTS, "dtype": WORDS, "weights": WORDS,
         "parity": FLAGS, "inert": NAMES, "untie": FLAGS, "revision": TEXTS, "context": COUNTS,
         "full_check": FLAGS[:4], "tokenizer": FLAGS, "matformer": SOME_PATHS,
-        "recipe": SOME_PATHS, **OF_PLAN, "force": FLAGS, "progress": OBJECTS,
+        "recipe": SOME_PATHS, **OF_PLAN, "widen": FLAGS, "force": FLAGS, "progress": OBJECTS,
     },
     load: {"engine_dir": PATHS, **LOADS, "verify": FLAGS},
     Engine: {"directory": PATHS, **LOADS, "variant": OBJECTS, "whole": FLAGS},

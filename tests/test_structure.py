@@ -366,8 +366,8 @@ def test_every_pass_is_of_a_target():
     listed = {apply.__name__ for target in TARGETS.values() for apply in target.passes()}
     # What several passes use.
     shared = {
-        "evaluate", "expert_products", "expert_routes", "expert_stacks", "nbits", "nth", "rewrite",
-        "side_by_side",
+        "evaluate", "expert_products", "expert_routes", "expert_stacks", "nbits", "nbits_inputs",
+        "nth", "rewrite", "side_by_side",
     }  # fmt: skip
     assert files("exporter/passes") - shared == listed
 

@@ -151,8 +151,12 @@ def session_options(manifest: Manifest, graph: Graph) -> ort.SessionOptions:
     # Errors reach the user as exceptions; the runtime's own log would print them again.
     options.log_severity_level = 4
     if graph.optimized:
-        # The passes of the target have rewritten the graph: nothing is left to be found.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # The passes of the target have rewritten the graph: nothing is left to be found. Constants
+        # are computed at load by the first level.
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_BASIC if graph.folded else level.ORT_DISABLE_ALL
+        )
     else:
         # ONNX Runtime 1.31 fuses products between FP8 in fp32 graphs into one it has no kernel for.
         options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmcast.exporter.checkpoint.files import open_regular, read_into
+from lmcast.graphs.weights.quantized import Layout
 
 # 4 MiB: large enough to stream at disk speed; a block and what it is converted to are small enough
 # for the allocator to reuse, where larger ones are fresh pages every time.
@@ -55,6 +56,7 @@ class StoredTensor:
     decode: Decoder | None = None  # None: the bytes are the values
     row_multiple: int = 1  # decode and assembly take rows of axis 0 in multiples of this
     assembly: Assembly | None = None  # where the bytes are no one run; then offset says nothing
+    coded: "Coded | None" = None  # where what is stored are codes, which a kernel may take
 
     @property
     def linkable(self) -> bool:
@@ -71,6 +73,15 @@ class StoredTensor:
         """The name of the stored format, None where the bytes are the values."""
         made_by = self.assembly or self.decode
         return None if made_by is None else made_by.format
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The same tensor without a number decoded: its bytes, in the rows of the values, and what they
+    mean."""
+
+    raw: StoredTensor
+    layout: Layout
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,13 @@ def export(
     from lmcast.exporter.pipeline import export as run
     from lmcast.exporter.progress import Terminal
 
+    widen = given["widen"]
+    given["widen"] = widen and "sizes" in targets.get(given["target"]).options
     plan = of_plan(given)
     engine = run(
         checkpoint,
         output,
+        widen=widen,
         dtype=None if dtype == "auto" else dtype,
         full_check=True if check == "full" else None,
         tokenizer=not no_tokenizer,

@@ -82,7 +82,9 @@ def plan_options(command: Command) -> Command:
     """Add what TensorRT plans are built for."""
     for option in (
         click.option(
-            "--widen", is_flag=True, help="Weights of 4 bits as 8 where a GPU lacks them; no loss."
+            "--widen",
+            is_flag=True,
+            help="Few bits of a GGUF as plain numbers; of a plan, 4 as 8 where a GPU lacks them.",
         ),
         click.option("--opt-tokens", type=int, help="Of a usual prompt.  [default: 128]"),
         click.option("--opt-batch", type=int, help="Usual rows of a call.  [default: 1]"),

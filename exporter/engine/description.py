@@ -70,6 +70,7 @@ class Graph:
     inputs: tuple[tuple[Name, tuple[Name, ...]], ...]
     outputs: tuple[tuple[Name, tuple[Name, ...]], ...]
     states: tuple[State, ...]
+    folded: bool = False
     prepack: bool = False
     total_length: bool = False
     least_capacity: Positive = 1

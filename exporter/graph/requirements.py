@@ -18,6 +18,8 @@ class Requirements:
 
     # The target's passes replace the runtime's own rewrites, which are to be off.
     optimized: bool = False
+    # What follows from weights alone is to be computed at load, once: kernels take constants alone.
+    folded: bool = False
     # Weights are to be copied at load into the layout of the kernels, which are slow without it.
     prepack: bool = False
     # Thousands of values of unknown size, most of them empty: planning their memory does not pay.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from lmcast.exporter.dtypes import DTYPES
-from lmcast.exporter.passes.nbits import bytes_of
+from lmcast.exporter.passes.nbits_inputs import bytes_of
 from lmcast.exporter.passes.rewrite import MICROSOFT, insert, nodes_of, replace
 from lmcast.graphs.weights.elements import E2M1, E4M3
 

@@ -5,7 +5,8 @@ Letters: E experts, N rows and K columns of a matrix.
 
 import onnx_ir as ir
 
-from lmcast.exporter.passes.nbits import IntegerWeight, integer_weight, of_expert
+from lmcast.exporter.passes.nbits import IntegerWeight, integer_weight
+from lmcast.exporter.passes.nbits_inputs import of_expert
 from lmcast.exporter.passes.nbits_matmul import ROUNDED, multiply
 from lmcast.exporter.passes.nth import nth
 from lmcast.exporter.passes.rewrite import MICROSOFT, insert
@@ -40,9 +41,12 @@ def _of_integers(
     """The same for quantized matrices, whose kernel takes rows."""
     turn = {"perm": [1, 0]}
     (rows,) = insert(model, at, "Transpose", [columns], turn, name=f"{name}.rows")
+    parts = _split(model, at, rows, runs, stack.shape[0], 0, name)
+    for part in parts:
+        part.shape = ir.Shape((None, stack.shape[-1]))
     found = [
         multiply(model, at, part, of_expert(model, stack, i), ROUNDED, f"{name}.{i}")
-        for i, part in enumerate(_split(model, at, rows, runs, stack.shape[0], 0, name))
+        for i, part in enumerate(parts)
     ]
     (joined,) = insert(model, at, "Concat", found, {"axis": 0}, name=f"{name}.joined")
     return insert(model, at, "Transpose", [joined], turn, name=name)[0]

@@ -9,7 +9,8 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter.dtypes import DTYPES
-from lmcast.exporter.passes.nbits import bytes_of, integer_weight
+from lmcast.exporter.passes.nbits import integer_weight
+from lmcast.exporter.passes.nbits_inputs import bytes_of
 from lmcast.graphs.weights.elements import E2M1
 
 BYTE = ir.DataType.UINT8

@@ -3,12 +3,10 @@
 Letters: E experts, N rows, K columns, G blocks of a row, S blocks of the whole weight.
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from lmcast.exporter.passes.rewrite import insert
 from lmcast.exporter.weights.integer_forms import has_kernel
 
 
@@ -17,10 +15,11 @@ class IntegerWeight:
     """A 4- or 8-bit integer weight with a scale per block, from exporter/weights/attach.py.
 
     codes: S,block UINT4 or UINT8.
-    scales: S fp32, or in the dtype that the graph computes in.
+    scales: S fp32, or in the dtype that the graph computes in; stored, or computed at load.
     zeros: S like codes; None where the middle code stands for 0.
     shape: N,K or E,N,K.
     dtype: what the dequantized values are cast to.
+    offsets: S,1 like scales, which are added to the numbers of a block; None for none.
     """
 
     codes: ir.Value
@@ -28,6 +27,7 @@ class IntegerWeight:
     zeros: ir.Value | None
     shape: tuple[int, ...]
     dtype: ir.DataType
+    offsets: ir.Value | None = None
 
     @property
     def block(self) -> int:
@@ -56,8 +56,12 @@ def integer_weight(value: ir.Value | None) -> IntegerWeight | None:
         node = _maker(node.inputs[0])
     if node is None:
         return None
-    # Without a Reshape where a row is one block.
-    made = _maker(node.inputs[0]) if node.op_type == "Reshape" else node
+    made: ir.Node | None = node
+    offsets = None
+    if node.op_type == "Reshape":  # there is none where a row is one block
+        made = _maker(node.inputs[0])
+    if (lifted := made) is not None and lifted.op_type == "Add":
+        made, offsets = _maker(lifted.inputs[0]), lifted.inputs[1]
     if made is None or made.op_type != "DequantizeLinear" or "block_size" in made.attributes:
         return None
     codes, scales, zeros = made.inputs
@@ -67,72 +71,11 @@ def integer_weight(value: ir.Value | None) -> IntegerWeight | None:
     stored = isinstance(zeros.const_value, ir.ExternalTensor)
     shape, dtype = _shape(node.outputs[0]), dtype or scales.dtype
     assert dtype is not None
-    return IntegerWeight(codes, scales, zeros if stored else None, shape, dtype)
+    return IntegerWeight(codes, scales, zeros if stored else None, shape, dtype, offsets)
 
 
 def _maker(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
-
-
-def of_expert(model: ir.Model, stack: IntegerWeight, index: int) -> IntegerWeight:
-    """Return the weight of one expert: ranges of the bytes of all."""
-    experts, *shape = stack.shape
-    blocks = _shape(stack.codes)[0] // experts
-
-    def part(value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
-        return bytes_of(model, value, value.dtype, sizes, index, experts)
-
-    return replace(
-        stack,
-        codes=part(stack.codes, (blocks, stack.block)),
-        scales=part(stack.scales, (blocks,)),
-        zeros=None if stack.zeros is None else part(stack.zeros, (blocks,)),
-        shape=tuple(shape),
-    )
-
-
-def scales(model: ir.Model, at: ir.Node, weight: IntegerWeight, name: str) -> ir.Value:
-    """Return the scales of a weight in what kernels compute in."""
-    have, want = weight.scales.dtype, weight.computed
-    assert have is not None
-    return cast(model, at, weight.scales, have, want, f"{name}.scales")
-
-
-def cast(
-    model: ir.Model, at: ir.Node, value: ir.Value, have: ir.DataType, want: ir.DataType, name: str
-) -> ir.Value:
-    """Return a value in another dtype, if it is one."""
-    if have == want:
-        return value
-    out = insert(model, at, "Cast", [value], {"to": want}, name=name)[0]
-    out.type, out.shape = ir.TensorType(want), value.shape
-    return out
-
-
-def bytes_of(
-    model: ir.Model,
-    value: ir.Value,
-    kind: ir.DataType | None,
-    shape: tuple[int, ...],
-    index: int = 0,
-    parts: int = 1,
-) -> ir.Value:
-    """Return one of `parts` equal parts of a weight's bytes as a weight of this shape."""
-    whole = value.const_value
-    assert isinstance(whole, ir.ExternalTensor)
-    assert whole.offset is not None and whole.length is not None and kind is not None
-    size = whole.length // parts
-    assert size * parts == whole.length and size == math.ceil(math.prod(shape) * kind.itemsize)
-    name = f"{value.name}.{index}" if parts > 1 else f"{value.name}.{'x'.join(map(str, shape))}"
-    if name not in model.graph.initializers:
-        sizes = ir.Shape(shape)
-        out = ir.Value(name=name, type=ir.TensorType(kind), shape=sizes)
-        out.const_value = ir.ExternalTensor(
-            whole.location, whole.offset + index * size, size, kind,
-            shape=sizes, name=name, base_dir=whole.base_dir,
-        )  # fmt: skip
-        model.graph.initializers[name] = out
-    return model.graph.initializers[name]
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 before: MatMul(x, Transpose(Reshape(DequantizeLinear(codes, scales, zeros))))
 after:  com.microsoft.MatMulNBits(x, codes, scales)
+before: MatMul(x, Transpose(Reshape(Add(DequantizeLinear(codes, scales, zeros), offsets))))
+after:  MatMulNBits(x, codes, scales) + MatMul(sums of blocks of x, Transpose(offsets))
 
 The kernel for CPUs rounds each block of x to int8 (ROUNDED). Where the model rounds x itself
 it multiplies in fp32; with 8 bits it has no fast way to do that, and the weight is dequantized.
@@ -12,8 +14,15 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from lmcast.exporter.graph.requirements import require
-from lmcast.exporter.passes.nbits import IntegerWeight, bytes_of, cast, integer_weight, scales
-from lmcast.exporter.passes.rewrite import MICROSOFT, insert, nodes_of, replace
+from lmcast.exporter.passes.nbits import IntegerWeight, integer_weight
+from lmcast.exporter.passes.nbits_inputs import (
+    bytes_of,
+    cast,
+    in_matrix,
+    require_constants,
+    scales,
+)
+from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace
 from lmcast.graphs.weights.quantized_parts import parameter_of
 from lmcast.plugins.quantize.quantize_input import quantize_input
 
@@ -60,8 +69,9 @@ def multiply(
     of_row = k // weight.block
     byte, kind = ir.DataType.UINT8, weight.computed
     width = weight.block * weight.bits // 8
+    wide = cast(model, at, x, weight.dtype, kind, f"{name}.wide")
     inputs = [
-        cast(model, at, x, weight.dtype, kind, f"{name}.wide"),
+        wide,
         bytes_of(model, weight.codes, byte, (n, of_row, width)),
         scales(model, at, weight, name),
     ]
@@ -69,10 +79,34 @@ def multiply(
         inputs.append(bytes_of(model, weight.zeros, byte, (n, of_row * weight.bits // 8)))
     given = {"K": k, "N": n, "bits": weight.bits, "block_size": weight.block}
     given["accuracy_level"] = accuracy
-    label = name if weight.dtype == kind else f"{name}.product"
+    label = name if weight.dtype == kind and weight.offsets is None else f"{name}.product"
     out = insert(model, at, "MatMulNBits", inputs, given, name=label, domain=MICROSOFT)[0]
     require(model, prepack=True)
+    require_constants(model, weight)
+    if weight.offsets is not None:
+        more = _offsets(model, at, wide, weight, name)
+        label = name if weight.dtype == kind else f"{name}.total"
+        out = insert(model, at, "Add", [out, more], name=label)[0]
     return cast(model, at, out, kind, weight.dtype, name)
+
+
+def _offsets(
+    model: ir.Model, at: ir.Node, x: ir.Value, weight: IntegerWeight, name: str
+) -> ir.Value:
+    """Return the product with what is added to the numbers of blocks: with the sums of x."""
+    offsets, shape = weight.offsets, x.shape
+    assert offsets is not None and offsets.dtype is not None and shape is not None
+    block, kind = weight.block, weight.computed
+    sizes = [0] * (len(shape) - 1) + [weight.shape[1] // block, block]  # 0: as it is
+    split = constant(model, at, sizes, ir.DataType.INT64, f"{name}.sizes")
+    last = constant(model, at, [-1], ir.DataType.INT64, f"{name}.last")
+    (blocks,) = insert(model, at, "Reshape", [x, split], name=f"{name}.blocks")
+    (sums,) = insert(model, at, "ReduceSum", [blocks, last], {"keepdims": 0}, name=f"{name}.sums")
+    matrix = in_matrix(model, at, weight, offsets, f"{name}.offsets")
+    matrix = cast(model, at, matrix, offsets.dtype, kind, f"{name}.wide_offsets")
+    turn = {"perm": [1, 0]}
+    (turned,) = insert(model, at, "Transpose", [matrix], turn, name=f"{name}.turned")
+    return insert(model, at, "MatMul", [sums, turned], name=f"{name}.more")[0]
 
 
 def rounded_products(graph: ir.Model) -> dict[str, int]:

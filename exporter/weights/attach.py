@@ -1,5 +1,6 @@
 """Attach the weights of a graph: as ranges of files, or computed by nodes from several of them."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ class _Attaching:
             return self.cast(self.dequantize_parts(parts, shape, weight), self.dtype)
         if weight.form == "columns":
             return self.dequantize_columns(parts, shape, weight)
-        codes, scales = parts[Part.CODES], parts[Part.SCALES]
+        codes, scales = parts[Part.CODES], self.factors(parts, weight, Part.SCALES, Part.SHARED)
         sizes, wide = list(_shape(codes)), scales.dtype
         assert wide is not None
         if weight.form == "numbers":
@@ -130,9 +131,40 @@ class _Attaching:
             zeros = parts.get(Part.ZEROS) or self.fill(_shape(scales), weight.offset, codes.dtype)
             taken = [codes, scales, zeros]
             out = self.node("DequantizeLinear", taken, {"axis": 0}, sizes, wide)
+        if Part.MINIMA in parts:
+            offsets = self.offsets(parts, weight, scales)
+            out = self.node("Add", [out, offsets], {}, sizes, wide)
         if sizes != list(shape):
             out = self.node("Reshape", [out, self.numbers(list(shape))], {}, list(shape), wide)
         return self.cast(out, self.dtype)
+
+    def factors(
+        self, parts: Mapping[Part, ir.Value], weight: PackedWeight, of_blocks: Part, of_runs: Part
+    ) -> ir.Value:
+        """Return numbers of blocks, which may be multiples of what runs of them share."""
+        blocks = parts[of_blocks]
+        if weight.computed is None:
+            return blocks
+        wide = ir.DataType(weight.computed.onnx)
+        if of_runs not in parts:
+            return self.cast(blocks, wide)
+        sizes = list(_shape(blocks))
+        taken = [self.cast(blocks, wide), self.cast(parts[of_runs], wide)]
+        out, rows = self.node("Mul", taken, {}, sizes, wide), math.prod(sizes)
+        return self.node("Reshape", [out, self.numbers([rows])], {}, [rows], wide)
+
+    def offsets(
+        self, parts: Mapping[Part, ir.Value], weight: PackedWeight, scales: ir.Value
+    ) -> ir.Value:
+        """Return what is added to numbers that are multiples of the scales: of blocks, S,1."""
+        minima = self.factors(parts, weight, Part.MINIMA, Part.SHARED_MINIMA)
+        wide, sizes = minima.dtype, list(_shape(minima))
+        least = ir.tensor(float(-weight.scheme.least), dtype=wide)
+        by = self.node("Constant", [], {"value": least}, [], wide)
+        lift = self.node("Mul", [scales, by], {}, sizes, wide)
+        total = self.node("Add", [minima, lift], {}, sizes, wide)
+        column = [sizes[0], 1]
+        return self.node("Reshape", [total, self.numbers(column)], {}, column, wide)
 
     def dequantize_parts(
         self, parts: Mapping[Part, ir.Value], shape: tuple[int, ...], weight: PackedWeight

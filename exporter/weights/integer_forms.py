@@ -53,9 +53,10 @@ def integers(
 ) -> PackedWeight:
     """Return the form of unsigned integers in blocks of a size that ONNX Runtime's kernels have.
 
-    kept: the dtype of their scales, which holds them all. within: what blocks divide too. Blocks
-    smaller than the scheme's repeat its scales. Where no size has a kernel, blocks are as large as
-    they can be, and DequantizeLinear takes them.
+    kept: the dtype of their scales, which holds them all; those of ggml's blocks are stored as they
+    are, and become that at load. within: what blocks divide too. Blocks smaller than the scheme's
+    repeat its scales. Where no size has a kernel, blocks are as large as they can be, and
+    DequantizeLinear takes them.
     """
     columns, kernel = shape[-1], KERNEL_CODES[scheme.element]
     wide = math.gcd(scheme.block[1] or columns, columns, within)
@@ -73,15 +74,35 @@ def integers(
         scales = (run.factors() * kernel.step).repeat_interleave(times, -1)[..., :of_row]
         return scales.to(kept)
 
-    parts = {
-        Part.CODES: Stored(kernel.dtype, (rows, block), unsigned),
-        Part.SCALES: Stored(of_torch(kept), (rows,), scales_of),
-    }
+    parts = {Part.CODES: Stored(kernel.dtype, (rows, block), unsigned)}
+    if scheme.label:
+        parts |= _as_stored(scheme, rows, rows * block // (scheme.over or block))
+        return PackedWeight(found, parts, "rows", block, kernel.zero, computed=of_torch(kept))
+    parts[Part.SCALES] = Stored(of_torch(kept), (rows,), scales_of)
     if scheme.zeros:
         parts[Part.ZEROS] = Stored(
             kernel.dtype, (rows,), lambda run: zeros_of(run, kernel.zero, times, of_row)
         )
     return PackedWeight(found, parts, "rows", block, kernel.zero)
+
+
+def _as_stored(scheme: Scheme, blocks: int, runs: int) -> dict[Part, Stored]:
+    """Return scales and minima of ggml's blocks: of those that share a factor, run by run."""
+    sizes = (runs, blocks // runs) if scheme.over else (blocks,)
+    kind, half = of_torch(scheme.scale), DTYPES["float16"]
+    parts = {Part.SCALES: Stored(kind, sizes, lambda run: run.scales)}
+    if scheme.over:
+        parts[Part.SHARED] = Stored(half, (runs, 1), lambda run: _given(run.shared))
+    if scheme.least:
+        parts[Part.MINIMA] = Stored(kind, sizes, lambda run: _given(run.minima))
+    if scheme.least and scheme.over:
+        parts[Part.SHARED_MINIMA] = Stored(half, (runs, 1), lambda run: _given(run.shared_minima))
+    return parts
+
+
+def _given(part: Tensor | None) -> Tensor:
+    assert part is not None
+    return part
 
 
 def exact(

@@ -58,8 +58,10 @@ class PackedWeight:
         "rows": every block is a row of codes with one scale; ONNX Runtime has a fast kernel for
         that, and MatMulNBits takes the same bytes. "numbers": codes are plain numbers, and scales
         broadcast to them.
-    offset: the code that stands for 0 everywhere.
+    offset: the code that stands for 0 everywhere; with MINIMA, for the number that they are of
+        when `least` is 0.
     divides: block scales are divided by the shared one.
+    computed: the dtype that scales are multiplied in where it is not that of SCALES.
     """
 
     sources: tuple[Packed, ...]
@@ -68,6 +70,7 @@ class PackedWeight:
     block: int
     offset: int = 0
     divides: bool = False
+    computed: DType | None = None
 
     @property
     def scheme(self) -> Scheme:
@@ -93,7 +96,7 @@ class PackedWeight:
         for source in self.sources:
             for run in quantized(checkpoint, source, part == Part.CODES):
                 yield given.take(run).contiguous()
-                if part == Part.SHARED and run.codes.dim() == 2:
+                if part == Part.SHARED and run.codes.dim() == 2 and not run.scheme.over:
                     break  # one for all rows
 
     def _matrices(self, checkpoint: Checkpoint, rows: int) -> Iterator[Quantized]:
@@ -111,6 +114,8 @@ class PackedWeight:
 
 def format_name(scheme: Scheme) -> str:
     """Return the name of a catalogued format, or numbers and block: 'int4 1x32, zeros'."""
+    if scheme.label:
+        return scheme.label
     for name, known in WEIGHTS.items():
         scale = known.scheme.scale
         if min(scale.itemsize, scheme.scale.itemsize) > 1:  # floats of any width
@@ -138,7 +143,7 @@ def quantized(checkpoint: Checkpoint, source: Packed, codes: bool = True) -> Ite
         last = stored.shape[0] if end is None and stored.shape else end
         if name in whole:
             return whole[name]
-        if name == first and not codes:
+        if name == first and others and not codes:
             assert last is not None
             return torch.zeros(1, dtype=stored.dtype).expand(last - begin, *stored.shape[1:])
         if end is None:
@@ -149,17 +154,28 @@ def quantized(checkpoint: Checkpoint, source: Packed, codes: bool = True) -> Ite
     columns = scheme.scales_shape(shape)[-1]
     entries = view.runs or shape[0]
     step = max(1, BLOCK_BYTES // (math.prod(scheme.codes_shape(shape)) // entries))
+    runs = shape[-1] // scheme.over if scheme.over else columns
     of_codes = pieces(view, scheme.codes_shape(shape), step)
     of_scales = pieces(view, (*shape[:-1], columns), step)
-    for (begin, end, take), (_, _, take_scales) in zip(of_codes, of_scales, strict=True):
+    of_runs = pieces(view, (*shape[:-1], runs), step)
+    for (begin, end, take), (*_, take_scales), (*_, take_runs) in zip(
+        of_codes, of_scales, of_runs, strict=True
+    ):
         run = layout.codes(read, begin, end)
         _check(checkpoint, source, run)
         zeros = None if run.zeros is None else take_scales(each_row(run, run.zeros))
-        scales, shared = take_scales(each_row(run, run.scales)), run.shared
-        if shared is not None and shared.dim() == 3 and view.index:
+        minima = None if run.minima is None else take_scales(run.minima)
+        scales, shared, of_minima = take_scales(each_row(run, run.scales)), run.shared, None
+        if shared is not None and scheme.over:
+            shared = take_runs(shared)
+            of_minima = None if run.shared_minima is None else take_runs(run.shared_minima)
+        elif shared is not None and shared.dim() == 3 and view.index:
             shared = shared[:: view.index[0].step]
         by_row = replace(scheme, block=(1, scheme.block[1]))
-        yield Quantized(by_row, take(run.codes), scales, shared, run.divides, zeros)
+        yield Quantized(
+            by_row, take(run.codes), scales, shared, run.divides, zeros,
+            minima=minima, shared_minima=of_minima,
+        )  # fmt: skip
 
 
 def each_row(run: Quantized, blocks: Tensor) -> Tensor:
@@ -182,7 +198,8 @@ def _check(checkpoint: Checkpoint, source: Packed, run: Quantized) -> None:
     if element == E4M3:
         check_block(stored, run.codes.contiguous().view(torch.float8_e4m3fn))
     factors = run.factors()
-    if not factors.isfinite().all():
+    finite = factors.isfinite().all() and (run.minima is None or run.offsets().isfinite().all())
+    if not finite:
         raise CheckpointError(
             f"{stored.file}: the scales of tensor {stored.name!r} are not all finite; only finite"
             " weights are accepted; download or save the checkpoint again"

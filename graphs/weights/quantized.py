@@ -28,7 +28,9 @@ class Scheme:
     """A quantization scheme: the element, and which numbers share a scale.
 
     shared: block scales are themselves multiplied with one fp32 scale (NVFP4). zeros: blocks have
-    zero points.
+    zero points. over: so many columns share a factor of their block scales, and of their minima;
+    0: none do. least: of blocks that have minima, the code that stands for the minimum, below 0:
+    a number is minimum + scale * (code - least); 0: none have. label: a name of its own.
     """
 
     element: Element
@@ -36,6 +38,9 @@ class Scheme:
     scale: torch.dtype
     shared: bool = False
     zeros: bool = False
+    over: int = 0
+    least: int = 0
+    label: str = ""
 
     @property
     def bits(self) -> int:
@@ -43,7 +48,9 @@ class Scheme:
 
     @property
     def name(self) -> str:
-        """The short name of the scheme: 'nvfp4', 'mxfp8', 'fp8', 'int4'."""
+        """The short name of the scheme: 'nvfp4', 'mxfp8', 'fp8', 'int4', 'Q4_K'."""
+        if self.label:
+            return self.label
         if self.element == E2M1:
             return "nvfp4" if self.shared else "mxfp4"
         if self.element == E4M3:
@@ -75,10 +82,12 @@ class Quantized:
     codes: uint8; ...,N,K for 8 bits, ...,N,K/2 for 4 bits with the first number in the low half;
         integers are in two's complement.
     scales: one for each block, as stored.
-    shared: fp32 (...,1,1) or (); multiplies the scales, or divides them if `divides`.
+    shared: fp32 (...,1,1) or (); multiplies the scales, or divides them if `divides`. Of runs of
+        `over` columns: ...,N,S, multiplies.
     zeros: zero points as numbers, in the shape of the scales.
     first: the row of its block that the codes begin at, where the scales are those of the whole
         weight.
+    minima, shared_minima: of blocks, as scales and shared.
     """
 
     scheme: Scheme
@@ -88,6 +97,8 @@ class Quantized:
     divides: bool = False
     zeros: Tensor | None = None
     first: int = 0
+    minima: Tensor | None = None
+    shared_minima: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,18 +106,24 @@ class Quantized:
 
     def factors(self) -> Tensor:
         """Return the factor of every block, fp32."""
-        scales = self.scales.float()
-        if self.shared is None:
-            return scales
-        shared = self.shared.float()
-        return scales / shared if self.divides else scales * shared
+        if self.shared is None or not self.divides:
+            return _times(self.scales, self.shared)
+        return self.scales.float() / self.shared.float()
+
+    def offsets(self) -> Tensor:
+        """Return the minimum of every block, fp32."""
+        assert self.minima is not None
+        return _times(self.minima, self.shared_minima)
 
     def dequantize(self) -> Tensor:
-        """Return the values ...,N,K in fp32, every product rounded once."""
+        """Return the values ...,N,K in fp32, every product and sum rounded once."""
         out = self.scheme.element.decode(self.codes)
         if self.zeros is not None:
             out = out - self.spread(self.zeros.float())
-        return out.mul_(self.spread(self.factors()))
+        if self.minima is None:
+            return out.mul_(self.spread(self.factors()))
+        out = (out - self.scheme.least).mul_(self.spread(self.factors()))
+        return out.add_(self.spread(self.offsets()))
 
     def spread(self, blocks: Tensor) -> Tensor:
         """Broadcast numbers of blocks to values: ...,N,K or what broadcasts to it."""
@@ -118,6 +135,16 @@ class Quantized:
         if wide:
             blocks = blocks.repeat_interleave(wide, -1)[..., :columns]
         return blocks
+
+
+def _times(blocks: Tensor, shared: Tensor | None) -> Tensor:
+    """Return numbers of blocks ...,G times what runs of them share, fp32."""
+    if shared is None:
+        return blocks.float()
+    if shared.dim() < 2:
+        return blocks.float() * shared.float()
+    runs = blocks.float().unflatten(-1, (shared.shape[-1], -1))
+    return (runs * shared.float()[..., None]).flatten(-2)
 
 
 class Layout(Protocol):

@@ -5,13 +5,16 @@ from enum import StrEnum
 
 
 class Part(StrEnum):
-    """One tensor of a quantized weight. scales: of blocks; shared: of all block scales of a matrix;
-    zeros: the code of each block that stands for 0."""
+    """One tensor of a quantized weight. scales: of blocks; shared: of all block scales of a
+    matrix, or of a run; zeros: the code of each block that stands for 0; minima: what the least
+    number of each block is, and shared_minima what they are multiplied with."""
 
     CODES = "codes"
     SCALES = "scales"
     SHARED = "shared"
     ZEROS = "zeros"
+    MINIMA = "minima"
+    SHARED_MINIMA = "shared_minima"
 
     def of(self, parameter: str) -> str:
         """Return the name of this part of a parameter."""

@@ -1,16 +1,29 @@
 """GGUF: weights and config as Hugging Face has them."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from files.gguf import HEAD_DIM, HIDDEN, LAYERS, VOCAB, stored, tiny_gguf, values, write_gguf
+from files.gguf import (
+    HEAD_DIM,
+    HIDDEN,
+    LAYERS,
+    VOCAB,
+    random_blocks,
+    stored,
+    tiny_gguf,
+    values,
+    write_gguf,
+)
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, quants
 from tiny import defined
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.gguf import open_gguf
+from lmcast.exporter.checkpoint.tensors import read_rows
+from lmcast.graphs.layouts.ggml import KINDS
 
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 # Kinds that the package only names: of intermediate results, whole numbers, and too new.
@@ -75,18 +88,6 @@ def block_values(kind: str, b: bytes) -> list[np.float32]:
     return out
 
 
-def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:
-    """Blocks of random bits whose scales are finite."""
-    size, length = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    random = np.random.default_rng(1)
-    blocks = random.integers(0, 256, (rows * columns // size, length), np.uint8)
-    at = (208,) if kind == "Q6_K" else (0,) if kind in ("Q4_0", "Q5_0", "Q8_0") else (0, 2)
-    for offset in at:
-        scale = random.standard_normal((len(blocks), 1)).astype("<f2")
-        blocks[:, offset : offset + 2] = scale.view(np.uint8)
-    return blocks.reshape(rows, -1)
-
-
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_random_blocks_decode_by_definition(tmp_path: Path, kind: str) -> None:
     raw = random_blocks(kind, HIDDEN, 512)
@@ -121,10 +122,18 @@ def test_every_kind_decodes_as_the_package_does_or_is_refused(
     checkpoint = open_gguf(path)
     with np.errstate(all="ignore"):
         wanted = quants.dequantize(raw, kind).view(np.uint32)
+    coded = checkpoint.tensors[DOWN].coded
+    assert (coded is not None) == (kind.name in KINDS)
+    in_codes = []
+    if coded is not None:  # what an engine keeps means the same numbers
+        assert coded.layout.shape({coded.raw.name: coded.raw.shape}) == (HIDDEN, 512)
+        raw_rows = partial(read_rows, coded.raw)
+        in_codes = [coded.layout.values(lambda _, *rows: raw_rows(*rows), 0, HIDDEN)]
     for found in (
         checkpoint.read(DOWN),
         torch.cat(list(checkpoint.blocks(DOWN, 4096))),
         torch.cat([checkpoint.rows(DOWN, 0, 7), checkpoint.rows(DOWN, 7, HIDDEN)]),
+        *in_codes,
     ):
         plain = PLAIN.get(kind.name)
         assert found.dtype == (plain or torch.float32)

@@ -18,7 +18,7 @@ DESCRIPTION = {
     "eos_ids": [], "special_tokens": {}, "inert": [], "context": 8,
     "graph": {
         "file": "model.onnx", "weights": "copy", "optimized": True, "split_experts": False,
-        "append": "batch", "inputs": [], "outputs": [], "states": [],
+        "folded": False, "append": "batch", "inputs": [], "outputs": [], "states": [],
     },
 }  # fmt: skip
 

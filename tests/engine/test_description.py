@@ -104,6 +104,7 @@ RIGHT: dict[str, list[Any]] = {
     "config": [{}, {"x": None}],
     "eos_ids": EMPTY,
     "eos_ids.0": [-1, 1 << 60],
+    "graph.folded": FLAG,
     "graph.inputs": EMPTY,
     "graph.inputs.0.0": NAME,
     "graph.inputs.0.1": EMPTY,

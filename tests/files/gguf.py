@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, LAYERS, VOCAB = 4, 2, 64, 256, 512, 2, 40
 BASE: dict[str, Any] = {
@@ -73,6 +73,25 @@ def stored(array: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
     if array.ndim == 1:
         return array, "F32"
     return quants.quantize(array, GGMLQuantizationType[kind]), kind
+
+
+# Where a block of each kind has its numbers in fp16.
+HALVES = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,),
+}  # fmt: skip
+
+
+def random_blocks(kind: str, rows: int, columns: int, size: float = 1.0) -> np.ndarray:
+    """Blocks of random bits whose scales are finite, of about this size."""
+    width, length = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    random = np.random.default_rng(1)
+    blocks = random.integers(0, 256, (rows * columns // width, length), np.uint8)
+    for offset in HALVES[kind]:
+        scale = (size * random.standard_normal((len(blocks), 1))).astype("<f2")
+        blocks[:, offset : offset + 2] = scale.view(np.uint8)
+    return blocks.reshape(rows, -1)
 
 
 def write_keys(writer: GGUFWriter, keys: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""Integers with zero points in every size of blocks: by the kernels that take them, or without."""
+"""Integers with zero points in every size of blocks, by the kernels that take them or without, and
+the kinds of GGUF."""
 
 from itertools import product
 from pathlib import Path
@@ -9,7 +10,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from files.gguf import random_blocks
 from files.quantized import GPTQ, gptq
+from gguf import GGMLQuantizationType, quants
 from onnx import parser
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,12 +20,13 @@ from torch import Tensor
 from lmcast.exporter import passes
 from lmcast.exporter.backends.onnxruntime import value_of
 from lmcast.exporter.checkpoint.safetensors_header import read_header
-from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor, Texts
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.graph.assemble import attach_bodies
 from lmcast.exporter.weights.attach import attach
 from lmcast.exporter.weights.place import place
 from lmcast.graphs.layouts.catalogue import take
+from lmcast.graphs.layouts.ggml import KINDS, SUPER, Blocks
 from lmcast.graphs.layouts.tensors import Tensors
 from lmcast.graphs.weights.bind import Binding
 from lmcast.graphs.weights.sources import Packed, Source, Stack, View
@@ -105,28 +109,67 @@ def test_zero_points(kind: str, bits: int, size: tuple[int, int], tmp_path: Path
     columns, group = size
     parts = EXPERTS if kind == "experts" else 1
     checkpoint, sources, exact = packed(columns, group, bits, parts, tmp_path)
+    operators, found, given = ran(kind, columns, checkpoint, sources, tmp_path)
+    assert (GRAPHS[kind][1] in operators) == (bits == 8 or size in HAVE)
+    assert ("DequantizeLinear" in operators) != (GRAPHS[kind][1] in operators)
+    np.testing.assert_allclose(
+        # 144 fp32 roundings of sums near 30; of experts, of their squares, and 16 more.
+        found, wanted(kind, exact, given).numpy(), rtol=0,
+        atol={"embedding": 0, "plain": 3e-4, "experts": 0.02}[kind],
+    )  # fmt: skip
+
+
+def ran(
+    kind: str, columns: int, checkpoint: Checkpoint, sources: list[Packed], folder: Path
+) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
+    """Return the operators of a graph for CPUs, what it computes without rounding its inputs, and
+    those."""
     source: Source = Stack(tuple(sources)) if kind == "experts" else sources[0]
     model, binding = graph(kind, columns), Binding({"w": source}, (), ())
     (shape,) = (tuple(v.shape.numpy()) for v in model.graph.initializers.values())
     placed = place(
-        binding, {"w": shape}, checkpoint, DTYPES["float32"], "copy", tmp_path, form="kernels"
+        binding, {"w": shape}, checkpoint, DTYPES["float32"], "copy", folder, form="kernels"
     )
-    attach(model, binding, placed, checkpoint, tmp_path)
+    attach(model, binding, placed, checkpoint, folder)
     passes.run(model, passes.CPU)
-    operators = [node.op_type for node in model.graph]
-    assert (GRAPHS[kind][1] in operators) == (bits == 8 or size in HAVE)
-    assert ("DequantizeLinear" in operators) != (GRAPHS[kind][1] in operators)
     random = np.random.default_rng(0)
     given = {
         str(v.name): random.standard_normal(v.shape.numpy(), np.float32) for v in model.graph.inputs
     }
     if kind == "embedding":
         given["ids"] = random.integers(0, ROWS, (2, 5))
-    np.testing.assert_allclose(
-        # 144 fp32 roundings of sums near 30; of experts, of their squares, and 16 more.
-        run(model, given, tmp_path), wanted(kind, exact, given).numpy(), rtol=0,
-        atol={"embedding": 0, "plain": 3e-4, "experts": 0.02}[kind],
-    )  # fmt: skip
+    return [node.op_type for node in model.graph], run(model, given, folder), given
+
+
+def blocks_of(kind: str, parts: int, folder: Path) -> tuple[Checkpoint, list[Packed], list[Tensor]]:
+    """Return matrices of random bits of one kind of GGUF, as `packed` does."""
+    number = GGMLQuantizationType[kind]
+    raw = random_blocks(kind, parts * ROWS, SUPER)
+    (folder / "raw").write_bytes(raw.tobytes())
+    values = torch.from_numpy(quants.dequantize(raw, number)).reshape(parts, ROWS, SUPER)
+    tensors, sources, each = {}, [], raw.nbytes // parts
+    for part in range(parts):
+        shape = (ROWS, each // ROWS)
+        stored = StoredTensor(f"m{part}", torch.uint8, shape, folder / "raw", part * each, each)
+        tensors[stored.name] = stored
+        sources.append(Packed(View(stored.name), Blocks(stored.name, KINDS[kind])))
+    return Checkpoint(folder, {}, tensors, Texts()), sources, list(values)
+
+
+@pytest.mark.parametrize(("kind", "number"), list(product(GRAPHS, KINDS)))
+def test_kinds_of_gguf(kind: str, number: str, tmp_path: Path):
+    parts = EXPERTS if kind == "experts" else 1
+    checkpoint, sources, exact = blocks_of(number, parts, tmp_path)
+    operators, found, given = ran(kind, SUPER, checkpoint, sources, tmp_path)
+    assert GRAPHS[kind][1] in operators
+    lifted = KINDS[number].scheme.least
+    assert ("ReduceSum" in operators) == (bool(lifted) and kind == "plain") or kind == "experts"
+    right = wanted(kind, exact, given).double().numpy()
+    # What is gathered is off by the rounding of two sums for one, minimum + scale * code; products
+    # by those of 256 sums, as eager's are.
+    size = max(float(part.abs().max()) for part in exact)
+    most = {"embedding": size if lifted else 0, "plain": 64 * size, "experts": 4e3 * size**2}
+    np.testing.assert_allclose(found, right, rtol=0, atol=2**-23 * most[kind])
 
 
 def run(model: ir.Model, given: dict[str, np.ndarray], folder: Path) -> np.ndarray:

@@ -11,8 +11,9 @@ from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 
 from lmcast.exporter.checkpoint.gguf.header import Entry
-from lmcast.exporter.checkpoint.tensors import StoredTensor, read_rows
+from lmcast.exporter.checkpoint.tensors import Coded, StoredTensor, read_rows
 from lmcast.exporter.dtypes import COMPUTED
+from lmcast.graphs.layouts.ggml import KINDS, Blocks
 
 PLAIN = {dtype.safetensors: dtype.torch for dtype in COMPUTED.values()}  # ggml has these names too
 
@@ -22,12 +23,13 @@ class Step:
     """What undoes one thing that the converter to GGUF did, on rows of axis 0.
 
     change: values [n, ...] -> values of as many rows in all. rows: how many it takes at a time.
-    computes: new numbers, which plain 16 bits would round.
+    computes: new numbers, which plain 16 bits would round. moves: whole rows, and that is all.
     """
 
     change: Callable[[Tensor], Tensor]
     rows: int = 1
     computes: bool = False
+    moves: bool = False
 
 
 MINUS_ONE = Step(lambda values: values - 1, computes=True)  # of norms that multiply by 1 + weight
@@ -43,7 +45,7 @@ def halves(head_dim: int) -> Step:
         pairs = values.reshape(-1, head_dim // 2, 2, *values.shape[1:])
         return pairs.transpose(1, 2).reshape(values.shape)
 
-    return Step(change, rows=head_dim)
+    return Step(change, rows=head_dim, moves=True)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,25 @@ class Decode:
         with np.errstate(all="ignore"):  # scales that are not finite are found by whoever reads
             shape = quants.quant_shape_to_byte_shape((-1, self.row[-1]), self.kind)
             return torch.from_numpy(quants.dequantize(raw.reshape(shape), self.kind))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Stored rows of axis 0 -> their bytes, in another order."""
+
+    kind: GGMLQuantizationType
+    size: int  # bytes of a row
+    steps: tuple[Step, ...]
+
+    @property
+    def format(self) -> str:
+        return self.kind.name
+
+    def __call__(self, raw: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(raw).reshape(-1, self.size)
+        for step in self.steps:
+            rows = step.change(rows)
+        return rows.contiguous()
 
 
 def viewed(entry: Entry, *shape: int) -> Entry:
@@ -111,7 +132,7 @@ def stored(
     computes = plain is None or any(step.computes for step in steps)
     decode = Decode(entry.kind, entry.shape[1:], tuple(steps)) if plain is None or steps else None
     row_bytes = entry.nbytes // entry.shape[0]
-    return StoredTensor(
+    found = StoredTensor(
         name=name,
         dtype=torch.float32 if computes or plain is None else plain,
         shape=tuple(shape.shape),
@@ -121,6 +142,21 @@ def stored(
         decode=decode,
         row_multiple=math.lcm(*(step.rows for step in steps)),
     )
+    return replace(found, coded=_coded(found, entry.kind, row_bytes, tuple(steps)))
+
+
+def _coded(
+    tensor: StoredTensor, kind: GGMLQuantizationType, row_bytes: int, steps: tuple[Step, ...]
+) -> Coded | None:
+    """Return a matrix as its codes, None where those are not known or not in whole rows."""
+    known = KINDS.get(kind.name)
+    if known is None or len(tensor.shape) != 2 or not all(step.moves for step in steps):
+        return None
+    name = f"{tensor.name}.{kind.name}"
+    decode = Moved(kind, row_bytes, steps) if steps else None
+    shape = tensor.shape[0], row_bytes
+    raw = replace(tensor, name=name, dtype=torch.uint8, shape=shape, decode=decode)
+    return Coded(raw, Blocks(name, known))
 
 
 def as_bytes(entry: Entry) -> StoredTensor:
