@@ -152,11 +152,11 @@ def said(call: Callable[[], Any]) -> str:
     return ""
 
 
-FOR_CPUS = mock.patch.object(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+FOR_CPUS = mock.patch.object(ort, "get_available_providers", return_value=["CPUExecutionProvider"])
 FAULTS: dict[str, list[AbstractContextManager[Any]]] = {
     "no native library": [mock.patch.dict(sys.modules, {"lmcast_native": None})],
     "ONNX Runtime for CPUs": [FOR_CPUS],
-    "two packages": [FOR_CPUS, mock.patch.object(machine, "version", lambda name: "1.31.1")],
+    "two packages": [FOR_CPUS, mock.patch.object(machine, "version", return_value="1.31.1")],
     "a library": [mock.patch.object(machine, "LINKED", ("libcublas.so.none",))],
     "none": [],
 }
