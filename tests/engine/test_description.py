@@ -149,7 +149,6 @@ RIGHT: dict[str, list[Any]] = {
     "source.0.name": NAME,
     "special_tokens": OBJECT,
     "special_tokens.eos_token": ["", "../x", "nul\0"],
-    "target": NAME,
     "untie": FLAG,
     "weights": OBJECT,
 }
