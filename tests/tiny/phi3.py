@@ -30,7 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu_new",
     },
     "window, heads of 12": {"head_dim": 12, "num_key_value_heads": 1, "sliding_window": 8},
-    "window of the context": {"sliding_window": 64},
     "half a head": {"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5}},
 }
 
