@@ -86,7 +86,8 @@ def session(folder: str, capture: bool) -> Any:
 
     manifest = read_manifest(Path(folder))
     options = session_options(manifest, manifest.about.graph)
-    options.register_custom_ops_library(str(LIBRARY))
+    if manifest.about.sms:  # else operators of ours are run by their bodies
+        options.register_custom_ops_library(str(LIBRARY))
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     given = [("CUDAExecutionProvider", {"enable_cuda_graph": str(int(capture))})]

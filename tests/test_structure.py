@@ -367,7 +367,7 @@ def test_every_pass_is_of_a_target():
     # What several passes use.
     shared = {
         "evaluate", "expert_products", "expert_routes", "expert_stacks", "nbits", "nbits_inputs",
-        "nth", "rewrite", "side_by_side",
+        "nth", "rewrite", "side_by_side", "transposed_products",
     }  # fmt: skip
     assert files("exporter/passes") - shared == listed
 

@@ -23,7 +23,7 @@ from lmcast.exporter.passes.nbits_inputs import (
     scales,
 )
 from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace
-from lmcast.graphs.weights.quantized_parts import parameter_of
+from lmcast.graphs.weights.quantized_parts import parameters_of
 from lmcast.plugins.quantize.quantize_input import quantize_input
 
 # How MatMulNBits multiplies: in fp32; or with each block of inputs rounded to int8 by its largest
@@ -111,10 +111,11 @@ def _offsets(
 
 def rounded_products(graph: ir.Model) -> dict[str, int]:
     """Return the parameters whose products round their inputs, and how many share a scale."""
-    found = {}
+    found = dict[str, int]()
     for node in graph.graph:
         if node.op_type == "MatMulNBits" and node.attributes["accuracy_level"].as_int() == ROUNDED:
             codes = node.inputs[1]
             assert codes is not None
-            found[parameter_of(str(codes.name))] = node.attributes["block_size"].as_int()
+            block = node.attributes["block_size"].as_int()
+            found |= dict.fromkeys(parameters_of(str(codes.name)), block)
     return found

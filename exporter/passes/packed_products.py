@@ -16,14 +16,9 @@ import onnx_ir as ir
 from lmcast.exporter.engine.names import ROOT
 from lmcast.exporter.passes.evaluate import evaluate
 from lmcast.exporter.passes.rewrite import insert, nodes_of, replace
-from lmcast.exporter.passes.side_by_side import (
-    alike,
-    packed,
-    product_of,
-    remove,
-    side_by_side,
-    tensor_of,
-)
+from lmcast.exporter.passes.side_by_side import alike, packed, side_by_side, tensors_of
+from lmcast.exporter.passes.transposed_products import product_of, remove
+from lmcast.graphs.weights.quantized_parts import AND
 from lmcast.plugins.experts.gated_activation import gated_activation
 from lmcast.plugins.plugin import DOMAIN
 
@@ -41,18 +36,19 @@ def _attention(model: ir.Model, node: ir.Node) -> bool:
     biases = [part.bias for part in parts if part.bias is not None]
     if len(parts) < 3 or len(biases) not in (0, 3) or not alike(parts):
         return False
-    if not side_by_side(parts) and any(str(tensor_of(p).base_dir) != ROOT for p in parts):
+    linked = all(str(t.base_dir) == ROOT for tensors in tensors_of(parts) for t in tensors)
+    if not linked and not side_by_side(parts):
         return False
     out = packed(model, node, parts, str(parts[0].nodes[-1].name))
     if biases:
         joined = np.concatenate([array for b in biases if (array := evaluate(b, {})) is not None])
-        bias = ir.Value(name=f"{biases[0].name}+{len(biases) - 1}")
+        bias = ir.Value(name=AND.join(str(bias.name) for bias in biases))
         bias.const_value = ir.tensor(joined, name=bias.name)
         bias.type, bias.shape = biases[0].type, ir.Shape(joined.shape)
         model.graph.initializers[str(bias.name)] = bias
         name = f"{parts[0].nodes[0].name}.packed"
         (out,) = insert(model, node, "Add", [out, bias], name=name)
-        out.type = parts[0].x.type
+        out.type = biases[0].type
     for place, value in enumerate((out, None, None)):
         node.replace_input_with(place, value)
     remove(model, parts)

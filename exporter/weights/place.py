@@ -238,9 +238,17 @@ def place(
 
 
 def ordered(entries: Iterable[Entry]) -> list[Entry]:
-    """Return vectors behind the matrices: those that are multiplied with one input then lie side by
-    side."""
-    return sorted(entries, key=lambda entry: len(entry.shape) < 2)
+    """Return matrices, parts of quantized ones by their kind, and vectors.
+
+    Those that are multiplied with one input then lie side by side.
+    """
+    kinds: dict[str, int] = {part: number for number, part in enumerate(Part)}
+
+    def place(entry: Entry) -> tuple[bool, int]:
+        kind = kinds.get(entry.name.rpartition(".")[2], -1)
+        return kind < 0 and len(entry.shape) < 2, kind
+
+    return sorted(entries, key=place)
 
 
 def aligned(entries: Iterable[Entry]) -> list[Entry]:

@@ -21,11 +21,17 @@ class Part(StrEnum):
         return f"{parameter}.{self}"
 
 
+AND = " + "  # between the names of tensors that are joined to one
 # A name after it is a slice of the part: 'P.codes.3'.
 _NAME = re.compile(rf"(.*)\.(?:{'|'.join(Part)})(?:\.|$)")
 
 
+def parameters_of(tensor: str) -> list[str]:
+    """Return the parameters that a tensor has parts of; its own name where it has none."""
+    found = ((name, _NAME.match(name)) for name in tensor.split(AND))
+    return [name if match is None else match[1] for name, match in found]
+
+
 def parameter_of(tensor: str) -> str:
-    """Return the parameter that a tensor is a part of; its own name where it is none."""
-    found = _NAME.match(tensor)
-    return tensor if found is None else found[1]
+    """Return the parameter that a tensor is a part of, the first of several that are joined."""
+    return parameters_of(tensor)[0]

@@ -72,7 +72,7 @@ class Row:
     format: str
     operator: str
     step: tuple[str, ...]
-    count: int = 1  # of the operator
+    count: int = 1  # of the operator: queries, keys and values are one product, gates and ups too
     compiled: bool = False  # whether kernels of ours are beside it
 
 
@@ -84,17 +84,17 @@ FP8 = ("MatMulBlockScaledFp8GemvKernel", "MatMulBlockScaledFp8MmaGemvKernel")
 NBITS8 = ("MatMulFloat8bKernelM1",)
 GROUPED = ("doGatedActivationKernel",)
 ROWS = {
-    "fp8": Row(LLAMA, "fp8", "MatMulBlockQuantizedFp8Weight", FP8, 7),
-    "fp8-channel": Row(LLAMA, "fp8-channel", "MatMulBlockQuantizedFp8Weight", FP8, 7),
-    "fp8-block": Row(LLAMA, "fp8-block", "MatMulBlockQuantizedFp8Weight", FP8, 7),
-    "mxfp8": Row(LLAMA, "mxfp8", "MatMulBlockQuantizedFp8Weight", FP8[:1], 7),
+    "fp8": Row(LLAMA, "fp8", "MatMulBlockQuantizedFp8Weight", FP8, 4),
+    "fp8-channel": Row(LLAMA, "fp8-channel", "MatMulBlockQuantizedFp8Weight", FP8, 4),
+    "fp8-block": Row(LLAMA, "fp8-block", "MatMulBlockQuantizedFp8Weight", FP8, 4),
+    "mxfp8": Row(LLAMA, "mxfp8", "MatMulBlockQuantizedFp8Weight", FP8[:1], 4),
     "nvfp4": Row(
         LLAMA, "nvfp4", "MatMulBlockQuantizedFp4Weight",
         ("MatMulBlockQuantizedFp4WeightMmaGemvKernel",), 7,
     ),
-    "mxfp4": Row(LLAMA, "mxfp4", "MatMulNBits", NBITS8, 7),
-    "int8": Row(LLAMA, "int8", "MatMulNBits", NBITS8, 7),
-    "int4": Row(LLAMA, "int4", "MatMulNBits", ("MatMulFloat4BitsKernelM1",), 7),
+    "mxfp4": Row(LLAMA, "mxfp4", "MatMulNBits", NBITS8, 4),
+    "int8": Row(LLAMA, "int8", "MatMulNBits", NBITS8, 4),
+    "int4": Row(LLAMA, "int4", "MatMulNBits", ("MatMulFloat4BitsKernelM1",), 4),
     "experts, int4": Row(QWEN, "int4", "QMoE", GROUPED),
     "experts, int8": Row(QWEN, "int8", "QMoE", GROUPED),
     "experts, mxfp4": Row(OSS, "mxfp4", "QMoE", GROUPED),

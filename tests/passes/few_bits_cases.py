@@ -54,6 +54,39 @@ def experts(activation: str, inner: int = 64, bits: int = 8) -> str:
             scale_input = 0> (x, share, chosen, g, u, dw) }}"""
 
 
+def gated(kind: str = "float", block: int = 16, of_up: int = 16) -> str:
+    """Return a gate and an up of 4 bits with zeros: the codes of both, then scales, then zeros.
+
+    block, of_up: of each.
+    """
+    sizes = {"g": block, "u": of_up}
+    parts = [given("uint8", f"{n}c", 256, 6, 32 // b, b // 2) for n, b in sizes.items()]
+    parts += [given("float", f"{n}s", 64, 6 * (32 // b)) for n, b in sizes.items()]
+    parts += [given("uint8", f"{n}z", 256, 6, 1) for n in sizes]
+    cast = kind == "float16"  # the kernel multiplies in fp32, as its scales are
+    nodes = "".join(
+        f" {n}{'0' * cast} = com.microsoft.MatMulNBits <K = 32, N = 6, bits = 4, block_size = {b}>"
+        f" (w, {n}c, {n}s, {n}z) " + f"{n} = Cast <to = 10> ({n}0)" * cast
+        for n, b in sizes.items()
+    )
+    wide = "Cast <to = 1>" if cast else "Identity"
+    return (
+        f"({kind}[B,T,32] x) => ({kind}[B,T,6] y) <{', '.join(parts)}> {{ w = {wide} (x) {nodes}"
+        " a = Relu (g) y = Mul (a, u) }"
+    )
+
+
+FP8_GATED = (
+    "(float16[B,T,32] x) => (float16[B,T,6] y) <{}> {{"
+    " g = com.microsoft.MatMulBlockQuantizedFp8Weight <block_size = 16> (x, gc, gs)"
+    " u = com.microsoft.MatMulBlockQuantizedFp8Weight <block_size = 16> (x, uc, us)"
+    " a = Relu (g) y = Mul (a, u) }}"
+).format(
+    ", ".join(
+        [given("float8e4m3fn", f"{n}c", 100, 6, 32) for n in "gu"]
+        + [given("float", f"{n}s", 64, 6, 2) for n in "gu"]
+    )
+)
 CACHES = (
     "(int64[B,T] input_ids, float[B,T,4,16] q, float[B,T,2,16] k, float[B,T,2,16] v,"
     " float8e4m3fn[B,2,C,16] key, float8e4m3fn[B,2,C,16] value, int64[B] cache_lengths,"
@@ -91,6 +124,18 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     ),
     "quantized_experts, of widths without a kernel": (
         "quantized_experts", experts("silu", inner=32), 0, [*HELD, "moe_experts"],
+    ),
+    "packed_products, of codes": (
+        "packed_products", gated(), 1, ["Identity", "MatMulNBits", "gated_activation"],
+    ),
+    "packed_products, of codes, cast": (
+        "packed_products", gated("float16"), 1, ["MatMulNBits", "gated_activation"],
+    ),
+    "packed_products, of codes in blocks of two sizes": (
+        "packed_products", gated(of_up=32), 0, ["Identity", *["MatMulNBits"] * 2, "Mul", "Relu"],
+    ),
+    "packed_products, of FP8": (
+        "packed_products", FP8_GATED, 1, ["MatMulBlockQuantizedFp8Weight", "gated_activation"],
     ),
     "group_query_attention_fp8": ("group_query_attention_fp8", CACHES, 1, GQA),
 }  # fmt: skip
