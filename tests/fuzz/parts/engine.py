@@ -287,7 +287,7 @@ def _list(engine: Path, name: str) -> None:
         body = unseal(editing.file_bytes(engine / ENGINE_JSON))
     except DamagedError:
         return
-    entry = next(entry for entry in body["files"] if entry["path"] == name)
+    (entry,) = (entry for entry in body["files"] if entry["path"] == name)
     entry["size"] = (engine / name).stat().st_size
     if entry["size"] <= LARGE:
         entry["sha256"] = editing.digest(engine / name)
