@@ -2,7 +2,9 @@
 
 import gc
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -256,6 +258,32 @@ def test_a_call_without_memory_is_one_line(both):
     with pytest.raises(ValueError, match="a call of this session has failed"):
         session.append(drawn(2, 3))
     agree(planned.session(2), portable.session(2), [(5, 3), STEP[:2]])
+
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "triton", "onnx", "onnx_ir")))
+import fake_tensorrt, fake_driver
+from lmcast.exporter import load
+from lmcast.exporter.backends import cuda
+fake_tensorrt.GPUS.append(fake_driver.Driver())
+cuda.bindings = lambda: fake_tensorrt.GPUS[-1]
+sys.modules["tensorrt_rtx"] = fake_tensorrt.module()
+session = load(sys.argv[1]).session(2)
+for tokens in (3, 1, 1, 1):
+    logits = session.append([[1] * tokens] * 2)
+print(session.lengths.tolist(), logits.shape)
+"""
+
+
+def test_plans_run_without_torch(both):
+    planned, _ = both(LLAMA)
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, planned.directory],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"[6, 6] (2, {VOCABULARY})", done.stderr
 
 
 def test_limits_are_refused(both):
