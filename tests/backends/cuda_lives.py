@@ -37,7 +37,8 @@ def whole_life(path: str) -> list[Any]:
     sys.modules.update(dict.fromkeys(CASTS))  # type: ignore[arg-type]  # as if there were none
     sessions.FIRST_CAPACITY = FIRST
     engine = load(path)
-    assert engine.runner
+    with mock.patch.object(runner, "_provider", partial(exactly, runner._provider)):
+        assert engine.runner
     note("prompt")
     one = engine.session(ROWS)
     one.append(ones(2))
@@ -64,6 +65,12 @@ def whole_life(path: str) -> list[Any]:
     last.append(ones(1, 2))
     shrink(engine.runner)
     return seen
+
+
+def exactly(provider: Any, *given: Any) -> Any:
+    """Let the arena take what each call needs, as then it can give back all of it."""
+    options, [(name, own)] = provider(*given)
+    return options, [(name, own | {"arena_extend_strategy": "kSameAsRequested"})]
 
 
 def shrink(runner: Any) -> None:
@@ -172,7 +179,8 @@ def why_not(path: str) -> str:
 
 
 def beyond(path: str) -> None:
-    """Run steps where no more graphs may be captured, with room for padding behind the context."""
+    """Run steps where no more graphs may be captured, with room for padding behind the context; and
+    prompts, each longer than all before."""
     runner.MOST_GRAPHS = 0
     engine = load(path)
     session, most = engine.session(ROWS), engine.context - len(STEPS) - 1
@@ -181,6 +189,9 @@ def beyond(path: str) -> None:
     for name in STEPS:
         note(name)
         session.append(ones(1))
+    note("prompts")
+    for tokens in range(1, engine.context, 2):
+        engine.session(ROWS).append(ones(tokens))
     note("end")
 
 
