@@ -2,10 +2,11 @@
 
 import ctypes
 import math
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -91,7 +92,7 @@ class Cuda:
         self.bytes = int(self.call("cuDeviceTotalMem", self._device))
         # That of the runtime too, which other libraries in this process use.
         self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
-        self._alone = RLock()
+        self._alone, self._process = RLock(), os.getpid()
         with self.current():
             self._stream = self.call("cuStreamCreate", NON_BLOCKING)
 
@@ -108,7 +109,15 @@ class Cuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make this thread one that may call CUDA, whatever other threads capture meanwhile."""
+        """Make this thread one that may call CUDA, whatever other threads capture meanwhile.
+
+        Raises DeviceError in a process that was forked from the one that has the GPU.
+        """
+        if os.getpid() != self._process:
+            raise DeviceError(
+                "a GPU is of the process that opened it, and this one was forked from that: load"
+                " the engine here, in a process that was started otherwise (multiprocessing: spawn)"
+            )
         modes = self.driver.CUstreamCaptureMode
         self.call("cuCtxPushCurrent", self._context)
         try:
@@ -128,7 +137,7 @@ class Cuda:
 
     def release(self, how: str, handle: Any) -> None:
         """Free what a function of CUDA has made, by another; what fails is not said: it is gone."""
-        with self.current():
+        with suppress(DeviceError), self.current():
             getattr(self.driver, how)(handle)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:

@@ -1,6 +1,7 @@
 """The GPU at hand, by NVIDIA's own bindings on a fake driver."""
 
 import gc
+import os
 import threading
 from importlib.util import find_spec
 from typing import Any
@@ -11,7 +12,7 @@ from fake_cuda import missing, on_fake_gpu
 from fake_driver import Driver
 
 from lmcast.exporter.backends import cuda
-from lmcast.exporter.backends.cuda import Cuda, DeviceError, OutOfMemory, local_sm, require_gpu
+from lmcast.exporter.backends.cuda import Cuda, DeviceError, local_sm, require_gpu
 from lmcast.exporter.backends.gpu_call import Call
 
 why = missing() or ("" if find_spec("cuda") else "cuda-bindings is not installed")
@@ -26,6 +27,14 @@ def grow(gpu: Any, to: Any, source: Any) -> Any:
 def enter(gpu: Cuda, entered: threading.Event) -> None:
     with gpu.active():
         entered.set()
+
+
+def said(gpu: Cuda) -> str:
+    try:
+        gpu.empty((1 << 50,), "uint8")
+    except DeviceError as error:
+        return str(error)
+    return ""
 
 
 def works() -> list[Any]:
@@ -50,10 +59,10 @@ def works() -> list[Any]:
         gpu.wait()
     waiting.join()
     assert entered.is_set()
-    try:
-        gpu.empty((1 << 50,), "uint8")
-    except OutOfMemory as error:
-        refused = str(error)
+    refused = said(gpu)
+    if not (child := os.fork()):
+        os._exit("in a process that was started otherwise" not in said(gpu))
+    assert os.waitpid(child, 0)[1] == 0
     used = gpu.used()
     del short, replay
     gc.collect()
