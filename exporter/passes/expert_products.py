@@ -3,11 +3,18 @@
 Letters: E experts, N rows and K columns of a matrix.
 """
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from lmcast.exporter.passes.nbits import IntegerWeight, integer_weight
-from lmcast.exporter.passes.nbits_inputs import of_expert
-from lmcast.exporter.passes.nbits_matmul import ROUNDED, multiply
+from lmcast.exporter.passes.nbits_inputs import cast, of_expert
+from lmcast.exporter.passes.nbits_matmul import (
+    ROUNDED,
+    multiply,
+    product_with_offsets,
+    sums_of_blocks,
+)
 from lmcast.exporter.passes.nth import nth
 from lmcast.exporter.passes.rewrite import MICROSOFT, insert
 
@@ -41,15 +48,41 @@ def _of_integers(
     """The same for quantized matrices, whose kernel takes rows."""
     turn = {"perm": [1, 0]}
     (rows,) = insert(model, at, "Transpose", [columns], turn, name=f"{name}.rows")
-    parts = _split(model, at, rows, runs, stack.shape[0], 0, name)
-    for part in parts:
-        part.shape = ir.Shape((None, stack.shape[-1]))
+    count = stack.shape[0]
+    each = [of_expert(model, stack, i) for i in range(count)]
+    parts = _split(model, at, rows, runs, count, 0, name)
     found = [
-        multiply(model, at, part, of_expert(model, stack, i), ROUNDED, f"{name}.{i}")
-        for i, part in enumerate(parts)
+        multiply(model, at, part, replace(one, offsets=None), ROUNDED, f"{name}.{i}")
+        for i, (part, one) in enumerate(zip(parts, each, strict=True))
     ]
     (joined,) = insert(model, at, "Concat", found, {"axis": 0}, name=f"{name}.joined")
+    if stack.offsets is not None:
+        more = _of_offsets(model, at, rows, runs, each, name)
+        (joined,) = insert(model, at, "Add", [joined, more], name=f"{name}.total")
     return insert(model, at, "Transpose", [joined], turn, name=name)[0]
+
+
+def _of_offsets(
+    model: ir.Model,
+    at: ir.Node,
+    rows: ir.Value,
+    runs: ir.Value,
+    each: list[IntegerWeight],
+    name: str,
+) -> ir.Value:
+    """Return the products with what is added to the numbers of blocks of each matrix."""
+    first = each[0]
+    rows.shape = ir.Shape((None, first.shape[-1]))
+    wide = cast(model, at, rows, first.dtype, first.computed, f"{name}.wide")
+    wide.shape = rows.shape
+    sums = sums_of_blocks(model, at, wide, first, name)
+    parts = _split(model, at, sums, runs, len(each), 0, f"{name}.sums")
+    found = [
+        product_with_offsets(model, at, part, one, f"{name}.{i}")
+        for i, (part, one) in enumerate(zip(parts, each, strict=True))
+    ]
+    (joined,) = insert(model, at, "Concat", found, {"axis": 0}, name=f"{name}.lifts")
+    return cast(model, at, joined, first.computed, first.dtype, f"{name}.lift")
 
 
 def _split(

@@ -84,26 +84,35 @@ def multiply(
     require(model, prepack=True)
     require_constants(model, weight)
     if weight.offsets is not None:
-        more = _offsets(model, at, wide, weight, name)
+        sums = sums_of_blocks(model, at, wide, weight, name)
+        more = product_with_offsets(model, at, sums, weight, name)
         label = name if weight.dtype == kind else f"{name}.total"
         out = insert(model, at, "Add", [out, more], name=label)[0]
     return cast(model, at, out, kind, weight.dtype, name)
 
 
-def _offsets(
+def sums_of_blocks(
     model: ir.Model, at: ir.Node, x: ir.Value, weight: IntegerWeight, name: str
 ) -> ir.Value:
-    """Return the product with what is added to the numbers of blocks: with the sums of x."""
-    offsets, shape = weight.offsets, x.shape
-    assert offsets is not None and offsets.dtype is not None and shape is not None
-    block, kind = weight.block, weight.computed
-    sizes = [0] * (len(shape) - 1) + [weight.shape[1] // block, block]  # 0: as it is
+    """Return the sums of x ...,K over the blocks of a weight: ...,G."""
+    assert x.shape is not None
+    block = weight.block
+    sizes = [0] * (len(x.shape) - 1) + [weight.shape[-1] // block, block]  # 0: as it is
     split = constant(model, at, sizes, ir.DataType.INT64, f"{name}.sizes")
     last = constant(model, at, [-1], ir.DataType.INT64, f"{name}.last")
     (blocks,) = insert(model, at, "Reshape", [x, split], name=f"{name}.blocks")
-    (sums,) = insert(model, at, "ReduceSum", [blocks, last], {"keepdims": 0}, name=f"{name}.sums")
+    given = {"keepdims": 0}
+    return insert(model, at, "ReduceSum", [blocks, last], given, name=f"{name}.sums")[0]
+
+
+def product_with_offsets(
+    model: ir.Model, at: ir.Node, sums: ir.Value, weight: IntegerWeight, name: str
+) -> ir.Value:
+    """Return the product of x with what is added to the numbers of blocks, from its sums."""
+    offsets = weight.offsets
+    assert offsets is not None and offsets.dtype is not None
     matrix = in_matrix(model, at, weight, offsets, f"{name}.offsets")
-    matrix = cast(model, at, matrix, offsets.dtype, kind, f"{name}.wide_offsets")
+    matrix = cast(model, at, matrix, offsets.dtype, weight.computed, f"{name}.wide_offsets")
     turn = {"perm": [1, 0]}
     (turned,) = insert(model, at, "Transpose", [matrix], turn, name=f"{name}.turned")
     return insert(model, at, "MatMul", [sums, turned], name=f"{name}.more")[0]
