@@ -49,6 +49,7 @@ class Summary:
     dtype: str
     target: str
     bytes: int  # of the engine directory
+    of_checkpoint: int  # bytes of the files that hold its weights
     linked: tuple[str, ...]  # files of the checkpoint that it points into
     parity: dict[str, Any] | None
     plans: tuple[dict[str, Any], ...] = ()  # file, SMs, bytes
@@ -89,7 +90,8 @@ class Summary:
                 f" `lmcast pack {self.path}` before shipping"
             )
         else:
-            lines.append(f"{self.path}: {self.bytes:,} bytes, self-contained")
+            times = f"{self.bytes / self.of_checkpoint:.2f} times the checkpoint's"
+            lines.append(f"{self.path}: {self.bytes:,} bytes, {times}, self-contained")
         return "\n".join(lines)
 
 
@@ -159,6 +161,7 @@ class Engine:
             dtype=about.dtype,
             target=about.target,
             bytes=sum(file.size for file in self.manifest.files),
+            of_checkpoint=max(1, sum(file.size for file in about.source)),
             linked=tuple(source.path for source in about.linked),
             parity=self._parity(),
             plans=tuple(
