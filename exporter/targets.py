@@ -30,7 +30,7 @@ WeightForm = Literal["standard", "kernels", "gpu_kernels"]
 # Options of export that only some targets read: the SMs of GPUs, and the sizes of a plan's calls.
 Option = Literal["sms", "sizes"]
 # Options of a load that only some read: what is of ONNX Runtime's CPU, and that this is to run it.
-Loads = Literal["threads", "prepack", "portable"]
+Loads = Literal["threads", "prepack", "exact", "portable"]
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def _tensorrt(name: str, about: str) -> Target:
     )
 
 
-ON_CPUS: frozenset[Loads] = frozenset({"threads", "prepack", "portable"})
+ON_CPUS: frozenset[Loads] = frozenset({"threads", "prepack", "exact", "portable"})
 DEFAULT, PORTABLE, DEFAULT_PLANS = "cpu", "onnx", "tensorrt-rtx"
 TARGETS: dict[str, Target] = {
     target.name: target

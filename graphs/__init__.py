@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lmcast.graphs import archs
 from lmcast.graphs.archs.multimodal import TIE, Multimodal, as_stored
@@ -164,11 +165,22 @@ def define(
     return Definition(arch, typed, model, binding)
 
 
+class _Undrawn(TorchFunctionMode):
+    """Initializes no parameters: on meta they have no values, and to draw none of them normally
+    imports for three seconds what torch computes shapes with."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        return given["tensor"] if func is nn.init.normal_ else func(*args, **given)
+
+
 def _on_meta(arch: Arch, config: Any, within: str) -> Decoder:
     """Return the model of a Config on meta; raises ConfigError where that describes none."""
     at = f"{arch.name}: config.json: {within}"
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             return arch.build(config).eval()
     except ConfigError:
         raise

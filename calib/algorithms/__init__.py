@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lmcast.calib.algorithms.candidate import Candidate, output_error
+from lmcast.calib.algorithms.candidate import Candidate, Outputs
 from lmcast.calib.algorithms.gptq import gptq, refined
 from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.algorithms.scales import searched
@@ -15,7 +15,7 @@ from lmcast.calib.statistics import InputStatistics
 from lmcast.graphs.blocks.quantized import InputFormat
 from lmcast.graphs.weights.quantized import Quantized
 
-__all__ = ["ALGORITHMS", "Algorithm", "Candidate", "output_error"]
+__all__ = ["ALGORITHMS", "Algorithm", "Candidate", "Outputs"]
 
 
 def nearest(problem: Problem, format: WeightFormat) -> Quantized:

@@ -20,32 +20,47 @@ class Candidate:
     smooth: Tensor | None = None
 
 
-def output_error(
-    weight: Tensor,
-    candidate: Candidate,
-    x: Tensor,
-    inputs: InputFormat,
-    scale: Tensor | None = None,
-    reference: Tensor | None = None,
-) -> float:
-    """Return the squared error of a layer's outputs, relative to their squared size.
+@dataclass(frozen=True)
+class Outputs:
+    """What a layer is to give, for candidates to be compared with.
 
-    weight: N,K fp32, unquantized.
-    candidate: the quantized weight.
-    x: n,K, inputs of the layer in the quantized model.
-    inputs: how they are rounded.
+    wanted: n,N. x: n,K, inputs of the layer in the quantized model. inputs: how they are rounded.
     scale: of static inputs.
-    reference: n,K or None, the same inputs in the unquantized model, whose outputs are then the
-        wanted ones.
-
-    0 where wanted and actual outputs are all 0, infinite where only the wanted ones are.
     """
-    wanted = (x if reference is None else reference) @ weight.T
-    found = rounded(x, inputs, candidate.smooth, scale) @ candidate.quantized.dequantize().T
-    size, error = float(wanted.square().sum()), float((found - wanted).square().sum())
-    if size == 0:
-        return 0.0 if error == 0 else float("inf")
-    return error / size
+
+    wanted: Tensor
+    x: Tensor
+    inputs: InputFormat
+    scale: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        x: Tensor,
+        inputs: InputFormat,
+        scale: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> "Outputs":
+        """Take an unquantized weight N,K fp32, and x n,K.
+
+        reference: n,K or None, the same inputs in the unquantized model, whose outputs are then the
+            wanted ones.
+        """
+        return cls((x if reference is None else reference) @ weight.T, x, inputs, scale)
+
+    def error(self, candidate: Candidate) -> float:
+        """Return the squared error of the outputs, relative to their squared size.
+
+        0 where wanted and actual outputs are all 0, infinite where only the wanted ones are.
+        """
+        seen = rounded(self.x, self.inputs, candidate.smooth, self.scale)
+        size = float(self.wanted.square().sum())
+        found = seen @ candidate.quantized.dequantize().T
+        error = float(found.sub_(self.wanted).square_().sum())
+        if size == 0:
+            return 0.0 if error == 0 else float("inf")
+        return error / size
 
 
 def rounded(

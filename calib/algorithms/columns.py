@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.algorithms.problem import Problem
+from lmcast.calib.algorithms.root import Root
 from lmcast.calib.algorithms.scales import searched, spread, tried
 from lmcast.calib.formats import WeightFormat
 from lmcast.graphs.weights.quantized import Quantized
@@ -25,7 +26,7 @@ class Columns:
 
     order: K; the column of the weight at each place.
     target, values: K,N fp32; what is wanted, and what was chosen.
-    gram: K,K, in the same order.
+    root: that of the gram in this order.
     blocks: ranges of places, in order.
     scales: of the whole weight, as stored; where blocks have their own, they are written as they
         are chosen.
@@ -35,7 +36,7 @@ class Columns:
     format: WeightFormat
     order: Tensor
     blocks: tuple[slice, ...]
-    gram: Tensor
+    root: Root
     target: Tensor
     values: Tensor
     scales: Tensor
@@ -44,16 +45,20 @@ class Columns:
 
     @classmethod
     def of(cls, problem: Problem, format: WeightFormat) -> "Columns":
-        weight, energy = problem.target, problem.energy
-        scales, shared = searched(weight, format, energy)
-        order, blocks = _order(energy, format.scheme.block[1] if own_scales(format) else 0)
+        energy, own = problem.energy, own_scales(format)
+        order, blocks = _order(energy, format.scheme.block[1] if own else 0)
+        upper, target = problem.solved(order)
+        weight = torch.empty_like(target)
+        weight[order] = target
+        weight = weight.T.contiguous()
         factors = None
-        if not own_scales(format):
+        if own:
+            scales, shared = format.scales(weight)  # those of blocks are chosen with their columns
+        else:
+            scales, shared = searched(weight, format, energy)
             factors = spread(weight, format, scales, shared).T[order].contiguous()
-        target = weight.T[order].contiguous()
-        gram = problem.gram[order][:, order]
         values = torch.zeros_like(target)
-        return cls(format, order, blocks, gram, target, values, scales, shared, factors)
+        return cls(format, order, blocks, Root.of(upper), target, values, scales, shared, factors)
 
     def runs(self) -> Iterator[tuple[int, int, list[slice]]]:
         """Yield where runs of about LAZY columns begin and end, and their blocks."""

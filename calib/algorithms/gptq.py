@@ -11,11 +11,14 @@ from torch import Tensor
 
 from lmcast.calib.algorithms.columns import Columns
 from lmcast.calib.algorithms.problem import Problem
+from lmcast.calib.algorithms.root import Root, root
 from lmcast.calib.formats import WeightFormat
 from lmcast.calib.formats.strips import element_code, loops
 from lmcast.graphs.weights.quantized import Quantized
 
-SWEEPS = 3
+# On layers of SmolLM2-135M one lowered the error on text that was not seen by 1 to 5 %, a second by
+# 1 %, a third by half of that; each takes as long as GPTQ.
+SWEEPS = 1
 LEAST_ROWS = 1024  # of a thread, which takes a while to start
 
 
@@ -26,21 +29,21 @@ def gptq(problem: Problem, format: WeightFormat, sweeps: int = 0) -> Quantized:
     coordinate descent over all blocks afterwards.
     """
     columns = Columns.of(problem, format)
-    upper = inverse_root(columns.gram)
-    rest = columns.target.clone()  # what columns not chosen yet should now be
-    errors = torch.zeros_like(rest)
-    every = torch.ones(rest.shape[1], dtype=torch.bool)
+    times, off = columns.root.times, torch.zeros_like(columns.target)
+    every = torch.ones(off.shape[1], dtype=torch.bool)
     for begin, end, blocks in columns.runs():
+        # What columns not chosen yet should now be: of a run of them at once, for large products.
+        rest = columns.target[begin:end] - times[:begin, begin:end].T @ off[:begin]
         for block in blocks:
-            scales, factors = columns.tried(block, rest[block])
-            best, values, errors[block], _ = encode(
-                rest[block], upper[block, block], factors, format
-            )
+            before, own = slice(begin, block.start), slice(block.start - begin, block.stop - begin)
+            wanted = rest[own] - times[before, block].T @ off[before]
+            target = columns.target[block]
+            scales, factors = columns.tried(block, wanted)
+            best, values, _ = encode(wanted, target, columns.root.part(block), factors, format)
             columns.choose(block, values, _picked(scales, best), every)
-            rest[block.stop : end] -= upper[block, block.stop : end].T @ errors[block]
-        rest[end:] -= upper[begin:end, end:].T @ errors[begin:end]
-    for _ in range(sweeps):
-        sweep(columns)
+            off[block] = values - target
+    if sweeps:
+        _descend(columns, problem.gram[columns.order[:, None], columns.order], sweeps)
     return columns.packed()
 
 
@@ -49,54 +52,58 @@ def refined(problem: Problem, format: WeightFormat) -> Quantized:
     return gptq(problem, format, SWEEPS)
 
 
-def sweep(columns: Columns) -> None:
-    """One sweep of coordinate descent: choose scales and codes of every block anew, given all
-    others.
+def _descend(columns: Columns, gram: Tensor, sweeps: int) -> None:
+    """Coordinate descent: choose scales and codes of every block anew, given all others.
+
+    gram: K,K, in the order of the columns.
 
     Given the others, the error is a quadratic form of the block around its minimum, which is the
     block's target. A choice that lowers no error is not taken.
     """
-    gram = columns.gram
+    owns = [gram[block, block] for block in columns.blocks]
+    roots = [Root.of(root(own, torch.arange(len(own)))) for own in owns]
+    inverses = [torch.linalg.inv(own) for own in owns]
     slope = gram @ (columns.values - columns.target)  # K,N
-    for begin, end, blocks in columns.runs():
-        start = columns.values[begin:end].clone()
-        for block in blocks:
-            own, old = gram[block, block], columns.values[block].clone()
-            away = torch.linalg.solve(own, slope[block])  # from where the error would be least
-            before = (away * slope[block]).sum(0)
-            scales, factors = columns.tried(block, old - away)
-            best, values, _, after = encode(old - away, inverse_root(own), factors, columns.format)
-            columns.choose(block, values, _picked(scales, best), after < before)
-            slope[begin:end] += gram[begin:end, block] @ (columns.values[block] - old)
-        moved = columns.values[begin:end] - start
-        slope[:begin] += gram[:begin, begin:end] @ moved
-        slope[end:] += gram[end:, begin:end] @ moved
+    for _ in range(sweeps):
+        places = iter(zip(inverses, roots, strict=True))
+        for begin, end, blocks in columns.runs():
+            start = columns.values[begin:end].clone()
+            for block, (inverse, of) in zip(blocks, places, strict=False):
+                old = columns.values[block].clone()
+                away = inverse @ slope[block]  # from where the error would be least
+                before, wanted = (away * slope[block]).sum(0), old - away
+                scales, factors = columns.tried(block, wanted)
+                best, values, after = encode(wanted, wanted, of, factors, columns.format)
+                columns.choose(block, values, _picked(scales, best), after < before)
+                slope[begin:end] += gram[begin:end, block] @ (columns.values[block] - old)
+            moved = columns.values[begin:end] - start
+            slope[:begin] += gram[:begin, begin:end] @ moved
+            slope[end:] += gram[end:, begin:end] @ moved
 
 
 def encode(
-    target: Tensor, upper: Tensor, factors: Tensor, format: WeightFormat
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted: Tensor, target: Tensor, root: Root, factors: Tensor, format: WeightFormat
+) -> tuple[Tensor, Tensor, Tensor]:
     """Round a block of columns B,N one after the other, with each of several factors.
 
-    upper: B,B, root of the inverse Gram matrix.
+    wanted: B,N; what columns should be, as those before the block are off their targets.
+    target: B,N; what they should be if those were not. root: that of the block.
     factors: C,1,N or 1,B,N; what is tried.
 
-    Returns the index of the best for each row (N), the values B,N it gives, their errors B,N as
-    later columns see them, and the sum of the errors' squares (N), which is the squared error of
-    the outputs.
+    Returns the index of the best for each row (N), the values B,N it gives, and the sum of the
+    squares (N) of the errors that each column adds to the outputs.
     """
     loops()
     from lmcast.calib.algorithms.kernels import choose
 
     element, rows = format.scheme.element, target.shape[1]
     best, total = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
-    values, errors = torch.empty(target.shape), torch.empty(target.shape)
-    columns, root, tried = (x.contiguous().numpy() for x in (target, upper, factors))
-    found = best.numpy(), values.numpy(), errors.numpy(), total.numpy()
+    values = torch.empty(target.shape)
+    given = (x.contiguous().numpy() for x in (wanted, target, root.times, root.scale, factors))
+    of, found = tuple(given), (best.numpy(), values.numpy(), total.numpy())
 
     def work(first: int) -> None:
-        last = min(first + run, rows)
-        choose(first, last, columns, root, tried, element_code(element), *found)
+        choose(first, min(first + run, rows), *of, element_code(element), *found)
 
     threads = torch.get_num_threads()
     run = max(LEAST_ROWS, -(-rows // threads))
@@ -105,17 +112,7 @@ def encode(
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(0, rows, run)))
-    return best, values, errors, total
-
-
-def inverse_root(gram: Tensor) -> Tensor:
-    """Return the upper triangular U with U^T U = gram^-1: K,K."""
-    # With both axes reversed, the lower triangular root of the gram becomes an upper one, whose
-    # inverse is U: one decomposition and no explicit inverse of the gram.
-    root = torch.linalg.cholesky(gram.flip(0, 1)).flip(0, 1)
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    inverse: Tensor = torch.linalg.solve_triangular(root, identity, upper=True)
-    return inverse
+    return best, values, total
 
 
 def _picked(scales: Tensor | None, best: Tensor) -> Tensor | None:

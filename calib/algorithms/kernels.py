@@ -1,62 +1,126 @@
 """The compiled inner loop of GPTQ over a block of columns.
 
-Letters: C scales tried, B columns of a block, N rows of the weight; values are transposed: B,N.
+Letters: C scales tried, B columns of a block, N rows of the weight, n rows of a strip; values are
+transposed: B,N.
+
+For vector instructions, loops over rows have unsigned indices (signed ones may count from the end
+of an array), and what they write to is whole (parts have strides that a compiler does not know).
 """
 
 import numpy as np
 
-from lmcast.calib.formats.kernels import compiled, rounded
+from lmcast.calib.formats.kernels import compiled, near_codes
 
 STRIP = 256  # rows at a time: a block of them fits in the innermost cache
 
 
 @compiled
-def choose(
-    first: int,
-    last: int,
+def _eliminate(rest: np.ndarray, times: np.ndarray, off: np.ndarray, j: int) -> None:
+    """Subtract from rest n the columns before j of off B,n, by row j of times B,B."""
+    row, i = np.uintp(j), 0
+    while i + 4 <= j:  # four at once: rest is read and written less often
+        p, q, s, t = np.uintp(i), np.uintp(i + 1), np.uintp(i + 2), np.uintp(i + 3)
+        a, b, c, d = times[row, p], times[row, q], times[row, s], times[row, t]
+        for r in range(len(rest)):
+            u = np.uintp(r)
+            rest[r] -= (a * off[p, u] + b * off[q, u]) + (c * off[s, u] + d * off[t, u])
+        i += 4
+    while i < j:
+        p = np.uintp(i)
+        a = times[row, p]
+        for r in range(len(rest)):
+            rest[r] -= a * off[p, np.uintp(r)]
+        i += 1
+
+
+@compiled
+def _round(
+    begin: int,
+    wanted: np.ndarray,
     target: np.ndarray,
-    upper: np.ndarray,
+    times: np.ndarray,
+    scale: np.ndarray,
+    factors: np.ndarray,
+    element: int,
+    total: np.ndarray,
+    off: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    """Round the columns of a strip, which begins with row `begin`, one after the other.
+
+    wanted, target, values: B,N; values written. times, scale: as in `choose`, times transposed.
+    factors: 1,n or B,n. total: written, n. off: room for B,n.
+    """
+    rest, near = np.empty(len(total), np.float32), np.empty(len(total), np.float32)
+    ties, codes = np.empty(len(total), np.uint8), np.empty(len(total), np.uint8)
+    first = np.uintp(begin)
+    total[:] = 0
+    for j in range(len(wanted)):
+        row, of = np.uintp(j), np.uintp(j if len(factors) > 1 else 0)
+        for r in range(len(rest)):
+            rest[r] = wanted[row, first + np.uintp(r)]
+        _eliminate(rest, times, off, j)
+        for r in range(len(rest)):
+            near[r] = rest[r] / factors[of, np.uintp(r)]
+        # A tie may go either way: what is rounded has an error of fp32 itself.
+        near_codes(element, near, ties, codes)
+        one = scale[j]
+        for r in range(len(rest)):
+            u = np.uintp(r)
+            value = near[r] * factors[of, u]
+            error = (rest[r] - value) * one
+            total[r] += error * error
+            off[row, u] = value - target[row, first + u]
+            values[row, first + u] = value
+
+
+@compiled
+def choose(
+    begin: int,
+    end: int,
+    wanted: np.ndarray,
+    target: np.ndarray,
+    times: np.ndarray,
+    scale: np.ndarray,
     factors: np.ndarray,
     element: int,
     best: np.ndarray,
     values: np.ndarray,
-    errors: np.ndarray,
     total: np.ndarray,
 ) -> None:
     """Round the columns of a block one after the other, with each of several factors.
 
-    first, last: the rows of the weight to do.
-    target: B,N, the wanted values.
-    upper: B,B, root of the inverse Gram matrix.
+    begin, end: the rows of the weight to do.
+    wanted: B,N; what columns should be, as those before the block are off their targets.
+    target: B,N; where the error of the outputs would be least.
+    times: B,B upper triangular; how far a column moves, by how far one before it is off.
+    scale: B; root of what the square of a column's error costs.
     factors: C,1,N or C,B,N.
     best: written, N int64: the index of the best factors of each row.
-    values, errors: written, B,N: the values they give, and their errors as later columns see them.
-    total: written, N: the sum of the errors' squares, the squared error of the outputs.
+    values: written, B,N: the values they give.
+    total: written, N: what they cost, the squared error of the outputs.
     """
-    width = len(target)
-    own = factors.shape[1] > 1
-    for begin in range(first, last, STRIP):
-        end = min(begin + STRIP, last)
-        rest, near = np.empty((2, width, end - begin), np.float32)
-        sums = np.empty(end - begin, np.float32)
+    turned = times.T.copy()
+    for start in range(begin, end, STRIP):
+        size, first = min(STRIP, end - start), np.uintp(start)
+        off = np.empty((len(wanted), size), np.float32)
+        of = np.empty((factors.shape[1], size), np.float32)
+        cost, least = np.empty(size, np.float32), np.full(size, np.inf, np.float32)
+        which = np.zeros(size, np.int64)
         for tried in range(len(factors)):
-            rest[:] = target[:, begin:end]
-            sums[:] = 0
-            for j in range(width):
-                of = factors[tried, j if own else 0, begin:end]
-                rounded(rest[j], of, element, near[j])
-                one = np.float32(1) / upper[j, j]
-                for r in range(end - begin):
-                    error = (rest[j, r] - near[j, r]) * one
-                    rest[j, r] = error
-                    sums[r] += error * error
-                for k in range(j + 1, width):
-                    times = upper[j, k]
-                    for r in range(end - begin):
-                        rest[k, r] -= times * rest[j, r]
-            for r in range(end - begin):
-                if tried == 0 or sums[r] < total[begin + r]:
-                    total[begin + r], best[begin + r] = sums[r], tried
-                    for j in range(width):
-                        values[j, begin + r] = near[j, r]
-                        errors[j, begin + r] = rest[j, r]
+            for j in range(len(of)):
+                for r in range(size):
+                    u = np.uintp(r)
+                    of[np.uintp(j), u] = factors[np.uintp(tried), np.uintp(j), first + u]
+            _round(start, wanted, target, turned, scale, of, element, cost, off, values)
+            for r in range(size):
+                better = cost[r] < least[r]
+                least[r] = cost[r] if better else least[r]
+                which[r] = tried if better else which[r]
+        for j in range(len(of)):
+            for r in range(size):
+                of[j, r] = factors[which[r], j, start + r]
+        # Once more with the best of each row: that is less than to keep its values meanwhile.
+        _round(start, wanted, target, turned, scale, of, element, cost, off, values)
+        for r in range(size):
+            best[start + r], total[start + r] = which[r], cost[r]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lmcast.calib.algorithms.candidate import fitted, rotated_columns, rounded
+from lmcast.calib.algorithms.root import root
 from lmcast.calib.statistics import InputStatistics
 from lmcast.graphs.blocks.quantized import InputFormat
 
@@ -34,12 +35,12 @@ class Problem:
         """The weight after smoothing and rotation: N,K."""
         return fitted(self.original, self.inputs, self.smooth)
 
-    @cached_property
+    @property
     def energy(self) -> Tensor:
         """The weight of an error in each column, K: the diagonal of the Gram matrix, not damped."""
-        return self._gram.diagonal().clone()
+        return self._damped[1]
 
-    @cached_property
+    @property
     def gram(self) -> Tensor:
         """The gram K,K of what the product sees, damped: positive definite.
 
@@ -47,31 +48,41 @@ class Problem:
         token (four layers of SmolLM2, MXFP4), that was within 3 % of the best of factors from 0.1
         to 2.4 on text that was not seen; GPTQ's own 0.01 of the mean lost up to 1.7 times as much.
         """
-        mean = float(self.energy.mean())
-        least = LEAST_DAMPING * mean if mean > 0 else 1.0
-        part = math.sqrt(len(self.energy) / max(self.statistics.count, 1))
-        return self._gram + torch.diag(part * self.energy + least)
+        return self._damped[0]
 
-    @cached_property
+    @property
     def target(self) -> Tensor:
         """T: N,K."""
-        if self.statistics.drift is None:
-            return self.weight
-        drift = self._fit(self.statistics.drift)
-        root = torch.linalg.cholesky(self.gram)
-        return self.weight + self.weight @ torch.cholesky_solve(drift.T, root).T
+        order = torch.arange(len(self.energy))
+        return self.solved(order)[1].T
+
+    def solved(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, for columns in this order (K), the upper triangular R with R R^T = G, K,K, and
+        T^T, K,N."""
+        upper, target = root(self.gram, order), self.weight.T[order]
+        if self.statistics.drift is not None:
+            added = (self.weight @ self._fit(self.statistics.drift)).T[order]
+            half = torch.linalg.solve_triangular(upper, added, upper=True)
+            target += torch.linalg.solve_triangular(upper.T, half, upper=False)
+        return upper, target
 
     @cached_property
-    def _gram(self) -> Tensor:
+    def _damped(self) -> tuple[Tensor, Tensor]:
         gram, rows = self._fit(self.statistics.gram), self.statistics.rows
+        diagonal = gram.diagonal()
         if self.inputs.format is not None and len(rows):
             # What rounding adds is nearly independent of the inputs, and in each column of others.
             plain = rotated_columns(
                 rows if self.smooth is None else rows * self.smooth, self.inputs
             )
             added = rounded(rows, self.inputs, self.smooth) - plain
-            gram.diagonal().add_(added.square().mean(0) * self.statistics.count)
-        return gram
+            diagonal.add_(added.square().mean(0) * self.statistics.count)
+        energy = diagonal.clone()
+        mean = float(energy.mean())
+        least = LEAST_DAMPING * mean if mean > 0 else 1.0
+        part = math.sqrt(len(energy) / max(self.statistics.count, 1))
+        diagonal.add_(part * energy + least)
+        return gram, energy
 
     def _fit(self, sums: Tensor) -> Tensor:
         """Return the Gram matrix K,K of the inputs after smoothing and rotation."""

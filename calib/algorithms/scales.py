@@ -29,6 +29,6 @@ def tried(wanted: Tensor, format: WeightFormat, shared: Tensor | None) -> tuple[
     """Return candidate scales C,N, as stored, of a transposed block B,N, and factors C,1,N."""
     most = wanted.abs().amax(0)
     own = format.rule(most, torch.ones(()) if shared is None else shared)
-    scales = torch.stack([own, *format.candidates(own)])
+    scales = torch.cat([own[None], format.candidates(own)])
     factors = scales.float() if shared is None else scales.float() * shared
     return scales, factors[:, None]

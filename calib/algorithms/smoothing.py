@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from lmcast.calib.algorithms.candidate import Candidate, fitted, output_error, rounded
+from lmcast.calib.algorithms.candidate import Candidate, Outputs, fitted, rounded
 from lmcast.calib.algorithms.scales import searched
 from lmcast.calib.formats import WeightFormat
 from lmcast.calib.statistics import InputStatistics
@@ -13,7 +13,7 @@ from lmcast.graphs.blocks.quantized import InputFormat
 
 Smoothing = Callable[[Tensor, InputStatistics, WeightFormat, InputFormat], Tensor | None]
 GRID = [step / 10 for step in range(1, 11)]
-OUTPUTS = 512  # of a layer that factors are compared on, evenly spread
+OUTPUTS = 128  # of a layer that factors are compared on, evenly spread: sums over many rows
 LEAST = 1e-5  # of the largest magnitude: channels that are nearly always 0 get no larger factor
 
 
@@ -53,12 +53,13 @@ def _best(
 ) -> Tensor | None:
     """Return the factors with the least error on the sampled inputs, None for ones."""
     some = weight[:: -(-len(weight) // OUTPUTS)]
+    outputs = Outputs.of(some, statistics.rows, inputs)
 
     def error(smooth: Tensor | None) -> float:
         held = fitted(some, inputs, smooth)
         seen = rounded(statistics.rows, inputs, smooth)
         quantized = format.pack(held, *searched(held, format, seen.square().sum(0)))
-        return output_error(some, Candidate(quantized, smooth), statistics.rows, inputs)
+        return outputs.error(Candidate(quantized, smooth))
 
     best, least = None, error(None)
     for factors in tried:

@@ -129,6 +129,19 @@ def _settle(
 
 
 @compiled
+def near_codes(element: int, ratios: np.ndarray, ties: np.ndarray, codes: np.ndarray) -> None:
+    """Round fp32 quotients in place; write codes, and which quotients are half way between two."""
+    if element == E2M1:
+        _near_float(ratios, 6.0, 1.0, 22, ties, codes)
+    elif element == E4M3:
+        _near_float(ratios, 448.0, 2.0**-6, 20, ties, codes)
+    elif element == INT4:
+        _near_int(ratios, -8.0, 7.0, 0xF, ties, codes)
+    else:
+        _near_int(ratios, -127.0, 127.0, 0xFF, ties, codes)
+
+
+@compiled
 def _near(
     element: int,
     wide: np.ndarray,
@@ -146,14 +159,7 @@ def _near(
     most = np.uint32(0)
     for k in range(len(wide)):
         most = max(most, np.uint32(wide[k] & MAGNITUDE))
-    if element == E2M1:
-        _near_float(nearest, 6.0, 1.0, 22, ties, codes)
-    elif element == E4M3:
-        _near_float(nearest, 448.0, 2.0**-6, 20, ties, codes)
-    elif element == INT4:
-        _near_int(nearest, -8.0, 7.0, 0xF, ties, codes)
-    else:
-        _near_int(nearest, -127.0, 127.0, 0xFF, ties, codes)
+    near_codes(element, nearest, ties, codes)
     if not exact:
         _settle(element, numbers, divisors, ties, nearest, codes)
     return most

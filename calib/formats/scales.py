@@ -4,8 +4,6 @@ Rules run for every strip of a weight, in numpy: torch would start threads in ea
 has the scale 1: that is exact, and safe to divide by.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -74,24 +72,25 @@ def shared_quotients(largest: Tensor, shared: Tensor) -> Tensor:
     return torch.from_numpy(codes).view(torch.float8_e4m3fn)
 
 
-def times(scales: Tensor) -> Iterator[Tensor]:
-    """Yield the given scales times 0.5 to 1.25: with more or less saturation, and other steps."""
+def times(scales: Tensor) -> Tensor:
+    """Return the given scales times 0.5 to 1.25: with more or less saturation, and other steps."""
     numbers = torch.finfo(scales.dtype)
-    for factor in TIMES:
-        yield (scales.float() * factor).clamp(numbers.tiny, numbers.max).to(scales.dtype)
+    tried = scales.float() * torch.tensor(TIMES).reshape(-1, *(1,) * scales.dim())
+    return tried.clamp_(numbers.tiny, numbers.max).to(scales.dtype)
 
 
-def next_powers(scales: Tensor) -> Iterator[Tensor]:
-    """Yield half and twice of E8M0 scales."""
-    codes = scales.view(torch.uint8).int()
-    for step in (-1, 1):
-        # The largest element is then still one of fp32.
-        near = (codes + step).clamp(0, 2 * E8M0_BIAS - E4M3_EXPONENT)
-        yield near.to(torch.uint8).view(scales.dtype)
+def next_powers(scales: Tensor) -> Tensor:
+    """Return half and twice of E8M0 scales."""
+    # The largest element is then still one of fp32.
+    return _near_codes(scales, (-1, 1), 0, 2 * E8M0_BIAS - E4M3_EXPONENT)
 
 
-def next_codes(scales: Tensor) -> Iterator[Tensor]:
-    """Yield E4M3 scales near those given."""
-    codes = scales.view(torch.uint8).int()
-    for step in E4M3_STEPS:
-        yield (codes + step).clamp(E4M3_LEAST, E4M3_LAST).to(torch.uint8).view(scales.dtype)
+def next_codes(scales: Tensor) -> Tensor:
+    """Return E4M3 scales near those given."""
+    return _near_codes(scales, E4M3_STEPS, E4M3_LEAST, E4M3_LAST)
+
+
+def _near_codes(scales: Tensor, steps: tuple[int, ...], least: int, most: int) -> Tensor:
+    """Return scales of 8 bits whose codes are some steps from those given."""
+    near = scales.view(torch.uint8).int() + torch.tensor(steps).reshape(-1, *(1,) * scales.dim())
+    return near.clamp_(least, most).to(torch.uint8).view(scales.dtype)

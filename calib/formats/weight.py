@@ -26,7 +26,7 @@ class WeightFormat:
 
     rule: (largest magnitudes of blocks, shared) -> their scales, both fp32; shared is 1, or the
         shared scale if the scheme has one.
-    candidates: scales -> other scales for a search to try, as stored.
+    candidates: scales ... -> C,...; other scales for a search to try, as stored.
     span: the largest magnitude that a block can hold when its scale is 1; with the largest scale,
         if there is a shared one.
     """
@@ -35,7 +35,7 @@ class WeightFormat:
     scheme: Scheme
     span: float
     rule: Rule
-    candidates: Callable[[Tensor], Iterator[Tensor]]
+    candidates: Callable[[Tensor], Tensor]
 
     @property
     def whole(self) -> bool:

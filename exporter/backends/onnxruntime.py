@@ -55,7 +55,7 @@ def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
     graph = manifest.about.graph
     if loading.model is not None:
         return Runner(manifest, graph, loading.threads, loading.model)
-    prepack = loading.prepack or graph.prepack
+    prepack = (loading.prepack or graph.prepack) and not loading.exact
     runner = Runner(manifest, graph, loading.threads, prepack=prepack)
     require_contract(runner._session, runner._path, manifest.about)
     return runner

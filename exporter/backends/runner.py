@@ -32,11 +32,14 @@ class Loading:
     threads: None for all cores.
     prepack: copy weights into the kernels' preferred layout, also where the graph does not require
         it.
+    exact: not even where the graph does: kernels then round no inputs of products with 4- and 8-bit
+        weights, which they dequantize in every call.
     model: bytes of a graph to load instead of the engine's.
     """
 
     threads: int | None = None
     prepack: bool = False
+    exact: bool = False
     model: bytes | None = None
 
 

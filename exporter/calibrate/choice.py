@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lmcast.calib.algorithms import ALGORITHMS, Candidate, output_error
+from lmcast.calib.algorithms import ALGORITHMS, Candidate, Outputs
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.observers import static_scale
 from lmcast.calib.presets import Preset
@@ -58,11 +58,11 @@ def choose(
     scale = None
     if inputs.format is not None and inputs.static:
         scale = torch.tensor(static_scale(statistics, inputs.format, observer))
+    outputs = Outputs.of(weight, held.x, inputs, scale, held.reference)
     base = kept = None
     for name in preset.ladder:
         candidate = ALGORITHMS[name].run(weight, statistics, format, inputs)
-        error = output_error(weight, candidate, held.x, inputs, scale, held.reference)
-        proposal = Proposal(name, candidate, error)
+        proposal = Proposal(name, candidate, error := outputs.error(candidate))
         base = base or proposal
         # A NaN is not less than anything.
         kept = proposal if kept is None or error < kept.error else kept

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import time
 from contextlib import AbstractContextManager
 
 import torch
@@ -65,6 +66,8 @@ class Run:
     def all(self, progress: Progress) -> dict[str, Measured]:
         """Quantize every layer; return the divergence of each variant from the unquantized
         model."""
+        began, tokens = time.monotonic(), sum(stream.ids.numel() for stream in self.reference)
+        progress.say(f"calibrating {self.layers} layers, {tokens:,} tokens through each")
         self._enter()
         sizes = [sum(p.numel() for p in layer.parameters()) for layer in self.found.model.layers]
         done = sum(self.work.has(index, VARIANTS) for index in range(self.layers))
@@ -74,6 +77,8 @@ class Run:
             for index, size in enumerate(sizes):
                 self._layer(index)
                 step(size)
+                seconds = time.monotonic() - began
+                progress.say(f"layer {index + 1} of {self.layers} is done after {seconds:.0f} s")
         with progress.stage("comparing"):
             return self._compare()
 

@@ -109,7 +109,7 @@ class Engine:
     The graph itself is loaded on first use: a plan for the GPU at hand, where there are plans, or
     the portable graph in ONNX Runtime.
 
-    threads, prepack: for ONNX Runtime's CPU, as in `load`.
+    threads, prepack, exact: for ONNX Runtime's CPU, as in `load`.
     portable: run the portable graph in any case.
     variant: another graph in its place.
     whole: recompute every hash first.
@@ -128,8 +128,11 @@ class Engine:
         portable: bool = False,
         variant: Variant | None = None,
         whole: bool = False,
+        exact: bool = False,
     ):
         self.directory = Path(directory)
+        if exact and prepack:
+            raise EngineError("exact and prepack: kernels of prepacked weights round; give one")
         recover(self.directory)
         self.manifest: Manifest = read_manifest(self.directory)
         about = self.manifest.about
@@ -137,9 +140,9 @@ class Engine:
             raise EngineError(f"{self.directory}: {problems[0]}")
         self.runs_plan: bool = bool(about.plans) and not portable
         given: dict[targets.Loads, object] = {"threads": threads, "prepack": prepack}
-        self.target.require_loads(given | {"portable": portable})
+        self.target.require_loads(given | {"exact": exact, "portable": portable})
         self.threads = limited(threads) if "threads" in self.target.loads else None
-        self._prepack = prepack
+        self._prepack, self.exact = prepack, exact
         self._model: bytes | None = variant.model if variant else None
         self._graph: Graph = variant.contract if variant else about.graph
         self.context: int = about.context
@@ -210,7 +213,7 @@ class Engine:
     @cached_property
     def runner(self) -> Runner:
         """The graph or the plan, loaded; raises InputError where it cannot run here."""
-        loading = Loading(self.threads, self._prepack, self._model)
+        loading = Loading(self.threads, self._prepack, self.exact, self._model)
         return self.target.run(self.manifest, loading)
 
     @property

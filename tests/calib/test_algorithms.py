@@ -2,15 +2,18 @@
 
 import sys
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lmcast.calib.algorithms import ALGORITHMS, Candidate, output_error
+from lmcast.calib.algorithms import ALGORITHMS, Candidate, Outputs
 from lmcast.calib.algorithms.candidate import fitted, rotated_columns
-from lmcast.calib.algorithms.gptq import gptq, inverse_root
+from lmcast.calib.algorithms.columns import Columns
+from lmcast.calib.algorithms.gptq import gptq
 from lmcast.calib.algorithms.problem import LEAST_DAMPING, Problem
+from lmcast.calib.algorithms.root import root
 from lmcast.calib.formats import WEIGHTS, WeightFormat
 from lmcast.calib.presets import PRESETS
 from lmcast.calib.statistics import ROWS, InputStatistics, StatisticsError
@@ -50,6 +53,10 @@ def counted(x: Tensor, reference: Tensor | None = None) -> InputStatistics:
     return statistics
 
 
+def output_error(weight: Tensor, candidate: Candidate, *given: Any) -> float:
+    return Outputs.of(weight, *given).error(candidate)
+
+
 def objective(problem: Problem, values: Tensor) -> float:
     off = values - problem.target
     return float(((off @ problem.gram) * off).sum())
@@ -72,7 +79,8 @@ def test_less_is_lost_than_by_rounding(name: str, inputs: InputFormat):
 
 
 @pytest.mark.parametrize("name", ["int8", "mxfp4", "nvfp4"])
-def test_gptq_is_what_the_paper_says(name: str):
+def test_gptq_is_what_the_paper_says(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules[Columns.__module__], "LAZY", 48)  # several runs of columns
     weight, x = layer()
     problem = Problem(weight[:6], counted(x), PLAIN, None)
     found = gptq(problem, WEIGHTS[name]).dequantize()
@@ -141,11 +149,18 @@ def test_rows_in_threads_are_rows(monkeypatch: pytest.MonkeyPatch):
     assert together.codes.equal(alone.codes)
 
 
-def test_root_of_the_inverse():
-    gram = counted(layer()[1]).gram.double() + torch.eye(WIDTH)
-    upper = inverse_root(gram)
-    assert upper.equal(upper.triu())
-    torch.testing.assert_close(upper.T @ upper @ gram, torch.eye(WIDTH).double())
+def test_roots_are_in_fp64_where_fp32_has_none():
+    order = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(0))
+    gram = counted(layer()[1]).gram + torch.eye(WIDTH)
+    few = layer()[1][:64].double()  # of half as many rows as columns, and hardly damped
+    steep = (few.T @ few / few.square().mean() + 5e-6 * torch.eye(WIDTH)).float()
+    assert torch.linalg.cholesky_ex(steep).info > 0
+    for found in (gram, steep):
+        upper = root(found, order)
+        assert upper.equal(upper.triu())
+        wanted = found[order][:, order]
+        off = float((upper.double() @ upper.T.double() - wanted).abs().max())
+        assert off <= 1e-6 * float(wanted.abs().max())
 
 
 def test_the_target_makes_good_what_inputs_have_lost():

@@ -17,7 +17,7 @@ from tiny import CASES, VOCABULARY, Case
 from tiny.llama import tiny_llama
 from torch import Tensor
 
-from lmcast.calib.algorithms import ALGORITHMS, Candidate
+from lmcast.calib.algorithms import ALGORITHMS, Candidate, Outputs
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.presets import PLAIN, PRESETS, Preset
 from lmcast.calib.recipe import RecipeError
@@ -217,13 +217,13 @@ def test_a_bad_algorithm_is_not_kept(
     report = made(folder, tmp_path / "recipe", bad).report
     assert {record["algorithm"] for record in report["weights"]} == {"rtn"}
     # One that looks good layer by layer is found out by the whole model.
-    true = choice.output_error
+    true = Outputs.error
 
-    def fooled(weight: Tensor, candidate: Candidate, *given: Any) -> float:
+    def fooled(self: Outputs, candidate: Candidate) -> float:
         zero = not candidate.quantized.dequantize().any()
-        return 0.0 if zero else true(weight, candidate, *given)
+        return 0.0 if zero else true(self, candidate)
 
-    monkeypatch.setattr(choice, "output_error", fooled)
+    monkeypatch.setattr(Outputs, "error", fooled)
     report = made(folder, tmp_path / "fooled", bad).report
     assert report["written"] == "base"
     assert report["models"]["kept"]["kl"] > 10 * report["models"]["base"]["kl"]
