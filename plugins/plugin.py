@@ -23,6 +23,10 @@ ATTRIBUTES = {
 }
 
 
+# What a result jumps by: scores ...,N, and how many of the largest are taken.
+Selection = tuple[torch.Tensor, int]
+
+
 @dataclass(frozen=True)
 class Close:
     """Largest accepted difference from eager, per element: atol + rtol * |eager|."""
@@ -43,6 +47,9 @@ class Plugin:
     # of `eager` by name, tensors as Value or None, all else as Attribute; it returns the outputs.
     body: Block
     kernels: Mapping[str, Callable[[], Callable[..., Any]]] = field(default_factory=dict)
+    # Of an operator that takes the best of some: (arguments of `eager`) -> by what. Where two are
+    # nearly equal, rounding alone decides which is taken.
+    selections: Callable[..., list[Selection]] | None = None
     cases: Callable[[], list[tuple[Any, ...]]]  # arguments that the tests run through every backend
     close: Mapping[torch.dtype, Close]  # keyed by the dtype of the first argument
 

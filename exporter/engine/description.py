@@ -200,6 +200,8 @@ class Compared:
     kl: float
     passed: bool
     times_eager: float | None
+    nothing: float | None = None  # error of logits that say nothing; None: of an older export
+    vacuous: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.graph_file import read_graph
 from lmcast.exporter.passes.inline_parts import inline_parts
-from lmcast.exporter.prove.eager_pass import full_pass
+from lmcast.exporter.prove.eager_pass import Batch, full_pass
 from lmcast.exporter.prove.rounding import exact_contract, without_rounding
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.session import Session
@@ -73,7 +73,8 @@ def find_divergence(
             name = ".".join(filter(None, (f"layers.{index}", path)))
             hooks.append(module.register_forward_hook(_record(eager[at], name)))
 
-    full_pass(found, source, ids, torch.tensor([len(row)]), (torch.float64, dtype), watch=watch)
+    one = [Batch(ids, torch.tensor([len(row)]))]
+    full_pass(found, source, {torch.float64: one, dtype: one}, watch)
     while hooks:
         hooks.pop().remove()
     values = _engine_values(engine, ids.numpy(), set(eager[dtype]))

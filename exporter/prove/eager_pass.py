@@ -3,8 +3,10 @@
 Letters: B rows, T tokens, R positions that logits are wanted at, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -16,42 +18,56 @@ from lmcast.graphs.blocks.step import Step, empty
 Watch = Callable[[int, nn.Module, torch.dtype], None]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of several rows in one call.
+
+    ids: B,T int64, padded on the right; counts: B int64, valid tokens of each row. continues:
+    whether they are of the rows of the batch before, behind its tokens, several ways to go on for
+    each if there are more rows; else of new rows. wanted: B,R int64, positions in T that logits are
+    wanted at; None for all.
+    """
+
+    ids: Tensor
+    counts: Tensor
+    continues: bool = False
+    wanted: Tensor | None = None
+
+
 def full_pass(
     found: Definition,
     source: Checkpoint,
-    input_ids: Tensor,
-    counts: Tensor,
-    dtypes: tuple[torch.dtype, ...],
-    rows: Tensor | None = None,
-    *,
+    batches: Mapping[torch.dtype, Sequence[Batch]],
     watch: Watch | None = None,
-) -> dict[torch.dtype, Tensor]:
-    """Run a definition in several dtypes: dtype -> logits B,R,V.
+) -> dict[torch.dtype, list[Tensor]]:
+    """Run a definition in several dtypes, each on its own batches: dtype -> logits B,R,V of each.
 
-    input_ids: B,T int64; counts: B int64, valid tokens of each row, padded on the right.
-    dtypes: to compute in; every weight is read once per dtype.
-    rows: B,R int64, positions that logits are wanted at; None for all.
     watch: `watch(index, layer, dtype)` is called before a layer runs, with its weights in place, so
         that hooks can be set.
 
-    Memory holds one part of the model at a time.
+    Memory holds one part of the model at a time; every weight is read once per dtype.
     """
-    batch = [(input_ids, counts)]
-    passes = {dtype: Pass(found, source.read, batch, dtype) for dtype in dtypes}
+    passes = {dtype: Pass(found, source.read, own, dtype) for dtype, own in batches.items()}
     for index in range(len(found.model.layers)):
         for one in passes.values():
             one.hidden = one.layer(index, one.hidden, watch)
     logits = {}
     for dtype, one in passes.items():
         with one.final() as final:
-            logits[dtype] = final(one.hidden[0], rows)
+            logits[dtype] = [
+                final(x, batch.wanted) for x, batch in zip(one.hidden, batches[dtype], strict=True)
+            ]
     return logits
+
+
+def ways(rows: Tensor, batch: Batch) -> Tensor:
+    """Return what rows B,... carry, for each way in which a batch continues them."""
+    return rows.repeat_interleave(len(batch.counts) // len(rows), 0)
 
 
 class Pass:
     """A forward pass of several batches in one dtype; every weight is read once for all of them.
 
-    batches: (ids B,T int64, valid tokens of each row B int64).
     hidden: of each batch, B,T,D after the parts that have run, the embedding at first; the caller
         updates it.
     """
@@ -60,33 +76,46 @@ class Pass:
         self,
         found: Definition,
         read: Callable[[str], Tensor],
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Sequence[Batch],
         dtype: torch.dtype,
     ):
-        self._found, self._read, self._dtype = found, read, dtype
+        self._found, self._read, self._dtype, self._batches = found, read, dtype, batches
         self._model = model = found.model.to("meta")
-        self._steps = [Step(torch.zeros_like(n), n, ids.shape[1]) for ids, n in batches]
+        self._steps, lengths = list[Step](), torch.empty(0)
+        for batch in batches:
+            lengths = ways(lengths, batch) if batch.continues else torch.zeros_like(batch.counts)
+            self._steps.append(Step(lengths, batch.counts, batch.ids.shape[1]))
+            lengths = lengths + batch.counts
         with self._filled(model.embed) as embed:
-            self.hidden: list[Tensor] = [embed(ids) for ids, _ in batches]
+            self.hidden: list[Tensor] = [embed(batch.ids) for batch in batches]
         if model.side is not None:
             with self._filled(model.side) as side:
-                for (ids, _), x, step in zip(batches, self.hidden, self._steps, strict=True):
-                    side(ids, x, step)
+                for batch, x, step in zip(batches, self.hidden, self._steps, strict=True):
+                    side(batch.ids, x, step)
 
     def layer(
         self, index: int, inputs: Sequence[Tensor], watch: Watch | None = None
     ) -> list[Tensor]:
         """Return the outputs of a layer for inputs B,T,D, one for each batch."""
-        states = self._model.states()[index]
+        states, past = self._model.states()[index], tuple[Tensor, ...]()
         outputs = []
         with self._filled(self._model.layers[index]) as layer:
             if watch is not None:
                 watch(index, layer, self._dtype)
-            for x, step in zip(inputs, self._steps, strict=True):
-                batch, tokens = step.positions.shape
-                past = empty(states, batch, tokens, self._dtype)
-                outputs.append(layer(x, step, past)[0])
+            for number, (x, step) in enumerate(zip(inputs, self._steps, strict=True)):
+                batch = self._batches[number]
+                if batch.continues:
+                    past = tuple(ways(state, batch) for state in past)
+                else:
+                    past = empty(states, len(x), self._room(number), self._dtype)
+                out, past = layer(x, step, past)
+                outputs.append(out)
         return outputs
+
+    def _room(self, first: int) -> int:
+        """Return how many tokens a batch has, with those that continue it."""
+        behind = takewhile(lambda batch: batch.continues, self._batches[first + 1 :])
+        return sum(batch.ids.shape[1] for batch in (self._batches[first], *behind))
 
     @contextmanager
     def final(self) -> Iterator[nn.Module]:

@@ -7,13 +7,12 @@ Letters: B rows, T tokens, V vocabulary.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.hub import revision_of
@@ -25,9 +24,26 @@ from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.passes.nbits_matmul import rounded_products
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.bisect import find_divergence
-from lmcast.exporter.prove.eager_pass import full_pass
-from lmcast.exporter.prove.parity_report import FLOOR, TIMES, Report, Result
+from lmcast.exporter.prove.decided import decided_rows
+from lmcast.exporter.prove.parity_report import EXACT, TIMES, Report, Result, bound
 from lmcast.exporter.prove.recorded import measure_again, recorded
+from lmcast.exporter.prove.references import (
+    LONG,
+    PAST_WINDOW,
+    PREFILL,
+    RAGGED,
+    SHORT,
+    STEPS,
+    Chain,
+    Logits,
+    Reference,
+    drawn,
+    padded,
+    ragged,
+    references,
+    steps,
+    watched,
+)
 from lmcast.exporter.prove.rounding import (
     exact_engine,
     unrounded,
@@ -44,8 +60,6 @@ from lmcast.plugins.annotations import Count
 from lmcast.plugins.arguments import checked
 
 MOST_PROMPTS = 256  # of a file: all go through one pass in fp64
-SHORT, LONG = 24, 64  # tokens: at export, and for `lmcast parity`
-PAST_WINDOW = 16  # tokens beyond a window that is exceeded at all
 WIDEST_WINDOW = 512  # a wider one would take minutes to exceed; the report says so
 
 
@@ -60,11 +74,12 @@ def check(
     """Run the engine in each way a session can, and compare with the eager definition.
 
     prompts: token ids; None: drawn with a fixed seed, `tokens` long, or longer so as to exceed the
-    model's windows up to `widest`.
+    model's windows up to `widest`. Where rounding decides so much of those that any logits would be
+    allowed, others are drawn, of which it does not (decided_rows).
 
     Where inputs of products are rounded to low precision, by a recipe or by kernels, eager rounds
-    them too: its error from fp64, which does not round, then bounds the engine's. That all else is
-    right is shown by the same graph without rounding: 'exact'.
+    them too, and its error from fp64, which does not, bounds the engine's. That all else is right
+    is shown by the same graph without rounding: 'exact'.
     """
     windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
@@ -73,179 +88,65 @@ def check(
     )
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
     format, anew = DTYPES[engine.manifest.about.dtype], found.anew_beyond(engine.context)
-    reference = _reference(unrounded(found), source, rows, format.torch)
-    results = []
     graph = ir.load(engine.directory / MODEL)
     products = {} if engine.runs_plan else rounded_products(graph)
+    plain = rough = unrounded(found)
     if products or without_rounding(graph):
-        if not engine.runs_plan:
-            got = _one_by_one(exact_engine(engine.directory, engine.threads), rows)
-            got = _as_whole(got, rows, anew)
-            results.append(_compare("exact", got, reference, format.name))
-        reference = _rounding(with_rounding(found, products), source, reference, rows, format.torch)
-    for name, run in (("prefill", _prefill), ("step by step", _steps), ("ragged batch", _ragged)):
-        got = run(engine, rows) if run is _prefill else _as_whole(run(engine, rows), rows, anew)
-        results.append(_compare(name, got, reference, format.name))
+        rough = with_rounding(found, products)
+    alone = rough is not plain and not engine.runs_plan
+
+    def refer() -> dict[str, Reference]:
+        ways = {PREFILL: [], STEPS: steps(rows), RAGGED: ragged(rows, engine.runner.limits)}
+        return references(plain, rough, source, rows, ways, format.torch, anew, alone)
+
+    reference = refer()
+    if not prompts and not all(one.tells(format.name) for one in reference.values()):
+        rows = decided_rows((plain, rough), source, rows, engine.vocab_size, format.torch)
+        reference = refer()
+    results = []
+    for name, expected in reference.items():
+        if name == EXACT:
+            got = _run(exact_engine(engine.directory, engine.threads), expected.chains)
+        else:
+            got = _run(engine, expected.chains) if expected.chains else _prefill(engine, rows)
+        results.append(_compare(name, got, expected, format.name))
     longest = max(map(len, rows))
-    beyond = longest > max(windows) if windows else None
-    ran = "plan" if engine.runs_plan else "graph"
-    return Report(format.name, longest, beyond, tuple(results), ran=ran)
+    beyond, ran = longest > max(windows) if windows else None, engine.runs_plan and "plan"
+    return Report(format.name, longest, beyond, tuple(results), ran=ran or "graph")
 
 
-def drawn(vocab: int, length: int) -> list[list[int]]:
-    """Return three rows of different lengths; the same on every machine."""
-    rng = np.random.Generator(np.random.PCG64(0))
-    lengths = (length, max(1, length // 2), max(1, min(length - 3, SHORT)))
-    return [rng.integers(0, vocab, n).tolist() for n in lengths]
-
-
-def watched(length: int) -> list[int]:
-    """Return the positions of a row to compare: all of a short one, else the end and a few."""
-    if length <= LONG:
-        return list(range(length))
-    spread = np.linspace(0, length - 1, PAST_WINDOW, dtype=int).tolist()
-    return sorted({*spread, *range(length - 2 * PAST_WINDOW, length)})
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """One row's logits at its watched positions: R,V float64."""
-
-    at: list[int]
-    exact: np.ndarray
-    eager: np.ndarray  # in the engine's format, as float64
-
-
-def _reference(
-    found: Definition, source: Checkpoint, rows: list[list[int]], dtype: torch.dtype
-) -> list[_Reference]:
-    """Return the eager logits of every row, in one pass over the weights."""
-    logits = _logits(found, source, rows, (torch.float64, dtype))
-    exact, eager = logits[torch.float64].numpy(), logits[dtype].double().numpy()
-    ats = [watched(len(row)) for row in rows]
-    return [_Reference(at, exact[r], eager[r]) for r, at in enumerate(ats)]
-
-
-def _rounding(
-    found: Definition,
-    source: Checkpoint,
-    reference: list[_Reference],
-    rows: list[list[int]],
-    dtype: torch.dtype,
-) -> list[_Reference]:
-    """Return the reference with what eager computes by another definition."""
-    eager = _logits(found, source, rows, (dtype,))[dtype].double().numpy()
-    return [replace(row, eager=eager[r]) for r, row in enumerate(reference)]
-
-
-def _logits(
-    found: Definition,
-    source: Checkpoint,
-    rows: list[list[int]],
-    dtypes: tuple[torch.dtype, ...],
-) -> dict[torch.dtype, torch.Tensor]:
-    """Return the logits of every row at its watched positions, padded: B,R,V for each dtype."""
-    counts = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(counts.max()), dtype=torch.int64)
-    ats = [watched(len(row)) for row in rows]
-    wanted = torch.zeros(len(rows), max(map(len, ats)), dtype=torch.int64)
-    for r, (row, at) in enumerate(zip(rows, ats, strict=True)):
-        ids[r, : len(row)] = torch.tensor(row)
-        wanted[r, : len(at)] = torch.tensor(at)
-    return full_pass(found, source, ids, counts, dtypes, wanted)
-
-
-Got = list[tuple[int, int, np.ndarray]]  # row, position, logits V
-
-
-def _prefill(engine: Engine, rows: list[list[int]]) -> Got:
+def _prefill(engine: Engine, rows: list[list[int]]) -> Logits:
     """Each row alone, all at once."""
-    got: Got = []
+    got: Logits = {}
     for r, row in enumerate(rows):
         at = np.array([watched(len(row))])
         logits = engine.session(1).run(np.array([row]), np.array([len(row)]), at)[0]
-        got += [(r, t, logits[i]) for i, t in enumerate(at[0].tolist())]
+        got |= {(r, t): logits[i] for i, t in enumerate(at[0].tolist())}
     return got
 
 
-def _one_by_one(engine: Engine, rows: list[list[int]]) -> Got:
-    """Each row alone, token by token.
-
-    For one token, ONNX Runtime's fp32 MatMulNBits sums as exactly as torch. For several at once,
-    1.31 sums in one chain, with up to 2.8 times the error (K = 1536).
-    """
-    got: Got = []
-    for r, row in enumerate(rows):
-        session, at = engine.session(1), set(watched(len(row)))
-        for t, token in enumerate(row):
-            logits = session.append([[token]])[0]
-            if t in at:
-                got.append((r, t, logits))
+def _run(engine: Engine, chains: Sequence[Chain]) -> Logits:
+    """Each chain in a session of its own."""
+    got: Logits = {}
+    for chain in chains:
+        session = engine.session(len(chain.rows))
+        for call, places in zip(chain.calls, chain.places(), strict=True):
+            logits = session.append(*padded(call))
+            got |= {place: logits[i] for i, place in enumerate(places)}
     return got
 
 
-def _steps(engine: Engine, rows: list[list[int]]) -> Got:
-    """The start of a row at once, three tokens at once, the rest one by one."""
-    got: Got = []
-    for r, row in enumerate(rows):
-        first = max(1, len(row) - PAST_WINDOW)
-        cuts = sorted({first, *range(min(first + 3, len(row)), len(row) + 1)})
-        session, start = engine.session(1), 0
-        for cut in cuts:
-            got.append((r, cut - 1, session.append([row[start:cut]])[0]))
-            start = cut
-    return got
-
-
-def _ragged(engine: Engine, rows: list[list[int]]) -> Got:
-    """All rows in one batch, padded; the rest of each in single tokens.
-
-    A plan for fewer rows gets them in several batches.
-    """
-    limits = engine.runner.limits
-    if limits is not None and limits.rows < len(rows):
-        most, got = limits.rows, list[tuple[int, int, np.ndarray]]()
-        for start in range(0, len(rows), most):
-            part = _ragged(engine, rows[start : start + most])
-            got += [(start + r, t, logits) for r, t, logits in part]
-        return got
-    held = min(4, min(map(len, rows)) - 1)
-    heads = [row[: len(row) - held] for row in rows]
-    counts = np.array([len(head) for head in heads])
-    ids = np.zeros((len(rows), int(counts.max())), np.int64)
-    for r, head in enumerate(heads):
-        ids[r, : len(head)] = head
-    session = engine.session(len(rows))
-    logits = session.append(ids, counts)
-    got = [(r, int(counts[r]) - 1, logits[r]) for r in range(len(rows))]
-    for step in range(held):
-        logits = session.append([[row[len(row) - held + step]] for row in rows])
-        got += [(r, int(counts[r]) + step, logits[r]) for r in range(len(rows))]
-    return got
-
-
-def _as_whole(got: Got, rows: list[list[int]], anew: tuple[int, ...]) -> Got:
-    """Return what single tokens gave, but for those whose row begins anew after them: one pass over
-    all of it says nothing of those."""
-
-    def apart(row: int, position: int) -> bool:
-        return any(position < length < len(rows[row]) for length in anew)
-
-    return [found for found in got if not apart(*found[:2])]
-
-
-def _compare(scenario: str, got: Got, reference: list[_Reference], format: str) -> Result:
-    ours = np.stack([logits for _, _, logits in got]).astype(np.float64)
-    places = [(reference[r], reference[r].at.index(t)) for r, t, _ in got]
-    exact = np.stack([row.exact[i] for row, i in places])
-    eager = np.stack([row.eager[i] for row, i in places])
-    eager_error = float(np.abs(eager - exact).max())
+def _compare(scenario: str, got: Logits, reference: Reference, format: str) -> Result:
+    places = [place for place in got if place in reference.exact]
+    ours = np.stack([got[place] for place in places]).astype(np.float64)
+    exact = np.stack([reference.exact[place] for place in places])
     return Result(
         scenario=scenario,
-        positions=len(got),
+        positions=len(places),
         error=float(np.abs(ours - exact).max()),
-        eager_error=eager_error,
-        bound=TIMES * eager_error + FLOOR[format],
+        eager_error=reference.error,
+        bound=bound(reference.error, format),
+        nothing=reference.nothing,
         top1=float((ours.argmax(-1) == exact.argmax(-1)).mean()),
         kl=float(_kl(exact, ours).mean()),
     )

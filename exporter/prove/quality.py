@@ -19,7 +19,7 @@ from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.progress import Progress, Step, silent
 from lmcast.exporter.prove.corpus import chunks, read_corpus, text_of
 from lmcast.exporter.prove.divergence import Comparison, LayerError, Mean, Measured
-from lmcast.exporter.prove.eager_pass import Pass
+from lmcast.exporter.prove.eager_pass import Batch, Pass
 from lmcast.exporter.prove.rounding import unrounded
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.recipe_files import recipe_of
@@ -170,7 +170,7 @@ def begin(
         return source.read(name)
 
     counts = torch.tensor([ids.shape[1]])
-    return Pass(found, read, [(row[None], counts) for row in ids], torch.float32)
+    return Pass(found, read, [Batch(row[None], counts) for row in ids], torch.float32)
 
 
 def run_layers(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
-from lmcast.plugins.plugin import Close, Plugin, triton
+from lmcast.plugins.plugin import Close, Plugin, Selection, triton
 
 
 def eager(
@@ -35,22 +35,35 @@ def eager(
 
     Returns weights ...,R in fp32 and experts ...,R int64, best first.
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores = wide.softmax(-1) if score == "softmax" else wide.sigmoid()
-    # Scores go by the logits, but round to equal ones where those still differ.
-    plain = wide if groups == 1 else scores
-    wanted = plain if bias is None else scores + bias
-    if groups > 1:
-        grouped = wanted.unflatten(-1, (groups, -1))  # ...,M,E/M
-        worth = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)  # ...,M
-        kept = torch.zeros_like(worth, dtype=torch.bool)
-        kept.scatter_(-1, worth.topk(kept_groups, -1).indices, True)
-        wanted = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
+    scores, (*_, (wanted, _)) = scored(logits, bias, top_k, score, groups, kept_groups)
     chosen = wanted.topk(top_k, -1).indices
     weights = scores.gather(-1, chosen)
     if epsilon >= 0:
         weights = weights / (weights.sum(-1, keepdim=True) + epsilon)
     return weights * scale, chosen
+
+
+def scored(
+    logits: Tensor, bias: Tensor | None, top_k: int, score: str, groups: int, kept_groups: int
+) -> tuple[Tensor, list[Selection]]:
+    """Return the scores ...,E, and what is selected by: of groups, then of experts."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scores = wide.softmax(-1) if score == "softmax" else wide.sigmoid()
+    # Scores go by the logits, but round to equal ones where those still differ.
+    plain = wide if groups == 1 else scores
+    wanted = plain if bias is None else scores + bias
+    if groups == 1:
+        return scores, [(wanted, top_k)]
+    grouped = wanted.unflatten(-1, (groups, -1))  # ...,M,E/M
+    worth = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)  # ...,M
+    kept = torch.zeros_like(worth, dtype=torch.bool)
+    kept.scatter_(-1, worth.topk(kept_groups, -1).indices, True)
+    wanted = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
+    return scores, [(worth, kept_groups), (wanted, top_k)]
+
+
+def selections(*arguments: Any) -> list[Selection]:
+    return scored(*arguments[:6])[1]
 
 
 def shapes(logits: Tensor, bias: Tensor | None, top_k: int, *_: object) -> tuple[Tensor, Tensor]:
@@ -125,6 +138,7 @@ moe_route = Plugin(
     name="moe_route",
     eager=eager,
     shapes=shapes,
+    selections=selections,
     body=body,
     kernels={"triton": triton(__name__)},
     cases=cases,

@@ -13,7 +13,7 @@ from lmcast.plugins.latent import onnx_body
 from lmcast.plugins.latent.mla_attention import write
 from lmcast.plugins.latent.onnx_body import PORTABLE, Style, last_seen
 from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
-from lmcast.plugins.plugin import Close, Plugin, triton
+from lmcast.plugins.plugin import Close, Plugin, Selection, triton
 
 UNSEEN = torch.finfo(torch.float32).min  # below any score, above TAKEN
 TAKEN = float("-inf")
@@ -45,12 +45,24 @@ def eager(
     earlier position wins. Where a token sees fewer than K positions, the first ones after it fill
     up, which attention must mask.
     """
+    present, total = totals(query, weights, key, past_key, cache_lengths)
+    order = total.sort(dim=-1, descending=True, stable=True).indices
+    return order[..., :top_k].sort(-1).values, present
+
+
+def totals(
+    query: Tensor, weights: Tensor, key: Tensor, past_key: Tensor, cache_lengths: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the keys after the call, and the score of every position, B,T,C."""
     present, mask = write(key, past_key, cache_lengths)
     wide = torch.promote_types(query.dtype, torch.float32)
     score = (query.to(wide) @ present[:, None].to(wide).mT).relu()  # B,T,I,C
     total = (weights[:, :, None].to(wide) @ score)[:, :, 0]  # B,T,C
-    order = total.masked_fill(~mask, UNSEEN).sort(dim=-1, descending=True, stable=True).indices
-    return order[..., :top_k].sort(-1).values, present
+    return present, total.masked_fill(~mask, UNSEEN)
+
+
+def selections(*arguments: Any) -> list[Selection]:
+    return [(totals(*arguments[:5])[1], arguments[-1])]
 
 
 def shapes(
@@ -167,6 +179,7 @@ sparse_index = Plugin(
     name="sparse_index",
     eager=eager,
     shapes=shapes,
+    selections=selections,
     body=body,
     kernels={"triton": triton(__name__)},
     cases=cases,

@@ -19,12 +19,12 @@ import pytest
 import torch
 from cuda_calls import Placed, calls, shortened
 from cuda_twins import twin
-from engine_errors import TOKENS, bound, prefill_error, steps_error
+from engine_errors import errors
 from fake_cuda import Log, libraries, on_fake_gpu
 from few_bits import E2M1, stack
 from files.recipe_dirs import write_packed
 from test_cuda_graphs import as_in_bfloat16
-from tiny import Case, case, prompt
+from tiny import Case, case
 
 from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter import export, load, targets
@@ -281,13 +281,9 @@ def test_numbers(name: str, engines: Engines, monkeypatch, report):
     checkpoint, recipe, folder = engines[name]
     engine = load(folder, threads=1)
     rough, exact = (eager(checkpoint, recipe, dtype) for dtype in (torch.float32, torch.float64))
-    ids = prompt(2, TOKENS)
-    limit = bound(rough(ids), exact(ids))
-    row = {"row": name, "prefill": prefill_error(engine, rough, ids)}
-    row["step by step"] = steps_error(engine, rough, ids)
-    row["bound"] = limit
-    report("Weights in few bits on target cuda against eager, fp32", row)
-    assert max(row["prefill"], row["step by step"]) <= limit
+    found = errors(engine, rough, exact, "ragged of 3")
+    report("Weights in few bits on target cuda against eager, fp32", found.row(row=name))
+    assert found.share <= 1
 
 
 def eager(checkpoint: Path, recipe: Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -12,7 +12,7 @@ from lmcast.exporter.cli.reports import check_reports, report
 from lmcast.exporter.prove.parity_report import Report, Result
 from lmcast.plugins.errors import InputError
 
-REPORT = Report("float32", 3, None, (Result("prefill", 1, 0.0, 0.0, 1.0, 1.0, 0.0),))
+REPORT = Report("float32", 3, None, (Result("prefill", 1, 0.0, 0.0, 1.0, 1.0, 0.0, 2.0),))
 
 
 @dataclass

@@ -148,7 +148,7 @@ def test_what_fails_parity_is_not_measured(
     made: Path, lmcast: Run, monkeypatch: pytest.MonkeyPatch
 ):
     def failing(*given: Any) -> Report:
-        result = Result("prefill", 1, 1.0, 0.1, 0.5, 1.0, 0.0)
+        result = Result("prefill", 1, 1.0, 0.1, 0.5, 1.0, 0.0, 2.0)
         return Report("float32", 1, None, (result,))
 
     monkeypatch.setattr("lmcast.exporter.prove.parity.check", failing)
