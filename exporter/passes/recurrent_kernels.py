@@ -84,7 +84,7 @@ def _conv(
     tokens, each = op.size(x, 1), op.Transpose(weight, perm=[2, 1, 0])  # W,1,D
     out = None
     for tap in range(taps):
-        seen = op.slice(whole, 1, [tap], [*tokens, tap])
+        seen = op.slice(whole, 1, [tap], op.Add(tokens, [tap]))
         product = seen * op.slice(each, 0, [tap], [tap + 1])
         out = product if out is None else out + product
     assert out is not None
