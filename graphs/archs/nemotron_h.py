@@ -86,6 +86,7 @@ class Config:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
+        time_steps(self.time_step_limit)
         kinds: tuple[str, ...] = one_each("layer_types", self.layer_types, self.num_hidden_layers)
         if "moe" in kinds and self.num_experts_per_tok is None:
             raise ValueError("num_experts_per_tok is missing; layers with experts need it")

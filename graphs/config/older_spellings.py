@@ -115,6 +115,11 @@ def rope_by_layer_type(
             f"config.json: rope_parameters sets {', '.join(loose)};"
             f" accepted: one object each for {', '.join(theta)}"
         )
+    if "rope_type" not in scaling and scaling.get("type") not in (None, "default"):
+        raise ConfigError(
+            f"config.json: rope_scaling has type {scaling['type']!r:.80}, which Hugging Face does"
+            " not read where types of layers have ropes of their own; call it rope_type"
+        )
     found = {kind: _object(parameters, kind) for kind in theta}
     if scaling and found["full_attention"] not in ({}, scaling):
         raise ConfigError(

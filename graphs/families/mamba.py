@@ -49,6 +49,7 @@ class HybridKeys:
                 f"mamba_n_groups is {self.mamba_n_groups}; accepted: a divisor of mamba_n_heads,"
                 f" {heads}"
             )
+        time_steps(self.time_step_limit)
 
     def head_width(self) -> int:
         """Return the width of a head of attention."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from fuzz.trial import SLACK, Limits, Part, attempt, minimize, peak_of_good_input
 
-ONCE = 3  # faults of one kind that are made smaller and printed; others are counted
+ONCE = 10  # faults of one kind that are made smaller and printed; others are counted
 
 
 @dataclass

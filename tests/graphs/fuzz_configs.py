@@ -304,13 +304,20 @@ def apart(function: Answer) -> Answer:
 
 
 def changes_nothing(trial: Trial, plain: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
-    """Whether our definition says that the key changes nothing, at any value or of some type."""
+    """Whether our definition says that the key changes nothing, at any value or of some type, or
+    that nothing reads it and its value is empty."""
     path = ".".join(trial.path)
     found = defined(plain, tensors)
     inert = {*archs.get(trial.case.architecture).inert, *INERT, *found.arch.inert}
     if path in inert or path.removeprefix("text_config.") in inert:
         return True
-    return is_accepted(replace(trial, value="an object", other=False).config(plain), tensors)
+    thing = replace(trial, value="an object", other=False).config(plain)
+    try:
+        defined(thing, tensors)
+    except InputError as error:
+        unread = f"sets {path} = " in str(error) and "which nothing reads" in str(error)
+        return unread and trial.given in ("", [], {})
+    return True
 
 
 def is_accepted(config: dict[str, Any], tensors: dict[str, Tensor]) -> bool:

@@ -646,6 +646,12 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("gemma2/plain", {"hidden_act": "relu"}, "hidden_act"),
     ("gemma3_text/derived types", {"use_bidirectional_attention": True}, "use_bidirectional"),
     ("gemma3_text/derived types", {"sliding_window_pattern": 2}, "sliding_window_pattern"),
+    (
+        "gemma3_text/gemma-3-1b-it",
+        {"rope_scaling": {"type": "linear", "factor": 8.0}},
+        "rope_scaling has type 'linear', which Hugging Face does not read .* call it rope_type",
+    ),
+    ("olmo3/Olmo-3-7B", {"rope_scaling": {"type": "yarn", "factor": 8.0}}, "call it rope_type"),
     ("gemma3_text/gemma-3-1b-it", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
     ("gemma3_text/derived types", {"rope_local_base_freq": 7.0}, "rope_theta"),
 ]

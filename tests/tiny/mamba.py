@@ -208,6 +208,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (TINY, {"time_step_limit": [0.1]}, r"time_step_limit is \[0.1\]; accepted: the least"),
     (TINY, {"time_step_limit": [0.2, 0.1]}, r"time_step_limit is \[0.2, 0.1\]; accepted"),
     (TINY, {"time_step_limit": [1e39, math.inf]}, r"time_step_limit is \[1e\+39, .*; accepted"),
+    (MICRO, {"time_step_limit": []}, r"time_step_limit is \[\]; accepted: the least"),
     (TINY, {"time_step_limit": [0.1, None]}, r"time_step_limit\[1\] is None"),
     (BAMBA_9B, {"time_step_limit": [None, 1.4]}, r"time_step_limit\[0\] is None"),
     (TINY, {"time_step_limit": [math.inf, math.inf]}, r"time_step_limit\[0\] is inf"),
