@@ -44,6 +44,8 @@ def rows(
     given = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
     label = name if weight.dtype == kind and weight.offsets is None else f"{name}.rows"
     out = insert(model, at, "GatherBlockQuantized", inputs, given, name=label, domain=MICROSOFT)[0]
+    out.type = ir.TensorType(kind)  # which no inference knows
+    out.shape = None if ids is None or ids.shape is None else ir.Shape([*ids.shape, k])
     require_constants(model, weight)
     if weight.offsets is not None:
         out = _lifted(model, at, out, weight, ids, name)

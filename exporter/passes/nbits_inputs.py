@@ -69,11 +69,12 @@ def in_matrix(
 
 
 def require_constants(model: ir.Model, weight: IntegerWeight) -> None:
-    """Have scales computed at load that are not stored as kernels take them.
+    """Have scales and offsets computed at load that are not stored as kernels take them.
 
-    With such that are none to it, MatMulNBits of ONNX Runtime 1.31 computes wrong numbers.
+    With scales that are none to it, MatMulNBits of ONNX Runtime 1.31 computes wrong numbers.
     """
-    if weight.scales.const_value is None:
+    given = weight.scales, weight.offsets
+    if any(value is not None and value.const_value is None for value in given):
         require(model, folded=True)
 
 

@@ -156,15 +156,20 @@ class _Attaching:
     def offsets(
         self, parts: Mapping[Part, ir.Value], weight: PackedWeight, scales: ir.Value
     ) -> ir.Value:
-        """Return what is added to numbers that are multiples of the scales: of blocks, S,1."""
+        """Return what is added to numbers that are multiples of the scales: of blocks, S,1.
+
+        In fp32, as ONNX Runtime computes constants at load by kernels of CPUs, which take no fp16.
+        """
         minima = self.factors(parts, weight, Part.MINIMA, Part.SHARED_MINIMA)
-        wide, sizes = minima.dtype, list(_shape(minima))
+        kind, wide, sizes = minima.dtype, ir.DataType.FLOAT, list(_shape(minima))
+        assert kind is not None
         least = ir.tensor(float(-weight.scheme.least), dtype=wide)
         by = self.node("Constant", [], {"value": least}, [], wide)
-        lift = self.node("Mul", [scales, by], {}, sizes, wide)
-        total = self.node("Add", [minima, lift], {}, sizes, wide)
+        lift = self.node("Mul", [self.cast(scales, wide), by], {}, sizes, wide)
+        total = self.node("Add", [self.cast(minima, wide), lift], {}, sizes, wide)
         column = [sizes[0], 1]
-        return self.node("Reshape", [total, self.numbers(column)], {}, column, wide)
+        found = self.node("Reshape", [total, self.numbers(column)], {}, column, wide)
+        return self.cast(found, kind)
 
     def dequantize_parts(
         self, parts: Mapping[Part, ir.Value], shape: tuple[int, ...], weight: PackedWeight
