@@ -29,6 +29,7 @@ from tiny import Case, case
 from lmcast.calib.formats import WEIGHTS
 from lmcast.exporter import export, load, targets
 from lmcast.exporter.pipeline import identified, take_recipe, understand
+from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.weights.gpu_forms import gpu_weight
 from lmcast.graphs import fill
 from lmcast.graphs.blocks.attention import Attention
@@ -284,6 +285,14 @@ def test_numbers(name: str, engines: Engines, monkeypatch, report):
     found = errors(engine, rough, exact, "ragged of 3")
     report("Weights in few bits on target cuda against eager, fp32", found.row(row=name))
     assert found.share <= 1
+
+
+def test_parity_rounds_caches_too(engines: Engines, monkeypatch):
+    """As attention of ONNX Runtime's own does, which no node in the graph says but its own."""
+    monkeypatch.setitem(targets.TARGETS, "cuda", twin())
+    checkpoint, recipe, folder = engines["caches"]
+    report = parity(folder, checkpoint, tokens=TOKENS, recipe=recipe)
+    assert report.passed, report.table()
 
 
 def eager(checkpoint: Path, recipe: Path, dtype: torch.dtype) -> torch.nn.Module:
