@@ -182,7 +182,8 @@ class Runner:
 
     def _prompt(self, places: Sequence[Bound], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run a call over some rows, where their states are among those of others."""
-        call = self._call(*inputs["input_ids"].shape, inputs["logit_rows"].shape[1])
+        rows, tokens = inputs["input_ids"].shape
+        call = self._call(rows, tokens, inputs["logit_rows"].shape[1])
         call.put(inputs)
         bound = [(n, self.gpu.copied(a) if a.address % ALIGNED else a) for n, a in places]
         total = int(inputs[HOST][0]) if HOST in inputs else 0
