@@ -74,7 +74,7 @@ class Row:
     operator: str
     step: tuple[str, ...]
     count: int = 1  # of the operator: queries, keys and values are one product, gates and ups too
-    compiled: bool = False  # whether kernels of ours are beside it
+    compiled: bool = False  # whether an operator of ours is beside it whose body no GPU runs
 
 
 FULL = wide(
@@ -100,8 +100,8 @@ ROWS = {
     "experts, int8": Row(QWEN, "int8", "QMoE", GROUPED),
     "experts, mxfp4": Row(OSS, "mxfp4", "QMoE", GROUPED),
     "experts chosen by sigmoid, int4": Row(GLM, "int4", "QMoE", GROUPED, compiled=True),
-    "caches": Row(FULL, "", "GroupQueryAttention", ("kernel_mha",), 1, True),
-    "caches that are rings": Row(RINGS, "", "GroupQueryAttention", ("kernel_mha",), 7, True),
+    "caches": Row(FULL, "", "GroupQueryAttention", ("kernel_mha",)),
+    "caches that are rings": Row(RINGS, "", "GroupQueryAttention", ("kernel_mha",), 7),
 }  # fmt: skip
 
 
