@@ -95,6 +95,8 @@ def test_whole_life(made: Made, lived: Callable[[str], Run], name: str):
         assert about.graph.weights == "link"
     assert run.result == [[ROWS, about.vocab_size], "float32", [10, 9, 10]]
     plain, captured, *replayed = (run.log.after(call) for call in STEPS)
+    if name == PLAIN:  # queries with keys and values, outputs, gates with ups, downs; and the head
+        assert len(plain.of("blas")) == 4 * about.layers + 1
     assert not plain.of("graph") and len(captures(captured)) == 1
     # ONNX Runtime runs it twice, and captures it; then it is run as the step that was asked for.
     assert len(captured.launches) == 4 * len(plain.launches)
