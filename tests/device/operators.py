@@ -97,10 +97,10 @@ def outputs(model: Path, about: Any, inputs: list[np.ndarray], gpu: Any) -> list
         for i, (array, given) in enumerate(zip(held, inputs, strict=True)):
             if given.nbytes:
                 gpu.put(array, np.ascontiguousarray(given))
-            _bind(binding.bind_input, f"in{i}", array)
+            bind(binding.bind_input, f"in{i}", array)
         for i, (kind, shape, alias) in enumerate(about["outputs"]):
             made.append(held[alias] if alias >= 0 else gpu.zeros(tuple(shape), kind))
-            _bind(binding.bind_output, f"out{i}", made[-1])
+            bind(binding.bind_output, f"out{i}", made[-1])
         session.run_with_iobinding(binding)
         found = [np.empty(array.shape, DTYPES[array.dtype].numpy) for array in made]
         for to, array in zip(found, made, strict=True):
@@ -110,5 +110,5 @@ def outputs(model: Path, about: Any, inputs: list[np.ndarray], gpu: Any) -> list
     return found
 
 
-def _bind(how: Any, name: str, array: Any) -> None:
+def bind(how: Any, name: str, array: Any) -> None:
     how(name, "cuda", 0, DTYPES[array.dtype].onnx, list(array.shape), array.address)

@@ -7,7 +7,7 @@ FOLDER must be new or empty. GPU and Python are those of the machine to check. N
 
     provider   ONNX Runtime's CUDA provider, with machine code of one SM alone
     site       the other packages that run engines, and lmcast-native
-    operators  all cases of all operators of ours, with machine code
+    operators  all cases of all operators of ours, with machine code, and graphs of MoE
     engines    engines of twelve tiny families, and what eager computes of them
     models     graphs of full-size models, whose weights are drawn on the machine
 """
@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from device import families, full_size, operators
+from device import families, full_size, onnxruntime_experts, operators
 from device.trim import trim
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +123,7 @@ def every_operator(folder: Path, machine: Machine) -> None:
     from runtimes import every
 
     product(folder / "product")
+    onnxruntime_experts.write(folder / "experts")
     cases(folder, every(), machine.sm)
 
 
@@ -172,13 +173,15 @@ def engines(folder: Path, machine: Machine, names: Iterable[str] = families.NAME
         shutil.rmtree(checkpoint)
 
 
-def models(folder: Path, machine: Machine) -> None:
+def models(folder: Path, machine: Machine, names: Iterable[str] = ()) -> None:
     """The checkpoints lie where the machine will have their weights: below its /tmp."""
     import giants
 
-    for name, config in full_size.CONFIGS.items():
-        with tempfile.TemporaryDirectory(prefix="lmcast-device-") as checkpoint:
-            giants.write(config, full_size.qwen3(config), Path(checkpoint, name))
+    for name, (config, tensors) in full_size.shapes().items():
+        if names and name not in names:
+            continue
+        with tempfile.TemporaryDirectory(prefix="lmcast-device-", dir="/tmp") as checkpoint:
+            giants.write(config, tensors, Path(checkpoint, name))
             place = folder / "models" / name
             place.mkdir(parents=True)
             full_size.write(Path(checkpoint, name), place, machine.sm)

@@ -1,6 +1,8 @@
 """The check of tests/device, where it can be run without a GPU: on a fake one."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from fake_cuda import missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
 from fake_cuda.process import environment
+from giants import GPT_OSS_120B, cut, gpt_oss
 from safetensors.torch import load_file
 from triton import knobs
 
@@ -17,27 +20,39 @@ from lmcast.plugins.launch import launch_plan
 
 sys.path.append(str(Path(__file__).parents[1] / "plugins"))
 
-from device import check, full_size, pack, steps
+from device import check, full_size, onnxruntime_experts, pack, steps
 from device.trim import CONTAINER, IMAGE, MAGIC, VERSION, trim
 
 on_fake = pytest.mark.skipif(bool(missing()), reason=missing())
 SM = 90
+# A model of one layer whose experts stay in MXFP4, with a vocabulary that is not carried, and sizes
+# of experts.
+TINY = cut(GPT_OSS_120B, 1) | {
+    "hidden_size": 64, "intermediate_size": 64, "num_local_experts": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+FEW = {"tiny": (4, 2, 64, 64), "gpt-tiny": (4, 2, 64, 64)}
 CASES = [("moe_route", 0, "float32", 0), ("causal_conv", 0, "bfloat16", 0)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Parts with two operators, whose kernels are to be interpreted, a product and an engine."""
-    content, parts = tmp_path_factory.mktemp("content"), tmp_path_factory.mktemp("parts")
-    engine = tmp_path_factory.mktemp("engine")
+    """Parts with two operators, whose kernels are to be interpreted, a product, and two engines."""
+    operators, engines, models, parts = (tmp_path_factory.mktemp(name) for name in "oemp")
+    machine = pack.Machine(SM, "3.11")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch_plan, "cubin", stand_in)
         patch.setattr(knobs.runtime, "interpret", True)  # which launch plans turn off
-        pack.product(content / "product")
-        pack.cases(content, CASES, SM)
-        pack.engines(engine, pack.Machine(SM, "3.11"), ["llama"])
-    assert 0 < pack.archived(content, parts / "operators.tar.xz") < pack.MOST
-    pack.archived(engine, parts / "engines.tar.xz")
+        patch.setattr(full_size, "shapes", lambda: {"tiny": (TINY, gpt_oss(TINY))})
+        patch.setattr(onnxruntime_experts, "MODELS", FEW)
+        pack.product(operators / "product")
+        onnxruntime_experts.write(operators / "experts")
+        pack.cases(operators, CASES, SM)
+        pack.engines(engines, machine, ["llama"])
+        pack.models(models, machine)
+    assert not [f for f in models.rglob("*") if f.stat().st_size > full_size.CARRIED]
+    for name, content in (("operators", operators), ("engines", engines), ("models", models)):
+        assert 0 < pack.archived(content, parts / f"{name}.tar.xz") < pack.MOST
     return parts
 
 
@@ -52,57 +67,118 @@ def checked(folder: Path, *words: str) -> tuple[int, list[dict[str, Any]]]:
 @on_fake
 def test_empty_kernels_are_found_wrong(folder: Path):
     """The GPU is there, and its product, which nothing computed, is wrong: the end of the check."""
-    status, (gpu, product) = checked(folder)
+    status, (gpu, product, *others) = checked(folder)
     assert status == 1
     assert gpu["ok"] and gpu["step"] == "load" and gpu["sm"] == SM
     assert not product["ok"] and product["of bound"] > 1
+    assert [line["step"] for line in others] == list(steps.STEPS)[1:]
+    assert all(line["why"] == "not begun: load failed" for line in others)
 
 
 @on_fake
 def test_engines_run_with_and_without_graphs(folder: Path):
-    status, (line,) = checked(folder, "engines")
+    record = folder / "GPU.md"
+    status, (line, *models) = checked(folder, "engines", "models", "--record", str(record))
     assert status == 1 and line["family"] == "llama"
     assert line["graphs bit-equal"]
-    assert line["error"] > line["bound"] and not line["ok"]  # of kernels that compute nothing
+    assert line["of bound"] > 1 and not line["ok"]  # of kernels that compute nothing
+    assert [model["prompt_tokens"] for model in models] == list(steps.PROMPTS)
+    assert all(model["ok"] and model["decode_tokens_per_second"] > 0 for model in models)
+    assert not list(folder.glob("unpacked/models/*/engine/weights/model*"))  # room for the next
+    checked(folder, "load", "--record", str(record))
+    assert all(f"## {name}" in record.read_text() for name in ("load", "engines", "models"))
 
 
 @on_fake
 def test_operators_are_right(folder: Path):
-    tree = check.unpacked(folder)
-    found = on_fake_gpu(plugins, str(tree), sm=SM, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    assert len(found.result) == len(CASES)
-    assert all(line["ok"] and line["error"] > 0 for line in found.result)
+    tree, _ = check.unpacked(folder)
+    found = on_fake_gpu(rest, str(tree), sm=SM, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    plugins, kernels, experts = found.result
+    assert len(plugins) == len(CASES)
+    assert all(line["ok"] and line["error"] > 0 for line in plugins)
+    assert {line["operator"] for line in kernels} == {
+        "mla_attention", "linear_attention", "moe_experts",
+    }  # fmt: skip
+    assert all(line["bytes per second"] > 0 for line in kernels)
+    assert [line["tokens"] for line in experts] == list(onnxruntime_experts.TOKENS) * len(FEW)
 
 
-def plugins(tree: str) -> list[dict[str, Any]]:
+def rest(tree: str) -> list[list[dict[str, Any]]]:
+    """Run the steps with kernels of ours, and ONNX Runtime's experts, at sizes of tiny models."""
     from runtimes import start
 
     start()
-    return list(steps.plugins(Path(tree)))
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+    from device import kernel_times as times
+
+    times.CONTEXTS, times.LENGTHS, times.TOKENS = (64,), (1, 40), (1, 3)
+    times.LATENTS = (times.LATENTS[0].__class__("tiny", 2, 16, 16, rank=32, turned_width=16),)
+    times.QWEN3_8 = times.DeltaNet("tiny", 2, 1, 16, 16)
+    times.MODELS = (times.MODELS[0].__class__("tiny", 4, 2, 32, 32),)
+    times.SPREAD = 0
+    onnxruntime_experts.MODELS = FEW
+    gpu = steps.at_hand()
+    experts = onnxruntime_experts.lines(gpu, Path(tree) / "experts")
+    return [list(steps.plugins(Path(tree))), list(times.lines("cpu")), list(experts)]
 
 
-def test_what_hangs_or_crashes_is_a_line(folder: Path):
-    tree = check.unpacked(folder)
-    variables = check.environment(tree)
-    (late,) = check.checked(tree, ["engines"], 0.01, variables)
-    assert not late["ok"] and late["why"].startswith("stopped after 0 s")
-    (crashed,) = check.checked(tree, ["models"], 60, variables)  # there are none
-    assert not crashed["ok"] and "No such file" in crashed["why"]
-    (over,) = check.checked(tree, ["kernels"], 0, variables)
-    assert over["why"] == "not begun: 0 s are over"
+SAYS = 'print(\'{"step": "load", "ok": true, "gpu": "one"}\', flush=True)\n'
+# What a step does behind its first line -> how the line that is added begins.
+ENDS = {
+    "": None,
+    """print('{"step" no', '[1]', b'\\xff', '{"step": "other", "ok": true}', sep='\\n')""": None,
+    "raise SystemExit(3)": "ended with 3; it last said: nothing",
+    "import os; os.abort()": "ended with -6",
+    # What it has started would hold a pipe open.
+    "import subprocess, time; subprocess.Popen(['sleep', '99']); time.sleep(99)": "stopped after",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_a_step_said_before_its_end_is_kept(end: str, tmp_path: Path, monkeypatch):
+    script = tmp_path / "steps.py"
+    script.write_text(SAYS + end)
+    monkeypatch.setattr(check, "STEPS", script)
+    line, *added = check.said("load", tmp_path, 1.5, dict(os.environ))
+    assert line["gpu"] == "one"
+    assert [a["ok"] for a in added] == [False] * (ENDS[end] is not None)
+    assert all(a["why"].startswith(str(ENDS[end])) for a in added)
+
+
+def test_what_cannot_begin_is_a_line(folder: Path, tmp_path: Path):
+    def said(step: str, limit: float) -> dict[str, Any]:
+        ((name, lines),) = check.checked(tree, [step], limit, {})
+        (line,) = lines
+        assert name == step == line["step"] and not line["ok"]
+        return line
+
+    shutil.copy(folder / "operators.tar.xz", tmp_path)
+    part = tmp_path / "engines.tar.xz"
+    part.write_bytes((folder / part.name).read_bytes()[:-1000])
+    tree, (broken,) = check.unpacked(tmp_path)
+    assert broken["why"].startswith("engines.tar.xz: ") and not broken["ok"]
+    assert said("engines", 60)["why"] == (
+        "not begun: engines.tar.xz of tests/device/pack.py is missing"
+    )
+    assert said("plugins", 0)["why"] == "not begun: 0 s are over"
+    shutil.copy(folder / part.name, tmp_path)  # brought again
+    assert check.unpacked(tmp_path)[1] == []
 
 
 def test_steps_fit_into_the_limit():
-    assert sum(limit for _, limit in steps.STEPS.values()) <= check.LIMIT == 9 * 60
+    assert sum(limit for _, limit, _ in steps.STEPS.values()) <= check.LIMIT == 9 * 60
+    assert {part for *_, part in steps.STEPS.values()} <= pack.GROUPS.keys()
 
 
-def test_record_has_every_line():
-    lines = [
-        {"step": "load", "ok": True, "gpu": "one"},
-        {"step": "models", "ok": False, "why": "no"},
-    ]
-    text = check.recorded(lines)
+def test_record_has_every_line(tmp_path: Path):
+    lines = [{"step": "models", "ok": False, "why": "no"}, {"step": "models", "ok": True}]
+    memory = {"models": {"day": "2030-01-01", "lines": lines}}
+    text = check.recorded(memory)
     assert all(json.dumps(line) in text for line in lines)
+    assert "2030-01-01: 2 lines, 1 of them bad." in text
+    for content in ("", "[]", '{"load": 1}', json.dumps(memory)):
+        (tmp_path / check.REMEMBERED).write_text(content)
+        assert check.remembered(tmp_path) == (memory if "models" in content else {})
 
 
 def test_nothing_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
