@@ -8,6 +8,6 @@ this repository: pack.py brings the rest. Parts are below 64 MiB, and can be car
 Steps are in steps.py, each a process with a limit of its own: what hangs or crashes is one line.
 
 **None of this has run on a GPU yet.** On the fake GPU of tests/fake_cuda, test_device.py runs every
-step, at small sizes: ONNX Runtime's own kernels are empty on it, so that their results must be found
-wrong, and ours are interpreted.
+step, at small sizes: ONNX Runtime's own kernels are empty on it, so that their results must be
+found wrong, and ours are interpreted.
 """

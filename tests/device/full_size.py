@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 HEADERS = "headers"  # of the weight files: of linked ones by their numbers in engine.json
-CHUNK = 64 << 20
+CHUNK = 8 << 20
 EXPONENTS = (120, 123)  # of the numbers: 2**-7 to 2**-3, with any sign and mantissa
 # A file of the engine's own that is larger is made on the machine: a manifest has no hash of it
 # that is checked when an engine is loaded.

@@ -65,16 +65,24 @@ def run(folder: Path, gpu: Any) -> dict[str, float]:
         arrays.append(np.frombuffer(content[:size], DTYPES[kind].numpy).reshape(shape))
         content = content[size:]
     inputs, expected = arrays[: len(about["inputs"])], arrays[len(about["inputs"]) :]
-    error = share = 0.0
-    rtol, atol = about["close"]["rtol"], about["close"]["atol"]
-    for got, want in zip(outputs(folder / MODEL, about, inputs, gpu), expected, strict=True):
-        if want.size:
-            off = np.abs(got.astype(np.float64) - want)
-            error, share = (
-                max(error, off.max()),
-                max(share, (off / (atol + rtol * np.abs(want))).max()),
-            )
+    close = about["close"]
+    found = [
+        far(got, want, **close)
+        for got, want in zip(outputs(folder / MODEL, about, inputs, gpu), expected, strict=True)
+        if want.size
+    ]
+    error, share = np.max(found, axis=0, initial=0.0)
     return {"error": float(error), "of bound": float(share)}
+
+
+def far(got: np.ndarray, want: np.ndarray, rtol: float, atol: float) -> tuple[float, float]:
+    """Return the largest error, and the largest in units of what it may be: infinite for anything
+    that is no number, and for any error where none is allowed."""
+    wide, exact = got.astype(np.float64), want.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        off = np.where(wide == exact, 0.0, np.abs(wide - exact))
+        share = np.where(off == 0, 0.0, off / (atol + rtol * np.abs(exact)))
+    return float(off.max()), float(np.nan_to_num(share, nan=np.inf).max())
 
 
 def outputs(model: Path, about: Any, inputs: list[np.ndarray], gpu: Any) -> list[np.ndarray]:

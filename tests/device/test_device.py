@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_cuda import missing, on_fake_gpu
 from fake_cuda.interpret import stand_in
@@ -20,7 +21,7 @@ from lmcast.plugins.launch import launch_plan
 
 sys.path.append(str(Path(__file__).parents[1] / "plugins"))
 
-from device import check, full_size, onnxruntime_experts, pack, steps
+from device import check, full_size, onnxruntime_experts, operators, pack, steps
 from device.trim import CONTAINER, IMAGE, MAGIC, VERSION, trim
 
 on_fake = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -38,20 +39,20 @@ CASES = [("moe_route", 0, "float32", 0), ("causal_conv", 0, "bfloat16", 0)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parts with two operators, whose kernels are to be interpreted, a product, and two engines."""
-    operators, engines, models, parts = (tmp_path_factory.mktemp(name) for name in "oemp")
+    single, engines, models, parts = (tmp_path_factory.mktemp(name) for name in "oemp")
     machine = pack.Machine(SM, "3.11")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch_plan, "cubin", stand_in)
         patch.setattr(knobs.runtime, "interpret", True)  # which launch plans turn off
         patch.setattr(full_size, "shapes", lambda: {"tiny": (TINY, gpt_oss(TINY))})
         patch.setattr(onnxruntime_experts, "MODELS", FEW)
-        pack.product(operators / "product")
-        onnxruntime_experts.write(operators / "experts")
-        pack.cases(operators, CASES, SM)
+        pack.product(single / "product")
+        onnxruntime_experts.write(single / "experts")
+        pack.cases(single, CASES, SM)
         pack.engines(engines, machine, ["llama"])
         pack.models(models, machine)
     assert not [f for f in models.rglob("*") if f.stat().st_size > full_size.CARRIED]
-    for name, content in (("operators", operators), ("engines", engines), ("models", models)):
+    for name, content in (("operators", single), ("engines", engines), ("models", models)):
         assert 0 < pack.archived(content, parts / f"{name}.tar.xz") < pack.MOST
     return parts
 
@@ -101,6 +102,15 @@ def test_operators_are_right(folder: Path):
     }  # fmt: skip
     assert all(line["bytes per second"] > 0 for line in kernels)
     assert [line["tokens"] for line in experts] == list(onnxruntime_experts.TOKENS) * len(FEW)
+
+
+@pytest.mark.parametrize("close", [{"rtol": 0.0, "atol": 0.0}, {"rtol": 0.1, "atol": 0.0}])
+def test_what_is_no_number_or_not_equal_is_wrong(close: dict[str, float]):
+    want = np.array([0.0, 2.0, -np.inf])
+    assert operators.far(want, want, **close) == (0, 0)
+    for wrong in ([1, 2, -np.inf], [0, 3, -np.inf], [0, np.nan, -np.inf], [0, 2, np.nan],
+                  [0, 2, 9]):  # fmt: skip
+        assert operators.far(np.array(wrong), want, **close)[1] > 1
 
 
 def rest(tree: str) -> list[list[dict[str, Any]]]:

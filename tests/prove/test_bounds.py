@@ -30,7 +30,7 @@ from lmcast.exporter.prove.references import (
 # Routers; positions that an indexer chooses, and routers of groups; and a state that is scaled by
 # a norm of almost nothing. Of the tokens that are drawn, zeros would pass for each.
 NAMES = ("gpt_oss/plain", "deepseek_v32/plain", "bamba/plain")
-FORMAT, LENGTH = "bfloat16", 14
+FORMAT, LENGTH = "bfloat16", 12
 Made = tuple[dict[str, Reference], dict[str, Reference]]
 
 
