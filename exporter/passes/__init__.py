@@ -22,6 +22,7 @@ from lmcast.exporter.passes.nbits_matmul import nbits_matmul
 from lmcast.exporter.passes.nbits_matmul_exact import nbits_matmul_exact
 from lmcast.exporter.passes.norms_in_attention import norms_in_attention
 from lmcast.exporter.passes.outer_reductions import outer_reductions
+from lmcast.exporter.passes.packed_attention import packed_attention
 from lmcast.exporter.passes.packed_products import packed_products
 from lmcast.exporter.passes.quantized_experts import quantized_experts
 from lmcast.exporter.passes.quantized_products import quantized_products
@@ -55,6 +56,8 @@ CPU: tuple[Pass, ...] = (
     skip_norm,
     quick_gelu,
     merge_equal,
+    remove_unused,
+    packed_attention,
     remove_unused,
 )
 CUDA: tuple[Pass, ...] = (

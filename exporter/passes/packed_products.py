@@ -24,11 +24,12 @@ from lmcast.plugins.plugin import DOMAIN
 
 
 def packed_products(model: ir.Model) -> int:
-    changes = sum(_attention(model, n) for n in nodes_of(model, "GroupQueryAttention"))
+    changes = sum(pack_attention(model, n) for n in nodes_of(model, "GroupQueryAttention"))
     return changes + sum(_feed_forward(model, n) for n in nodes_of(model, "Mul"))
 
 
-def _attention(model: ir.Model, node: ir.Node) -> bool:
+def pack_attention(model: ir.Model, node: ir.Node) -> bool:
+    """Give an attention its queries, keys and values as one product; say whether they are."""
     if node.inputs[1] is None:
         return False
     products = [product_of(value) for value in node.inputs[:3]]

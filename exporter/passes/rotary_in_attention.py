@@ -19,17 +19,24 @@ from lmcast.exporter.passes.rewrite import nodes_of
 MOST = 1 << 18  # positions: 32 MiB a table of a head with 128 numbers
 COS, SIN = 7, 8  # inputs of the node
 TRIED = 3, 2  # positions that are held, and new ones behind them
+Tables = dict[ir.Value, ir.Value | None]
 
 
 def rotary_in_attention(model: ir.Model) -> int:
     if not list(nodes_of(model, "GroupQueryAttention")) or context(model) > MOST:
         return 0
-    tables: dict[ir.Value, ir.Value | None] = {}
-    return sum(_rewritten(model, node, tables) for node in nodes_of(model, "GroupQueryAttention"))
+    tables: Tables = {}
+    return sum(
+        rotate_within(model, node, tables) for node in nodes_of(model, "GroupQueryAttention")
+    )
 
 
-def _rewritten(model: ir.Model, node: ir.Node, tables: dict[ir.Value, ir.Value | None]) -> bool:
-    query, key = (_rotation(value) for value in node.inputs[:2])
+def rotate_within(model: ir.Model, node: ir.Node, tables: Tables) -> bool:
+    """Let an attention rotate its queries and keys; say whether it does what rotated them.
+
+    tables: those that were made, by the angles of a call; None for angles that have none.
+    """
+    query, key = (rotation(value) for value in node.inputs[:2])
     past = node.inputs[3]
     if query is None or key is None:
         return False
@@ -58,7 +65,7 @@ def _rewritten(model: ir.Model, node: ir.Node, tables: dict[ir.Value, ir.Value |
     return True
 
 
-def _rotation(value: ir.Value | None) -> ir.Node | None:
+def rotation(value: ir.Value | None) -> ir.Node | None:
     """Return the node that rotates a value for one user."""
     node = value.producer() if value is not None else None
     alone = value is not None and len(value.uses()) == 1

@@ -1,5 +1,7 @@
 """Graphs for the passes of target cuda for weights and caches in few bits, as in pass_cases.py."""
 
+from cuda_pass_cases import ALWAYS, ANGLES, ATTENTION, BY_LENGTH, GROUPS, LENGTHS, TURNED, WIDTH
+from cuda_pass_cases import HEADS as ALL_HEADS
 from pass_cases import GQA, STORED, product
 
 TURN = "turned = Transpose <perm = [1, 0]> (w) y = MatMul (x, turned) }"
@@ -87,6 +89,37 @@ FP8_GATED = (
         + [given("float", f"{n}s", 64, 6, 2) for n in "gu"]
     )
 )
+HEADS = {"q": (2 * WIDTH, "a"), "k": (WIDTH, "b"), "v": (WIDTH, "c")}  # rows, what is attended with
+TURNS = (
+    ANGLES.replace(f"num_heads = {GROUPS}", "num_heads = 1")
+    .replace(f"num_heads = {ALL_HEADS}", "num_heads = 2")
+    .replace("(q,", "(q0,").replace("(k,", "(k0,")
+)  # fmt: skip
+
+
+def heads(more: str | None = ALWAYS, order: str = "qkv") -> str:
+    """Return an attention to products with weights of 4 bits.
+
+    more: how its angles are scaled, None for no rotation. order: of the weights in their file.
+    """
+    sizes = {name: HEADS[name][0] for name in order}
+    own = [given("uint8", f"{n}c", 256, rows, 2, 8) for n, rows in sizes.items()]
+    own += [given("float", f"{n}s", 64, rows * 2) for n, rows in sizes.items()]
+    nodes = "".join(
+        f" {n + '0' if more and n != 'v' else HEADS[n][1]} = com.microsoft.MatMulNBits <K = 32,"
+        f" N = {HEADS[n][0]}, bits = 4, block_size = 16> (x, {n}c, {n}s)"
+        for n in "qkv"
+    )
+    turns = TURNS.format(more=more, odd=0) if more else ""
+    cache = f"float[B,1,C,{WIDTH}]"
+    attended = ATTENTION.format(heads=2, groups=1, given="a, b, c")
+    return (
+        f"(int64[B,T] input_ids, int64[B] cache_lengths, int64[B] token_counts, {cache} key,"
+        f" {cache} value, float[B,T,32] x) => (float[B,T,{2 * WIDTH}] y) <{', '.join(own)}>"
+        f" {{ {LENGTHS} {nodes} {turns} {attended} }}"
+    )
+
+
 CACHES = (
     "(int64[B,T] input_ids, float[B,T,4,16] q, float[B,T,2,16] k, float[B,T,2,16] v,"
     " float8e4m3fn[B,2,C,16] key, float8e4m3fn[B,2,C,16] value, int64[B] cache_lengths,"
@@ -124,6 +157,21 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     ),
     "quantized_experts, of widths without a kernel": (
         "quantized_experts", experts("silu", inner=32), 0, [*HELD, "moe_experts"],
+    ),
+    "packed_attention": (
+        "packed_attention", heads(), 1, ["GroupQueryAttention", "MatMulNBits", "Identity", *TURNED],
+    ),
+    "packed_attention, without a rotation": (
+        "packed_attention", heads(None), 1, ["GroupQueryAttention", "MatMulNBits"],
+    ),
+    "packed_attention, by the length of a row": (
+        "packed_attention", heads(BY_LENGTH), 0,
+        ["GroupQueryAttention", *["MatMulNBits"] * 3, *["RotaryEmbedding"] * 2, "Mul", *TURNED],
+    ),
+    "packed_attention, apart": (
+        "packed_attention", heads(order="kqv"), 0,
+        ["GroupQueryAttention", *["MatMulNBits"] * 3, *["RotaryEmbedding"] * 2, "Identity",
+         *TURNED],
     ),
     "packed_products, of codes": (
         "packed_products", gated(), 1, ["Identity", "MatMulNBits", "gated_activation"],
