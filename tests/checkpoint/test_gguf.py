@@ -142,20 +142,6 @@ def test_every_kind_decodes_as_the_package_does_or_is_refused(
         assert ((bits == wanted) | both_nan).all()
 
 
-# Largest error of a type, in units of the largest value of its block.
-CLOSE = {"Q4_0": 1 / 8, "Q4_1": 1 / 14, "Q5_0": 1 / 16, "Q5_1": 1 / 30, "Q8_0": 1 / 250}
-
-
-@pytest.mark.parametrize("kind", CLOSE)
-def test_quantized_values_come_back(tmp_path: Path, kind: str) -> None:
-    checkpoint = open_gguf(tiny_gguf(tmp_path / "a.gguf", "llama", kind))
-    wanted = values("llama")
-    for ours, theirs in ((DOWN, "blk.0.ffn_down"), ("model.embed_tokens.weight", "token_embd")):
-        error = np.abs(checkpoint.read(ours).numpy() - wanted[f"{theirs}.weight"])
-        blocks = np.abs(wanted[f"{theirs}.weight"]).reshape(-1, 32).max(1, keepdims=True)
-        assert (error.reshape(-1, 32) <= CLOSE[kind] * blocks + 1e-3).all()
-
-
 @pytest.mark.parametrize("kind", PLAIN)
 def test_plain_types_are_linkable_bytes(tmp_path: Path, kind: str) -> None:
     path = tiny_gguf(tmp_path / "a.gguf", "qwen3", kind)
@@ -230,15 +216,13 @@ def test_gemma_norms_lose_the_one(tmp_path: Path) -> None:
     assert checkpoint.tensors[Q].linkable
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma3"])
-def test_transformers_reads_the_same(tmp_path: Path, arch: str, kind: str) -> None:
+def test_transformers_reads_the_same(tmp_path: Path, arch: str) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    path = tiny_gguf(
-        tmp_path / "a.gguf", arch, kind, output__weight=stored(np.ones((VOCAB, HIDDEN), "f4"), kind)
-    )
+    head = stored(np.ones((VOCAB, HIDDEN), "f4"), "Q8_0")  # norms and biases are F32
+    path = tiny_gguf(tmp_path / "a.gguf", arch, "Q8_0", output__weight=head)
     checkpoint = open_gguf(path)
     config = transformers.AutoConfig.for_model(**checkpoint.config)
     with torch.device("meta"):

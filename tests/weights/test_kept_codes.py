@@ -8,10 +8,15 @@ import onnx_ir as ir
 import pytest
 from files.gguf import HIDDEN, LAYERS, MATRICES, VOCAB, random_blocks, tiny_gguf
 
+from lmcast.exporter.checkpoint.gguf import open_gguf
 from lmcast.exporter.engine.manifest import EngineError, read_manifest
 from lmcast.exporter.engine.names import MODEL, PARITY
 from lmcast.exporter.pipeline import export
+from lmcast.exporter.targets import TARGETS
+from lmcast.exporter.weights.kept_codes import keep_codes
+from lmcast.graphs import defined
 from lmcast.graphs.layouts.ggml import KINDS
+from lmcast.graphs.weights.sources import Packed
 
 # Bits of a number with its scales: of the file, and of the engine where that is over 1.1 times as
 # much, as docs/checkpoints.md says. Codes of 5 and 6 bits and of tables take 8, of 2 and 3 bits 4.
@@ -64,29 +69,23 @@ def test_an_engine_weighs_what_the_file_does(made: tuple[Path, Path]):
         assert (of_file, of_engine) == WIDER[kind] if kind in WIDER else of_engine < 1.1 * of_file
 
 
-@pytest.mark.parametrize(
-    ("target", "dtype", "kept"),
-    [("cpu", "float16", set(KINDS)), ("cuda", "bfloat16", set(KINDS)), ("onnx", None, {"Q4_0"})],
-)
-def test_targets_keep_what_they_have_kernels_for(
-    target: str, dtype: str | None, kept: set[str], made: tuple[Path, Path], tmp_path: Path
-):
-    export(
-        made[0],
-        tmp_path / "e",
-        target,
-        dtype,
-        parity=False,
-        tokenizer=False,
-        sms=(90,) * (target == "cuda"),
-    )
-    weights = read_manifest(tmp_path / "e").fields["weights"]
-    assert weights.keys() & KINDS.keys() == kept
-    if target == "cuda":  # where sizes that are joined are a node on the CPU, and refused at load
-        graph = ir.load(tmp_path / "e" / MODEL).graph
-        joined = [value for n in graph if n.op_type == "Concat" for value in n.inputs if value]
-        makers = [value.producer() for value in joined]
-        assert not [maker for maker in makers if maker and maker.op_type == "Shape"]
+def test_gpus_keep_what_they_have_kernels_for(made: tuple[Path, Path], tmp_path: Path):
+    export(made[0], tmp_path / "e", "cuda", "bfloat16", parity=False, tokenizer=False, sms=(90,))
+    assert read_manifest(tmp_path / "e").fields["weights"].keys() >= KINDS.keys()
+    graph = ir.load(tmp_path / "e" / MODEL).graph
+    # Sizes that are joined would be a node on the CPU, and refused at load.
+    joined = [value for n in graph if n.op_type == "Concat" for value in n.inputs if value]
+    makers = [value.producer() for value in joined]
+    assert not [maker for maker in makers if maker and maker.op_type == "Shape"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_keep_what_they_have_kernels_for(target: str, made: tuple[Path, Path]):
+    source = open_gguf(made[0])
+    kept, raw = keep_codes(defined(source.config, source.tensors), source, TARGETS[target])
+    kinds = {name.rpartition(".")[2] for name in raw.tensors.keys() - source.tensors.keys()}
+    assert kinds == (KINDS.keys() if target in ("cpu", "cuda") else {"Q4_0"})
+    assert sum(isinstance(one, Packed) for one in kept.binding.sources.values()) >= len(kinds)
 
 
 def test_wider_if_asked(made: tuple[Path, Path], tmp_path: Path):
