@@ -91,7 +91,7 @@ def test_without_a_gpu(checkpoint, tmp_path: Path, lmcast):
         assert re.search("no NVIDIA GPU is here.*; without one `lmcast inspect`, `verify`", told)
     with pytest.raises(DeviceError, match="no NVIDIA GPU is here"):
         load(tmp_path / "e").logits([[1, 2]])
-    with pytest.raises(EngineError, match="runs on a GPU alone, and none is beside it for --port"):
+    with pytest.raises(EngineError, match="target cuda does not read --portable"):
         load(tmp_path / "e", portable=True)
     status, told, _ = lmcast("inspect", tmp_path / "e")
     assert status == 0 and "target        cuda for SM80, self-contained" in told
