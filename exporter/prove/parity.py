@@ -91,11 +91,8 @@ def check(
     format, anew = DTYPES[engine.manifest.about.dtype], found.anew_beyond(engine.context)
     graph = ir.load(engine.directory / MODEL)
     products = {} if engine.runs_plan else rounded_products(graph)
-    plain = rough = unrounded(found)
-    removable = bool(products) or without_rounding(graph)
-    # Kernels of ONNX Runtime's own that hold caches in FP8 have no other form within the graph.
-    if removable or any(state.dtype == FP8 for state in engine.manifest.about.graph.states):
-        rough = with_rounding(found, products)
+    removable, plain = bool(products) or without_rounding(graph), unrounded(found)
+    rough = with_rounding(found, products) if removable or _holds_codes(engine) else plain
     alone = removable and not engine.runs_plan
 
     def refer() -> dict[str, Reference]:
@@ -116,6 +113,11 @@ def check(
     longest = max(map(len, rows))
     beyond, ran = longest > max(windows) if windows else None, engine.runs_plan and "plan"
     return Report(format.name, longest, beyond, tuple(results), ran=ran or "graph")
+
+
+def _holds_codes(engine: Engine) -> bool:
+    """Say whether states are in FP8: ONNX Runtime's own attention then rounds, and nothing else."""
+    return any(state.dtype == FP8 for state in engine.manifest.about.graph.states)
 
 
 def _prefill(engine: Engine, rows: list[list[int]]) -> Logits:

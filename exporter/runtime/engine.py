@@ -110,8 +110,7 @@ class Engine:
     the portable graph in ONNX Runtime.
 
     threads, prepack, exact: for ONNX Runtime's CPU, as in `load`.
-    portable: run the portable graph in any case.
-    variant: another graph in its place.
+    portable: run the portable graph in any case. variant: another graph in its place.
     whole: recompute every hash first.
 
     Raises EngineError where engine.json is not as declared, where files are missing or resized,
@@ -392,8 +391,7 @@ def load(
 
     threads: for its kernels, at most the processors that this process may use; None for all. An
         engine that runs on a GPU has no use for it, nor for the next, and refuses both.
-    prepack: copy the weights into the kernels' preferred layout: faster, but slower to load, and
-        with as much private memory as the weights.
+    prepack: copy the weights for faster kernels: slower to load, as much private memory as they.
     portable: run the portable graph in ONNX Runtime, also where the engine has TensorRT plans.
     verify: recompute every hash first; otherwise those of the graph, texts and files up to 16 MiB,
         and weights that were changed at the same size are run, but for linked ones, whose times
