@@ -46,7 +46,11 @@ def errors(engine: Engine, rough: torch.nn.Module, exact: torch.nn.Module, *with
     calls = {way: given for way, given in CALLS.items() if way not in without}
     ids = prompt(2, TOKENS)
     got = {PREFILL: engine.logits(ids), **{w: ran(engine, c) for w, c in calls.items()}}
-    near, want = ({PREFILL: model(ids), **stepped(model, calls)} for model in (rough, exact))
+    # Of one place that amplifies rounding, eager is off by another amount in a batch of other rows.
+    near = {PREFILL: rough(ids)}
+    for way, given in calls.items():
+        near |= stepped(rough, {way: given})
+    want = {PREFILL: exact(ids), **stepped(exact, calls)}
     off = {way: (near[way].double() - want[way]).abs().max().item() for way in want}
     return Errors(
         {way: float(np.abs(got[way] - want[way].numpy()).max()) for way in want},
@@ -68,7 +72,7 @@ def ran(engine: Engine, calls: list[tuple[int, ...]]) -> np.ndarray:
 
 
 def stepped(eager: torch.nn.Module, calls: dict[str, list[tuple[int, ...]]]) -> dict[str, Tensor]:
-    """Return the same of eager, all rows of all ways in one batch: they do not see each other.
+    """Return the same of eager, the rows of these ways in one batch: they do not see each other.
 
     Rows of which no more calls are wanted go on, and are not looked at.
     """
