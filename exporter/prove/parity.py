@@ -105,10 +105,8 @@ def check(
         reference = refer()
     results = []
     for name, expected in reference.items():
-        if name == EXACT:
-            got = _run(exact_engine(engine.directory, engine.threads), expected.chains)
-        else:
-            got = _run(engine, expected.chains) if expected.chains else _prefill(engine, rows)
+        run = exact_engine(engine.directory, engine.threads) if name == EXACT else engine
+        got = _run(run, expected.chains) if expected.chains else _prefill(run, rows)
         results.append(_compare(name, got, expected, format.name))
     longest = max(map(len, rows))
     beyond, ran = longest > max(windows) if windows else None, engine.runs_plan and "plan"
