@@ -58,6 +58,11 @@ class Config:
     def __post_init__(self) -> None:
         share = self.rope_parameters.partial_rotary_factor
         check_rotated(self.rotary_dim, self.head_width(), share)
+        if self.rotary_dim is None and share != 1:
+            raise ValueError(
+                f"partial_rotary_factor is {share}, which no code of this architecture reads; give"
+                " rotary_dim instead"
+            )
 
     def head_width(self) -> int:
         heads = self.num_attention_heads
