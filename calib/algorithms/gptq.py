@@ -99,11 +99,15 @@ def encode(
     element, rows = format.scheme.element, target.shape[1]
     best, total = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
     values = torch.empty(target.shape)
-    given = (x.contiguous().numpy() for x in (wanted, target, root.times, root.scale, factors))
-    of, found = tuple(given), (best.numpy(), values.numpy(), total.numpy())
+    wanted, target, factors = (x.contiguous() for x in (wanted, target, factors))
 
     def work(first: int) -> None:
-        choose(first, min(first + run, rows), *of, element_code(element), *found)
+        choose(
+            (first, min(first + run, rows)),
+            wanted.numpy(), target.numpy(), root.times.contiguous().numpy(),
+            root.scale.contiguous().numpy(), factors.numpy(), element_code(element),
+            best.numpy(), values.numpy(), total.numpy(),
+        )  # fmt: skip
 
     threads = torch.get_num_threads()
     run = max(LEAST_ROWS, -(-rows // threads))

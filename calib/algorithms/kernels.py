@@ -76,8 +76,7 @@ def _round(
 
 @compiled
 def choose(
-    begin: int,
-    end: int,
+    rows: tuple[int, int],
     wanted: np.ndarray,
     target: np.ndarray,
     times: np.ndarray,
@@ -90,7 +89,7 @@ def choose(
 ) -> None:
     """Round the columns of a block one after the other, with each of several factors.
 
-    begin, end: the rows of the weight to do.
+    rows: the first of the weight to do, and the end of them.
     wanted: B,N; what columns should be, as those before the block are off their targets.
     target: B,N; where the error of the outputs would be least.
     times: B,B upper triangular; how far a column moves, by how far one before it is off.
@@ -100,7 +99,7 @@ def choose(
     values: written, B,N: the values they give.
     total: written, N: what they cost, the squared error of the outputs.
     """
-    turned = times.T.copy()
+    turned, (begin, end) = times.T.copy(), rows
     for start in range(begin, end, STRIP):
         size, first = min(STRIP, end - start), np.uintp(start)
         off = np.empty((len(wanted), size), np.float32)

@@ -24,7 +24,8 @@ def root(gram: Tensor, order: Tensor) -> Tensor:
     lower, failed = torch.linalg.cholesky_ex(permuted)
     if failed:
         lower = torch.linalg.cholesky(permuted.double()).float()
-    return lower.flip(0, 1)
+    upper: Tensor = lower.flip(0, 1)
+    return upper
 
 
 @dataclass(frozen=True)

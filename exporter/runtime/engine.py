@@ -204,9 +204,9 @@ class Engine:
 
     @property
     def target(self) -> Target:
-        """The target that it runs as here; raises EngineError for one that this lmcast does not
-        know."""
-        target = targets.get(self.manifest.about.target)
+        """The target that it runs as here; raises EngineError for an unknown one."""
+        if (target := targets.TARGETS.get(name := self.manifest.about.target)) is None:
+            raise EngineError(f"{self.directory}: target {name!r} is none that this lmcast knows")
         return target if self.runs_plan else target.carried
 
     @cached_property

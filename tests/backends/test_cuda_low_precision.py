@@ -19,7 +19,7 @@ import pytest
 import torch
 from cuda_calls import Placed, calls, shortened
 from cuda_twins import twin
-from engine_errors import TOKENS, errors
+from engine_errors import errors
 from fake_cuda import Log, libraries, on_fake_gpu
 from few_bits import E2M1, stack
 from files.recipe_dirs import write_packed
