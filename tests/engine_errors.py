@@ -41,16 +41,18 @@ class Errors:
         return {**case, **self.error, "of bound": self.share}
 
 
-def errors(engine: Engine, rough: torch.nn.Module, exact: torch.nn.Module, *without: str) -> Errors:
+def errors(
+    engine: Engine, rough: torch.nn.Module, exact: torch.nn.Module, *without: str, seed: int = 0
+) -> Errors:
     """Run an engine, and its definition in fp32 and fp64, in every way but some."""
     calls = {way: given for way, given in CALLS.items() if way not in without}
-    ids = prompt(2, TOKENS)
-    got = {PREFILL: engine.logits(ids), **{w: ran(engine, c) for w, c in calls.items()}}
+    ids = prompt(2, TOKENS, seed)
+    got = {PREFILL: engine.logits(ids), **{w: ran(engine, c, seed) for w, c in calls.items()}}
     # Of one place that amplifies rounding, eager is off by another amount in a batch of other rows.
     near = {PREFILL: rough(ids)}
     for way, given in calls.items():
-        near |= stepped(rough, {way: given})
-    want = {PREFILL: exact(ids), **stepped(exact, calls)}
+        near |= stepped(rough, {way: given}, seed)
+    want = {PREFILL: exact(ids), **stepped(exact, calls, seed)}
     off = {way: (near[way].double() - want[way]).abs().max().item() for way in want}
     return Errors(
         {way: float(np.abs(got[way] - want[way].numpy()).max()) for way in want},
@@ -58,10 +60,10 @@ def errors(engine: Engine, rough: torch.nn.Module, exact: torch.nn.Module, *with
     )
 
 
-def ran(engine: Engine, calls: list[tuple[int, ...]]) -> np.ndarray:
+def ran(engine: Engine, calls: list[tuple[int, ...]], seed: int) -> np.ndarray:
     """Return the logits behind each call, N,B,V."""
     rows = len(calls[0])
-    ids, lengths = prompt(rows, TOKENS), torch.zeros(rows, dtype=torch.int64)
+    ids, lengths = prompt(rows, TOKENS, seed), torch.zeros(rows, dtype=torch.int64)
     session, got = engine.session(rows), []
     for call in calls:
         part, counts = cut(ids, lengths, call)
@@ -71,13 +73,15 @@ def ran(engine: Engine, calls: list[tuple[int, ...]]) -> np.ndarray:
     return np.stack(got)
 
 
-def stepped(eager: torch.nn.Module, calls: dict[str, list[tuple[int, ...]]]) -> dict[str, Tensor]:
+def stepped(
+    eager: torch.nn.Module, calls: dict[str, list[tuple[int, ...]]], seed: int
+) -> dict[str, Tensor]:
     """Return the same of eager, the rows of these ways in one batch: they do not see each other.
 
     Rows of which no more calls are wanted go on, and are not looked at.
     """
     most, widths = max(map(len, calls.values())), [len(way[0]) for way in calls.values()]
-    ids = torch.cat([prompt(rows, TOKENS) for rows in widths])
+    ids = torch.cat([prompt(rows, TOKENS, seed) for rows in widths])
     lengths = torch.zeros(len(ids), dtype=torch.int64)
     past, got = eager.empty_states(len(ids), 3 * TOKENS), []
     for number in range(most):
