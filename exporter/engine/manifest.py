@@ -35,7 +35,7 @@ from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.records import RecordError
 
-FORMAT = 1
+FORMAT = 2  # of 1 it is not known how a session has to cut rows
 SMALL = 16 << 20  # bytes of any file whose hash a loader computes
 RESERVED = {"format", "lmcast", "files", SELF}  # written here and by nobody else
 AGAIN = "export again"
@@ -215,6 +215,10 @@ def _parsed(directory: Path, body: dict[str, Any], data: bytes) -> Manifest:
         raise DamagedError(
             f"format {body['format']} was made by a newer lmcast ({body['lmcast']!r:.40}); this one"
             f" reads up to {FORMAT}: upgrade lmcast."
+        )
+    if body["format"] < FORMAT:
+        raise DamagedError(
+            f"format {body['format']} was made by an older lmcast ({body['lmcast']!r:.40}): {AGAIN}."
         )
     check_seal(body, data)
     fields = {key: value for key, value in body.items() if key not in RESERVED}

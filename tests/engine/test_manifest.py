@@ -184,7 +184,8 @@ def test_the_graph_and_texts_are_hashed_at_any_size(engine, name: str, monkeypat
 
 
 DAMAGED = [
-    ({"format": 2}, "newer lmcast.*upgrade"),
+    ({"format": 3}, "newer lmcast.*upgrade"),
+    ({"format": 1}, "older lmcast.*export again"),
     ({"format": 0}, "format is 0"),
     ({"format": True}, "format is True"),
     ({"format": "1"}, "format is '1'"),
