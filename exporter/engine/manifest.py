@@ -218,7 +218,8 @@ def _parsed(directory: Path, body: dict[str, Any], data: bytes) -> Manifest:
         )
     if body["format"] < FORMAT:
         raise DamagedError(
-            f"format {body['format']} was made by an older lmcast ({body['lmcast']!r:.40}): {AGAIN}."
+            f"format {body['format']} was made by an older lmcast ({body['lmcast']!r:.40}):"
+            f" {AGAIN}."
         )
     check_seal(body, data)
     fields = {key: value for key, value in body.items() if key not in RESERVED}
