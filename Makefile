@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 SOURCES := $(shell find plugins graphs calib exporter -name '*.py' | sort)
 PACKAGE := $(VENV)/.package-$(shell echo $(SOURCES) | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test quick lint types check-suite bench clean
+.PHONY: demo test quick lint types check-suite bench bench-peers clean
 
 demo: $(PACKAGE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh samples/smollm2.sh
@@ -34,9 +34,13 @@ QUICK := tests/test_structure.py tests/graphs tests/plugins/test_plugins.py \
 quick: lint $(PACKAGE)
 	$(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder $(QUICK)
 
-bench: $(VENV)/.bench
+bench: $(VENV)/.peers
 	$(BIN)/python tests/benchmarks/export.py
 	$(BIN)/python tests/benchmarks/run.py
+
+# Beside other programs, each in an environment of its own; `make bench-peers PEERS='--models smollm2'`.
+bench-peers: $(VENV)/.peers
+	$(BIN)/python tests/benchmarks/peers.py $(PEERS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
@@ -81,4 +85,15 @@ $(VENV)/.llm-compressor: tests/layouts/llm_compressor.txt $(VENV)/.tests
 
 $(VENV)/.bench: $(VENV)/.tests
 	$(BIN)/pip install -q -c constraints.txt $(EDITABLE) '.[bench]'
+	touch $@
+
+# Listed whole, as what a runtime asks for is more than it needs. onnxruntime-genai's builder takes
+# torch and transformers from the tests.
+$(VENV)/.peers: $(wildcard tests/benchmarks/peers/*.txt) $(VENV)/.bench
+	for list in $(wildcard tests/benchmarks/peers/*.txt); do \
+	    peer=$(VENV)/peers/$$(basename $$list .txt) && rm -rf $$peer && $(PYTHON) -m venv $$peer \
+	    && $$peer/bin/pip install -q --no-deps -r $$list || exit 1; \
+	done
+	echo $(abspath $(VENV))/lib/python3.*/site-packages \
+	    > $$(echo $(VENV)/peers/genai/lib/python3.*/site-packages)/tests.pth
 	touch $@

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+PEERS = HERE / "peers"  # lists of what is installed, by `make bench-peers`
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Child:
     cpu_seconds: float  # user and system, with the processes that it waited for
     wall_seconds: float
     peak_rss: int  # bytes, the kernel's high-water mark
+
+
+def python(name: str) -> str:
+    """Return the interpreter of a runtime: of its own environment, where it has a list in PEERS."""
+    own = Path(sys.prefix, "peers", name, "bin", "python")
+    return str(own) if (PEERS / f"{name}.txt").exists() else sys.executable
 
 
 def run(module: str, function: str, python: str = sys.executable, **arguments: Any) -> Child:

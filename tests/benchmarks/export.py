@@ -73,7 +73,8 @@ def warm(checkpoint: Path) -> None:
 def measure(name: str, checkpoint: Path, output: Path, keep: bool) -> Cost:
     if output.exists():
         shutil.rmtree(output)
-    child = children.run("exporters", name, checkpoint=str(checkpoint), output=str(output))
+    given = {"checkpoint": str(checkpoint), "output": str(output)}
+    child = children.run("exporters", name, children.python(name), **given)
     written = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     if not keep:
         shutil.rmtree(output)
