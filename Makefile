@@ -36,7 +36,6 @@ quick: lint $(PACKAGE)
 
 bench: $(VENV)/.peers
 	$(BIN)/python tests/benchmarks/export.py
-	$(BIN)/python tests/benchmarks/run.py
 
 # Beside other programs, each in an environment of its own; `make bench-peers PEERS='--models smollm2'`.
 bench-peers: $(VENV)/.peers

@@ -53,7 +53,7 @@ def prepare(work: str, name: str) -> None:
         LlamaForCausalLM(LlamaConfig(**CONFIG)).save_pretrained(checkpoint)
     recipe = Path(work, f"{name}-recipe") if name != "float32" else None
     if recipe is not None:
-        from decode import round_all
+        from peer_models import round_all
 
         round_all(str(checkpoint), str(recipe), name)
     export(checkpoint, Path(work, name), parity=False, tokenizer=False, recipe=recipe)

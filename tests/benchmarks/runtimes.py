@@ -1,13 +1,11 @@
-"""One model, three runtimes, float32, the same token ids picked greedily.
+"""One model in an engine and in Hugging Face, the same token ids picked greedily.
 
 Each function runs in a process of its own and returns what `timed` does.
 """
 
 import importlib
-import json
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,34 +70,6 @@ def lmcast(directory: str, threads: int, prompt: list[int], new: int) -> dict[st
     # Measured side by side with decode: a shared machine is not the same a minute later.
     result["share"] = result["decode"] * weights / Bandwidth(threads).bandwidth(READ_BYTES)
     return result
-
-
-def genai(directory: str, threads: int, prompt: list[int], new: int) -> dict[str, Any]:
-    import onnxruntime_genai as og
-
-    path = Path(directory, "genai_config.json")
-    config = json.loads(path.read_text())
-    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
-    path.write_text(json.dumps(config, indent=4))
-
-    def load() -> Start:
-        model = og.Model(directory)
-
-        def start(ids: np.ndarray) -> Iterable[int]:
-            parameters = og.GeneratorParams(model)
-            length = len(ids) + new + 1
-            parameters.set_search_options(
-                do_sample=False, batch_size=1, min_length=length, max_length=length
-            )
-            generator = og.Generator(model, parameters)
-            generator.append_tokens(ids[None].astype(np.int32))
-            while True:
-                generator.generate_next_token()
-                yield int(generator.get_next_tokens()[0])
-
-        return start
-
-    return timed(load, np.array(prompt), new)
 
 
 def eager(
