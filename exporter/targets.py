@@ -358,8 +358,12 @@ TARGETS: dict[str, Target] = {
 def get(name: str) -> Target:
     """Return a target by its name; raises EngineError for an unknown one."""
     if name not in TARGETS:
-        raise EngineError(f"target {name!r} is unknown; accepted: {', '.join(TARGETS)}")
+        raise EngineError(unknown(name))
     return TARGETS[name]
+
+
+def unknown(name: str) -> str:
+    return f"target {name!r} is unknown; accepted: {', '.join(TARGETS)}"
 
 
 def with_plans() -> list[str]:

@@ -43,7 +43,7 @@ class Requirements:
     onnxruntime: str = "1.24"
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "anew_beyond": list(self.anew_beyond)}
 
 
 def require(model: ir.Model, **conditions: Any) -> None:

@@ -206,7 +206,7 @@ class Engine:
     def target(self) -> Target:
         """The target that it runs as here; raises EngineError for an unknown one."""
         if (target := targets.TARGETS.get(name := self.manifest.about.target)) is None:
-            raise EngineError(f"{self.directory}: target {name!r} is none that this lmcast knows")
+            raise EngineError(f"{self.directory}: {targets.unknown(name)}")
         return target if self.runs_plan else target.carried
 
     @cached_property
