@@ -52,7 +52,7 @@ def decided_rows(
     for place in range(max(map(len, rows))):
         longer = [r for r, row in enumerate(rows) if len(row) > place]
         draws = random.integers(0, vocab, (len(longer), DRAWS))
-        worth = _worth(definitions, read, [found[r] for r in longer], draws, dtype)
+        worth = _worth(definitions, source, read, [found[r] for r in longer], draws, dtype)
         for r, drawn, best in zip(longer, draws, worth.argmax(-1).tolist(), strict=True):
             found[r].append(int(drawn[best]))
     return found
@@ -60,6 +60,7 @@ def decided_rows(
 
 def _worth(
     definitions: tuple[Definition, Definition],
+    source: Checkpoint,
     read: Callable[[str], Tensor],
     held: list[list[int]],
     draws: np.ndarray,
@@ -69,9 +70,11 @@ def _worth(
     ids = torch.tensor(held)  # B,T
     new = torch.from_numpy(draws.reshape(-1, 1))
     one = Batch(new, torch.ones(len(new), dtype=torch.int64), continues=ids.numel() > 0)
-    before = [Batch(ids, torch.full((len(ids),), ids.shape[1]))] if one.continues else []
+    none = torch.empty(len(ids), 0, dtype=torch.int64)
+    full = torch.full((len(ids),), ids.shape[1])
+    before = [Batch(ids, full, wanted=none)] if one.continues else []
     (want, exact), (near, rough) = (
-        _run(found, read, [*before, one], kind)
+        _run(found, source, read, [*before, one], kind)
         for found, kind in zip(definitions, (torch.float64, dtype), strict=True)
     )
     sure = torch.full((len(new),), SURE, dtype=torch.float64)
@@ -95,18 +98,21 @@ def _gap(scores: Tensor, count: int) -> Tensor:
 
 
 def _run(
-    found: Definition, read: Callable[[str], Tensor], batches: list[Batch], dtype: torch.dtype
+    found: Definition,
+    source: Checkpoint,
+    read: Callable[[str], Tensor],
+    batches: list[Batch],
+    dtype: torch.dtype,
 ) -> tuple[Tensor, list[Selection]]:
     """Return of the last batch the logits N,V, and what was selected by, both in fp64."""
-    one = Pass(found, read, batches, dtype)
+    one = Pass(found, source, batches, dtype, read)
     mode: Callable[[], _Watching] = _Watching  # whose base class has no types
     watched = mode()
     watched.taken = []
     with watched:
         for index in range(len(found.model.layers)):
             one.hidden = one.layer(index, one.hidden)
-    with one.final() as final:
-        logits = final(one.hidden[-1], None)[:, 0]
+    logits = one.logits()[-1][:, 0]
     own = [
         (scores.double(), count) for scores, count in watched.taken if len(scores) == len(logits)
     ]

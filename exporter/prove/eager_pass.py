@@ -1,4 +1,5 @@
-"""The eager reference: a forward pass with one part of the model in memory at a time.
+"""The eager reference: a forward pass with one part of the model in memory at a time, and of what
+has a row for each token of the vocabulary, a few rows.
 
 Letters: B rows, T tokens, R positions that logits are wanted at, D width, V vocabulary.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.exporter.checkpoint.tensors import Checkpoint
+from lmcast.exporter.prove.by_rows import looked_up, multiplied
 from lmcast.graphs import Definition, fill
 from lmcast.graphs.blocks.step import Step, empty
 
@@ -45,19 +47,14 @@ def full_pass(
     watch: `watch(index, layer, dtype)` is called before a layer runs, with its weights in place, so
         that hooks can be set.
 
-    Memory holds one part of the model at a time; every weight is read once per dtype.
+    Memory holds one part of the model at a time; every weight is read once per dtype, of an
+    embedding the rows of the tokens.
     """
-    passes = {dtype: Pass(found, source.read, own, dtype) for dtype, own in batches.items()}
+    passes = {dtype: Pass(found, source, own, dtype) for dtype, own in batches.items()}
     for index in range(len(found.model.layers)):
         for one in passes.values():
             one.hidden = one.layer(index, one.hidden, watch)
-    logits = {}
-    for dtype, one in passes.items():
-        with one.final() as final:
-            logits[dtype] = [
-                final(x, batch.wanted) for x, batch in zip(one.hidden, batches[dtype], strict=True)
-            ]
-    return logits
+    return {dtype: one.logits() for dtype, one in passes.items()}
 
 
 def ways(rows: Tensor, batch: Batch) -> Tensor:
@@ -70,26 +67,31 @@ class Pass:
 
     hidden: of each batch, B,T,D after the parts that have run, the embedding at first; the caller
         updates it.
+    by_rows: the tensors of which only rows were read.
     """
 
     def __init__(
         self,
         found: Definition,
-        read: Callable[[str], Tensor],
+        source: Checkpoint,
         batches: Sequence[Batch],
         dtype: torch.dtype,
+        read: Callable[[str], Tensor] | None = None,
     ):
-        self._found, self._read, self._dtype, self._batches = found, read, dtype, batches
+        """read: what reads tensors that are read whole; None: source.read."""
+        self._found, self._source, self._dtype, self._batches = found, source, dtype, batches
+        self._read = read or source.read
         self._model = model = found.model.to("meta")
         self._steps, lengths = list[Step](), torch.empty(0)
         for batch in batches:
             lengths = ways(lengths, batch) if batch.continues else torch.zeros_like(batch.counts)
             self._steps.append(Step(lengths, batch.counts, batch.ids.shape[1]))
             lengths = lengths + batch.counts
-        with self._filled(model.embed) as embed:
+        self.by_rows = list[str]()
+        with self._looked_up(model.embed) as embed:
             self.hidden: list[Tensor] = [embed(batch.ids) for batch in batches]
         if model.side is not None:
-            with self._filled(model.side) as side:
+            with self._looked_up(model.side) as side:
                 for batch, x, step in zip(batches, self.hidden, self._steps, strict=True):
                     side(batch.ids, x, step)
 
@@ -116,6 +118,33 @@ class Pass:
         """Return how many tokens a batch has, with those that continue it."""
         behind = takewhile(lambda batch: batch.continues, self._batches[first + 1 :])
         return sum(batch.ids.shape[1] for batch in (self._batches[first], *behind))
+
+    def logits(self) -> list[Tensor]:
+        """Return the logits B,R,V of each batch at the positions that it wants.
+
+        A slab of the head at a time: what follows the product is of each logit alone.
+        """
+        final, pairs = self._model.final, list(zip(self.hidden, self._batches, strict=True))
+        asked = [x.shape[1] if b.wanted is None else b.wanted.shape[1] for x, b in pairs]
+        given = (self._found, final.head, self._source, self._dtype)
+        with multiplied(*given) as head, self._filled(final):
+            outputs = [
+                torch.empty(len(x), most, head.rows, dtype=self._dtype)
+                for x, most in zip(self.hidden, asked, strict=True)
+            ]
+            for begin, end in head.slabs():
+                for out, (x, batch) in zip(outputs, pairs, strict=True):
+                    if out.shape[1]:
+                        out[..., begin:end] = final(x, batch.wanted)
+        return outputs
+
+    @contextmanager
+    def _looked_up(self, part: nn.Module) -> Iterator[nn.Module]:
+        """Give a part its weights, but of its embeddings only the rows of its tokens."""
+        given = (self._found, part, self._source, self._dtype)
+        with looked_up(*given) as tensors, self._filled(part):
+            self.by_rows += tensors
+            yield part
 
     @contextmanager
     def final(self) -> Iterator[nn.Module]:

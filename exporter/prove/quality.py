@@ -170,7 +170,11 @@ def begin(
         return source.read(name)
 
     counts = torch.tensor([ids.shape[1]])
-    return Pass(found, read, [Batch(row[None], counts) for row in ids], torch.float32)
+    batches = [Batch(row[None], counts) for row in ids]
+    begun = Pass(found, source, batches, torch.float32, read)
+    for name in begun.by_rows:
+        advance(source.tensors[name].nbytes)
+    return begun
 
 
 def run_layers(

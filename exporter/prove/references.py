@@ -49,7 +49,7 @@ class Reference:
     """What an engine is compared with in one way: what eager computes in the same calls.
 
     chains: the calls; none for whole rows, each alone. exact: in fp64; eager: in the engine's
-    format.
+    format, held in fp32 where that is narrower.
     """
 
     chains: Sequence[Chain]
@@ -65,8 +65,9 @@ class Reference:
     def nothing(self) -> float:
         """The largest error of logits that say nothing, the less of two: of zeros, and of each
         token's for the next one."""
-        exact = np.stack([self.exact[at] for at in self.eager])
-        return float(min(np.abs(exact).max(), np.abs(exact - np.roll(exact, 1, -1)).max()))
+        exact = [self.exact[at] for at in self.eager]  # one by one: of a large V each is megabytes
+        others = np.max([np.abs(x - np.roll(x, 1)).max() for x in exact])
+        return float(min(np.max([np.abs(x).max() for x in exact]), others))
 
     def tells(self, format: str) -> bool:
         """Whether the bound of an engine's error refuses such logits."""
@@ -205,7 +206,7 @@ def _computed(
         if PREFILL in own:
             own[PREFILL] = _of_whole(next(left), rows)
         for ends, places in zip(left, chains[dtype].places(), strict=True):
-            for name, place, last in zip(names, places, ends.double().numpy(), strict=True):
+            for name, place, last in zip(names, places, _numbers(ends), strict=True):
                 if len(last) and place[1] in watched(len(rows[place[0]])):
                     own[name][place] = last[0]
     return taken
@@ -240,7 +241,13 @@ def _batches(chain: Chain, rows: list[Row]) -> Iterator[Batch]:
 
 
 def _of_whole(logits: Tensor, rows: list[Row]) -> Logits:
-    wide = logits.double().numpy()
+    numbers = _numbers(logits)
     return {
-        (r, t): wide[r, i] for r, row in enumerate(rows) for i, t in enumerate(watched(len(row)))
+        (r, t): numbers[r, i] for r, row in enumerate(rows) for i, t in enumerate(watched(len(row)))
     }
+
+
+def _numbers(logits: Tensor) -> np.ndarray:
+    """Return logits in a dtype that numpy has, every number the same."""
+    array: np.ndarray = (logits if logits.dtype == torch.float64 else logits.float()).numpy()
+    return array

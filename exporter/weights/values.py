@@ -1,8 +1,9 @@
-"""The values of a parameter as a stream of blocks; memory holds a block, or at most one expert."""
+"""The values of a parameter as a stream of blocks; memory holds a block, or at most one expert.
+And rows of a matrix, of which memory holds no others."""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from lmcast.graphs.weights.sources import (
     View,
     in_runs,
     pieces,
+    shape_of,
 )
 
 
@@ -35,6 +37,38 @@ def values(checkpoint: Checkpoint, source: Source) -> Iterator[Tensor]:
             yield from values(checkpoint, part)
     else:
         yield from _side_by_side(checkpoint, source)
+
+
+def rows_of(checkpoint: Checkpoint, source: Source, begin: int, end: int) -> Tensor:
+    """Return rows begin..end-1 of the values of a source, in the dtype and as `values` yields them.
+
+    Only these are read, but of what is stored in columns, or in runs, all. Raises CheckpointError
+    as `values` does.
+    """
+    if isinstance(source, Joined) and source.axis != 0:
+        parts = [rows_of(checkpoint, part, begin, end) for part in source.parts]
+        return torch.cat(parts, source.axis)
+    if isinstance(source, Joined):
+        each = _length(checkpoint, source.parts[0])
+        spans = [(max(begin - n * each, 0), min(end - n * each, each), part)
+                 for n, part in enumerate(source.parts)]  # fmt: skip
+        return torch.cat([rows_of(checkpoint, part, a, b) for a, b, part in spans if a < b])
+    if isinstance(source, Stack):
+        blocks = [torch.cat(list(values(checkpoint, part))) for part in source.parts[begin:end]]
+        return torch.stack(blocks)
+    view = _view(source)
+    if view.transposed or view.runs is not None:
+        return torch.cat(list(values(checkpoint, source)))[begin:end]
+    first, *inner = view.index or (slice(None),)
+    chosen = range(*first.indices(_rows(checkpoint, source).shape[0]))[begin:end]
+    part = replace(view, index=(slice(chosen.start, chosen.stop, chosen.step), *inner))
+    narrowed = part if isinstance(source, View) else replace(source, values=part)
+    return torch.cat(list(_part(checkpoint, narrowed)))
+
+
+def _length(checkpoint: Checkpoint, source: Source) -> int:
+    shapes = {name: stored.shape for name, stored in checkpoint.tensors.items()}
+    return shape_of(source, shapes)[0]
 
 
 def _whole(checkpoint: Checkpoint, source: View) -> Iterator[Tensor]:

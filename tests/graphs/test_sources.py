@@ -17,7 +17,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint, Texts
 from lmcast.exporter.dtypes import DTYPES, of_torch
 from lmcast.exporter.weights.attach import attach
 from lmcast.exporter.weights.place import WeightsError, choose_mode, place
-from lmcast.exporter.weights.values import values
+from lmcast.exporter.weights.values import rows_of, values
 from lmcast.graphs import WeightError
 from lmcast.graphs.layouts.gpt_oss import MXFP4, Blocks16
 from lmcast.graphs.layouts.stored import Stored
@@ -143,8 +143,10 @@ def test_loaded(form: str):
 @BY_FORM
 def test_streamed(form: str, tmp_path: Path):
     tensors, source = FORMS[form]
-    got = torch.cat([block.flatten() for block in values(checkpoint(tmp_path, tensors), source)])
+    found = checkpoint(tmp_path, tensors)
+    got = torch.cat([block.flatten() for block in values(found, source)])
     assert torch.equal(got.reshape(EXPERTS, INNER, WIDTH), WANTED)
+    assert torch.equal(rows_of(found, source, 1, EXPERTS - 1), WANTED[1 : EXPERTS - 1])
 
 
 @BY_FORM
@@ -207,6 +209,7 @@ def test_mxfp4_is_unpacked_exactly(tmp_path: Path):
     blocks = values(checkpoint(tmp_path, tensors), UP)
     got = torch.cat([block.flatten() for block in blocks]).reshape(EXPERTS, INNER, WIDTH)
     assert torch.equal(got.double(), exact[:, 1::2])
+    assert torch.equal(rows_of(checkpoint(tmp_path, tensors), UP, 1, 2).double(), exact[1:2, 1::2])
 
 
 FLAT = Packed(View("blocks", ALTERNATE), Stored(MXFP4, "blocks", "scales"))
