@@ -101,7 +101,6 @@ def test_another_way_has_another_bound(tmp_path: Path):
     given = references(found, found, source, rows, ways, torch.float32)
     whole, behind = given[PREFILL], given[STEPS]
     assert behind.exact and all((whole.exact[at] == x).all() for at, x in behind.exact.items())
-    assert any((whole.eager[at] != x).any() for at, x in behind.eager.items())
     assert behind.error != whole.error
 
 
