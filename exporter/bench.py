@@ -96,14 +96,15 @@ def bench(
     runs: Runs = 3,
     prepack: bool = False,
     portable: bool = False,
+    exact: bool = False,
 ) -> BenchReport:
     """Measure an engine in a process of its own, on random token ids and greedy sampling.
 
-    threads: at most the processors of this process; None for all of them. prepack, portable: as for
-    Engine. Raises BenchError for a process that dies, EngineError for a
-    directory that is no whole engine.
+    threads: at most the processors of this process; None for all of them. prepack, portable,
+    exact: as for Engine. Raises BenchError for a process that dies, EngineError for a directory
+    that is no whole engine.
     """
-    engine = Engine(engine_dir, threads, prepack, portable)
+    engine = Engine(engine_dir, threads, prepack, portable, exact=exact)
     setting: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
@@ -117,7 +118,8 @@ def bench(
         )
     directory = str(engine.directory)
     measured = measured_apart(
-        {"directory": directory, "prepack": prepack, "portable": portable, **setting}
+        {"directory": directory, "prepack": prepack, "portable": portable, "exact": exact}
+        | setting
         | ({} if "threads" in engine.target.loads else {"threads": None})
     )
     weight_bytes = weight_bytes_per_step(engine)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from lmcast.exporter import passes, targets
+from lmcast.exporter.activations import ACTIVATIONS, chosen, settle
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes, Sm
 from lmcast.exporter.checkpoint import CheckpointError, identified
 from lmcast.exporter.checkpoint.files import read_capped
@@ -35,6 +36,7 @@ from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.parity import check
+from lmcast.exporter.prove.rounding_cost import rounding_cost
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.targets import Target
 from lmcast.exporter.texts import check_vocabulary, without_texts, write_texts
@@ -72,6 +74,7 @@ def export(
     tokenizer: bool = True,
     matformer: str | PathLike[str] | None = None,
     recipe: str | PathLike[str] | None = None,
+    activations: Annotated[str, OneOf(ACTIVATIONS)] | None = None,
     sms: tuple[Sm, ...] = (),
     sizes: Sizes | None = None,
     widen: bool = False,
@@ -80,14 +83,12 @@ def export(
 ) -> Engine:
     """Write `checkpoint`, as for open_checkpoint, as an engine at `output`; return it loaded.
 
-    target: of TARGETS. dtype: of COMPUTED, None: lossless. weights: "link" or "copy", None: link if
-    possible. parity: prove it if it runs here. inert, untie: as for `define`. context: of a row,
-    None: of config.json. full_check: read all linked weights, None: up to 8 GiB. tokenizer: False
-    for token ids alone. matformer: a file with a slice. recipe: of `lmcast calibrate`. sms, sizes:
-    of a plan. widen: few bits of GGUF. force: replace another's. Raises InputError, CheckFailed:
-    nothing is written.
+    dtype: None: lossless. weights: None: linked if possible. parity: prove it if it runs here.
+    inert, untie: as for `define`. context: None: of config.json. full_check: read all linked
+    weights, None: up to 8 GiB. tokenizer: False for ids alone. activations: of ACTIVATIONS. widen:
+    few bits of GGUF. force: replace another's. Raises InputError, CheckFailed: nothing is written.
     """
-    (made_for := targets.get(target)).require_options(sms, sizes)
+    (made_for := targets.get(target)).require_options(sms, sizes, activations)
     source, identities = identified(checkpoint, revision, progress)
     source = source if tokenizer else without_texts(source)
     found = understand(source, inert, tokenizer, untie)
@@ -96,15 +97,16 @@ def export(
     plan = made_for.order(sms, own["context"], sizes)
     format = choose_format(found, source, made_for, dtype, parity)
     kept, raw, mode = lay_out(found, source, made_for, format, weights, matformer, parity, widen)
-    with staged(free(Path(output), source, identities, force), progress) as directory:
-        placed = place_weights(kept, raw, format, mode, made_for, directory, full_check, progress)
-        graph, placed = cast(kept, raw, made_for, format, placed, directory, own, progress)
+    with staged(free(Path(output), source, identities, force), progress) as where:
+        placed = place_weights(kept, raw, format, mode, made_for, where, full_check, progress)
+        graph, placed = cast(kept, raw, made_for, format, placed, where, own, activations, progress)
         fields = own | describe(found, source, target, format, placed, graph, identities)
-        fields |= write_texts(source, directory, identities, found.config.vocab_size, progress)
-        fields |= made_for.compile(directory, fields, plan, progress)
-        write_manifest(directory, fields, placed.hashes)
-        if parity and prove(directory, found, source, format, made_for, plan, progress):
-            write_manifest(directory, fields, placed.hashes)
+        fields |= chosen(graph)
+        fields |= write_texts(source, where, identities, found.config.vocab_size, progress)
+        fields |= made_for.compile(where, fields, plan, progress)
+        write_manifest(where, fields, placed.hashes)
+        if parity and prove(where, found, source, format, made_for, plan, progress):
+            write_manifest(where, fields, placed.hashes)
     return Engine(Path(output))
 
 
@@ -259,7 +261,9 @@ def prove(
     portable = plan is not None and not plan.here
     with progress.stage("proving parity"), one_thread():
         threads = 1 if portable or "threads" in target.loads else None
-        report = check(Engine(directory, threads, portable=portable), found, source)
+        report = check(engine := Engine(directory, threads, portable=portable), found, source)
+        if report.passed and engine.manifest.about.activations == "int8":
+            report = replace(report, rounding=rounding_cost(engine, source))
     if not report.passed:
         raise CheckFailed(f"the engine is not equal to eager PyTorch: {report.worst()}")
     text = json.dumps(report.as_json(), indent=1, sort_keys=True) + "\n"
@@ -365,12 +369,13 @@ def cast(
     placement: Placement,
     directory: Path,
     fields: Mapping[str, Any],
+    activations: str | None = None,
     progress: Progress = silent,
 ) -> tuple[ir.Model, Placement]:
     """Write and return the graph of a definition for a target, with its weights attached.
 
     fields: of engine.json: context, and sms where it has machine code. The placement that is
-    returned has the hashes of files with weights of the graph's own, too.
+    returned has the hashes of files with weights of the graph's own, too. activations: as settled.
     """
     with progress.stage("tracing"):
         found.model.limit(fields["context"])
@@ -380,6 +385,7 @@ def cast(
         anew, whole = found.anew_beyond(fields["context"]), found.same_up_to or 0
         require(graph, anew_beyond=anew, whole_beyond=whole, **target.carried.requires)
         passes.run(graph, target.carried.passes())
+        settle(graph, activations)
         target.embed(graph, tuple(fields.get("sms", ())))
         hashes = {**placement.hashes, **place_made(graph, directory)}
     (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 # kernels: for ONNX Runtime's own kernels: unsigned integers, those of E2M1 twice their number,
 # FP8 as fp16, and scales in fp32. gpu_kernels: for those of its CUDA provider (weights/gpu_forms).
 WeightForm = Literal["standard", "kernels", "gpu_kernels"]
-# Options of export that only some targets read: the SMs of GPUs, and the sizes of a plan's calls.
-Option = Literal["sms", "sizes"]
+# Options of export that only some targets read: the SMs of GPUs, the sizes of a plan's calls, and
+# whether kernels may round inputs.
+Option = Literal["sms", "sizes", "activations"]
 # Options of a load that only some read: what is of ONNX Runtime's CPU, and that this is to run it.
 Loads = Literal["threads", "prepack", "exact", "portable"]
 
@@ -109,11 +110,14 @@ class Target:
         graph is shipped with them for other GPUs and CPUs."""
         return self if self.plans is None else get(PORTABLE)
 
-    def require_options(self, sms: tuple[int, ...], sizes: "Sizes | None") -> None:
+    def require_options(
+        self, sms: tuple[int, ...], sizes: "Sizes | None", activations: str | None
+    ) -> None:
         """Refuse what was asked for and would change nothing; raises EngineError."""
         asked: dict[Option, list[str]] = {
             "sms": ["sm"] if sms else [],
             "sizes": [] if sizes is None else sizes.asked(),
+            "activations": [] if activations is None else ["activations"],
         }
         unread = {option: names for option, names in asked.items() if option not in self.options}
         if names := [name for names in unread.values() for name in names]:
@@ -319,6 +323,7 @@ TARGETS: dict[str, Target] = {
             weight_form="kernels",
             dtype="float32",
             requires={"optimized": True},
+            options=frozenset({"activations"}),
             refuse=_cpu_refuses,
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,

@@ -57,7 +57,7 @@ MESSAGES = [3, "x", b"x", True, None, USER[0], ["x"], [3], [USER], [{3: 1}], {"a
 LISTS = [3, "x", b"x", True, {"name": "f"}, ["x"], [3], [None], [print], [{3: 1}]]
 DTYPES = [torch.int64, torch.float8_e4m3fn, "float32", np.float32, 32, None]
 
-LOADS = {"threads": COUNTS, "prepack": FLAGS, "portable": FLAGS}
+LOADS = {"threads": COUNTS, "prepack": FLAGS, "portable": FLAGS, "exact": FLAGS}
 OF_PLAN = {"sms": SMS, "sizes": OBJECTS}
 # Public function -> its parameters -> values of the kind that it must refuse.
 REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
@@ -65,7 +65,8 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "checkpoint": PATHS, "output": PATHS, "target": TEXTS, "dtype": WORDS, "weights": WORDS,
         "parity": FLAGS, "inert": NAMES, "untie": FLAGS, "revision": TEXTS, "context": COUNTS,
         "full_check": FLAGS[:4], "tokenizer": FLAGS, "matformer": SOME_PATHS,
-        "recipe": SOME_PATHS, **OF_PLAN, "widen": FLAGS, "force": FLAGS, "progress": OBJECTS,
+        "recipe": SOME_PATHS, "activations": WORDS, **OF_PLAN, "widen": FLAGS, "force": FLAGS,
+        "progress": OBJECTS,
     },
     load: {"engine_dir": PATHS, **LOADS, "verify": FLAGS},
     Engine: {"directory": PATHS, **LOADS, "variant": OBJECTS, "whole": FLAGS},
@@ -125,11 +126,12 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     parity: {
         "engine": PATHS, "against": PATHS, "prompts": SOME_PATHS, "tokens": COUNTS,
         "bisect": FLAGS, "progress": OBJECTS, "portable": FLAGS, "recipe": SOME_PATHS,
-        "revision": TEXTS, "quality": FLAGS,
+        "revision": TEXTS, "quality": FLAGS, "exact": FLAGS,
     },
     quality: {
         "engine": PATHS, "against": PATHS, "data": SOME_PATHS, "tokens": COUNTS, "chunk": COUNTS,
         "recipe": SOME_PATHS, "portable": FLAGS, "progress": OBJECTS, "revision": TEXTS,
+        "exact": FLAGS,
     },
     calibrate: {
         "checkpoint": PATHS, "output": PATHS, "recipe": WORDS, "data": SOME_PATHS,

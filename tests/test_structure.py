@@ -13,6 +13,7 @@ import files_to_read
 import pytest
 from operators import REGISTRY
 
+from lmcast.exporter import passes
 from lmcast.exporter.targets import TARGETS
 from lmcast.graphs import archs
 
@@ -91,8 +92,8 @@ def test_rooms_of_graphs_are_a_tower():
 # Records and commands refer to later rooms within functions.
 WAY = (
     "dtypes", "extras", "cores", "interrupts", "progress", "checkpoint", "graph", "engine",
-    "targets", "weights", "passes", "backends", "runtime", "texts", "bench", "build", "pack",
-    "prove", "pipeline", "calibrate", "cli", "command",
+    "targets", "weights", "passes", "activations", "backends", "runtime", "texts", "bench",
+    "build", "pack", "prove", "pipeline", "calibrate", "cli", "command",
 )  # fmt: skip
 CLIMBS = {("exporter/engine/contract.py", "weights")}  # engine.json says what was placed
 
@@ -322,7 +323,11 @@ def test_functions_are_short():
 MOST_PARAMETERS, MOST_PARTS = 10, 12
 OF_OPERATORS = {"eager", "shapes", "body"}
 # From Python, every parameter is an option of the command of that name.
-OF_COMMANDS = {"exporter/pipeline.py: export", "exporter/calibrate/calibrate.py: calibrate"}
+OF_COMMANDS = {
+    "exporter/pipeline.py: export",
+    "exporter/calibrate/calibrate.py: calibrate",
+    "exporter/prove/parity.py: parity",
+}
 
 
 def is_free(path: Path, function: str) -> bool:
@@ -363,7 +368,8 @@ def test_every_architecture_is_in_the_catalogue():
 
 
 def test_every_pass_is_of_a_target():
-    listed = {apply.__name__ for target in TARGETS.values() for apply in target.passes()}
+    every = {apply for target in TARGETS.values() for apply in target.passes()}
+    listed = {apply.__name__ for apply in every.union(passes.EXACT)}
     # What several passes use.
     shared = {
         "evaluate", "expert_products", "expert_routes", "expert_stacks", "nbits", "nbits_inputs",

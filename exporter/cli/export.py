@@ -31,7 +31,7 @@ from lmcast.exporter.cli.options import (
               )  # fmt: skip
 @click.option("--dtype", default="auto", show_default=True,
               type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
-              help="What to compute in; auto loses nothing of the checkpoint.")  # fmt: skip
+              help="What to compute in; auto: nothing narrower than the checkpoint.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["link", "copy"]),
               help="Point into the checkpoint, or copy it. Default: link if it can.")  # fmt: skip
 @click.option("--parity/--no-parity", default=True, show_default=True,
@@ -46,6 +46,9 @@ from lmcast.exporter.cli.options import (
 @click.option("--no-tokenizer", is_flag=True, help="Make an engine that takes token ids.")
 @click.option("--matformer-config", "matformer", type=PATH, metavar="FILE",
               help="Export a slice: JSON with intermediate_size, and layers or skip.")  # fmt: skip
+@click.option("--activations", type=click.Choice(["int8", "exact"]),
+              help="Inputs of 4- and 8-bit weights on a CPU: rounded by kernels, or not, which is"
+              " slower.  [default: int8]")  # fmt: skip
 @recipe
 @plan_options
 @force

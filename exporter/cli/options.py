@@ -51,6 +51,11 @@ portable = click.option(
 )
 
 
+exact = click.option(
+    "--exact", is_flag=True, help="Kernels round no inputs of 4- and 8-bit weights: slower."
+)
+
+
 def run_options(command: Command) -> Command:
     """Add how an engine is loaded."""
     prepack = click.option(
@@ -61,7 +66,7 @@ def run_options(command: Command) -> Command:
     threads = click.option(
         "--threads", type=int, help="At most the processors at hand.  [default: all]"
     )
-    return threads(prepack(portable(command)))
+    return threads(prepack(exact(portable(command))))
 
 
 def of_run(given: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +77,8 @@ def of_run(given: dict[str, Any]) -> dict[str, Any]:
     threads = given.pop("threads")
     if threads is not None:
         threads = limited(threads, lambda message: Terminal().warn(message))
-    return {"threads": threads} | {name: given.pop(name) for name in ("prepack", "portable")}
+    names = ("prepack", "portable", "exact")
+    return {"threads": threads} | {name: given.pop(name) for name in names}
 
 
 SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens", "widen")

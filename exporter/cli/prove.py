@@ -9,6 +9,7 @@ from lmcast.exporter.cli.options import (
     CHECK_FAILED,
     CHECKPOINT,
     PATH,
+    exact,
     portable,
     recipe,
     revision,
@@ -26,6 +27,7 @@ from lmcast.plugins.arguments import checked
 @click.option("--tokens", type=int, help="Length of drawn prompts.  [default: 64]")
 @recipe
 @portable
+@exact
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
 @click.option("--quality", is_flag=True, help="Hold its KL, too, against what its recipe records.")
 @json_file
@@ -76,6 +78,7 @@ def bound(max_kl: Annotated[float, Range(0.0, 1000.0)] | None) -> float | None:
 @click.option("--recipe", type=PATH, metavar="DIR",
               help="The recipe it was made with, to rank layers by their errors.")  # fmt: skip
 @portable
+@exact
 @click.option("--max-kl", type=float, metavar="NATS", callback=lambda _, __, kl: bound(max_kl=kl),
               help="Exit status 1 if the mean KL per token is above it.")  # fmt: skip
 @json_file

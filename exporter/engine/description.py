@@ -178,6 +178,9 @@ class Description:
     matformer: Mapping[str, Any] | None = None
     recipe: MadeWith | None = None
     plans: tuple[PlanEntry, ...] = ()
+    # How inputs of products with 4- and 8-bit weights are multiplied; '' where there are none, and
+    # of older engines.
+    activations: Literal["", "int8", "exact"] = ""
     sms: tuple[Positive, ...] = ()  # GPUs that the graph has machine code for
 
     def __post_init__(self) -> None:
@@ -205,6 +208,15 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What kernels that round inputs change: KL in nats, mean over positions of a text."""
+
+    text: Name
+    tokens: Positive
+    kl: Nats
+
+
+@dataclass(frozen=True)
 class Parity:
     """What was measured at export."""
 
@@ -219,6 +231,7 @@ class Parity:
     ran: Literal["graph", "plan"] = "graph"
     texts: Mapping[str, str] = field(default_factory=dict)
     quality: None = None  # is measured on request
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         if not self.results:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from lmcast.exporter.passes.block_products import block_products
+from lmcast.exporter.passes.exact_products import exact_products
 from lmcast.exporter.passes.fold_small import fold_small
 from lmcast.exporter.passes.fused_attention import fused_attention
 from lmcast.exporter.passes.fused_matmul import fused_matmul
@@ -60,6 +61,7 @@ CPU: tuple[Pass, ...] = (
     packed_attention,
     remove_unused,
 )
+EXACT: tuple[Pass, ...] = (exact_products,)  # after those of CPU, where kernels may not round
 CUDA: tuple[Pass, ...] = (
     inline_parts,
     group_query_attention_fp8,

@@ -90,7 +90,7 @@ def check(
     rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
     format, anew = DTYPES[engine.manifest.about.dtype], found.anew_beyond(engine.context)
     graph = ir.load(engine.directory / MODEL)
-    products = {} if engine.runs_plan else rounded_products(graph)
+    products = {} if engine.runs_plan or engine.exact else rounded_products(graph)
     removable, plain = bool(products) or without_rounding(graph), unrounded(found)
     rough = with_rounding(found, products) if removable or _holds_codes(engine) else plain
     alone = removable and not engine.runs_plan
@@ -213,15 +213,16 @@ def parity(
     recipe: Path | None = None,
     revision: str | None = None,
     quality: bool = False,
+    exact: bool = False,
 ) -> Report:
     """Compare an engine directory, and its texts, with the checkpoint it was made from.
 
     against: a path or a model of the Hub, of `revision`: by default that of the engine. prompts: a
-    file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable: as for Engine.
-    recipe: the one that the engine was made with. quality: where that is computed, compare what it
-    has lost with the recipe's record. Raises InputError where they do not belong together.
+    file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable, exact: as for
+    Engine. recipe: the one that the engine was made with. quality: where that is computed, compare
+    what it has lost with the recipe's record. Raises InputError where they do not belong together.
     """
-    loaded = Engine(engine, portable=portable)
+    loaded = Engine(engine, portable=portable, exact=exact)
     _check_options(loaded, prompts, tokens, bisect)
     fields, about = loaded.manifest.fields, loaded.manifest.about
     source, identities = identified(against, revision or revision_of(against, fields), progress)
@@ -249,6 +250,5 @@ def parity(
         return report
     with progress.stage("bisecting"):
         row = (rows or drawn(loaded.vocab_size, report.tokens))[0]
-        return replace(
-            report, bisection=find_divergence(loaded, unrounded(found), source, row, TIMES)
-        )
+        bisection = find_divergence(loaded, unrounded(found), source, row, TIMES)
+        return replace(report, bisection=bisection)

@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from lmcast.exporter.prove.bisect import Bisection
+from lmcast.exporter.prove.rounding_cost import RoundingCost
 from lmcast.exporter.prove.texts import TextCheck
 
 # The engine may err from fp64 this many times as much as eager PyTorch does in the same format:
@@ -142,6 +143,7 @@ class Report:
     ran: str = "graph"  # or 'plan': what of the engine was compared
     texts: tuple[TextCheck, ...] = ()  # none at export, which has just written them
     quality: QualityCheck | None = None  # on request
+    rounding: RoundingCost | None = None  # at export, of kernels that round
 
     @property
     def proven(self) -> bool:
@@ -180,6 +182,7 @@ class Report:
             "texts": {check.name: check.problem or "equal" for check in self.texts},
             "bisection": None if self.bisection is None else self.bisection.as_json(),
             "quality": None if self.quality is None else self.quality.as_json(),
+            "rounding": None if self.rounding is None else asdict(self.rounding),
             "results": [
                 {
                     **asdict(r),

@@ -46,6 +46,7 @@ def quality(
     portable: bool = False,
     progress: Progress = silent,
     revision: str | None = None,
+    exact: bool = False,
 ) -> Measured:
     """Compare an engine with its eager fp32 checkpoint on held-out text.
 
@@ -54,11 +55,11 @@ def quality(
     data: a file as read_corpus takes it.
     tokens, chunk: how many tokens at least, in chunks of how many.
     recipe: the directory that the engine was made with; only with it are layers compared.
-    portable: as for Engine.
+    portable, exact: as for Engine.
 
     Raises InputError where these do not belong together.
     """
-    loaded = Engine(engine, portable=portable)
+    loaded = Engine(engine, portable=portable, exact=exact)
     loaded.session(1).check_room(chunk)
     fields, about = loaded.manifest.fields, loaded.manifest.about
     source, identities = identified(against, revision or revision_of(against, fields), progress)

@@ -1,7 +1,7 @@
 """A loaded engine: logits, sessions and generation from an engine directory."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -23,6 +23,7 @@ from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.sampling import Sampling, choose_sampling
 from lmcast.exporter.runtime.session import Session, as_ids, within
+from lmcast.exporter.runtime.summary import Summary
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target
 from lmcast.plugins import records
@@ -37,62 +38,6 @@ Prompts = Annotated[
     Sequence[Prompt] | Prompt,
     "texts, lists of messages, Chats or lists of token ids, one or several",
 ]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The result of an export, for a person and for a machine."""
-
-    path: str
-    architecture: str
-    parameters: int
-    dtype: str
-    target: str
-    bytes: int  # of the engine directory
-    of_checkpoint: int  # bytes of the files that hold its weights
-    linked: tuple[str, ...]  # files of the checkpoint that it points into
-    parity: dict[str, Any] | None
-    plans: tuple[dict[str, Any], ...] = ()  # file, SMs, bytes
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def text(self) -> str:
-        """Return a few lines; the last says whether the engine stands alone."""
-        lines = [
-            f"{self.architecture}, {self.parameters:,} parameters, computes in {self.dtype},"
-            f" target {self.target}"
-        ]
-        lines += [
-            f"plan for {', '.join(f'SM{sm}' for sm in plan['sms'])}: {plan['file']},"
-            f" {plan['bytes']:,} bytes"
-            for plan in self.plans
-        ]
-        if self.parity is None:
-            lines.append("parity: not measured")
-        else:
-            worst = max(self.parity["results"], key=lambda r: r["error"])
-            of = " of the portable graph" if self.plans and self.parity["ran"] == "graph" else ""
-            lines.append(
-                f"parity{of}: within {worst['error']:.1e} of fp64 (eager:"
-                f" {worst['eager_error']:.1e}; allowed {worst['bound']:.1e})"
-            )
-            # Where inputs are rounded, both are far from fp64: what tells is the graph without.
-            lines += [
-                f"  without rounding of inputs: within {r['error']:.1e} (allowed {r['bound']:.1e})"
-                for r in self.parity["results"]
-                if r["scenario"] == "exact"
-            ]
-        if self.linked:
-            files = self.linked[0] if len(self.linked) == 1 else f"{len(self.linked)} files"
-            lines.append(
-                f"{self.path}: {self.bytes:,} bytes, linked to {files}; keep it in place, or run"
-                f" `lmcast pack {self.path}` before shipping"
-            )
-        else:
-            times = f"{self.bytes / self.of_checkpoint:.2f} times the checkpoint's"
-            lines.append(f"{self.path}: {self.bytes:,} bytes, {times}, self-contained")
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -170,6 +115,7 @@ class Engine:
                 {"file": plan.file, "sms": list(plan.request.sms), "bytes": plan.bytes}
                 for plan in about.plans
             ),
+            activations=about.activations,
         )
 
     def _parity(self) -> dict[str, Any] | None:
@@ -386,6 +332,7 @@ def load(
     prepack: bool = False,
     portable: bool = False,
     verify: bool = False,
+    exact: bool = False,
 ) -> Engine:
     """Return the engine of a directory.
 
@@ -396,5 +343,6 @@ def load(
     verify: recompute every hash first; otherwise those of the graph, texts and files up to 16 MiB,
         and weights that were changed at the same size are run, but for linked ones, whose times
         are compared.
+    exact: kernels round no inputs of products with 4- and 8-bit weights, where they would: slower.
     """
-    return Engine(engine_dir, threads, prepack, portable, whole=verify)
+    return Engine(engine_dir, threads, prepack, portable, whole=verify, exact=exact)

@@ -33,7 +33,7 @@ RESULT = {
 PARITY = {
     "ran": "graph", "dtype": "float32", "tokens": 3, "beyond_window": None, "passed": True,
     "times_allowed": 4.0, "floor": 2e-5, "texts": {}, "bisection": None, "quality": None,
-    "results": [RESULT],
+    "results": [RESULT], "rounding": {"text": "a manual", "tokens": 128, "kl": 0.001},
 }  # fmt: skip
 
 

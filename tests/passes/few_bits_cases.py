@@ -132,6 +132,14 @@ HELD = [*[*STORED, "Slice"] * 2, "TopK"]
 LEFT = [*HELD, "QMoE", "Equal", "Where", *["Unsqueeze", "ReduceSum", "CastLike", "Reshape"] * 2]
 
 CASES: dict[str, tuple[str, str, int, list[str]]] = {
+    "exact_products": (
+        "exact_products",
+        "(float[B,32] x) => (float[B,1] y) <uint8[1,1,16] c = {"
+        f"{', '.join(str(i * 37 % 256) for i in range(16))}}}, float[1] s = {{0.5}}> {{"
+        " y = com.microsoft.MatMulNBits"
+        " <K = 32, N = 1, bits = 4, block_size = 32, accuracy_level = 4> (x, c, s) }",
+        1, ["MatMulNBits"],
+    ),
     "nbits_matmul_exact": (
         "nbits_matmul_exact", product(), 1, [*STORED, "Identity", "Transpose", "MatMulNBits"],
     ),

@@ -23,7 +23,7 @@ from lmcast.plugins.errors import CheckFailed
 FIELDS = {
     "report",
     "ran", "dtype", "tokens", "beyond_window", "passed", "times_allowed", "floor", "bisection",
-    "quality", "results", "texts",
+    "quality", "results", "rounding", "texts",
 }  # fmt: skip
 TEXTS = [
     "generation_config.json",

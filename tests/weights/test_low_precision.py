@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from files.quantized import quantized as files_of
 from files.rounded import round_weights
 from onnx.reference import ReferenceEvaluator
 from safetensors.torch import load_file
-from tiny import CLASSES, Case, make
+from tiny import CLASSES, VOCABULARY, Case, make
 from torch import Tensor, nn
 
 from lmcast.calib.formats import WEIGHTS
@@ -25,7 +26,9 @@ from lmcast.calib.recipe import tensors
 from lmcast.exporter import export
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.engine.manifest import EngineError, write_manifest
+from lmcast.exporter.passes.nbits_matmul import rounded_products
 from lmcast.exporter.pipeline import understand
+from lmcast.exporter.prove import rounding_cost
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.integer_forms import KERNEL_CODES
@@ -248,6 +251,41 @@ def test_engine_says_what_it_is(models, recipes, tmp_path: Path, lmcast):
     status, _, err = lmcast("parity", engine, "--against", models["qwen3"], "--recipe", other)
     assert status == 2
     assert "another recipe" in err
+
+
+def test_activations(models, recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rounding_cost, "text_of", lambda source: None)
+    text = torch.randint(VOCABULARY, (1, 128), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(rounding_cost, "chunks", lambda *given: text)
+    given = {"recipe": recipes["qwen3_moe"], "tokenizer": False, "parity": False, "context": 128}
+    engine = export(models["qwen3_moe"], tmp_path / "int8", **given)
+    other = export(models["qwen3_moe"], tmp_path / "exact", activations="exact", **given)
+    fields = [each.manifest.fields["activations"] for each in (engine, other)]
+    assert fields == ["int8", "exact"]
+    assert rounded_products(ir.load(engine.directory / "model.onnx"))
+    assert not rounded_products(ir.load(other.directory / "model.onnx"))
+    assert "kernels round inputs" in engine.summary().text()
+    assert "kernels round inputs" not in other.summary().text()
+    exact = Engine(engine.directory, exact=True)
+    found = {name: each.logits(text.numpy()) for name, each in
+             (("int8", engine), ("exact", other), ("run exact", exact))}  # fmt: skip
+    spread = float(np.ptp(found["exact"], -1).mean())
+    assert np.abs(found["run exact"] - found["exact"]).max() < 1e-5 * spread
+    assert np.abs(found["int8"] - found["exact"]).max() > 1e-3 * spread
+    report = parity(engine.directory, models["qwen3_moe"], recipe=given["recipe"], exact=True)
+    assert report.passed and report.results[0].scenario == "prefill"
+    assert max(result.bound for result in report.results) < 1e-3 * spread  # as nothing rounds
+    source, _ = identified(models["qwen3_moe"])
+    assert rounding_cost.rounding_cost(engine, source) is None  # it has no text
+    source = replace(source, texts=replace(source.texts, tokenizer=b"{}"))
+    cost = rounding_cost.rounding_cost(engine, source)
+    assert cost is not None and cost.tokens == 128 and 0 < cost.kl < 0.1
+    with pytest.raises(EngineError, match=r"does not read --activations; .*--target cpu"):
+        export(models["qwen3"], tmp_path / "onnx", "onnx", activations="exact", tokenizer=False)
+    with pytest.raises(EngineError, match="--activations int8 changes nothing"):
+        export(models["qwen3"], tmp_path / "plain", activations="int8", tokenizer=False)
+    with pytest.raises(EngineError, match="exact and prepack"):
+        Engine(engine.directory, prepack=True, exact=True)
 
 
 def test_refused(models, recipes, tmp_path: Path):
