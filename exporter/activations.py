@@ -5,7 +5,6 @@ import onnx_ir as ir
 from lmcast.exporter import passes
 from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.passes.nbits_matmul import rounded_products
-from lmcast.exporter.passes.rewrite import nodes_of
 
 ACTIVATIONS = ("int8", "exact")
 
@@ -17,15 +16,14 @@ def settle(graph: ir.Model, asked: str | None) -> None:
     """
     if asked and not rounded_products(graph):
         raise EngineError(
-            f"--activations {asked} changes nothing: no kernel of this engine rounds inputs, as"
-            " only those for weights of 4 and 8 bits do; leave it out"
+            f"--activations {asked} changes nothing: no kernel rounds inputs of this engine, as"
+            " only those of 4- and 8-bit weights do whose recipe rounds none; leave it out"
         )
     if asked == "exact":
         passes.run(graph, passes.EXACT)
 
 
-def chosen(graph: ir.Model) -> dict[str, str]:
-    """Return the field of engine.json; none where no product has weights of 4 or 8 bits."""
-    if rounded_products(graph):
-        return {"activations": "int8"}
-    return {"activations": "exact"} if any(nodes_of(graph, "MatMulNBits")) else {}
+def chosen(graph: ir.Model, asked: str | None) -> dict[str, str]:
+    """Return the field of engine.json, of a settled graph; none where no kernel would round."""
+    kind = "int8" if rounded_products(graph) else asked
+    return {"activations": kind} if kind else {}

@@ -101,7 +101,7 @@ def export(
         placed = place_weights(kept, raw, format, mode, made_for, where, full_check, progress)
         graph, placed = cast(kept, raw, made_for, format, placed, where, own, activations, progress)
         fields = own | describe(found, source, target, format, placed, graph, identities)
-        fields |= chosen(graph)
+        fields |= chosen(graph, activations)
         fields |= write_texts(source, where, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(where, fields, plan, progress)
         write_manifest(where, fields, placed.hashes)

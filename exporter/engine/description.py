@@ -178,8 +178,8 @@ class Description:
     matformer: Mapping[str, Any] | None = None
     recipe: MadeWith | None = None
     plans: tuple[PlanEntry, ...] = ()
-    # How inputs of products with 4- and 8-bit weights are multiplied; '' where there are none, and
-    # of older engines.
+    # Whether kernels round inputs of products with 4- and 8-bit weights; exact: that was asked for.
+    # '': none would, or an older engine, of which it is not known.
     activations: Literal["", "int8", "exact"] = ""
     sms: tuple[Positive, ...] = ()  # GPUs that the graph has machine code for
 
