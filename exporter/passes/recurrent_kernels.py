@@ -89,4 +89,5 @@ def _conv(
         out = product if out is None else out + product
     assert out is not None
     out = out if bias is None else out + bias
-    return out * op.Sigmoid(out) if silu else out, present
+    # Not by Sigmoid, whose kernel rounds more than eager's.
+    return out / (op.Exp(op.Neg(out)) + 1.0) if silu else out, present
