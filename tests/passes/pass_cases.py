@@ -105,7 +105,7 @@ RULE = [
 ]  # fmt: skip
 TAPS = [
     *["Concat", "Range", "Unsqueeze", "Add", "Unsqueeze", "GatherND", "Transpose"],
-    *["Slice"] * 8, *["Mul"] * 4, *["Add"] * 7, "Sigmoid", "Mul",
+    *["Slice"] * 8, *["Mul"] * 4, *["Add"] * 8, "Neg", "Exp", "Div",
 ]  # fmt: skip
 
 WRITTEN = ["Transpose", "TensorScatter"] * 2
