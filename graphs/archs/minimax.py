@@ -58,6 +58,12 @@ class Config:
     def __post_init__(self) -> None:
         share = self.rope_parameters.partial_rotary_factor
         check_rotated(self.rotary_dim, self.head_width(), share)
+        if share != 1 and self.rope_parameters.rope_type != "default":
+            raise ValueError(
+                f"rope_type is {self.rope_parameters.rope_type!r}, by which the makers' code scales"
+                " nothing, and Hugging Face's all of a head, not the part that is rotated;"
+                " accepted: default"
+            )
         if self.rotary_dim is None and share != 1:
             raise ValueError(
                 f"partial_rotary_factor is {share}, which no code of this architecture reads; give"

@@ -173,6 +173,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (HF, {"postnorm": False}, "postnorm is False; implemented: True"),
     (HF, {"shared_intermediate_size": 64}, "shared_intermediate_size is 64"),
     (HF, {"shared_intermediate_size": [0, 64]}, "shared_intermediate_size is .0, 64"),
+    (HF, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
     (HF, {"rotary_dim": DROP, "partial_rotary_factor": 0.5}, "no code .* reads; give rotary_dim"),
     (HF, {"rotary_dim": 32}, "rotary_dim is 32.* makes it 16 of head_dim 16"),
     (HF, {"rotary_dim": 8.0}, "rotary_dim is 8.0; accepted: an integer"),
