@@ -25,9 +25,6 @@ from lmcast.graphs import Definition
 PREFILL, STEPS, RAGGED = "prefill", "step by step", "ragged batch"
 SHORT, LONG = 24, 64  # tokens: at export, and for `lmcast parity`
 PAST_WINDOW = 16  # tokens beyond a window that is exceeded at all
-# Products of a weight and a token that are computed one by one, with weights dequantized anew for
-# each token: some seconds.
-MOST_ONE_BY_ONE = 4e9
 Row = list[int]
 Place = tuple[int, int]  # a row, and a position in it
 Logits = dict[Place, np.ndarray]  # V of each
@@ -88,20 +85,13 @@ def watched(length: int) -> list[int]:
     return sorted({*spread, *range(length - 2 * PAST_WINDOW, length)})
 
 
-def one_by_one(rows: list[Row], weights: int) -> list[Chain]:
-    """Each row alone, token by token; of rows that would take too long the shortest.
+def one_by_one(rows: list[Row]) -> list[Chain]:
+    """Each row alone, token by token.
 
-    weights: what each token is multiplied with. For one token, ONNX Runtime's fp32 MatMulNBits sums
-    as exactly as torch. For several at once, 1.31 sums in one chain, with up to 2.8 times the error
-    (K = 1536).
+    For one token, ONNX Runtime's fp32 MatMulNBits sums as exactly as torch. For several at once,
+    1.31 sums in one chain, with up to 2.8 times the error (K = 1536).
     """
-    chains, tokens = list[Chain](), 0
-    for r in sorted(range(len(rows)), key=lambda r: len(rows[r])):
-        tokens += len(rows[r])
-        if chains and tokens * weights > MOST_ONE_BY_ONE:
-            break
-        chains.append(Chain([r], [[[token]] for token in rows[r]]))
-    return chains
+    return [Chain([r], [[[token]] for token in row]) for r, row in enumerate(rows)]
 
 
 def steps(rows: list[Row]) -> list[Chain]:
@@ -156,8 +146,7 @@ def references(
     one call is what eager does. alone: what eager computes without rounding as well, token by
     token: 'exact'.
     """
-    weights = sum(parameter.numel() for parameter in plain.model.parameters())
-    every = {**({EXACT: one_by_one(rows, weights)} if alone else {}), **ways}
+    every = {**({EXACT: one_by_one(rows)} if alone else {}), **ways}
     # In fp64 the ways are the same up to 1e-12.
     whole_rows, wide = {PREFILL: list[Chain]()}, torch.float64
     begins = any(length < len(row) for row in rows for length in anew)
