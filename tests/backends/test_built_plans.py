@@ -23,8 +23,8 @@ SIZES = Sizes(max_batch=4, max_context=64)
 OPTIONS = {"parity": False, "tokenizer": False, "sms": SMS, "sizes": SIZES}
 
 
-# One of each kind gets both profiles and both SMs, as every export does; the others the profile for
-# prompts, whose lengths begin at 1, and one SM in turn: a second one of each takes as long again.
+# One of each kind gets both profiles, as every export does; the others that for prompts, whose
+# lengths begin at 1: a second one takes as long again.
 WHOLE = ("deepseek_v32", "gemma3n_text", "gpt_oss", "llama", "nemotron_h", "qwen3_next")
 
 
@@ -50,22 +50,20 @@ def builders() -> Iterator[dict[int, Builder]]:
 
 @pytest.mark.parametrize("case", OWN, ids=lambda case: case.architecture)
 def test_family_builds(case: Case, checkpoint, builders, tmp_path, monkeypatch, report):
-    whole = case.architecture in WHOLE
-    profiles, sms = 1 + whole, SMS if whole else SMS[OWN.index(case) % 2 :][:1]
+    profiles = 1 + (case.architecture in WHOLE)
     builder = builders[profiles]
     source = checkpoint(case)
     graph = forms.traced(source, "float16")
     cpu, cuda = (forms.rewritten(graph.clone(), name) for name in ("cpu", "cuda"))
     monkeypatch.setattr(build, "run", builder.run)
     monkeypatch.setattr(pipeline, "trace", lambda *_: graph)  # which takes most of an export
-    given = OPTIONS | {"sms": sms}
-    engine = export(source, tmp_path / "engine", "tensorrt-rtx", "float16", **given)
+    engine = export(source, tmp_path / "engine", "tensorrt-rtx", "float16", **OPTIONS)
     (plan,) = engine.manifest.fields["plans"]
     found = read_plan(engine.directory / plan["file"])
     operators = plan["operators"]
     assert operators, "every family has an attention or something in its place"
     # What the plan says, against the graph that it was built from: nothing fell back.
-    assert found.sms == sms
+    assert found.sms == SMS
     native = sum(count.get("native", 0) for count in operators.values())
     # Of each fused attention one kernel for a prompt, one for a step.
     assert list(found.fused.values()) == [native] * profiles * (native > 0)
@@ -76,12 +74,7 @@ def test_family_builds(case: Case, checkpoint, builders, tmp_path, monkeypatch, 
     assert documented(case) == rows, "run tests/forms.py"
     report(
         "Plans for SM89 and SM120",
-        {
-            "family": case.architecture,
-            "SMs": sms,
-            "bytes": plan["bytes"],
-            "plugins": len(builder.kernels),
-        },
+        {"family": case.architecture, "bytes": plan["bytes"], "plugins": len(builder.kernels)},
     )
 
 
