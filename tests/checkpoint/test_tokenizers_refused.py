@@ -72,6 +72,7 @@ SPOILED: list[tuple[str, dict[str, Any], str]] = [
     ("Llama 2", {"at": {"piece": "x" * 1025}}, "over 1024 characters"),
     ("Llama 2", {"at": {"piece": "xϠ"}}, "the piece 'xϠ', and none for its character 'Ϡ'"),
     ("Llama 2", {"at": {"score": float("nan")}}, "a score that is no number"),
+    ("Unigram", {"at": {"piece": "▁Ϡ", "type": 3}}, "control symbol .▁Ϡ.; accepted: without ▁"),
     ("Unigram", {"at": {"score": 0.5}}, "no logarithms"),
     ("Unigram", {"at": {"piece": "<0"}}, "could spell <0x0A>"),
 ]

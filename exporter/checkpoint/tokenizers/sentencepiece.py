@@ -224,12 +224,14 @@ def _require_representable(model: Model, given: Given) -> None:
         )
     if model.of(Kind.UNKNOWN) != [model.roles["unk"]]:
         raise given.error("has no unknown piece, several, or another than its settings say")
+    for id in model.of(Kind.UNKNOWN, Kind.CONTROL):
+        if SPACE in (piece := model.pieces[id]):  # not seen when a text is parted, but by the model
+            raise given.error(f"has the control symbol {piece!r:.80}; accepted: without {SPACE}")
     for id in model.of(Kind.USER_DEFINED):
         if " " in model.pieces[id] or len(model.pieces[id]) > LONGEST_SYMBOL:
             raise given.error(
                 f"has the user-defined symbol {model.pieces[id]!r:.80}; accepted: without a space,"
-                f" which no text has when symbols are looked for, of up to {LONGEST_SYMBOL}"
-                " characters"
+                f" which no text has by then, of up to {LONGEST_SYMBOL} characters"
             )
     bytes_ = {model.pieces[id] for id in model.of(Kind.BYTE)}
     if missing := set(BYTES) - bytes_ if model.byte_fallback else set():
