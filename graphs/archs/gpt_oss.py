@@ -59,7 +59,7 @@ NAMES = {"experts_per_token": "num_experts_per_tok", "num_experts": "num_local_e
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
-    given = says(raw, "rope_scaling") or raw.get("rope_parameters") is not None
+    given = says(raw, "rope_scaling", "rope_parameters")
     out = renamed(raw, NAMES)
     return rope(out if given else {**out, "rope_parameters": POSITIONS})
 

@@ -40,8 +40,18 @@ def renamed(raw: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def says(raw: Mapping[str, Any], *keys: str) -> bool:
-    """Return whether one of these keys, of objects, is neither absent nor null nor empty."""
-    return any(raw.get(key) not in (None, {}) for key in keys)
+    """Return whether one of these keys, of objects, is neither absent nor null; raises ConfigError
+    for an empty one."""
+    require_keys(raw, *keys)
+    return any(raw.get(key) is not None for key in keys)
+
+
+def require_keys(raw: Mapping[str, Any], *keys: str) -> None:
+    """Refuse an empty object: to Hugging Face it is silence in some families, and in others, or
+    beside another key, no positions at all."""
+    for key in keys:
+        if raw.get(key) == {}:
+            raise ConfigError(f"config.json: {key} is {{}}; leave it out, or give its keys")
 
 
 def layer_types_of_today(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +118,7 @@ def rope_by_layer_type(
     ConfigError where two spellings differ.
     """
     out = dict(raw)
+    require_keys(raw, "rope_scaling", "rope_parameters")
     scaling, parameters = (_object(out, key) for key in ("rope_scaling", "rope_parameters"))
     loose = sorted(parameters.keys() - theta.keys())
     if loose:

@@ -141,6 +141,8 @@ SHOWN: list[tuple[str, Change]] = [
 ]
 
 REFUSED: list[tuple[str, Change, str]] = [
+    (SHARED, {"rope_parameters": {}}, "rope_parameters is {}; leave it out"),
+    (SHARED, {"rope_scaling": {}}, "rope_scaling is {}; leave it out"),
     (SHARED, {"num_kv_shared_layers": 8}, "num_kv_shared_layers is 8 of 8 layers"),
     (SHARED, {"num_kv_shared_layers": 9}, "num_kv_shared_layers is 9 of 8 layers"),
     (SHARED, {"num_kv_shared_layers": 7}, "num_kv_shared_layers is 7 of 8 layers"),

@@ -339,6 +339,7 @@ REFUSED: list[tuple[str, Change, str]] = [
     (V3, {"num_local_experts": None}, "num_local_experts is None; leave it out"),
     (V3, {"n_group": 8}, "n_group is 8, of as many experts; accepted: groups of two"),
     (SMALL4, {"head_dim": 7}, "head_dim is 7, but "),
+    (SMALL4, {"rope_parameters": {}}, "rope_parameters is {}; leave it out"),
     (SHARED, {"moe_router_dtype": "bfloat16"}, "moe_router_dtype is 'bfloat16'"),
     (V3, {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
     (V3, {"topk_method": "greedy"}, "topk_method is 'greedy'"),
