@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from lmcast.exporter.engine.names import GraphFile
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.records import (
     Axis,
@@ -62,7 +63,7 @@ class State:
 class Graph:
     """The contract of a graph: what a runtime must know to run it."""
 
-    file: Literal["model.onnx"]
+    file: GraphFile
     weights: Literal["link", "copy"]
     optimized: bool
     split_experts: bool

@@ -35,7 +35,7 @@ from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 from lmcast.plugins.records import RecordError
 
-FORMAT = 2  # of 1 it is not known how a session has to cut rows
+FORMAT = 3  # of 2 the graph has the name that other programs look for
 SMALL = 16 << 20  # bytes of any file whose hash a loader computes
 RESERVED = {"format", "lmcast", "files", SELF}  # written here and by nobody else
 AGAIN = "export again"

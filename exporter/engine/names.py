@@ -1,11 +1,13 @@
 """Names of the files in an engine directory."""
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 ENGINE_JSON = "engine.json"
 RECIPE_JSON = "recipe.json"  # in a recipe
 SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
-MODEL = "model.onnx"
+GraphFile = Literal["engine.onnx"]  # model.onnx is what other programs look for
+MODEL: str = get_args(GraphFile)[0]
 PARITY = "parity.json"
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"  # the default; others by name, as transformers stores them

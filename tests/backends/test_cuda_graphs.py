@@ -53,7 +53,7 @@ def turned(rotation: Rotation, x: Tensor, cos: Tensor, sin: Tensor, heads: int) 
 
 def has_tables(engine: Path) -> bool:
     """Whether the graph of an engine holds the angles of rotations."""
-    names = ir.load(engine / "model.onnx").graph.initializers
+    names = ir.load(engine / "engine.onnx").graph.initializers
     return any(name.endswith(".table") for name in names)
 
 

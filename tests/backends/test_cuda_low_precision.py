@@ -190,7 +190,7 @@ def test_other_gpus(sm: int, engines: Engines):
 def test_weights_are_held_in_few_bits(name: str, engines: Engines):
     """No second copy: the graph has no number of 16 bits for any of a quantized weight's."""
     row, folder = ROWS[name], engines[name][2]
-    graph = ir.load(folder / "model.onnx").graph
+    graph = ir.load(folder / "engine.onnx").graph
     ends = ROUTED if row.operator == "QMoE" else [f".{end}.weight" for end in LINEAR]
     held = [v for n, v in graph.initializers.items() if any(end in n for end in ends)]
     sizes = Counter[int]()

@@ -42,7 +42,7 @@ def build(engine: str, architecture: str, output: str, way: str) -> dict[str, fl
     every = Request.profiles
     Request.profiles = property(lambda asked: every.fget(asked)[WAYS[way]])  # type: ignore
     request = Request("tensorrt-rtx", (89, 120), 1, 4096, 2048, 1, 128)
-    job = worker.Job(f"{engine}/model.onnx", engine, architecture, output, request)
+    job = worker.Job(f"{engine}/engine.onnx", engine, architecture, output, request)
     seen, done = [anonymous()], threading.Event()
 
     def watch() -> None:

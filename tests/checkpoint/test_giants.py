@@ -51,7 +51,7 @@ def test_linked_export_points_at_every_byte(name: str, tmp_path: Path):
     engine = export(tmp_path / name, tmp_path / "engine", "onnx", **options)
     config, tensors, *_ = giants.GIANTS[name]
     expected = sum(map(giants.size, tensors(giants.cut(config, layers(name)))))
-    model = onnx.load(engine.directory / "model.onnx", load_external_data=False)
+    model = onnx.load(engine.directory / "engine.onnx", load_external_data=False)
     assert len(model.graph.initializer) < 100  # thousands if every expert were three of them
     linked = {
         (fields["location"], fields["offset"]): int(fields["length"])

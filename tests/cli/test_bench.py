@@ -67,7 +67,7 @@ def test_refuses(engine, changes, words):
 def test_says_why_the_engine_does_not_run(engine, tmp_path):
     broken = tmp_path / "engine"
     shutil.copytree(engine.directory, broken)
-    path = broken / "model.onnx"
+    path = broken / "engine.onnx"
     path.write_bytes(b"\xff" * path.stat().st_size)
     write_manifest(broken, read_manifest(broken).fields)  # else its hash says so, and it is not run
     with pytest.raises(BenchError, match="refuses it") as caught:

@@ -321,7 +321,7 @@ def flip(path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "a byte of the graph": (lambda e: flip(e / "model.onnx"), "model.onnx"),
+    "a byte of the graph": (lambda e: flip(e / "engine.onnx"), "engine.onnx"),
     "a byte of the tokenizer": (lambda e: flip(e / "tokenizer.json"), "tokenizer.json"),
     "a byte of the manifest": (lambda e: flip(e / "engine.json"), "engine.json"),
     "a file too many": (lambda e: (e / "more").write_text("x"), "more"),

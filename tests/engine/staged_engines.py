@@ -17,7 +17,7 @@ DESCRIPTION = {
     "layers": 1, "weights": {}, "dtype": "float32", "target": "cpu", "source": [], "linked": [],
     "eos_ids": [], "special_tokens": {}, "inert": [], "context": 8,
     "graph": {
-        "file": "model.onnx", "weights": "copy", "optimized": True, "split_experts": False,
+        "file": "engine.onnx", "weights": "copy", "optimized": True, "split_experts": False,
         "folded": False, "append": "batch", "inputs": [], "outputs": [], "states": [],
     },
 }  # fmt: skip
@@ -32,7 +32,7 @@ from lmcast.exporter.engine.manifest import EngineError, verify, write_manifest
 def write(destination, generation):
     with staging.staged(destination) as directory:
         (directory / "weights").mkdir()
-        for name in ("model.onnx", "weights/a", "weights/b"):
+        for name in ("engine.onnx", "weights/a", "weights/b"):
             (directory / name).write_text(f"{generation}\\n" * 1000)
         write_manifest(directory, {"generation": generation})
 """
@@ -49,7 +49,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 def write(destination: Path, generation: int) -> None:
     with staged(destination) as directory:
-        (directory / "model.onnx").write_text(f"{generation}\n" * 1000)
+        (directory / "engine.onnx").write_text(f"{generation}\n" * 1000)
         write_manifest(directory, {"generation": generation})
 
 

@@ -41,7 +41,7 @@ while not Path(sys.argv[2]).exists():
     time.sleep(0.0005)
 try:
     with staging.staged(Path(sys.argv[1])) as directory:
-        (directory / "model.onnx").write_text(f"{os.getpid()}\\n" * 1000)
+        (directory / "engine.onnx").write_text(f"{os.getpid()}\\n" * 1000)
         write_manifest(directory, {"generation": os.getpid()})
         while not Path(sys.argv[3]).exists():
             time.sleep(0.01)

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from lmcast.exporter.engine import manifest
-from lmcast.exporter.engine.manifest import EngineError, read_manifest, verify, write_manifest
+from lmcast.exporter.engine.manifest import (
+    FORMAT,
+    EngineError,
+    read_manifest,
+    verify,
+    write_manifest,
+)
 from lmcast.exporter.engine.names import (
     ENGINE_JSON,
     GENERATION,
@@ -24,7 +30,7 @@ from lmcast.exporter.engine.names import (
 from lmcast.exporter.engine.sealed import Problem
 
 CONTENTS = {
-    "model.onnx": b"graph",
+    "engine.onnx": b"graph",
     "weights/a.safetensors": bytes(range(256)) * 3,
     "weights/empty.bin": b"",
     "é 中.txt": b"x",
@@ -104,13 +110,13 @@ def test_every_flipped_bit_is_found(engine, name):
 
 
 def fifo(engine: Path) -> None:
-    (engine / "model.onnx").unlink()
-    os.mkfifo(engine / "model.onnx")
+    (engine / "engine.onnx").unlink()
+    os.mkfifo(engine / "engine.onnx")
 
 
 def link(engine: Path) -> None:
-    (engine / "model.onnx").rename(engine.parent / "elsewhere")
-    (engine / "model.onnx").symlink_to(engine.parent / "elsewhere")
+    (engine / "engine.onnx").rename(engine.parent / "elsewhere")
+    (engine / "engine.onnx").symlink_to(engine.parent / "elsewhere")
 
 
 def linked_folder(engine: Path) -> None:
@@ -119,19 +125,19 @@ def linked_folder(engine: Path) -> None:
 
 
 PROBLEMS = [
-    (lambda e: (e / "model.onnx").unlink(), ["model.onnx: missing"], True),
+    (lambda e: (e / "engine.onnx").unlink(), ["engine.onnx: missing"], True),
     (
-        lambda e: (e / "model.onnx").write_bytes(b"graphs"),
-        ["model.onnx: size differs: recorded 5 bytes, found 6"],
+        lambda e: (e / "engine.onnx").write_bytes(b"graphs"),
+        ["engine.onnx: size differs: recorded 5 bytes, found 6"],
         True,
     ),
-    (lambda e: (e / "model.onnx").write_bytes(b"Graph"), ["model.onnx: sha256 differs"], True),
+    (lambda e: (e / "engine.onnx").write_bytes(b"Graph"), ["engine.onnx: sha256 differs"], True),
     (lambda e: (e / "weights/new").write_bytes(b""), ["weights/new: not part"], False),
     (lambda e: os.mkfifo(e / "pipe"), ["pipe: is a FIFO"], False),
     (lambda e: (e / SIGNATURE).write_bytes(b""), [], True),
-    (lambda e: (e / SIGNATURE).symlink_to("model.onnx"), ["model.sig: is a symbolic"], False),
-    (fifo, ["model.onnx: is a FIFO; recorded as a regular file"], True),
-    (link, ["model.onnx: is a symbolic link; recorded as a regular file"], True),
+    (lambda e: (e / SIGNATURE).symlink_to("engine.onnx"), ["model.sig: is a symbolic"], False),
+    (fifo, ["engine.onnx: is a FIFO; recorded as a regular file"], True),
+    (link, ["engine.onnx: is a symbolic link; recorded as a regular file"], True),
     (
         linked_folder,
         [
@@ -142,8 +148,8 @@ PROBLEMS = [
         False,
     ),
     (
-        lambda e: ((e / "model.onnx").unlink(), (e / "model.onnx").mkdir()),
-        ["model.onnx: missing"],
+        lambda e: ((e / "engine.onnx").unlink(), (e / "engine.onnx").mkdir()),
+        ["engine.onnx: missing"],
         True,
     ),
 ]
@@ -184,8 +190,8 @@ def test_the_graph_and_texts_are_hashed_at_any_size(engine, name: str, monkeypat
 
 
 DAMAGED = [
-    ({"format": 3}, "newer lmcast.*upgrade"),
-    ({"format": 1}, "older lmcast.*export again"),
+    ({"format": FORMAT + 1}, "newer lmcast.*upgrade"),
+    ({"format": FORMAT - 1}, "older lmcast.*export again"),
     ({"format": 0}, "format is 0"),
     ({"format": True}, "format is True"),
     ({"format": "1"}, "format is '1'"),

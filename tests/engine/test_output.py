@@ -79,7 +79,7 @@ def grow_header(folder: Path) -> None:
 
 def test_a_damaged_engine_is_replaced(made: Path, tmp_path: Path):
     shutil.copytree(made / "other, engine", tmp_path / "engine")
-    (tmp_path / "engine/engine.json").write_text('{"format": 2, "lmcast": "0"}')
+    (tmp_path / "engine/engine.json").write_text('{"format": 3, "lmcast": "0"}')
     with pytest.raises(EngineError, match="of another checkpoint"):
         export(made / "mine", tmp_path / "engine", parity=False)
     export(made / "mine", tmp_path / "engine", parity=False, force=True)

@@ -14,7 +14,7 @@ from lmcast.exporter.engine.manifest import read_manifest, verify, write_manifes
 from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
 
 HEADER = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
-FILES = {"model.onnx": b"graph", "plans/b": b"native"}
+FILES = {"engine.onnx": b"graph", "plans/b": b"native"}
 
 
 def write_source(path: Path, values: bytes = bytes(8)) -> None:
@@ -57,14 +57,14 @@ def other_bytes(folder: Path) -> None:
 
 def damaged(folder: Path) -> None:
     touch(folder)
-    (folder / "engine/model.onnx").write_bytes(b"other")
+    (folder / "engine/engine.onnx").write_bytes(b"other")
 
 
 DIFFERENCES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bytes": (other_bytes, "two.safetensors: sha256 differs: recorded [0-9a-f]{64}, found"),
     "size": (lambda d: os.truncate(d / "one.safetensors", 9), "one.safetensors: changed: size was"),
     "moved": (lambda d: (d / "one.safetensors").unlink(), "one.safetensors: moved: "),
-    "of the engine": (damaged, "model.onnx: sha256 differs"),
+    "of the engine": (damaged, "engine.onnx: sha256 differs"),
 }
 
 

@@ -29,7 +29,7 @@ from lmcast.exporter.engine.manifest import write_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, SIGNATURE
 from lmcast.exporter.engine.signing import verify
 
-CONTENTS = {"model.onnx": b"graph" * 9, "weights/a.safetensors": bytes(99), "plans/b": b"native"}
+CONTENTS = {"engine.onnx": b"graph" * 9, "weights/a.safetensors": bytes(99), "plans/b": b"native"}
 PLAIN, LOCKED = NoEncryption(), BestAvailableEncryption(b"secret")
 PKCS8, SEC1 = PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL  # by genpkey, by ecparam
 MADE = {

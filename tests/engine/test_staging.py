@@ -28,7 +28,7 @@ def test_publishes_and_replaces(destination):
             assert directory.parent == destination.parent
             assert destination.name in directory.name
             assert list(directory.iterdir()) == []
-            (directory / "model.onnx").write_text(f"{number}\n" * 1000)
+            (directory / "engine.onnx").write_text(f"{number}\n" * 1000)
             write_manifest(directory, {"generation": number})
             if number > 1:
                 assert generation(destination) == number - 1
@@ -163,7 +163,7 @@ def test_places_that_cannot_be_renamed(path):
 
 def test_read_only_engine_is_replaced(destination):
     write(destination, 1)
-    (destination / "model.onnx").chmod(0o400)
+    (destination / "engine.onnx").chmod(0o400)
     destination.chmod(0o500)
     write(destination, 2)
     assert generation(destination) == 2

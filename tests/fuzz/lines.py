@@ -16,7 +16,8 @@ INPUTS = (
 )  # fmt: skip
 PATHS = (
     *INPUTS, "nothing", "nothing/below/it", "out", "report.json", "checkpoint/config.json",
-    "checkpoint/model.safetensors", "engine/engine.json", "engine/model.onnx", "engine/report.json",
+    "checkpoint/model.safetensors", "engine/engine.json", "engine/engine.onnx",
+    "engine/report.json",
     "recipe/recipe.json", "pipe", "loop", "dangling", "to-engine", "to-notes", ".", "..", "", "-",
     "engine/", "./engine", "engine/../checkpoint", "a\nb", "a b", "é\u202e", "\udcff", "x" * 300,
     "x/" * 3000, "~", "--", "*", "notes.txt/below/it",

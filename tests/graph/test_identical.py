@@ -60,7 +60,7 @@ def test_exports_are_identical(tmp_path: Path, build, weights, count, options):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     first, *others = map(contents, engines)
-    assert {"engine.json", "model.onnx", "parity.json"} <= first.keys()
+    assert {"engine.json", "engine.onnx", "parity.json"} <= first.keys()
     assert any(name.startswith("weights/") for name in first) == (weights == "copy")
     for other in others:
         assert [n for n in first.keys() | other.keys() if first.get(n) != other.get(n)] == []

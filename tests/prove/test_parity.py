@@ -226,11 +226,11 @@ def test_another_weight_is_found(name: str, made: Path, tmp_path: Path, capsys):
 
 def edit(engine: Path, node: str, attribute: str, change: Callable[[float], float]) -> None:
     """Change an attribute of a node in the graph of an engine, and its manifest accordingly."""
-    model = onnx.load(engine / "model.onnx", load_external_data=False)
+    model = onnx.load(engine / "engine.onnx", load_external_data=False)
     (found,) = [n for n in model.graph.node if n.name == node]
     (value,) = [a for a in found.attribute if a.name == attribute]
     value.f = change(value.f)
-    (engine / "model.onnx").write_bytes(model.SerializeToString())
+    (engine / "engine.onnx").write_bytes(model.SerializeToString())
     fields = read_manifest(engine).fields
     written_by_us = {"format", "lmcast", "files", "self"}
     write_manifest(engine, {k: v for k, v in fields.items() if k not in written_by_us})

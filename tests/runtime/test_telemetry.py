@@ -104,7 +104,7 @@ def test_nothing_calls_home(watch: Callable[..., Watched], hub: Hub, tmp_path: P
     for process in quiet:
         assert process.files() == []
         assert process.looked_up() == set()
-    assert (tmp_path / "other/model.onnx").exists()
+    assert (tmp_path / "other/engine.onnx").exists()
     # Of the Hub, nothing but the model is asked for, and no more is told than who asks.
     assert {path for path, _ in hub.asked if MODEL not in path} == set()
     told = {word.partition("/")[0] for _, agent in hub.asked for word in agent.split("; ")}

@@ -63,7 +63,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object], str | None, str | None]]
         "sha256 differs",
     ),
     "the graph": (
-        "copied", lambda folder: flip(folder / "copied/model.onnx"), "sha256 differs",
+        "copied", lambda folder: flip(folder / "copied/engine.onnx"), "sha256 differs",
         "sha256 differs",
     ),
     "a file more": (

@@ -90,7 +90,7 @@ def test_float32_is_linked_by_default_and_nothing_is_written(made):
     assert not (folder / "engine" / "weights").exists()
     assert engine.summary().linked == (str(folder / "checkpoint" / WEIGHTS),)
     assert "keep it in place" in engine.summary().text()
-    graph = (folder / "engine" / "model.onnx").read_bytes()
+    graph = (folder / "engine" / "engine.onnx").read_bytes()
     for name, value in load_file(folder / "checkpoint" / WEIGHTS).items():
         assert value.numpy().tobytes() not in graph, name
 

@@ -144,8 +144,8 @@ def test_portable_graph_says_the_same(name: str, models, recipes, tmp_path: Path
         models[name], tmp_path / "engine", "onnx", recipe=recipes[name], parity=False,
         tokenizer=False,
     )  # fmt: skip
-    onnx.checker.check_model(str(engine.directory / "model.onnx"), full_check=True)
-    graph, held = ir.load(engine.directory / "model.onnx"), written(engine)
+    onnx.checker.check_model(str(engine.directory / "engine.onnx"), full_check=True)
+    graph, held = ir.load(engine.directory / "engine.onnx"), written(engine)
     for parameter, weight in quantized(recipes[name]).items():
         codes = held[f"{parameter}.codes"].view(torch.uint8)
         assert torch.equal(codes.flatten(), weight.codes.flatten()), "the bits of the recipe"
@@ -200,7 +200,7 @@ def test_inputs_are_rounded_in_every_way(target: str, models, tmp_path: Path):
     runs = every_format(lambda format: format in ("fp8-channel", "int8", "int4"))
     recipe = round_weights(models["qwen3"], tmp_path / "recipe", runs, inputs, more)
     engine = export(models["qwen3"], tmp_path / "engine", target, recipe=recipe, tokenizer=False)
-    proto = onnx.load(engine.directory / "model.onnx", load_external_data=False)
+    proto = onnx.load(engine.directory / "engine.onnx", load_external_data=False)
     assert "\n  without rounding of inputs: within " in engine.summary().text()
     bodies = [f for f in proto.functions if f.name.startswith("quantize_input")]
     assert len(bodies) == len(BLOCKS) + 4
@@ -212,7 +212,7 @@ def test_inputs_are_rounded_in_every_way(target: str, models, tmp_path: Path):
 def test_products_in_fp16(models, recipes, tmp_path: Path):
     given = {"recipe": recipes["gemma3_text"], "tokenizer": False, "dtype": "float16"}
     engine = export(models["gemma3_text"], tmp_path / "engine", **given)
-    operators = {n.op_type for n in ir.load(engine.directory / "model.onnx").graph}
+    operators = {n.op_type for n in ir.load(engine.directory / "engine.onnx").graph}
     assert {"MatMulNBits", "GatherBlockQuantized"} & operators
 
 
@@ -262,8 +262,8 @@ def test_activations(models, recipes, tmp_path: Path, monkeypatch: pytest.Monkey
     other = export(models["qwen3_moe"], tmp_path / "exact", activations="exact", **given)
     fields = [each.manifest.fields["activations"] for each in (engine, other)]
     assert fields == ["int8", "exact"]
-    assert rounded_products(ir.load(engine.directory / "model.onnx"))
-    assert not rounded_products(ir.load(other.directory / "model.onnx"))
+    assert rounded_products(ir.load(engine.directory / "engine.onnx"))
+    assert not rounded_products(ir.load(other.directory / "engine.onnx"))
     assert "kernels round inputs" in engine.summary().text()
     assert "kernels round inputs" not in other.summary().text()
     exact = Engine(engine.directory, exact=True)
@@ -308,7 +308,7 @@ def test_what_others_quantized_stays_as_it_is(preset: str, tmp_path: Path):
     made = write(tmp_path / "made", config | {CONFIG: settings}, stored)
     export(made, tmp_path / "cpu", tokenizer=False)
     engine = export(made, tmp_path / "onnx", "onnx", parity=False, tokenizer=False)
-    graph = ir.load(engine.directory / "model.onnx")
+    graph = ir.load(engine.directory / "engine.onnx")
     for layer, theirs in (("mixer.q", "self_attn.q_proj"), ("ffn.down", "mlp.down_proj")):
         value = evaluated(graph, f"layers.1.{layer}.weight")
         assert torch.equal(value, exact[f"model.layers.1.{theirs}.weight"])
