@@ -28,34 +28,43 @@ from lmcast.plugins.arguments import checked
 @recipe
 @portable
 @exact
+@click.option("--baseline", type=PATH, metavar="REPORT",
+              help="A --json report of before: what has become worse fails.")  # fmt: skip
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
 @click.option("--quality", is_flag=True, help="Hold its KL, too, against what its recipe records.")
 @json_file
 @click.option("--junit", type=PATH, help="Write a JUnit report for CI.")
+@click.option("--html", "html_file", type=PATH, help="Write the report with plots, as one file.")
 @force
 def parity(
     engine: Path,
     against: str,
     json_file: Path | None,
     junit: Path | None,
+    html_file: Path | None,
     force: bool,
     **given: Any,
 ) -> None:
     """Prove ENGINE equal to eager PyTorch.
 
-    Exit status 1 beyond the bound, or where a text differs. Eager PyTorch reads the same recipe as
-    the engine, if there is one: --quality measures the KL from the checkpoint without it, on the
-    tokens that calibration has recorded.
+    Exit status 1 beyond the bound, where a text differs, or what is worse than in --baseline. Eager
+    PyTorch reads the same recipe as the engine, if there is one: --quality measures the KL from the
+    checkpoint without it, on the tokens that calibration has recorded.
 
     Example: lmcast parity engine --against ./Qwen3-0.6B --bisect --junit parity.xml
     """
     from lmcast.exporter.progress import Terminal
 
-    check_reports((json_file, junit), force)
+    check_reports((json_file, junit, html_file), force)
+    from lmcast.exporter.prove.junit import junit as xml
     from lmcast.exporter.prove.parity import parity as run
+    from lmcast.exporter.prove.parity_page import parity_page
 
-    result = run(engine, against, progress=Terminal(), **given)
-    report(result, "parity", json_file, {junit: result.as_junit()} if junit else {})
+    result = run(engine, against, progress=Terminal(), layers=html_file is not None, **given)
+    beside = {junit: xml(result)} if junit else {}
+    if html_file:
+        beside[html_file] = parity_page(result, f"{engine} against {against}").encode()
+    report(result, "parity", json_file, beside)
     if not result.passed:
         raise SystemExit(CHECK_FAILED)
 

@@ -217,6 +217,27 @@ class Rounding:
     kl: Nats
 
 
+REPORT = 1  # the version of what a report of parity holds
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a parity has compared, and by which lmcast: numbers of another are no baseline.
+
+    checkpoint: SHA-256 of its config, and of the sizes and headers of its files. weights: tensors
+    by format. prompts: SHA-256 of the ids of given ones, None: drawn.
+    """
+
+    lmcast: Name
+    checkpoint: Sha256
+    target: Name
+    weights: Mapping[str, Count]
+    recipe: Sha256 | None
+    activations: str
+    exact: bool
+    prompts: Sha256 | None
+
+
 @dataclass(frozen=True)
 class Parity:
     """What was measured at export."""
@@ -233,6 +254,8 @@ class Parity:
     texts: Mapping[str, str] = field(default_factory=dict)
     quality: None = None  # is measured on request
     rounding: Rounding | None = None
+    version: Literal[1] | None = None  # None: of an earlier lmcast, as the next
+    subject: Subject | None = None
 
     def __post_init__(self) -> None:
         if not self.results:

@@ -1,6 +1,6 @@
 """Bisection: the first layer, then the first operator, that differs from eager PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ FLOOR = 1e-5  # of a value's own size: below this, a difference is rounding
 
 @dataclass(frozen=True)
 class Divergence:
-    """One value of the graph that differs from eager by more than rounding."""
+    """One value of the graph beside eager's."""
 
     name: str  # as in the graph: 'layers.3.mixer.q'
     operator: str
@@ -54,13 +54,11 @@ class Bisection:
         )
 
 
-def find_divergence(
-    engine: Engine, found: Definition, source: Checkpoint, row: list[int], times: float
-) -> Bisection:
-    """Run one prompt, and compare all inner values in the order of computation.
-
-    A value diverges when its error from fp64 exceeds `times` eager's own plus FLOOR of its size.
-    """
+def inner_errors(
+    engine: Engine, found: Definition, source: Checkpoint, row: list[int]
+) -> list[Divergence]:
+    """Run one prompt, and compare all inner values that eager modules have as well, in the order of
+    computation."""
     ids = torch.tensor([row])
     dtype = DTYPES[engine.manifest.about.dtype].torch
     eager: dict[torch.dtype, dict[str, Tensor]] = {torch.float64: {}, dtype: {}}
@@ -77,17 +75,29 @@ def find_divergence(
     full_pass(found, source, {torch.float64: one, dtype: one}, watch)
     while hooks:
         hooks.pop().remove()
-    values = _engine_values(engine, ids.numpy(), set(eager[dtype]))
-    for name, operator, value in values:
+    compared = []
+    for name, operator, value in _engine_values(engine, ids.numpy(), set(eager[dtype])):
         exact = eager[torch.float64][name].numpy()
         rough = eager[dtype][name].double().numpy()
         error = float(np.abs(value.astype(np.float64).reshape(exact.shape) - exact).max())
         eager_error, size = float(np.abs(rough - exact).max()), float(np.abs(exact).max())
-        if not error <= times * eager_error + FLOOR * size:
-            return Bisection(
-                int(name.split(".")[1]), Divergence(name, operator, error, eager_error, size)
-            )
+        compared.append(Divergence(name, operator, error, eager_error, size))
+    return compared
+
+
+def find_divergence(values: Sequence[Divergence], times: float) -> Bisection:
+    """Return the first value that diverges: whose error from fp64 exceeds `times` eager's own plus
+    FLOOR of its size."""
+    for each in values:
+        if not each.error <= times * each.eager_error + FLOOR * each.size:
+            return Bisection(int(each.name.split(".")[1]), each)
     return Bisection(None, None)
+
+
+def of_layers(values: Sequence[Divergence]) -> tuple[Divergence, ...]:
+    """Return of each layer the last value: what it returns, where the graph still has that."""
+    last = {int(each.name.split(".")[1]): each for each in values}
+    return tuple(each for _, each in sorted(last.items()))
 
 
 def _record(into: dict[str, Tensor], name: str) -> Callable[[Any, Any, Any], None]:

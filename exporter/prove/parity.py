@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import onnx_ir as ir
 
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.hub import revision_of
+from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.manifest import EngineError
@@ -23,7 +25,8 @@ from lmcast.exporter.engine.names import MODEL
 from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.passes.nbits_matmul import rounded_products
 from lmcast.exporter.progress import Progress, silent
-from lmcast.exporter.prove.bisect import find_divergence
+from lmcast.exporter.prove.baseline import read_baseline, require_same, subject_of, with_changes
+from lmcast.exporter.prove.bisect import find_divergence, inner_errors, of_layers
 from lmcast.exporter.prove.decided import decided_rows
 from lmcast.exporter.prove.parity_report import EXACT, TIMES, Report, Result, bound
 from lmcast.exporter.prove.recorded import measure_again, recorded
@@ -106,11 +109,14 @@ def check(
     results = []
     for name, expected in reference.items():
         run = exact_engine(engine.directory, engine.threads) if name == EXACT else engine
+        begin = perf_counter()
         got = _run(run, expected.chains) if expected.chains else _prefill(run, rows)
-        results.append(_compare(name, got, expected, format.name))
+        seconds = perf_counter() - begin
+        results.append(replace(_compare(name, got, expected, format.name), seconds=seconds))
     longest = max(map(len, rows))
     beyond, ran = longest > max(windows) if windows else None, engine.runs_plan and "plan"
-    return Report(format.name, longest, beyond, tuple(results), ran=ran or "graph")
+    subject = subject_of(engine, prompts)
+    return Report(format.name, longest, beyond, tuple(results), ran=ran or "graph", subject=subject)
 
 
 def _holds_codes(engine: Engine) -> bool:
@@ -156,6 +162,7 @@ def _compare(scenario: str, got: Logits, reference: Reference, format: str) -> R
         nothing=reference.nothing,
         top1=float(np.mean(same)),
         kl=float(np.mean(kl)),
+        errors=tuple((*place, float(e)) for place, e in zip(places, errors, strict=True)),
     )
 
 
@@ -170,6 +177,11 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
     x = x - x.max(-1, keepdims=True)
     normalized: np.ndarray = x - np.log(np.exp(x).sum(-1, keepdims=True))
     return normalized
+
+
+def _shows_inner_values(engine: Engine) -> bool:
+    """Whether its graph runs on a CPU, where any value can be made an output."""
+    return not engine.runs_plan and engine.target.machine_code is None
 
 
 def _check_options(engine: Engine, prompts: Path | None, tokens: int | None, bisect: bool) -> None:
@@ -200,6 +212,41 @@ def _check_rows(engine: Engine, found: Definition, longest: int) -> None:
         )
 
 
+def _made_from(
+    loaded: Engine, against: str | PathLike[str], revision: str | None, progress: Progress
+) -> tuple[Checkpoint, list[SourceFile], Definition]:
+    """Return the checkpoint of an engine, and what it defines; raises EngineError for another."""
+    fields, about = loaded.manifest.fields, loaded.manifest.about
+    source, identities = identified(against, revision or revision_of(against, fields), progress)
+    if about.config != json.loads(json.dumps(dict(source.config))):
+        raise EngineError(
+            f"{loaded.directory}: was made from another config.json than that of {against}"
+        )
+    found = defined(source.config, source.tensors, about.inert, about.untie)
+    if about.matformer is not None:
+        found = sliced(found, about.matformer)
+    return source, identities, found
+
+
+def _inner(
+    report: Report,
+    engine: Engine,
+    found: Definition,
+    source: Checkpoint,
+    row: list[int],
+    bisect: bool,
+    layers: bool,
+) -> Report:
+    """Add what differs within the graph, where that is asked for and can be seen."""
+    bisect = bisect and not report.computes
+    if not (bisect or (layers and _shows_inner_values(engine))):
+        return report
+    values = inner_errors(engine, unrounded(found), source, row)
+    if bisect:
+        report = replace(report, bisection=find_divergence(values, TIMES))
+    return replace(report, layers=of_layers(values)) if layers else report
+
+
 @checked
 @one_at_a_time
 def parity(
@@ -214,41 +261,39 @@ def parity(
     revision: str | None = None,
     quality: bool = False,
     exact: bool = False,
+    baseline: Path | None = None,
+    layers: bool = False,
 ) -> Report:
     """Compare an engine directory, and its texts, with the checkpoint it was made from.
 
     against: a path or a model of the Hub, of `revision`: by default that of the engine. prompts: a
     file as `lmcast generate --file` reads it; None for `tokens` drawn ids. portable, exact: as for
     Engine. recipe: the one that the engine was made with. quality: where that is computed, compare
-    what it has lost with the recipe's record. Raises InputError where they do not belong together.
+    what it has lost with the recipe's record. baseline: a report of before, which says by default
+    how many tokens; what has become worse fails. layers: say what each layer is off by, where a
+    graph shows it. Raises InputError where they do not belong together.
     """
     loaded = Engine(engine, portable=portable, exact=exact)
     _check_options(loaded, prompts, tokens, bisect)
-    fields, about = loaded.manifest.fields, loaded.manifest.about
-    source, identities = identified(against, revision or revision_of(against, fields), progress)
-    if about.config != json.loads(json.dumps(dict(source.config))):
-        raise EngineError(f"{engine}: was made from another config.json than that of {against}")
-    found = defined(source.config, source.tensors, about.inert, about.untie)
-    if about.matformer is not None:
-        found = sliced(found, about.matformer)
-    files = recipe_of(engine, about.recipe, recipe, identities, progress)
+    before = read_baseline(baseline) if baseline else None
+    source, identities, found = _made_from(loaded, against, revision, progress)
+    files = recipe_of(engine, loaded.manifest.about.recipe, recipe, identities, progress)
     unquantized, lost = (found, source), recorded(loaded, files) if quality else None
     if files is not None:
         found, source = files.take(found, source)
     found.model.limit(loaded.context)
     rows = loaded.encode(read_prompts(prompts, MOST_PROMPTS)) if prompts else None
     _check_rows(loaded, found, max(map(len, rows)) if rows else tokens or 0)
+    if baseline and before:
+        require_same(baseline, before, loaded, subject_of(loaded, rows))
+    length = tokens or (before.tokens if before else LONG)
     with progress.stage("comparing"):
         texts = compare_texts(loaded, source, identities)
-        report = check(loaded, found, source, rows, tokens or LONG, WIDEST_WINDOW)
-    report = replace(report, texts=texts)
+        report = replace(check(loaded, found, source, rows, length, WIDEST_WINDOW), texts=texts)
+        row = (rows or drawn(loaded.vocab_size, report.tokens))[0]
+        report = _inner(report, loaded, found, source, row, bisect, layers)
     if lost is not None and files is not None and report.computes:
         report = replace(report, quality=measure_again(loaded, *unquantized, files, lost, progress))
     elif lost is not None:
         progress.warn("its KL is not measured, as it does not compute what its recipe says")
-    if report.computes or not bisect:
-        return report
-    with progress.stage("bisecting"):
-        row = (rows or drawn(loaded.vocab_size, report.tokens))[0]
-        bisection = find_divergence(loaded, unrounded(found), source, row, TIMES)
-        return replace(report, bisection=bisection)
+    return with_changes(report, baseline, before) if baseline and before else report

@@ -1,11 +1,12 @@
 """The report of a parity: how far an engine may err, and how it is shown."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
-from xml.etree import ElementTree
 
-from lmcast.exporter.prove.bisect import Bisection
+from lmcast.exporter.engine.description import REPORT, Subject
+from lmcast.exporter.prove.bisect import Bisection, Divergence
 from lmcast.exporter.prove.rounding_cost import RoundingCost
 from lmcast.exporter.prove.texts import TextCheck
 
@@ -48,6 +49,14 @@ class Result:
     top1: float  # share of positions with the same most likely token
     kl: float  # mean Kullback-Leibler divergence from fp64, in nats
     nothing: float  # largest error of logits that say nothing
+    errors: tuple[tuple[int, int, float], ...] = ()  # row, position, largest error of a logit
+    seconds: float = 0.0  # that the engine ran
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The numbers, but for those of single positions, and for the time."""
+        every = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in every.items() if name not in ("errors", "seconds")}
 
     @property
     def passed(self) -> bool:
@@ -132,6 +141,45 @@ class QualityCheck:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A measured number beside that of a baseline. most: what it may be, by the rule of
+    baseline.py."""
+
+    scenario: str
+    number: str
+    before: float
+    now: float
+    most: float
+
+    def problem(self) -> str | None:
+        """Return in what it has become worse, None where it has not."""
+        if self.now <= self.most:
+            return None
+        times = f", {self.now / self.before:.3g} times as much" if self.before else ""
+        return (
+            f"{self.number} is {self.now:.3g} where the baseline has {self.before:.3g}{times}; at"
+            f" most {self.most:.3g} is that of the same arithmetic in another order"
+        )
+
+    def text(self) -> str:
+        """Return it in a line."""
+        found = self.problem()
+        told = f"{self.number} {self.before:.3g} -> {self.now:.3g}, at most {self.most:.3g}"
+        return f"{self.scenario} since the baseline: {f'WORSE: {found}' if found else told}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that was checked, as CI shows it. values: what was measured of it."""
+
+    name: str
+    part: str  # what it is of: 'parity', 'tokenizer', 'chat template', 'generation', 'baseline'
+    problem: str | None
+    seconds: float = 0.0
+    values: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Report:
     """All comparisons of one engine."""
 
@@ -144,6 +192,9 @@ class Report:
     texts: tuple[TextCheck, ...] = ()  # none at export, which has just written them
     quality: QualityCheck | None = None  # on request
     rounding: RoundingCost | None = None  # at export, of kernels that round
+    subject: Subject | None = None
+    baseline: tuple[Change, ...] | None = None  # None: none was given
+    layers: tuple[Divergence, ...] = ()  # on request: what each layer is off by, of one row
 
     @property
     def proven(self) -> bool:
@@ -158,7 +209,9 @@ class Report:
     @property
     def passed(self) -> bool:
         lossy = self.quality is not None and not self.quality.passed
-        return self.computes and not lossy and all(check.problem is None for check in self.texts)
+        worse = any(change.problem() for change in self.baseline or ())
+        good = self.computes and not lossy and not worse
+        return good and all(check.problem is None for check in self.texts)
 
     def worst(self) -> str:
         """Return the comparison furthest over its bound, in words."""
@@ -170,8 +223,28 @@ class Report:
             return f"{result.scenario}: {result.problem(self.proven)}"
         return f"{result.scenario}: error {result.error:.3g}, bound {result.bound:.3g}"
 
-    def as_json(self) -> dict[str, Any]:
-        return {
+    def cases(self) -> Iterator[Case]:
+        """Yield all that was checked."""
+        for r in self.results:
+            values = _plain(r.measured)
+            yield Case(r.scenario, "parity", r.problem(self.proven), r.seconds, values)
+        for check in self.texts:
+            yield Case(check.name, check.part, check.problem, check.seconds)
+        if self.quality is not None:
+            yield Case("quality", "parity", self.quality.problem(), 0.0,
+                       _plain(self.quality.as_json()))  # fmt: skip
+        for change in self.baseline or ():
+            name, values = f"{change.scenario}: {change.number}", _plain(asdict(change))
+            yield Case(name, "baseline", change.problem(), 0.0, values)
+
+    def as_json(self, timed: bool = True) -> dict[str, Any]:
+        """Return all but single positions and layers; timed: with what differs from run to run."""
+        seconds = {case.name: case.seconds for case in self.cases() if case.seconds}
+        baseline = None if self.baseline is None else [asdict(change) for change in self.baseline]
+        beside = {"baseline": baseline, "seconds": seconds} if timed else {}
+        return beside | {
+            "version": REPORT,
+            "subject": None if self.subject is None else asdict(self.subject),
             "ran": self.ran,
             "dtype": self.dtype,
             "tokens": self.tokens,
@@ -185,7 +258,7 @@ class Report:
             "rounding": None if self.rounding is None else asdict(self.rounding),
             "results": [
                 {
-                    **asdict(r),
+                    **r.measured,
                     "passed": r.passed,
                     "vacuous": not r.tells,
                     "times_eager": None if math.isinf(r.times) else r.times,
@@ -210,6 +283,7 @@ class Report:
         lines += [check.text() for check in self.texts]
         if self.quality is not None:
             lines.append(self.quality.table())
+        lines += [change.text() for change in self.baseline or ()]
         if self.beyond_window is False:
             lines.append(
                 "the window of this model was not exceeded; give --tokens or longer --prompts"
@@ -225,20 +299,8 @@ class Report:
             return "ok"
         return "VACUOUS, see exact" if self.proven else "VACUOUS: FAILED"
 
-    def as_junit(self) -> bytes:
-        """Return the report as one JUnit test suite."""
-        cases = {r.scenario: r.problem(self.proven) for r in self.results} | {
-            check.name: check.problem for check in self.texts
-        }
-        if self.quality is not None:
-            cases["quality"] = self.quality.problem()
-        tests, failures = len(cases), sum(problem is not None for problem in cases.values())
-        suite = ElementTree.Element(
-            "testsuite", name="lmcast parity", tests=str(tests), failures=str(failures)
-        )
-        for name, problem in cases.items():
-            case = ElementTree.SubElement(suite, "testcase", classname="parity", name=name)
-            if problem is not None:
-                ElementTree.SubElement(case, "failure", message=problem)
-        report: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
-        return report
+
+def _plain(values: Mapping[str, Any]) -> dict[str, float | int | str]:
+    """Return the numbers and words among values, but for the scenario: so a case is called."""
+    plain = {k: v for k, v in values.items() if isinstance(v, float | int | str)}
+    return {name: value for name, value in plain.items() if name != "scenario"}

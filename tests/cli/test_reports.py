@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lmcast.exporter.cli.reports import check_reports, report
+from lmcast.exporter.prove.junit import junit
 from lmcast.exporter.prove.parity_report import Report, Result
 from lmcast.plugins.errors import InputError
 
@@ -83,11 +84,11 @@ def test_refused(name: str, tmp_path: Path):
 
 
 def test_reports_are_known_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    file, junit, empty = tmp_path / "a.json", tmp_path / "a.xml", tmp_path / "empty"
+    file, xml, empty = tmp_path / "a.json", tmp_path / "a.xml", tmp_path / "empty"
     empty.touch()
     for _ in range(2):
-        check_reports([file, junit, empty, Path("-"), Path(os.devnull)], force=False)
-        report(Measured(), "quality", file, {junit: REPORT.as_junit()})
+        check_reports([file, xml, empty, Path("-"), Path(os.devnull)], force=False)
+        report(Measured(), "quality", file, {xml: junit(REPORT)})
     assert json.loads(file.read_text()) == {"report": "lmcast quality", "kl": 0.5}
     assert capsys.readouterr().out == "kl 0.5\n" * 2
 

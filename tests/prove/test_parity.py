@@ -23,13 +23,14 @@ from lmcast.plugins.errors import CheckFailed
 FIELDS = {
     "report",
     "ran", "dtype", "tokens", "beyond_window", "passed", "times_allowed", "floor", "bisection",
-    "quality", "results", "rounding", "texts",
+    "quality", "results", "rounding", "texts", "version", "subject", "baseline", "seconds",
 }  # fmt: skip
 TEXTS = [
     "generation_config.json",
     "tokenizer.json",
     "eos_ids",
     "special_tokens",
+    "token ids",
 ]  # of the tiny checkpoint
 SCENARIOS = ["prefill", "step by step", "ragged batch"]
 # Rows of all tests grow beyond 16 tokens, whose keys are then others.
@@ -88,8 +89,8 @@ def test_a_good_engine_passes(made: Path, tmp_path: Path, capsys: pytest.Capture
         assert result["bound"] == 4 * result["eager_error"] + report["floor"]
         assert result["top1"] == 1
         assert 0 <= result["kl"] < 1e-9
-    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "7", "0")
-    assert [case.get("name") for case in suite] == SCENARIOS + TEXTS
+    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "8", "0")
+    assert [case.get("name") for case in suite.iter("testcase")] == SCENARIOS + TEXTS
     assert report["texts"] == dict.fromkeys(TEXTS, "equal")
     table = capsys.readouterr().out
     assert table.count("ok\n") == 3
@@ -98,7 +99,7 @@ def test_a_good_engine_passes(made: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_report_of_the_export_is_the_same_kind(made: Path):
     report = json.loads((made / "engine" / "parity.json").read_text())
-    assert report.keys() == FIELDS - {"report"}  # which tells files of the command
+    assert report.keys() == FIELDS - {"report", "baseline", "seconds"}  # of the command alone
     assert report["passed"] is True
 
 
@@ -114,6 +115,9 @@ def rewrite(name: str, change: Callable[[dict], object]) -> Callable[[Path], Non
     return write
 
 
+SWAPPED = "token 'a' is 67, not 68, token 'b' is 68, not 67"
+
+
 def token_of_a_letter(content: dict) -> None:
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
@@ -123,7 +127,10 @@ def token_of_a_letter(content: dict) -> None:
 OTHER_TEXTS: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {
     "tokenizer": (
         rewrite("tokenizer.json", token_of_a_letter),
-        {"tokenizer.json": "is not what an export of the checkpoint writes"},
+        {
+            "tokenizer.json": f"is not what an export of the checkpoint writes: {SWAPPED}",
+            "token ids": "'The capital of France is Paris.' is [54, 74, 71, ",
+        },
     ),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.json").unlink(),
@@ -136,7 +143,8 @@ OTHER_TEXTS: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {
     "ends of text": (
         rewrite("generation_config.json", lambda content: content.update(eos_token_id=[1, 5])),
         {
-            "generation_config.json": "is not what an export of the checkpoint writes",
+            "generation_config.json": "is not what an export of the checkpoint writes:"
+            " eos_token_id: [1, 5] -> 1",
             "eos_ids": "[1] in the engine, of it [1, 5]",
         },
     ),
@@ -159,8 +167,12 @@ def test_other_texts_are_found(name: str, made: Path, tmp_path: Path, capsys):
     assert status == 1
     assert report["passed"] is False
     assert report["bisection"] is None  # what the engine computes is right
-    assert {k: v for k, v in report["texts"].items() if v != "equal"} == differs
-    failed = {case.get("name") for case in suite if case.find("failure") is not None}
+    found = {k: v for k, v in report["texts"].items() if v != "equal"}
+    assert found.keys() == differs.keys()
+    assert all(found[name].startswith(said) for name, said in differs.items()), found
+    failed = {
+        case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None
+    }
     assert failed == differs.keys()
     assert capsys.readouterr().out.count("FAILED") == len(differs)
 
@@ -210,7 +222,9 @@ def test_another_weight_is_found(name: str, made: Path, tmp_path: Path, capsys):
     status, report, suite = parity(made / "engine", tmp_path / "checkpoint", tmp_path, "--bisect")
     assert status == 1
     assert report["passed"] is False
-    failed = [case.get("name") for case in suite if case.find("failure") is not None]
+    failed = [
+        case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None
+    ]
     assert failed == [r["scenario"] for r in report["results"] if not r["passed"]]
     assert suite.get("failures") == str(len(failed)) != "0"
     assert report["bisection"]["layer"] == layer

@@ -24,6 +24,7 @@ from lmcast.exporter.engine.manifest import EngineError
 from lmcast.exporter.engine.sealed import seal, unseal
 from lmcast.exporter.pipeline import understand
 from lmcast.exporter.prove.divergence import Comparison
+from lmcast.exporter.prove.junit import junit
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.prove.parity_report import QualityCheck, Report, Result
 from lmcast.exporter.prove.quality import eager_quality
@@ -96,7 +97,10 @@ def test_an_engine_loses_what_its_recipe_did(made: Path, tmp_path: Path, lmcast:
     # what that costs, and so it is between the engine's loss and the recipe's.
     assert 1e-7 < found["from_recipe"] < found["kl"] <= found["bound"]
     assert f"KL {found['kl']:.3g} nats from the unquantized checkpoint" in shown
-    assert '<testcase classname="parity" name="quality" />' in (tmp_path / "junit.xml").read_text()
+    assert (
+        '<testcase classname="lmcast.parity" name="quality" time="0.000"><system-out>'
+        in (tmp_path / "junit.xml").read_text()
+    )
 
 
 def scale(fields: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -141,7 +145,7 @@ def test_what_parity_alone_does_not_see(change: Change, made: Path, tmp_path: Pa
     assert report.quality.kl > report.quality.bound
     assert not report.passed
     assert "FAILED" in report.table()
-    assert b"is above" in report.as_junit()
+    assert b"is above" in junit(report)
 
 
 def test_what_fails_parity_is_not_measured(

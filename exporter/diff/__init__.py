@@ -1,0 +1,1 @@
+"""What differs between two engines: graph, numbers, formats, texts, settings, versions."""

@@ -1,0 +1,46 @@
+"""What differs between two files tokenizer.json: entries by their spelling, and all else."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from lmcast.exporter.diff.values import ABSENT, Change, changes
+
+
+def changed_entries(before: bytes, after: bytes) -> list[Change]:
+    """Return the tokens whose ids are others, by their spelling: place is that, sides are ids."""
+    old, new = (_entries(json.loads(data)) for data in (before, after))
+    every = (*old, *(token for token in new if token not in old))
+    return [
+        Change(token, old.get(token, ABSENT), new.get(token, ABSENT))
+        for token in every
+        if old.get(token) != new.get(token)
+    ]
+
+
+def changed_rules(before: bytes, after: bytes) -> Iterator[Change]:
+    """Yield what differs beside the ids: merges, scores, how a text is normalized and split."""
+    old, new = (_without_ids(json.loads(data)) for data in (before, after))
+    yield from changes(old, new)
+
+
+def _entries(content: dict[str, Any]) -> dict[str, int]:
+    held = content["model"].get("vocab") or {}
+    if isinstance(held, list):  # of Unigram, with scores
+        held = {piece: id for id, (piece, _) in enumerate(held)}
+    return {
+        **held,
+        **{token["content"]: token["id"] for token in content.get("added_tokens") or ()},
+    }
+
+
+def _without_ids(content: dict[str, Any]) -> dict[str, Any]:
+    model = {key: value for key, value in content["model"].items() if key != "vocab"}
+    held = content["model"].get("vocab")
+    if isinstance(held, list):
+        model["scores"] = dict(held)
+    added = {
+        token["content"]: {key: value for key, value in token.items() if key != "id"}
+        for token in content.get("added_tokens") or ()
+    }
+    return {**content, "model": model, "added_tokens": added}
