@@ -14,7 +14,7 @@ import click
 
 from lmcast.exporter.cli.calibrate import calibrate
 from lmcast.exporter.cli.export import build, export
-from lmcast.exporter.cli.files import inspect, pack, sign, verify
+from lmcast.exporter.cli.files import diff, inspect, pack, sign, verify
 from lmcast.exporter.cli.options import CHECK_FAILED, WRONG_INPUT
 from lmcast.exporter.cli.prove import parity, quality
 from lmcast.exporter.cli.run import bench, generate
@@ -23,7 +23,7 @@ from lmcast.exporter.interrupts import INTERRUPTED, say
 from lmcast.plugins.errors import CheckFailed, InputError, printable
 
 COMMANDS = (
-    export, build, generate, bench, parity, quality, inspect, verify, sign, pack, calibrate,
+    export, build, generate, bench, parity, quality, inspect, diff, verify, sign, pack, calibrate,
 )  # fmt: skip
 UNREAD = 128 + signal.SIGPIPE  # exit status, as shells report it
 

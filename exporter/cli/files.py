@@ -1,4 +1,4 @@
-"""`lmcast inspect`, `verify`, `sign` and `pack`: the files of engines and checkpoints."""
+"""`lmcast inspect`, `diff`, `verify`, `sign` and `pack`: the files of engines and checkpoints."""
 
 import json
 from pathlib import Path
@@ -40,6 +40,27 @@ def inspect(path: str, batch: int, context: int | None, as_json: bool, **given: 
     from lmcast.exporter.progress import Terminal
 
     report(run(path, batch, context, progress=Terminal(), **given), as_json)
+
+
+@click.command()
+@click.argument("before", metavar="ENGINE", type=PATH)
+@click.argument("after", metavar="ENGINE", type=PATH)
+@as_json
+def diff(before: Path, after: Path, as_json: bool) -> None:
+    """Say what differs between two engines; exit status 1 if anything does.
+
+    Graph, numbers of weights, formats, tokenizer, chat templates, settings of generation, versions.
+    Weights are read in full. Where linked ones lie is no difference.
+
+    Example: lmcast diff engine engine-of-before
+    """
+    from lmcast.exporter.diff.engines import diff as run
+    from lmcast.exporter.progress import Terminal
+
+    found = run(before, after, Terminal())
+    report(found, as_json)
+    if not found.equal:
+        raise SystemExit(CHECK_FAILED)
 
 
 @click.command()

@@ -28,15 +28,12 @@ from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.baseline import read_baseline, require_same, subject_of, with_changes
 from lmcast.exporter.prove.bisect import find_divergence, inner_errors, of_layers
 from lmcast.exporter.prove.decided import decided_rows
-from lmcast.exporter.prove.parity_report import EXACT, TIMES, Report, Result, bound
+from lmcast.exporter.prove.parity_report import TIMES, Report, Result, bound
 from lmcast.exporter.prove.recorded import measure_again, recorded
 from lmcast.exporter.prove.references import (
     LONG,
     PAST_WINDOW,
-    PREFILL,
-    RAGGED,
     SHORT,
-    STEPS,
     Chain,
     Logits,
     Reference,
@@ -54,6 +51,7 @@ from lmcast.exporter.prove.rounding import (
     with_rounding,
     without_rounding,
 )
+from lmcast.exporter.prove.scenarios import EXACT, PREFILL, RAGGED, STEPS
 from lmcast.exporter.prove.texts import compare_texts
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.generate import read_prompts
@@ -179,7 +177,7 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
     return normalized
 
 
-def _shows_inner_values(engine: Engine) -> bool:
+def shows_inner_values(engine: Engine) -> bool:
     """Whether its graph runs on a CPU, where any value can be made an output."""
     return not engine.runs_plan and engine.target.machine_code is None
 
@@ -239,7 +237,7 @@ def _inner(
 ) -> Report:
     """Add what differs within the graph, where that is asked for and can be seen."""
     bisect = bisect and not report.computes
-    if not (bisect or (layers and _shows_inner_values(engine))):
+    if not (bisect or (layers and shows_inner_values(engine))):
         return report
     values = inner_errors(engine, unrounded(found), source, row)
     if bisect:

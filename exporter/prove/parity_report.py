@@ -8,6 +8,7 @@ from typing import Any
 from lmcast.exporter.engine.description import REPORT, Subject
 from lmcast.exporter.prove.bisect import Bisection, Divergence
 from lmcast.exporter.prove.rounding_cost import RoundingCost
+from lmcast.exporter.prove.scenarios import EXACT
 from lmcast.exporter.prove.texts import TextCheck
 
 # The engine may err from fp64 this many times as much as eager PyTorch does in the same format:
@@ -20,8 +21,6 @@ FLOOR = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 2e-2}
 # A bound says nothing where it is more than this part of what logits are off by that say nothing:
 # half, so that those of another model fail too, though single ones of theirs happen to be near.
 TELLING = 0.5
-
-EXACT = "exact"  # the way of running a graph without its rounding to low precision
 
 # Of a recorded divergence: calibration may have run on a machine that sums in another order, where
 # values near a tie round the other way. Of all recipes on tiny models, over 64 tokens, engines that

@@ -19,10 +19,10 @@ from torch import Tensor
 from lmcast.exporter.backends.runner import Limits
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.prove.eager_pass import Batch, full_pass
-from lmcast.exporter.prove.parity_report import EXACT, TELLING, bound
+from lmcast.exporter.prove.parity_report import TELLING, bound
+from lmcast.exporter.prove.scenarios import EXACT, PREFILL
 from lmcast.graphs import Definition
 
-PREFILL, STEPS, RAGGED = "prefill", "step by step", "ragged batch"
 SHORT, LONG = 24, 64  # tokens: at export, and for `lmcast parity`
 PAST_WINDOW = 16  # tokens beyond a window that is exceeded at all
 Row = list[int]

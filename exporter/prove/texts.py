@@ -5,20 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Literal
 
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.engine.names import GENERATION, TEMPLATE, TEMPLATES, TOKENIZER
 from lmcast.exporter.progress import silent
+from lmcast.exporter.prove.scenarios import Part
 from lmcast.exporter.prove.spoken import other_chats, other_file, other_tokens
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.texts import text_of, without_texts, write_texts
 
 TOKENS, CHATS = "token ids", "chats"  # what is made with texts, as checks are called
-
-
-Part = Literal["tokenizer", "chat template", "generation"]
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,9 @@ from lmcast.exporter.pipeline import understand
 from lmcast.exporter.prove.decided import decided_rows
 from lmcast.exporter.prove.junit import junit
 from lmcast.exporter.prove.parity import _compare
-from lmcast.exporter.prove.parity_report import EXACT, TELLING, Report, Result
-from lmcast.exporter.prove.references import (
-    PREFILL,
-    RAGGED,
-    STEPS,
-    Reference,
-    drawn,
-    references,
-    steps,
-)  # fmt: skip
+from lmcast.exporter.prove.parity_report import TELLING, Report, Result
+from lmcast.exporter.prove.references import Reference, drawn, references, steps
+from lmcast.exporter.prove.scenarios import EXACT, PREFILL, RAGGED, STEPS
 
 # Routers; positions that an indexer chooses, and routers of groups; and a state that is scaled by
 # a norm of almost nothing. Of the tokens that are drawn, zeros would pass for each.

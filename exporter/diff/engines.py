@@ -1,0 +1,189 @@
+"""`lmcast diff`: what differs between two engines, in sections."""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from lmcast.exporter.diff.graphs import formats, graph_changes, versions
+from lmcast.exporter.diff.numbers import Numbers, compare
+from lmcast.exporter.diff.tokenizers import changed_entries, changed_rules
+from lmcast.exporter.diff.values import ABSENT, Change, changes
+from lmcast.exporter.engine.graph_file import read_graph
+from lmcast.exporter.engine.names import (
+    GENERATION,
+    GRAPH,
+    MODEL,
+    PARITY,
+    SIGNATURE,
+    STORED,
+    TEMPLATE,
+    TEMPLATES,
+    TOKENIZER,
+    WEIGHTS,
+)
+from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.runtime.engine import Engine
+from lmcast.plugins.arguments import checked
+from lmcast.plugins.errors import escaped
+
+SHOWN, MOST = 20, 1000  # of a section, for a person and in JSON
+# Sections that fields of engine.json belong to; all others are of "engine".
+SECTIONS = {
+    "weights": "formats", "dtype": "formats", "recipe": "formats", "activations": "formats",
+    "special_tokens": "texts", "eos_ids": "settings",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A text that differs, as lines of a unified diff."""
+
+    place: str
+    lines: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"place": self.place, "diff": list(self.lines)}
+
+    def text(self) -> str:
+        """Return it in lines."""
+        return "\n".join((f"{self.place}:", *self.lines[:SHOWN]))
+
+
+Found = Change | Numbers | Lines
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between two engines. sections: all that were compared, empty where equal."""
+
+    before: str
+    after: str
+    sections: Mapping[str, tuple[Found, ...]]
+
+    @property
+    def equal(self) -> bool:
+        return not any(self.sections.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the first MOST of each section, with how many there are."""
+        return {
+            "before": self.before,
+            "after": self.after,
+            "equal": self.equal,
+            "sections": {
+                name: {"count": len(found), "changes": [one.as_json() for one in found[:MOST]]}
+                for name, found in self.sections.items()
+            },
+        }
+
+    def text(self) -> str:
+        """Return the first of each section for a person."""
+        if self.equal:
+            return f"{self.before} and {self.after} are equal in {', '.join(self.sections)}"
+        lines = []
+        for name, found in self.sections.items():
+            lines.append(f"{name}: {f'{len(found):,} changes' if found else 'equal'}")
+            for one in found[:SHOWN]:
+                lines += [f"  {escaped(line)}" for line in one.text().split("\n")]
+            if len(found) > SHOWN:
+                lines.append(f"  and {len(found) - SHOWN:,} more")
+        return "\n".join(lines)
+
+
+@checked
+def diff(before: Path, after: Path, progress: Progress = silent) -> Difference:
+    """Compare two engines, linked ones too: graph, numbers, formats, texts, settings, versions.
+
+    Where linked weights lie, and when they were written, is no difference. Weights are read in
+    full, a few megabytes at a time. Raises EngineError for what is no whole engine.
+    """
+    engines = Engine(before), Engine(after)
+    graphs = [read_graph(engine.manifest) for engine in engines]
+    sections: dict[str, list[Found]] = {
+        "graph": list(graph_changes(*graphs)),
+        "numbers": list(_numbers(*graphs, progress)),
+        "formats": list(changes(*map(formats, graphs))),
+        "texts": list(_texts(*engines)),
+        "settings": list(changes(*(engine.generation_config for engine in engines))),
+        "versions": list(changes(*(_versions(e, g) for e, g in zip(engines, graphs, strict=True)))),
+        "engine": [],
+        "measured": list(changes(*(engine.summary().parity or {} for engine in engines))),
+        "files": list(changes(*map(_other_files, engines))),
+    }
+    for change in changes(*map(_fields, engines)):
+        sections[SECTIONS.get(change.place.partition(".")[0], "engine")].append(change)
+    found = {name: tuple(each) for name, each in sections.items()}
+    return Difference(str(before), str(after), found)
+
+
+def _numbers(before: ir.Model, after: ir.Model, progress: Progress) -> Iterator[Found]:
+    old, new = before.graph.initializers, after.graph.initializers
+    both = [name for name in new if name in old]
+    sizes = (tensor.nbytes for name in both if (tensor := new[name].const_value) is not None)
+    with progress.stage("comparing weights", sum(sizes)) as step:
+        for name in both:
+            if (found := compare(old[name], new[name], step)) is not None:
+                yield found
+
+
+def _texts(before: Engine, after: Engine) -> Iterator[Found]:
+    held = [{name: e.read(name) for name in _names(e) if _is_text(name)} for e in (before, after)]
+    for name in sorted(held[0].keys() | held[1].keys()):
+        old, new = (side.get(name) for side in held)
+        if old is None or new is None:
+            yield Change(name, *(ABSENT if side is None else "present" for side in (old, new)))
+        elif old != new and name == TOKENIZER:
+            found = [*changed_entries(old, new), *changed_rules(old, new)]
+            yield from (Change(f"{name}: {c.place!r}", c.before, c.after) for c in found)
+            if not found:
+                yield Change(name, "written in one way", "in another")
+        elif old != new:
+            lines = [data.decode(errors="replace").split("\n") for data in (old, new)]
+            yield Lines(name, tuple(difflib.unified_diff(*lines, "before", "after", lineterm="")))
+
+
+def _names(engine: Engine) -> list[str]:
+    return [file.path for file in engine.manifest.files]
+
+
+def _is_text(name: str) -> bool:
+    return name in (TOKENIZER, TEMPLATE) or name.startswith(f"{TEMPLATES}/")
+
+
+def _versions(engine: Engine, graph: ir.Model) -> dict[str, Any]:
+    contract = engine.manifest.fields["graph"]
+    return {
+        "lmcast": engine.manifest.lmcast,
+        "onnxruntime": contract.get("onnxruntime"),
+        "graph": versions(graph),
+    }
+
+
+def _fields(engine: Engine) -> dict[str, Any]:
+    """Return the fields of engine.json that no other section has."""
+    fields = json.loads(json.dumps(dict(engine.manifest.fields)))
+    for name in ("onnxruntime", "opsets"):
+        fields["graph"].pop(name, None)
+    fields["graph"]["states"] = {s.pop("name"): s for s in fields["graph"]["states"]}
+    for linked in fields["linked"]:
+        linked.pop("path")
+        linked.pop("mtime_ns")
+    return dict(fields)
+
+
+def _other_files(engine: Engine) -> dict[str, str]:
+    """Return the hashes of files that no other section has read, and of the signature."""
+    read = {MODEL, PARITY, GENERATION}
+    weights = tuple(f"{WEIGHTS}/{kind}-" for kind in (STORED, GRAPH))
+    found = {
+        file.path: file.sha256
+        for file in engine.manifest.files
+        if not (file.path in read or _is_text(file.path) or file.path.startswith(weights))
+    }
+    signed = engine.directory / SIGNATURE
+    return found | ({SIGNATURE: engine.read(SIGNATURE).hex()} if signed.exists() else {})
