@@ -322,6 +322,7 @@ REFUSED = [
     ({f"{GGML}tokens": None}, "tokenizer.ggml.tokens is missing"),
     ({f"{GGML}tokens": [1, 2]}, "holds other things than str"),
     ({f"{GGML}token_type": [1, 1]}, "token_type has 2 items"),
+    ({f"{GGML}token_type": [1] * 449 + [7]}, "token_type has 7; accepted: 1 to 6"),
     ({f"{GGML}merges": None}, "tokenizer.ggml.merges is missing"),
     ({f"{GGML}merges": ["a bcdefg"]}, "has 'a bcdefg'"),
     ({f"{GGML}merges": ["ab"]}, "not of two tokens"),

@@ -97,6 +97,10 @@ def _vocabulary(metadata: Metadata, vocab_size: int) -> tuple[list[str], list[in
         raise metadata.error(
             f"tokenizer.ggml.token_type has {len(kinds)} items, tokenizer.ggml.tokens {len(tokens)}"
         )
+    if strange := set(kinds) - set(Kind):
+        raise metadata.error(
+            f"tokenizer.ggml.token_type has {min(strange)}; accepted: {min(Kind)} to {max(Kind)}"
+        )
     if not 0 < len(tokens) <= vocab_size:
         raise metadata.error(
             f"tokenizer.ggml.tokens has {len(tokens)} items; the model has {vocab_size} embeddings"
