@@ -3,11 +3,13 @@
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lmcast.exporter.backends.large_pages import in_large_pages
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.backends.runner import INPUTS, Loading, Shaped
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
@@ -26,6 +28,7 @@ NAMED = {
     "tensor(int64)": "int64",
     "tensor(float8e4m3fn)": "float8_e4m3fn",
 }
+LARGE = 32 << 20  # bytes of weights, of which the addresses do not fit into a processor's tables
 # What ONNX Runtime raises where it does not take a graph, or fails to run one.
 REFUSALS = (
     *(
@@ -87,7 +90,9 @@ class Runner:
         # Prepacking makes a private copy of every weight, in the layout the kernels like best.
         options.add_session_config_entry("session.disable_prepacking", "01"[not prepack])
         self._path = manifest.directory / graph.file
-        self._session = opened(manifest, model, options, ["CPUExecutionProvider"])
+        size = sum(file.size for file in (*manifest.files, *manifest.linked))
+        with in_large_pages() if prepack and size >= LARGE else nullcontext():
+            self._session = opened(manifest, model, options, ["CPUExecutionProvider"])
 
     def memory(self, states: Sequence[Shaped]) -> tuple[int, int]:
         """Return the bytes that states would take, and those of this machine."""
