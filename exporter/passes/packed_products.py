@@ -24,18 +24,24 @@ from lmcast.plugins.plugin import DOMAIN
 
 
 def packed_products(model: ir.Model) -> int:
-    changes = sum(pack_attention(model, n) for n in nodes_of(model, "GroupQueryAttention"))
+    found = nodes_of(model, "GroupQueryAttention")
+    changes = sum(pack_attention(model, n, computed=False) for n in found)
     return changes + sum(_feed_forward(model, n) for n in nodes_of(model, "Mul"))
 
 
-def pack_attention(model: ir.Model, node: ir.Node) -> bool:
-    """Give an attention its queries, keys and values as one product; say whether they are."""
+def pack_attention(model: ir.Model, node: ir.Node, computed: bool = True) -> bool:
+    """Give an attention its queries, keys and values as one product; say whether they are.
+
+    computed: also where scales are computed at load.
+    """
     if node.inputs[1] is None:
         return False
     products = [product_of(value) for value in node.inputs[:3]]
     parts = [product for product in products if product is not None]
     biases = [part.bias for part in parts if part.bias is not None]
     if len(parts) < 3 or len(biases) not in (0, 3) or not alike(parts):
+        return False
+    if not computed and not parts[0].stored:
         return False
     linked = all(str(t.base_dir) == ROOT for tensors in tensors_of(parts) for t in tensors)
     if not linked and not side_by_side(parts):
@@ -64,7 +70,7 @@ def _feed_forward(model: ir.Model, node: ir.Node) -> bool:
         gate = product_of(maker.inputs[0]) if maker is not None and activation else None
         if maker is None or gate is None or up is None or gate.bias or up.bias:
             continue
-        if not alike([gate, up]) or not side_by_side([gate, up]):
+        if not alike([gate, up]) or not gate.stored or not side_by_side([gate, up]):
             continue
         out = packed(model, node, [gate, up], str(gate.nodes[-1].name))
         body = gated_activation.function({"both": True, "activation": activation})

@@ -5,7 +5,8 @@ after:  FusedMatMul <transB = 1> (x, q and k), one weight over the bytes of both
 before: MatMulNBits <N = 8> (x, codes of q, scales of q), MatMulNBits <N = 4> (x, ..., of k)
 after:  MatMulNBits <N = 12> (x, codes of both, scales of both)
 
-Every row of a weight, with its own codes and scales, is multiplied as it was.
+Every row of a weight, with its own codes and scales, is multiplied as it was. Scales and offsets
+that are computed at load are concatenated there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,21 +15,23 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
-from lmcast.exporter.passes.rewrite import insert
-from lmcast.exporter.passes.transposed_products import ROWS, Product, tensor_of
+from lmcast.exporter.passes.rewrite import MICROSOFT, insert
+from lmcast.exporter.passes.transposed_products import ROWS, Product, is_stored, tensor_of
 from lmcast.graphs.weights.quantized_parts import AND
 
 
 def alike(parts: Sequence[Product]) -> bool:
     """Whether these are products of one value, of one kind."""
     first = parts[0]
-    return all(part.x is first.x and part.kind == first.kind for part in parts)
+    sums = {None if part.offsets is None else part.offsets[0] for part in parts}
+    return len(sums) == 1 and all(p.x is first.x and p.kind == first.kind for p in parts)
 
 
 def tensors_of(parts: Sequence[Product]) -> Iterator[list[ir.ExternalTensor]]:
     """Yield the stored tensors of the weights that are one: all codes, then all scales."""
     for values in zip(*(part.weight for part in parts), strict=True):
-        yield [tensor_of(value) for value in values]
+        if is_stored(values[0]):
+            yield [tensor_of(value) for value in values]
 
 
 def side_by_side(parts: Sequence[Product]) -> bool:
@@ -48,7 +51,12 @@ def packed(model: ir.Model, at: ir.Node, parts: Sequence[Product], name: str) ->
     """
     first, rows = parts[0], sum(part.rows for part in parts)
     beside = side_by_side(parts)
-    weight = [_joined(model, tensors, beside) for tensors in tensors_of(parts)]
+    weight = [
+        _joined(model, [tensor_of(value) for value in values], beside)
+        if is_stored(values[0])
+        else _concatenated(model, at, values, f"{name}.{i}")
+        for i, values in enumerate(zip(*(part.weight for part in parts), strict=True))
+    ]
     given = {n: attribute.value for n, attribute in first.node.attributes.items()}
     if counted := ROWS[first.node.op_type]:
         given[counted] = rows
@@ -59,11 +67,27 @@ def packed(model: ir.Model, at: ir.Node, parts: Sequence[Product], name: str) ->
     )  # fmt: skip
     shape = first.x.shape
     sizes = None if shape is None else ir.Shape([*shape[:-1], rows])
+    if first.offsets is not None:
+        matrices = [part.offsets[1] for part in parts if part.offsets is not None]
+        matrix = _concatenated(model, at, matrices, f"{name}.offsets")
+        (more,) = insert(
+            model, at, "FusedMatMul", [first.offsets[0], matrix], {"transB": 1},
+            name=f"{name}.packed.more", domain=MICROSOFT,
+        )  # fmt: skip
+        (out,) = insert(model, at, "Add", [out, more], name=f"{name}.packed.total")
     out.type, out.shape = first.x.type, sizes
     if first.cast is not None:
         to = first.cast.attributes["to"].as_int()
         (out,) = insert(model, at, "Cast", [out], {"to": to}, name=f"{name}.packed.Cast")
         out.type, out.shape = ir.TensorType(ir.DataType(to)), sizes
+    return out
+
+
+def _concatenated(model: ir.Model, at: ir.Node, values: Sequence[ir.Value], name: str) -> ir.Value:
+    """Return rows that are computed at load, one behind the other."""
+    (out,) = insert(model, at, "Concat", values, {"axis": 0}, name=name)
+    shapes = [value.shape.numpy() for value in values if value.shape is not None]
+    out.type, out.shape = values[0].type, ir.Shape([sum(s[0] for s in shapes), *shapes[0][1:]])
     return out
 
 
