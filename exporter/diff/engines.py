@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,23 +103,39 @@ def diff(before: Path, after: Path, progress: Progress = silent) -> Difference:
     Where linked weights lie, and when they were written, is no difference. Weights are read in
     full, a few megabytes at a time. Raises EngineError for what is no whole engine.
     """
-    engines = Engine(before), Engine(after)
-    graphs = [read_graph(engine.manifest) for engine in engines]
+    old, new = Engine(before), Engine(after)
+    graphs = read_graph(old.manifest), read_graph(new.manifest)
+    values = _values(old, graphs[0]), _values(new, graphs[1])
     sections: dict[str, list[Found]] = {
-        "graph": list(graph_changes(*graphs)),
-        "numbers": list(_numbers(*graphs, progress)),
-        "formats": list(changes(*map(formats, graphs))),
-        "texts": list(_texts(*engines)),
-        "settings": list(changes(*(engine.generation_config for engine in engines))),
-        "versions": list(changes(*(_versions(e, g) for e, g in zip(engines, graphs, strict=True)))),
-        "engine": [],
-        "measured": list(changes(*(engine.summary().parity or {} for engine in engines))),
-        "files": list(changes(*map(_other_files, engines))),
+        "graph": list(graph_changes(graphs[0], graphs[1])),
+        "numbers": list(_numbers(graphs[0], graphs[1], progress)),
+        "formats": [],
+        "texts": list(_texts(old, new)),
     }
-    for change in changes(*map(_fields, engines)):
-        sections[SECTIONS.get(change.place.partition(".")[0], "engine")].append(change)
+    for name in values[0]:
+        sections.setdefault(name, []).extend(changes(values[0][name], values[1][name]))
+    for change in changes(_fields(old), _fields(new)):
+        field = re.split(r"[.\[]", change.place)[0]
+        sections[SECTIONS.get(field, "engine")].append(change)
     found = {name: tuple(each) for name, each in sections.items()}
     return Difference(str(before), str(after), found)
+
+
+def _values(engine: Engine, graph: ir.Model) -> dict[str, Any]:
+    """Return the sections that are compared as values of JSON."""
+    contract = engine.manifest.fields["graph"]
+    return {
+        "formats": formats(graph),
+        "settings": engine.generation_config,
+        "versions": {
+            "lmcast": engine.manifest.lmcast,
+            "onnxruntime": contract.get("onnxruntime"),
+            "graph": versions(graph),
+        },
+        "engine": {},  # fields of engine.json, later
+        "measured": engine.summary().parity or {},
+        "files": _other_files(engine),
+    }
 
 
 def _numbers(before: ir.Model, after: ir.Model, progress: Progress) -> Iterator[Found]:
@@ -143,8 +160,9 @@ def _texts(before: Engine, after: Engine) -> Iterator[Found]:
             if not found:
                 yield Change(name, "written in one way", "in another")
         elif old != new:
-            lines = [data.decode(errors="replace").split("\n") for data in (old, new)]
-            yield Lines(name, tuple(difflib.unified_diff(*lines, "before", "after", lineterm="")))
+            lines, other = (data.decode(errors="replace").split("\n") for data in (old, new))
+            told = difflib.unified_diff(lines, other, "before", "after", lineterm="")
+            yield Lines(name, tuple(told))
 
 
 def _names(engine: Engine) -> list[str]:
@@ -153,15 +171,6 @@ def _names(engine: Engine) -> list[str]:
 
 def _is_text(name: str) -> bool:
     return name in (TOKENIZER, TEMPLATE) or name.startswith(f"{TEMPLATES}/")
-
-
-def _versions(engine: Engine, graph: ir.Model) -> dict[str, Any]:
-    contract = engine.manifest.fields["graph"]
-    return {
-        "lmcast": engine.manifest.lmcast,
-        "onnxruntime": contract.get("onnxruntime"),
-        "graph": versions(graph),
-    }
 
 
 def _fields(engine: Engine) -> dict[str, Any]:

@@ -68,11 +68,11 @@ def _of_lists(before: Sequence[Any], after: Sequence[Any], place: str) -> Iterat
     removed, added = old.keys() - new.keys(), new.keys() - old.keys()
     yield from (Change(place, item, ABSENT) for text, item in old.items() if text in removed)
     yield from (Change(place, ABSENT, item) for text, item in new.items() if text in added)
-    if not removed and not added and list(before) != list(after):
-        pairs = enumerate(zip(before, after, strict=False))
-        moved = next(islice((i for i, (a, b) in pairs if a != b), 1), None)
-        if moved is None:  # one is the beginning of the other
-            yield Change(f"{place}: length", len(before), len(after))
-        else:
-            yield Change(f"{place}[{moved}], of the same in another order", before[moved],
-                         after[moved])  # fmt: skip
+    if removed or added:
+        return
+    if len(before) != len(after):
+        yield Change(f"{place}: length", len(before), len(after))
+        return
+    pairs = enumerate(zip(before, after, strict=True))
+    for index, (one, other) in islice(((i, pair) for i, pair in pairs if pair[0] != pair[1]), 1):
+        yield Change(f"{place}[{index}], of the same in another order", one, other)

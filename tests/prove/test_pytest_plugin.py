@@ -88,20 +88,13 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {
 
 
 def run_pytest(folder: Path, *options: object) -> int:
-    """Run pytest in this process on nothing but engines, with the plugin, and nothing of ours."""
-    given = [
-        "-q",
-        "-c",
-        os.devnull,
-        "--rootdir",
-        folder,
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:lmcast",
-    ]
-    given += ["-p", "no:logging", "-p", "no:xdist", *options, folder]
-    return int(pytest.main([str(option) for option in given], plugins=[pytest_plugin]))
+    """Run pytest in this process on nothing but engines, with this plugin alone."""
+    without = ("cacheprovider", "logging", "unraisableexception")  # the last collects garbage
+    given = ["-q", "-c", os.devnull, "--rootdir", folder, "--assert", "plain", *options, folder]
+    given += [word for name in without for word in ("-p", f"no:{name}")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        return int(pytest.main([str(option) for option in given], plugins=[pytest_plugin]))
 
 
 def test_the_plugin_names_what_is_wrong(proven: Path, tmp_path: Path):
