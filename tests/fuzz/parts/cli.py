@@ -37,7 +37,7 @@ TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}<
 CHAT = [{"role": "user", "content": "hi"}]
 PROMPT, PICKED = "abc", 4  # of the good lines
 # Beside one error: warnings, and stages of long work.
-SAID = re.compile(r"(warning|note): |.+ \.\.\.$|.+: \d+ % after \d+ s$")
+SAID = re.compile(r"(warning|note): |calibrating \d+ layers, |.+ \.\.\.$|.+: \d+ % after \d+ s$")
 IN_PLACE = ("build", "sign", "pack", "verify")  # commands that may change their engine
 
 
