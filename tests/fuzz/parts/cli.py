@@ -36,8 +36,11 @@ from lmcast.plugins.errors import InputError
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}<s>assistant:"
 CHAT = [{"role": "user", "content": "hi"}]
 PROMPT, PICKED = "abc", 4  # of the good lines
-# Beside one error: warnings, and stages of long work.
-SAID = re.compile(r"(warning|note): |calibrating \d+ layers, |.+ \.\.\.$|.+: \d+ % after \d+ s$")
+# Beside one error: warnings, and what is said of long work.
+SAID = re.compile(
+    r"(warning|note): |calibrating \d+ layers, |layer \d+ of \d+ is done |.+ \.\.\.$"
+    r"|.+: \d+ % after \d+ s$"
+)
 IN_PLACE = ("build", "sign", "pack", "verify")  # commands that may change their engine
 
 
