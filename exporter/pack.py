@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,8 @@ import torch
 from lmcast.exporter.checkpoint.files import open_regular, read_into
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
+from lmcast.exporter.clients.finish import open_to_others
+from lmcast.exporter.clients.write import FIELD
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, changed_sources, write_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE
@@ -35,45 +37,65 @@ def pack(
     source = Engine(engine)
     if not source.linked:
         raise EngineError(f"{engine}: is not linked; its weights are inside already")
+    if output is not None:
+        require_free(output, source, force)
+    signed = (engine / SIGNATURE).exists()
+    with staged(output or engine, progress) as directory:
+        fields, hashes = contain(source, directory, progress)
+        if fields.get(FIELD):  # asked for, and not possible until now
+            open_to_others(directory, fields)
+        # Recorded hashes stay: what is too large to be hashed at load may be damaged.
+        write_manifest(directory, fields, hashes)
+    if signed and output:
+        progress.warn(f"{output} is not signed, as {engine} is: sign it too")
+    return Engine(output or engine)
+
+
+def require_free(output: Path, source: Engine, force: bool) -> None:
+    """Refuse an output that is in the way; raises EngineError."""
+    fields = source.manifest.fields
+    for linked in source.manifest.linked:
+        check_output(
+            output, checkpoint_of(Path(linked.path)), ENGINE_JSON, fields["source"], force,
+            fields["config"],
+        )  # fmt: skip
+
+
+def contain(
+    source: Engine, directory: Path, progress: Progress
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write a linked engine into a directory with its weights inside, but for engine.json.
+
+    Returns the fields of that, and the hashes of files. Raises EngineError where the checkpoint has
+    moved or changed.
+    """
+    engine, fields = source.directory, dict(source.manifest.fields)
     graph = ir.load(engine / MODEL)
     # Those within the graph and the engine stay there: machine code, and what passes have made.
     own = {file.path for file in source.manifest.files}
     weights = [v for v in graph.graph.initializers.values() if is_linked(v, own)]
     entries = ordered(map(_entry, weights))
-    destination, fields = output or engine, dict(source.manifest.fields)
-    if output is not None:
-        for linked in source.manifest.linked:
-            check_output(
-                output, checkpoint_of(Path(linked.path)), ENGINE_JSON, fields["source"], force,
-                fields["config"],
-            )  # fmt: skip
     total = sum(entry.nbytes for entry in entries)
-    signed = (engine / SIGNATURE).exists()
-    with staged(destination, progress) as directory:
-        with progress.stage("copying weights", total) as step:
-            placed, hashes = write(entries, directory, step)
-        read = sum(linked.size for linked in source.manifest.linked if linked.sha256)
-        with progress.stage("hashing weights", read) as step:  # now: of what has been copied
-            if problems := changed_sources(source.manifest, advance=step):
-                raise EngineError(f"{engine}: {problems[0]}")
-        for value in weights:
-            name, tensor = str(value.name), cast(ir.ExternalTensor, value.const_value)
-            value.const_value = ir.ExternalTensor(
-                location(placed[name]), placed[name].offset, placed[name].nbytes, tensor.dtype,
-                shape=tensor.shape, name=name, base_dir=str(directory),
-            )  # fmt: skip
-        data = ir.to_proto(graph).SerializeToString(deterministic=True)
-        (directory / MODEL).write_bytes(data)
-        carried = {f.path: f.sha256 for f in source.manifest.files if f.path != MODEL}
-        for path in carried:
-            (directory / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(engine / path, directory / path)
-        fields |= {"linked": [], "graph": {**fields["graph"], "weights": "copy"}}
-        # Recorded hashes stay: what is too large to be hashed at load may be damaged.
-        write_manifest(directory, fields, {**carried, **hashes})
-    if signed and output:
-        progress.warn(f"{output} is not signed, as {engine} is: sign it too")
-    return Engine(destination)
+    with progress.stage("copying weights", total) as step:
+        placed, hashes = write(entries, directory, step)
+    read = sum(linked.size for linked in source.manifest.linked if linked.sha256)
+    with progress.stage("hashing weights", read) as step:  # now: of what has been copied
+        if problems := changed_sources(source.manifest, advance=step):
+            raise EngineError(f"{engine}: {problems[0]}")
+    for value in weights:
+        name, tensor = str(value.name), cast(ir.ExternalTensor, value.const_value)
+        value.const_value = ir.ExternalTensor(
+            location(placed[name]), placed[name].offset, placed[name].nbytes, tensor.dtype,
+            shape=tensor.shape, name=name, base_dir=str(directory),
+        )  # fmt: skip
+    data = ir.to_proto(graph).SerializeToString(deterministic=True)
+    (directory / MODEL).write_bytes(data)
+    carried = {f.path: f.sha256 for f in source.manifest.files if f.path != MODEL}
+    for path in carried:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(engine / path, directory / path)
+    fields |= {"linked": [], "graph": {**fields["graph"], "weights": "copy"}}
+    return fields, {**carried, **hashes}
 
 
 def is_linked(value: ir.Value, own: Collection[str]) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +23,10 @@ from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.checkpoint.tokenizers import KINDS
+from lmcast.exporter.clients.finish import finish
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
 from lmcast.exporter.engine.contract import describe
-from lmcast.exporter.engine.manifest import read_manifest, write_manifest
+from lmcast.exporter.engine.manifest import read_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, PARITY
 from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.sealed import digests
@@ -78,6 +80,7 @@ def export(
     sms: tuple[Sm, ...] = (),
     sizes: Sizes | None = None,
     widen: bool = False,
+    clients: bool = True,
     force: bool = False,
     progress: Progress = silent,
 ) -> Engine:
@@ -86,8 +89,8 @@ def export(
     dtype: None: lossless. weights: None: linked if possible. parity: prove it if it runs here.
     inert, untie: as for `define`. context: None: of config.json. full_check: read all linked
     weights, None: up to 8 GiB. tokenizer: False for ids alone. activations: of ACTIVATIONS. widen:
-    few bits of GGUF. force: replace another's. Raises InputError, CheckFailed: nothing is written.
-    """
+    few bits of GGUF. clients: for other programs. force: replace another's. Raises InputError,
+    CheckFailed: nothing is written."""
     (made_for := targets.get(target)).require_options(sms, sizes, activations)
     source, identities = identified(checkpoint, revision, progress)
     source = source if tokenizer else without_texts(source)
@@ -104,9 +107,8 @@ def export(
         fields |= chosen(graph, activations)
         fields |= write_texts(source, where, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(where, fields, plan, progress)
-        write_manifest(where, fields, placed.hashes)
-        if parity and prove(where, found, source, format, made_for, plan, progress):
-            write_manifest(where, fields, placed.hashes)
+        proof = partial(prove, where, found, source, format, made_for, plan, progress)
+        finish(where, fields, placed.hashes, clients, proof if parity else None)
     return Engine(Path(output))
 
 

@@ -85,6 +85,7 @@ class Target:
     options: those that change something for it.
     loads: those of a load that do, or say what is done anyway.
     machine_code: how that graph gets kernels of ours; None where the runtime has all, or bodies do.
+    clients: whether other programs open its engines.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Target:
     options: frozenset[Option] = frozenset()
     loads: frozenset[Loads] = frozenset()
     machine_code: MachineCode | None = None
+    clients: bool = False
 
     @property
     def carried(self) -> "Target":
@@ -328,6 +330,7 @@ TARGETS: dict[str, Target] = {
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,
             loads=ON_CPUS,
+            clients=True,
         ),
         Target(
             name="onnx",
@@ -339,6 +342,7 @@ TARGETS: dict[str, Target] = {
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,
             loads=ON_CPUS,
+            clients=True,
         ),
         Target(
             name="cuda",
@@ -353,6 +357,7 @@ TARGETS: dict[str, Target] = {
             run=_run_cuda,
             machine_code=MachineCode(_choose_sms, _embed_kernels),
             options=frozenset({"sms"}),
+            clients=True,
         ),
         _tensorrt("tensorrt-rtx", "a plan for NVIDIA GPUs, compiled ahead, beside that graph"),
         _tensorrt("tensorrt", "the same for data-centre GPUs, compiled on one"),

@@ -1,7 +1,7 @@
 """What an engine holds of a checkpoint's texts: checked against the model, and where they end."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +239,16 @@ def rendered(text: Text, messages: Messages) -> str:
     return render_chats(text.chat_templates, text.special_tokens, [chat], answer=False)[0]
 
 
+def generation(given: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """Return a generation_config.json as other programs read it too: with all ends of text, and
+    without a kind of cache, which is of a model's code and not of this engine."""
+    made = {key: value for key, value in given.items() if key != "cache_implementation"}
+    stated = made.get("eos_token_id")
+    if ids and {*ids} != {*(stated if isinstance(stated, list) else [stated])}:
+        made["eos_token_id"] = list(ids)
+    return made
+
+
 def write_texts(
     source: Checkpoint,
     directory: Path,
@@ -259,10 +269,11 @@ def write_texts(
         path = directory / (TEMPLATE if name == "default" else f"{TEMPLATES}/{name}.jinja")
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(template.encode())
+    ids = settle_texts(source, rows, progress)
     if texts.generation:
-        text = json.dumps(dict(texts.generation), indent=1, sort_keys=True) + "\n"
+        text = json.dumps(generation(texts.generation, ids), indent=1, sort_keys=True) + "\n"
         (directory / GENERATION).write_text(text, encoding="utf-8")
     return {
-        "eos_ids": settle_texts(source, rows, progress),
+        "eos_ids": ids,
         "special_tokens": dict(texts.special_tokens),
     }

@@ -51,6 +51,8 @@ from lmcast.exporter.cli.options import (
               " slower.  [default: int8]")  # fmt: skip
 @recipe
 @plan_options
+@click.option("--clients/--no-clients", default=True, show_default=True,
+              help="Write what other programs need to open a self-contained engine.")  # fmt: skip
 @force
 @as_json
 def export(

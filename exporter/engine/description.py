@@ -183,6 +183,8 @@ class Description:
     # '': none would, or an older engine, of which it is not known.
     activations: Literal["", "int8", "exact"] = ""
     sms: tuple[Positive, ...] = ()  # GPUs that the graph has machine code for
+    # Other programs -> why there are no files for one; '' where there are, {} where not asked for.
+    clients: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.graph.weights == "link") != bool(self.linked):
@@ -260,3 +262,13 @@ class Parity:
     def __post_init__(self) -> None:
         if not self.results:
             raise RecordError("results is empty")
+
+
+def said_of(clients: Mapping[str, str]) -> list[str]:
+    """Return which other programs open an engine, and why others do not, a line for each reason."""
+    able = ", ".join(name for name, why in clients.items() if not why)
+    lines = [f"other programs open it too: {able}"] if able else []
+    for why in dict.fromkeys(filter(None, clients.values())):
+        names = ", ".join(name for name, other in clients.items() if other == why)
+        lines.append(f"not for {names}: {why}")
+    return lines

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmcast.exporter.dtypes import COMPUTED, DTYPES, computed, of_torch
+from lmcast.exporter.engine.description import said_of
 from lmcast.exporter.engine.manifest import is_engine, read_manifest
 from lmcast.exporter.engine.names import TOKENIZER, templates
 from lmcast.exporter.progress import Progress, silent
@@ -63,6 +64,7 @@ class Inspection:
     chat_templates: tuple[str, ...] = ()  # names, "default" among them as a rule
     ignored: tuple[str, ...] = ()
     left_out: str = ""  # the same in short
+    clients: dict[str, str] | None = None  # other programs, as Description has them
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,6 +93,7 @@ class Inspection:
             gpus = f" for {', '.join(f'SM{sm}' for sm in self.sms)}" if self.sms else ""
             kept = "linked" if self.linked else "self-contained"
             lines.append(f"target        {self.target}{gpus}, {kept}")
+        lines += [f"              {line}" for line in said_of(self.clients or {})]
         if self.hub:
             lines.append(f"from the Hub  {self.hub['repository']}, {self.hub['revision']}")
         lines += self._recipe()
@@ -182,6 +185,7 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         hub=None if about.hub is None else asdict(about.hub),
         recipe=None if about.recipe is None else asdict(about.recipe),
         chat_templates=tuple(sorted(templates(names))),
+        clients=dict(about.clients),
     )
 
 

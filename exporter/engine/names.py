@@ -13,6 +13,7 @@ TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"  # the default; others by name, as transformers stores them
 TEMPLATES = "additional_chat_templates"
 GENERATION = "generation_config.json"
+CARD = "README.md"
 WEIGHTS = "weights"  # the folder of safetensors files
 # How their names begin: weights of the checkpoint, those that passes have made, machine code.
 STORED, GRAPH, KERNELS = "model", "graph", "kernels"

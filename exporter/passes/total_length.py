@@ -18,12 +18,17 @@ NAME, PLACE = "total_length", 6  # of the input of the graph, and among those of
 
 def total_length(model: ir.Model) -> int:
     given = next((value for value in model.graph.inputs if value.name == NAME), None)
+    if given is None and any(nodes_of(model, "GroupQueryAttention")):
+        given = ir.Value(name=NAME, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT32))
+        model.graph.inputs.append(given)
+        require(model, total_length=True)
+    return 0 if given is None else give_total(model, given)
+
+
+def give_total(model: ir.Model, given: ir.Value) -> int:
+    """Let attention take its total, int32 of one number, from a value; return how many did not."""
     changes = 0
     for node in nodes_of(model, "GroupQueryAttention"):
-        if given is None:
-            given = ir.Value(name=NAME, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT32))
-            model.graph.inputs.append(given)
-            require(model, total_length=True)
         if node.inputs[PLACE] is not given:
             node.replace_input_with(PLACE, given)
             changes += 1

@@ -17,14 +17,15 @@ WIDEST = 512  # of the windows that are moved: some microseconds, as a launch ta
 ROOM = "C"  # the axis of a cache with room for all tokens
 
 
-def whole_windows(model: ir.Model) -> int:
+def whole_windows(model: ir.Model, widest: int = WIDEST) -> int:
+    """widest: of the windows that stay rings."""
     changes = 0
     for node in nodes_of(model, "GroupQueryAttention"):
         window = node.attributes.get("local_window_size")
         if "sliding_window_cache" not in node.attributes or window is None:
             continue
         caches = [*node.inputs[3:5], *node.outputs[1:]]
-        if window.as_int() <= WIDEST or not all(v is not None and _own(v) for v in caches):
+        if window.as_int() <= widest or not all(v is not None and _own(v) for v in caches):
             continue
         for value in caches:
             assert value is not None and value.shape is not None

@@ -116,6 +116,7 @@ class Engine:
                 for plan in about.plans
             ),
             activations=about.activations,
+            clients=dict(about.clients),
         )
 
     def _parity(self) -> dict[str, Any] | None:

@@ -1,7 +1,10 @@
 """What `lmcast export` and `lmcast pack` say of an engine."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from lmcast.exporter.engine.description import said_of
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Summary:
     parity: dict[str, Any] | None
     plans: tuple[dict[str, Any], ...] = ()  # file, SMs, bytes
     activations: str = ""  # as engine.json has it
+    clients: Mapping[str, str] = field(default_factory=dict)  # the same
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,4 +69,4 @@ class Summary:
         else:
             times = f"{self.bytes / self.of_checkpoint:.2f} times the checkpoint's"
             lines.append(f"{self.path}: {self.bytes:,} bytes, {times}, self-contained")
-        return "\n".join(lines)
+        return "\n".join([*lines, *said_of(self.clients)])

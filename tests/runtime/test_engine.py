@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from engine_errors import TOKENS, errors
+from other_programs import differs
 from tiny import CASES, Case, make, prompt
 from tiny.multimodal import FAMILY
 
@@ -68,6 +69,24 @@ def greedy_eager(eager: torch.nn.Module, ids: torch.Tensor, ends: frozenset[int]
         length, ids = length + count, logits[:, -1:].argmax(-1)
         picked.append(int(ids))
     return picked
+
+
+# Caches, windows (of the kernel, of a body, lent, chunks), latents, chosen positions, recurrent
+# states with one convolution, with three and with none, and no cache at all.
+OTHERS = (
+    "llama/plain", "gemma3_text/derived types", "gpt_oss/plain", "llama4_text/plain",
+    "mimo_v2_flash/derived layers", "gemma3n_text/one of each shared", "deepseek_v3/plain",
+    "deepseek_v32/plain", "qwen3_next/plain", "nemotron_h/plain", "kimi_linear/plain",
+    "minimax/plain", "granitemoehybrid/no attention",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_programs_find_the_same_tokens(name: str, built):
+    (case,) = (case for case in CASES if case.name == name)
+    engine, *_ = built(case)
+    ids = np.random.default_rng(0).integers(2, engine.vocab_size, 31).tolist()
+    assert not differs(engine, [ids[:5], ids[5:22], ids[22:]], GREEDY)
 
 
 # No window, a window, one that is shared, sinks, chunks, latents, chosen positions that are shared:

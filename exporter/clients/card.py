@@ -1,0 +1,98 @@
+"""README.md: the card of an engine as a repository of the Hugging Face Hub, and for people."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmcast.exporter.clients.write import WRITTEN
+from lmcast.exporter.dtypes import COMPUTED
+from lmcast.exporter.engine.description import Description, Parity
+from lmcast.exporter.engine.names import CARD, PARITY, TEMPLATE, TOKENIZER
+from lmcast.plugins import records
+
+TAGS = {"genai": ("onnxruntime-genai",), "hub": ("optimum", "transformers.js")}
+
+
+def write_card(directory: Path, fields: Mapping[str, Any]) -> bool:
+    """Write an engine's README.md, from engine.json and parity.json; return whether there is one.
+
+    fields: of engine.json. One that no other program opens stays without, as one of linked weights:
+    it is no repository.
+    """
+    about = records.read(Description, fields)
+    able = [name for name, why in about.clients.items() if not why]
+    if not able:
+        return False
+    path = directory / PARITY
+    parity = records.read(Parity, json.loads(path.read_bytes())) if path.exists() else None
+    lines = ["---", *metadata(about, able), "---", "", *body(directory, about, able, parity)]
+    (directory / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return True
+
+
+def metadata(about: Description, able: list[str]) -> Iterator[str]:
+    """Yield the lines of YAML that the Hub reads; a JSON text is one of YAML."""
+    yield "library_name: lmcast"
+    yield "pipeline_tag: text-generation"
+    if about.hub is not None:
+        yield f"base_model: {json.dumps(about.hub.repository)}"
+        if few_bits(about):
+            yield "base_model_relation: quantized"
+    yield "tags:"
+    tags = ["onnx", *(tag for name in able for tag in TAGS[name]), about.architecture, "lmcast"]
+    yield from (f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags))
+
+
+def few_bits(about: Description) -> list[str]:
+    """Return the formats of weights that are not plain floats, in which norms are as a rule."""
+    return sorted(name for name in about.weights if name not in COMPUTED)
+
+
+def body(
+    directory: Path, about: Description, able: list[str], parity: Parity | None
+) -> Iterator[str]:
+    """Yield the text: what the engine is, how close it is, and who opens it."""
+    name = about.architecture if about.hub is None else about.hub.repository
+    yield f"# {name}, an lmcast engine"
+    yield ""
+    yield f"{about.parameters:,} parameters, of which a token uses {about.active_parameters:,};"
+    yield f"rows of up to {about.context:,} tokens; computes in {about.dtype}, for {about.target}."
+    if about.hub is not None:
+        yield f"Made from revision `{about.hub.revision}` of `{about.hub.repository}`."
+    yield from ("", "| weights | tensors | bytes |", "| --- | --- | --- |")
+    for format, stored in sorted(about.weights.items()):
+        yield f"| {format} | {stored.tensors:,} | {stored.bytes:,} |"
+    yield from ("", *measured(about, parity), "", "## Run it", "")
+    yield "```bash"
+    texts = (directory / TOKENIZER).exists()
+    chat = (directory / TEMPLATE).exists()
+    say = "'Why is the sky blue?'" if chat else "'Once upon a time'"
+    yield f"lmcast generate . {say}" if texts else "lmcast generate . --ids 1,2,3"
+    yield "```"
+    yield ""
+    for contract in WRITTEN:
+        if contract.name in able:
+            yield f"- {contract.about}: `{contract.graph}`"
+        elif why := about.clients.get(contract.name):
+            yield f"- not {contract.about}: {why}"
+
+
+def measured(about: Description, parity: Parity | None) -> Iterator[str]:
+    """Yield what was measured at export: parity with eager PyTorch, and what rounding costs."""
+    if parity is None:
+        yield "Parity with PyTorch was not measured at export."
+    else:
+        yield f"Logits against an fp64 reference, in {parity.dtype}, {parity.tokens} tokens a row:"
+        yield from ("", "| scenario | error | eager PyTorch | allowed | KL |", "| --- " * 5 + "|")
+        for r in parity.results:
+            numbers = f"{r.error:.1e} | {r.eager_error:.1e} | {r.bound:.1e} | {r.kl:.1e}"
+            yield f"| {r.scenario} | {numbers} |"
+        if cost := parity.rounding:
+            yield ""
+            yield f"Rounding inputs of products to int8 costs KL {cost.kl:.2g} nats over"
+            yield f"{cost.tokens} tokens of {cost.text}."
+    if about.recipe is not None and (lost := about.recipe.quality):
+        yield ""
+        yield f"The recipe of its weights loses KL {lost.kl:.3g} nats from the checkpoint over"
+        yield f"{lost.tokens:,} tokens of {lost.text}."

@@ -1,0 +1,93 @@
+"""Write what other programs need beside an engine's own graph: theirs, over the same weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from lmcast.exporter import targets
+from lmcast.exporter.clients import genai, hub
+from lmcast.exporter.clients.adapt import Adapting
+from lmcast.exporter.clients.contract import Contract
+from lmcast.exporter.engine.description import Description
+from lmcast.exporter.engine.names import MODEL, TOKENIZER
+from lmcast.exporter.graph.requirements import require
+from lmcast.plugins import records
+from lmcast.plugins.plugin import DOMAIN
+
+WRITTEN: tuple[Contract, ...] = (genai.contract, hub.contract)  # by every export
+FIELD = "clients"  # of engine.json
+
+
+def write_clients(directory: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the graphs and files of WRITTEN into an engine; return its field of engine.json: why
+    there are none for a program, '' where there are.
+
+    fields: of engine.json, complete but for this one. Weights are not read.
+    """
+    about = records.read(Description, {**fields, FIELD: {}})
+    why = unfit(about)
+    found = {c.name: why or write_client(directory, about, c) for c in WRITTEN}
+    return {FIELD: found}
+
+
+def unfit(about: Description) -> str:
+    """Say why no other program opens an engine, '' where one may."""
+    if not targets.get(about.target).clients:
+        able = ", ".join(t.name for t in targets.TARGETS.values() if t.clients)
+        return f"they open engines of target {able}"
+    if about.graph.weights == "link":
+        return "they look for weights beside the graph: `lmcast pack` copies them into the engine"
+    return ""
+
+
+def write_client(directory: Path, about: Description, contract: Contract) -> str:
+    """Write a graph and files, or return why there are none."""
+    graph = read(directory, about)
+    if why := unable(graph, about):
+        return why
+    adapting = Adapting(graph, about.graph.states, contract)
+    if why := contract.refuse(adapting.held, about):
+        return why
+    data = ir.to_proto(adapting.run()).SerializeToString(deterministic=True)
+    (directory / contract.graph).write_bytes(data)
+    ids = special_ids(directory, about)
+    for name, content in contract.files(about, adapting.ports, ids).items():
+        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        (directory / name).write_text(text, encoding="utf-8")
+    return ""
+
+
+def read(directory: Path, about: Description) -> ir.Model:
+    """Return the graph of an engine with what it requires of a runner."""
+    graph = ir.load(directory / MODEL)
+    require(graph, anew_beyond=about.graph.anew_beyond)
+    return graph
+
+
+def unable(graph: ir.Model, about: Description) -> str:
+    """Say why no other program runs a graph, '' where one may."""
+    bodies = {function.name for function in graph.functions.values()}
+    own = {node.op_type for node in graph.graph if node.domain == DOMAIN} - bodies
+    if own:
+        names = ", ".join(sorted(own))
+        return f"its graph has operators that only lmcast has kernels for: {names}"
+    if about.graph.anew_beyond and about.graph.total_length:
+        beyond = about.graph.anew_beyond[0]
+        return f"rows that grow beyond {beyond} tokens begin anew, which a GPU would not refuse"
+    return ""
+
+
+def special_ids(directory: Path, about: Description) -> dict[str, int]:
+    """Return the ids of special tokens that the tokenizer has, by their names."""
+    if not (directory / TOKENIZER).exists():
+        return {}
+    content = json.loads((directory / TOKENIZER).read_bytes())
+    vocabulary = content["model"]["vocab"]
+    ids = vocabulary if isinstance(vocabulary, dict) else {}
+    added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+    known = {**ids, **added}
+    named = about.special_tokens.items()
+    return {name: known[token] for name, token in named if token in known}
