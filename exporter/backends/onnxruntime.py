@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ NAMED = {
     "tensor(float8e4m3fn)": "float8_e4m3fn",
 }
 LARGE = 32 << 20  # bytes of weights, of which the addresses do not fit into a processor's tables
+BLOCK, ALIGNED = 32 << 20, 64  # bytes of memory that states share, and of where one may begin
 # What ONNX Runtime raises where it does not take a graph, or fails to run one.
 REFUSALS = (
     *(
@@ -102,10 +103,10 @@ class Runner:
     def allocate(self, states: Sequence[Shaped], kept: States | None = None) -> States:
         """Return zeros, behind what `kept` has, which is empty afterwards: attention multiplies
         what it masks by 0, and 0 times NaN is NaN."""
-        made = States((name, np.zeros(shape, DTYPES[dtype].numpy)) for name, shape, dtype in states)
+        made = States(zeros(states))
         if kept is not None:
             kept.bound = None
-            for _, array in reversed(made):  # so that one state at a time takes its memory twice
+            for _, array in reversed(made):  # so that one block at a time takes its memory twice
                 _, old = kept.pop()
                 array[tuple(slice(0, n) for n in old.shape)] = old
         return made
@@ -148,6 +149,31 @@ class Runner:
                 binding.bind_ortvalue_output(f"{name}.present", value)
             states.bound = wanted, binding, held
         return states.bound[1]
+
+
+def zeros(states: Sequence[Shaped]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays of states, of which several share a block of memory.
+
+    numpy asks for large pages where an array has at least 4 MB: with 4,096 tokens, a state of
+    SmolLM2-135M has 3.3, and a step takes 0.9 of the time where they lie together.
+    """
+    block, at = np.zeros(0, np.uint8), 0
+    rest = sum(_padded(state) for state in states)
+    for state in states:
+        (name, shape, dtype), size = state, _padded(state)
+        if at + size > block.nbytes:
+            block = np.zeros(min(rest, max(size, BLOCK)) + ALIGNED, np.uint8)
+            at = -block.ctypes.data % ALIGNED
+        kind = DTYPES[dtype]
+        used = block[at : at + math.prod(shape) * kind.bytes]
+        yield name, used.view(kind.numpy).reshape(shape)
+        at, rest = at + size, rest - size
+
+
+def _padded(state: Shaped) -> int:
+    """Return the bytes of a state, up to where the next one may begin."""
+    _, shape, dtype = state
+    return -(-math.prod(shape) * DTYPES[dtype].bytes // ALIGNED) * ALIGNED
 
 
 def session_options(manifest: Manifest, graph: Graph) -> ort.SessionOptions:
