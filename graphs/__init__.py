@@ -165,15 +165,18 @@ def define(
     return Definition(arch, typed, model, binding)
 
 
+_DRAWS = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
+
+
 class _Undrawn(TorchFunctionMode):
-    """Initializes no parameters: on meta they have no values, and to draw none of them normally
-    imports for three seconds what torch computes shapes with."""
+    """Initializes no parameters: on meta they have no values, and to draw none takes a quarter of
+    what makes a model, and of the first one three seconds of imports."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         given = kwargs or {}
-        return given["tensor"] if func is nn.init.normal_ else func(*args, **given)
+        return given["tensor"] if func in _DRAWS else func(*args, **given)
 
 
 def _on_meta(arch: Arch, config: Any, within: str) -> Decoder:

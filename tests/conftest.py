@@ -36,6 +36,11 @@ def pytest_sessionstart() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def pytest_sessionfinish() -> None:
+    """Let the process end without looking for garbage in all that a thousand tests have kept."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[Case | str], Path]":
     """Return a function from a case of tiny.py, or its name, to its directory, made once."""
