@@ -97,19 +97,32 @@ TURNS = (
 )  # fmt: skip
 
 
-def heads(more: str | None = ALWAYS, order: str = "qkv") -> str:
+def heads(more: str | None = ALWAYS, order: str = "qkv", lifted: bool = False) -> str:
     """Return an attention to products with weights of 4 bits.
 
     more: how its angles are scaled, None for no rotation. order: of the weights in their file.
+    lifted: with scales that are computed, and something added to the numbers of each block.
     """
     sizes = {name: HEADS[name][0] for name in order}
     own = [given("uint8", f"{n}c", 256, rows, 2, 8) for n, rows in sizes.items()]
-    own += [given("float", f"{n}s", 64, rows * 2) for n, rows in sizes.items()]
-    nodes = "".join(
-        f" {n + '0' if more and n != 'v' else HEADS[n][1]} = com.microsoft.MatMulNBits <K = 32,"
-        f" N = {HEADS[n][0]}, bits = 4, block_size = 16> (x, {n}c, {n}s)"
-        for n in "qkv"
-    )
+    own += [given("float", f"{n}{'h' * lifted}s", 64, rows * 2) for n, rows in sizes.items()]
+    names = {n: f"{n}0" if more and n != "v" else HEADS[n][1] for n in "qkv"}
+    nodes = ""
+    if lifted:
+        own += [given("float", f"{n}m", 16, rows, 2) for n, rows in sizes.items()]
+        nodes = (
+            "parts = Constant <value_ints = [0, 0, 2, 16]> () inner = Constant"
+            " <value_ints = [-1]> () blocks = Reshape (x, parts) sums = ReduceSum <keepdims = 0> (blocks, inner) "
+        )
+    for n, name in names.items():
+        nodes += (
+            f"{n}s = Neg ({n}hs) {n}l = Abs ({n}m) "
+            * lifted
+            + f" {name}{'p' * lifted} = com.microsoft.MatMulNBits <K = 32, N = {HEADS[n][0]},"
+            f" bits = 4, block_size = 16> (x, {n}c, {n}s)"
+            + f" {n}o = com.microsoft.FusedMatMul <transB = 1> (sums, {n}l)"
+            f" {name} = Add ({name}p, {n}o)" * lifted
+        )
     turns = TURNS.format(more=more, odd=0) if more else ""
     cache = f"float[B,1,C,{WIDTH}]"
     attended = ATTENTION.format(heads=2, groups=1, given="a, b, c")
@@ -130,6 +143,8 @@ CACHES = (
 
 HELD = [*[*STORED, "Slice"] * 2, "TopK"]
 LEFT = [*HELD, "QMoE", "Equal", "Where", *["Unsqueeze", "ReduceSum", "CastLike", "Reshape"] * 2]
+
+LIFTED = ["Reshape", "ReduceSum", *["Neg", "Abs"] * 3, "Concat", "Concat"]
 
 CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "exact_products": (
@@ -180,6 +195,19 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         "packed_attention", heads(order="kqv"), 0,
         ["GroupQueryAttention", *["MatMulNBits"] * 3, *["RotaryEmbedding"] * 2, "Identity",
          *TURNED],
+    ),
+    "packed_attention, of ggml's blocks": (
+        "packed_attention", heads(lifted=True), 1,
+        ["GroupQueryAttention", "MatMulNBits", "FusedMatMul", "Add", "Identity", *TURNED, *LIFTED],
+    ),
+    "packed_attention, of ggml's blocks, by the length of a row": (
+        "packed_attention", heads(BY_LENGTH, lifted=True), 0,
+        ["GroupQueryAttention", *["MatMulNBits", "FusedMatMul", "Add"] * 3,
+         *["RotaryEmbedding"] * 2, "Mul", *TURNED, *LIFTED[:-2]],
+    ),
+    "packed_products, not of ggml's blocks": (
+        "packed_products", heads(None, lifted=True), 0,
+        ["GroupQueryAttention", *["MatMulNBits", "FusedMatMul", "Add"] * 3, *LIFTED[:-2]],
     ),
     "packed_products, of codes": (
         "packed_products", gated(), 1, ["Identity", "MatMulNBits", "gated_activation"],
