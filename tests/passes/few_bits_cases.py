@@ -112,7 +112,8 @@ def heads(more: str | None = ALWAYS, order: str = "qkv", lifted: bool = False) -
         own += [given("float", f"{n}m", 16, rows, 2) for n, rows in sizes.items()]
         nodes = (
             "parts = Constant <value_ints = [0, 0, 2, 16]> () inner = Constant"
-            " <value_ints = [-1]> () blocks = Reshape (x, parts) sums = ReduceSum <keepdims = 0> (blocks, inner) "
+            " <value_ints = [-1]> () blocks = Reshape (x, parts)"
+            " sums = ReduceSum <keepdims = 0> (blocks, inner) "
         )
     for n, name in names.items():
         nodes += (
