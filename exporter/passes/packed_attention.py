@@ -5,9 +5,9 @@ before: y = GroupQueryAttention(RotaryEmbedding(x q, cos, sin), RotaryEmbedding(
 after:  y = GroupQueryAttention <do_rotary = 1> (x qkv, , , ..., cos of all positions, sin of all)
 
 The kernels of a step of SmolLM2-135M in int4 take 0.88 of the time so, of its GGUF 0.9; with the
-rotation alone, 1.00. Plain weights gain nothing, and what gate and up gain as one product in steps (0.01), they
-lose in prompts. Models whose contexts are so long that tables of all angles would make an engine
-larger by more than a SHARE keep their nodes.
+rotation alone, 1.00. Plain weights gain nothing, and what gate and up gain as one product in steps
+(0.01), they lose in prompts. Models whose contexts are so long that tables of all angles would make
+an engine larger by more than a SHARE keep their nodes.
 """
 
 import onnx_ir as ir
