@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,16 +14,20 @@ from lmcast.exporter.checkpoint.files import open_regular, read_into
 from lmcast.exporter.checkpoint.finite import check_block
 from lmcast.exporter.checkpoint.tensors import BLOCK_BYTES, StoredTensor
 from lmcast.exporter.clients.finish import open_to_others
+from lmcast.exporter.clients.layouts import LAYOUTS
+from lmcast.exporter.clients.names import Program
 from lmcast.exporter.clients.write import FIELD
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, changed_sources, write_manifest
-from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE
+from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE, WEIGHTS
 from lmcast.exporter.engine.output import check_output
-from lmcast.exporter.engine.staging import staged
+from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.place import Entry, location, ordered, write
 from lmcast.plugins.arguments import checked
+
+INNER = "engine"  # where an engine lies while files are taken from it
 
 
 @checked
@@ -49,6 +54,64 @@ def pack(
     if signed and output:
         progress.warn(f"{output} is not signed, as {engine} is: sign it too")
     return Engine(output or engine)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The result of `lmcast pack --for`, for a person and for a machine."""
+
+    path: str
+    program: str
+    files: dict[str, int]  # path -> bytes
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        size = sum(self.files.values())
+        return f"{self.path}: for {self.program}, {len(self.files)} files, {size:,} bytes"
+
+
+@checked
+def pack_for(
+    engine: Path,
+    program: Program,
+    output: Path,
+    progress: Progress = silent,
+    force: bool = False,
+) -> Packed:
+    """Write an engine to `output` as a program opens it; weights inside are hard links if they can
+    be, those of a checkpoint copies.
+
+    Raises EngineError for what the program cannot hold, and as `pack`.
+    """
+    source, layout = Engine(engine), LAYOUTS[program]
+    require_free(output, source, force)
+    with staged(output, progress) as directory:
+        inner = directory if layout.place is None else directory / INNER
+        inner.mkdir(exist_ok=True)
+        fields, hashes = (contain if source.linked else link)(source, inner, progress)
+        open_to_others(inner, fields)
+        if why := fields[FIELD][layout.contract.name]:
+            raise EngineError(f"{engine}: cannot be packed for {program}: {why}")
+        if layout.place is None:
+            write_manifest(directory, fields, hashes)
+        else:
+            layout.place(inner, directory)
+            shutil.rmtree(inner)
+    found = {str(f.relative_to(output)): f for f in sorted(output.rglob("*")) if f.is_file()}
+    return Packed(str(output), program, {path: f.stat().st_size for path, f in found.items()})
+
+
+def link(
+    source: Engine, directory: Path, progress: Progress
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Hard-link an engine into a directory, but for engine.json; returns as `contain`."""
+    for file in source.manifest.files:
+        carry(source.directory / file.path, directory / file.path)
+    weights = f"{WEIGHTS}/"  # all others are small, and some are written again
+    hashes = {f.path: f.sha256 for f in source.manifest.files if f.path.startswith(weights)}
+    return dict(source.manifest.fields), hashes
 
 
 def require_free(output: Path, source: Engine, force: bool) -> None:

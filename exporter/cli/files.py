@@ -18,6 +18,7 @@ from lmcast.exporter.cli.options import (
     tell,
     untie,
 )
+from lmcast.exporter.clients.names import PROGRAMS, Program
 from lmcast.plugins.errors import escaped
 
 
@@ -138,14 +139,28 @@ def sign(engine: Path, key: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("engine", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Default: in place.")
+@click.option("--for", "program", type=click.Choice(PROGRAMS),
+              help="Write what this program opens, also of an engine with its weights inside."
+              " genai: ONNX Runtime GenAI; hub: optimum, and ONNX Runtime alone; js:"
+              " transformers.js, browsers too.")  # fmt: skip
 @force
 @as_json
-def pack(engine: Path, output: Path | None, force: bool, as_json: bool) -> None:
+def pack(
+    engine: Path, output: Path | None, program: Program | None, force: bool, as_json: bool
+) -> None:
     """Copy the weights of a linked ENGINE into it, for shipping.
 
     Example: lmcast pack engine
+
+    For a page that runs transformers.js: lmcast pack engine --for js -o site/model
     """
     from lmcast.exporter.pack import pack as run
+    from lmcast.exporter.pack import pack_for
     from lmcast.exporter.progress import Terminal
 
-    report(run(engine, output, Terminal(), force).summary(), as_json)
+    if program is None:
+        report(run(engine, output, Terminal(), force).summary(), as_json)
+    elif output is None:
+        raise click.UsageError(f"--for {program} writes another directory: give -o")
+    else:
+        report(pack_for(engine, program, output, Terminal(), force), as_json)

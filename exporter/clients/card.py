@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmcast.exporter.clients.write import WRITTEN
+from lmcast.exporter.clients.write import WRITTEN, put
 from lmcast.exporter.dtypes import COMPUTED
 from lmcast.exporter.engine.description import Description, Parity
 from lmcast.exporter.engine.names import CARD, PARITY, TEMPLATE, TOKENIZER
@@ -27,7 +27,7 @@ def write_card(directory: Path, fields: Mapping[str, Any]) -> bool:
     path = directory / PARITY
     parity = records.read(Parity, json.loads(path.read_bytes())) if path.exists() else None
     lines = ["---", *metadata(about, able), "---", "", *body(directory, about, able, parity)]
-    (directory / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    put(directory / CARD, ("\n".join(lines) + "\n").encode())
     return True
 
 

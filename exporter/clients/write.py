@@ -52,12 +52,18 @@ def write_client(directory: Path, about: Description, contract: Contract) -> str
     if why := contract.refuse(adapting.held, about):
         return why
     data = ir.to_proto(adapting.run()).SerializeToString(deterministic=True)
-    (directory / contract.graph).write_bytes(data)
+    put(directory / contract.graph, data)
     ids = special_ids(directory, about)
     for name, content in contract.files(about, adapting.ports, ids).items():
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-        (directory / name).write_text(text, encoding="utf-8")
+        put(directory / name, text.encode())
     return ""
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file anew: what lies there may be a hard link into another engine."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
 
 
 def read(directory: Path, about: Description) -> ir.Model:

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from engine_errors import TOKENS, errors
-from other_programs import differs
+from other_programs import differs, opened
+from other_programs import greedy as greedy_of
 from tiny import CASES, Case, make, prompt
 from tiny.multimodal import FAMILY
 
 from lmcast.exporter import Engine, export, load
+from lmcast.exporter.clients.genai import contract as genai
+from lmcast.exporter.clients.write import WRITTEN
 from lmcast.graphs import load as load_eager
 
 # The text of a multimodal checkpoint is a family of its own, which has the same variants.
@@ -87,6 +90,29 @@ def test_other_programs_find_the_same_tokens(name: str, built):
     engine, *_ = built(case)
     ids = np.random.default_rng(0).integers(2, engine.vocab_size, 31).tolist()
     assert not differs(engine, [ids[:5], ids[5:22], ids[22:]], GREEDY)
+
+
+def test_rows_that_must_begin_anew_fail(built):
+    engine, *_ = built(next(case for case in CASES if case.name == "phi3/longrope in part"))
+    for contract in WRITTEN:
+        with pytest.raises(Exception, match="a_row_that_grows_beyond_16_tokens_must_begin_anew"):
+            greedy_of(opened(engine, contract), contract, 4, [list(range(2, 16))])
+
+
+def test_states_that_are_not_carried_with_their_rows_fail(built):
+    """As beams of ONNX Runtime GenAI would leave them, with buffers that grow."""
+    engine, *_ = built(next(case for case in CASES if case.name == "qwen3_next/plain"))
+    session = opened(engine, genai)
+    sizes = {"batch_size": 1}
+    given = {
+        value.name: np.zeros([sizes.get(n, 0) if isinstance(n, str) else n for n in value.shape],
+                             np.float32)
+        for value in session.get_inputs() if value.name.startswith("past")
+    }  # fmt: skip
+    ids = np.array([[5, 6, 7]])
+    given |= {"input_ids": ids, "attention_mask": ids * 0 + 1, "position_ids": ids - 5}
+    with pytest.raises(Exception, match="needs_past_present_share_buffer_and_no_beams"):
+        session.run(None, given)
 
 
 # No window, a window, one that is shared, sinks, chunks, latents, chosen positions that are shared:

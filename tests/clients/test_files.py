@@ -1,0 +1,168 @@
+"""What other programs find in an engine's directory, and what they do not."""
+
+import json
+import re
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from tiny.llama import tiny_llama
+
+from lmcast.exporter import export, load
+from lmcast.exporter.clients.write import unable, unfit
+from lmcast.exporter.engine.description import said_of
+from lmcast.exporter.engine.manifest import EngineError, read_manifest, verify, write_manifest
+from lmcast.exporter.pack import pack, pack_for
+from lmcast.exporter.texts import generation
+
+DOCUMENT = Path(__file__).parents[2] / "docs/clients.md"
+LINKED = "they look for weights beside the graph: `lmcast pack` copies them into the engine"
+FOUND = {
+    "README.md", "config.json", "genai.onnx", "genai_config.json", "model.onnx",
+    "special_tokens_map.json", "tokenizer_config.json",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a linked engine, and the same with its weights inside."""
+    folder = tmp_path_factory.mktemp("clients")
+    tiny_llama(folder / "checkpoint")
+    export(folder / "checkpoint", folder / "linked", parity=False)
+    pack(folder / "linked", folder / "engine")
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(f.relative_to(folder)): sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def listed(engine: Path) -> set[str]:
+    return {file.path for file in read_manifest(engine).files}
+
+
+def test_linked_engines_say_what_to_do(made: Path, lmcast):
+    assert not FOUND & listed(made / "linked")
+    summary = load(made / "linked").summary()
+    assert summary.clients == {"genai": LINKED, "hub": LINKED}
+    assert f"not for genai, hub: {LINKED}" in summary.text().splitlines()
+    for clients in (json.loads(lmcast("inspect", made / "linked", "--json")[1])["clients"],):
+        assert clients == {"genai": LINKED, "hub": LINKED}
+
+
+def test_packed_engines_are_open(made: Path, lmcast):
+    assert listed(made / "engine") - listed(made / "linked") == FOUND | {
+        "weights/model-00001.safetensors"
+    }
+    assert not verify(made / "engine")
+    assert load(made / "engine").summary().clients == {"genai": "", "hub": ""}
+    assert "other programs open it too: genai, hub" in lmcast("inspect", made / "engine")[1]
+
+
+def test_none_are_written_where_none_are_asked_for(made: Path, tmp_path: Path):
+    options: dict[str, Any] = {"weights": "link", "parity": False, "clients": False}
+    export(made / "checkpoint", tmp_path / "linked", **options)
+    engine = pack(tmp_path / "linked", tmp_path / "engine")
+    assert not FOUND & listed(tmp_path / "engine")
+    assert engine.summary().clients == {}
+    pack_for(tmp_path / "engine", "hub", tmp_path / "open")
+    assert hashes(tmp_path / "open") == hashes(made / "engine") | {
+        name: hashes(tmp_path / "open")[name] for name in ("engine.json",)
+    }
+
+
+def test_ten_lines_of_numpy(made: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Those of the document; nothing is written in the engine meanwhile."""
+    before = hashes(made / "engine")
+    (code,) = re.findall(r"```python\n([^`]*InferenceSession[^`]*)```", DOCUMENT.read_text())
+    monkeypatch.chdir(made)
+    exec(code, {})
+    wanted = load(made / "engine").generate([[9, 8], [5, 6, 7, 8]], max_new_tokens=8)
+    assert capsys.readouterr().out == f"{np.array([list(r.ids) for r in wanted])}\n"
+    ort.InferenceSession(made / "engine/genai.onnx", providers=["CPUExecutionProvider"])
+    assert hashes(made / "engine") == before
+
+
+def test_the_card_is_one_of_the_hub(made: Path):
+    about = metadata_load(made / "engine/README.md")
+    assert about == ModelCard.load(made / "engine/README.md").data.to_dict()
+    assert about["library_name"] == "lmcast"
+    assert about["pipeline_tag"] == "text-generation"
+    assert {"onnx", "onnxruntime-genai", "optimum", "transformers.js", "llama"} <= {*about["tags"]}
+
+
+@pytest.mark.parametrize("source", ["linked", "engine"])
+def test_a_repository_for_browsers(source: str, made: Path, tmp_path: Path, lmcast):
+    before = hashes(made / source)
+    status, out, _ = lmcast("pack", made / source, "--for", "js", "-o", tmp_path / "js", "--json")
+    assert status == 0
+    files = set(json.loads(out)["files"])
+    texts = {"README.md", "config.json", "generation_config.json", "special_tokens_map.json"}
+    texts |= {"tokenizer.json", "tokenizer_config.json"}
+    assert files == texts | {"onnx/model.onnx", "onnx/model.onnx_data"}
+    config = json.loads((tmp_path / "js/config.json").read_text())["transformers.js_config"]
+    assert config == {"dtype": "fp32", "use_external_data_format": {"model.onnx": 1}}
+    ort.InferenceSession(tmp_path / "js/onnx/model.onnx", providers=["CPUExecutionProvider"])
+    assert hashes(made / source) == before
+
+
+def test_what_cannot_be_packed(made: Path, tmp_path: Path, lmcast):
+    shutil.copytree(made / "engine", tmp_path / "engine")
+    manifest = read_manifest(tmp_path / "engine")
+    write_manifest(tmp_path / "engine", {**manifest.fields, "target": "tensorrt-rtx"})
+    with pytest.raises(EngineError, match="packed for js: they open engines of target cpu, onnx"):
+        pack_for(tmp_path / "engine", "js", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    status, _, said = lmcast("pack", made / "engine", "--for", "hub")
+    assert (status, "give -o" in said) == (2, True)
+
+
+REASONS: dict[str, tuple[str, dict[str, str]]] = {
+    "all": ("", {}),
+    "some": ("not for b: no", {"a": "", "b": "no"}),
+    "one reason": ("not for a, b: no", {"a": "no", "b": "no"}),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_reasons(name: str):
+    line, clients = REASONS[name]
+    assert line in "\n".join(said_of(clients))
+
+
+def test_graphs_that_no_other_program_runs():
+    function, node = SimpleNamespace(name="known"), SimpleNamespace(domain="lmcast", op_type="own")
+    known = SimpleNamespace(domain="lmcast", op_type="known")
+    graph: Any = SimpleNamespace(functions={"": function}, graph=[node, known])
+    about: Any = SimpleNamespace(graph=SimpleNamespace(anew_beyond=(), total_length=False))
+    assert unable(graph, about).endswith("only lmcast has kernels for: own")
+    graph.graph = [known]
+    assert not unable(graph, about)
+    about.graph.anew_beyond, about.graph.total_length = (8,), True
+    assert unable(graph, about).startswith("rows that grow beyond 8 tokens")
+    about.target, about.graph.weights = "cpu", "copy"
+    assert not unfit(about)
+
+
+GENERATION: dict[str, tuple[dict[str, Any], list[int], dict[str, Any]]] = {
+    "the same end": ({"eos_token_id": 2}, [2], {"eos_token_id": 2}),
+    "the same ends": ({"eos_token_id": [3, 2]}, [2, 3], {"eos_token_id": [3, 2]}),
+    "one more": ({"eos_token_id": 2, "top_k": 5}, [2, 3], {"eos_token_id": [2, 3], "top_k": 5}),
+    "none stated": ({"top_k": 5}, [2], {"eos_token_id": [2], "top_k": 5}),
+    "none at all": ({"top_k": 5}, [], {"top_k": 5}),
+    "a cache": ({"cache_implementation": "hybrid", "eos_token_id": 2}, [2], {"eos_token_id": 2}),
+}
+
+
+@pytest.mark.parametrize("name", GENERATION)
+def test_generation_configs_state_all_ends(name: str):
+    given, ends, wanted = GENERATION[name]
+    assert generation(given, ends) == wanted
