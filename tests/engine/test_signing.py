@@ -244,6 +244,12 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "a file too many": (lambda e: (e / "more").write_text("x"), "more: not part of", 2),
     "a file of git": (lambda e: (e / ".gitignore").write_text("x"), ".gitignore: not part of", 2),
     "a file too few": (lambda e: (e / "plans/b").unlink(), "plans/b: missing", 2),
+    "a huge file, listed": (lambda e: os.truncate(e / "plans/b", 1 << 40), "plans/b: ", 1),
+    "a huge file too many": (
+        lambda e: ((e / "more").touch(), os.truncate(e / "more", 1 << 40)),
+        "more: not part of",
+        1,
+    ),
     "another key": (resign("other"), f"model.sig: {ANOTHER}", 1),
     "another hand": (another_hand, f"model.sig: {CHANGED}", 1),
     "its payload": (edit(payload), f"model.sig: {CHANGED}", 1),
