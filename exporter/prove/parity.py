@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
@@ -37,6 +38,7 @@ from lmcast.exporter.prove.references import (
     Chain,
     Logits,
     Reference,
+    Row,
     drawn,
     padded,
     ragged,
@@ -46,7 +48,7 @@ from lmcast.exporter.prove.references import (
 )
 from lmcast.exporter.prove.rounding import (
     FP8,
-    exact_engine,
+    run_exactly,
     unrounded,
     with_rounding,
     without_rounding,
@@ -106,9 +108,9 @@ def check(
         reference = refer()
     results = []
     for name, expected in reference.items():
-        run = exact_engine(engine.directory, engine.threads) if name == EXACT else engine
         begin = perf_counter()
-        got = _run(run, expected.chains) if expected.chains else _prefill(run, rows)
+        ask = partial(_run, rows=rows, chains=expected.chains)
+        got = run_exactly(engine, ask) if name == EXACT else ask(engine)
         seconds = perf_counter() - begin
         results.append(replace(_compare(name, got, expected, format.name), seconds=seconds))
     longest = max(map(len, rows))
@@ -122,19 +124,13 @@ def _holds_codes(engine: Engine) -> bool:
     return any(state.dtype == FP8 for state in engine.manifest.about.graph.states)
 
 
-def _prefill(engine: Engine, rows: list[list[int]]) -> Logits:
-    """Each row alone, all at once."""
+def _run(engine: Engine, rows: list[Row], chains: Sequence[Chain]) -> Logits:
+    """Each chain in a session of its own; without any, each row alone, all at once."""
     got: Logits = {}
-    for r, row in enumerate(rows):
+    for r, row in () if chains else enumerate(rows):
         at = np.array([watched(len(row))])
         logits = engine.session(1).run(np.array([row]), np.array([len(row)]), at)[0]
         got |= {(r, t): logits[i] for i, t in enumerate(at[0].tolist())}
-    return got
-
-
-def _run(engine: Engine, chains: Sequence[Chain]) -> Logits:
-    """Each chain in a session of its own."""
-    got: Logits = {}
     for chain in chains:
         session = engine.session(len(chain.rows))
         for call, places in zip(chain.calls, chain.places(), strict=True):

@@ -10,11 +10,11 @@ low-precision format is far above any bound of fp32.
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -27,6 +27,8 @@ from lmcast.exporter.engine.graph_file import read_graph
 from lmcast.exporter.engine.manifest import Manifest, read_manifest
 from lmcast.exporter.graph.assemble import arguments
 from lmcast.exporter.graph.lowering import VARIANT
+from lmcast.exporter.prove.dequantized import wide_bytes
+from lmcast.exporter.prove.in_parts import PART, computed
 from lmcast.exporter.runtime.engine import Engine, Variant
 from lmcast.graphs import Definition
 from lmcast.graphs.blocks.attention import Attention
@@ -44,26 +46,42 @@ from lmcast.plugins.quantize.quantize_input import quantize_input, rotated
 HOLDING = (cached_attention.name, window_attention.name)
 PAST, SCALED = slice(3, 5), 8  # among their inputs: the caches, the scale of keys
 FP8 = "float8_e4m3fn"  # as engine.json names it
+Got = TypeVar("Got")
 
 
 def exact_engine(directory: Path, threads: int | None = None) -> Engine:
     """Return an engine whose portable graph rounds neither inputs of products nor keys and
-    values to low precision."""
+    values to low precision.
+
+    It is loaded without the kernels' own layout of quantized weights: ONNX Runtime 1.31 then
+    multiplies with dequantized values, and dequantizes them in every call.
+    """
     manifest = read_manifest(directory)
-    variant = Variant(exact_model(manifest), exact_contract(manifest.about))
+    model = ir.to_proto(exact_graph(manifest)).SerializeToString()
+    variant = Variant(model, exact_contract(manifest.about))
     return Engine(directory, threads, portable=True, variant=variant)
 
 
-def exact_model(manifest: Manifest) -> bytes:
-    """Return an engine's graph as one that rounds no inputs, if it is loaded without prepacking.
+def run_exactly(engine: Engine, ask: Callable[[Engine], Got]) -> Got:
+    """Return what `ask` makes of the logits of an exact engine, by calls that depend on no logits.
 
-    Without the kernels' own layout of quantized weights, ONNX Runtime 1.31 multiplies with
-    dequantized values. Its states are those of `exact_contract`.
+    Weights of more than one part are dequantized once for all calls, a part at a time: in one
+    thread, as others would do little but wait for products with single tokens.
+    """
+    graph = exact_graph(engine.manifest)
+    if wide_bytes(graph) > PART:
+        return computed(exact_engine(engine.directory, 1), graph, ask)
+    return ask(exact_engine(engine.directory, engine.threads))
+
+
+def exact_graph(manifest: Manifest) -> ir.Model:
+    """Return an engine's graph as one that rounds no inputs, where kernels do not.
+
+    Its states are those of `exact_contract`.
     """
     graph = read_graph(manifest)
     without_rounding(graph)
-    model: bytes = ir.to_proto(graph).SerializeToString()
-    return model
+    return graph
 
 
 def exact_contract(about: Description) -> Graph:
