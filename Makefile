@@ -14,7 +14,9 @@ PACKAGE := $(VENV)/.package-$(shell echo $(SOURCES) | cksum | cut -d ' ' -f 1)
 demo: $(PACKAGE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh samples/smollm2.sh
 
-test: lint types check-suite
+# mypy takes one core for most of a minute, beside the first tests.
+test: $(VENV)/.tests $(VENV)/.llm-compressor $(PACKAGE)
+	+$(MAKE) --no-print-directory -j 2 lint types check-suite
 
 lint: $(VENV)/.tests
 	$(BIN)/ruff check .
