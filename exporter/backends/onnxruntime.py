@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,26 @@ class BackendError(InputError):
     """A graph that this machine's ONNX Runtime cannot load."""
 
 
+@dataclass(frozen=True)
+class Bound:
+    """The binding of a call, and what has to outlive it.
+
+    to: what it was made for. inputs: by name, those that change from call to call, with the memory
+    that they lie in.
+    """
+
+    to: object
+    binding: ort.IOBinding
+    states: list[ort.OrtValue]
+    inputs: dict[str, tuple[np.ndarray, ort.OrtValue]]
+
+
 class States(list[tuple[str, np.ndarray]]):
     """Arrays that calls update in place, by name, with the binding of the last call."""
 
     def __init__(self, arrays: Iterable[tuple[str, np.ndarray]]):
         super().__init__(arrays)
-        self.bound: tuple[object, ort.IOBinding, list[ort.OrtValue]] | None = None
+        self.bound: Bound | None = None
 
 
 def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
@@ -121,25 +136,31 @@ class Runner:
     ) -> list[np.ndarray]:
         """Run once over these rows of the states, which are updated in place; return the named
         outputs."""
-        binding = self._bound(states, rows, outputs)
-        held = [ort.OrtValue.ortvalue_from_numpy(array) for array in inputs.values()]
-        for name, value in zip(inputs, held, strict=True):  # which must outlive the run
-            binding.bind_ortvalue_input(name, value)
-        for name in outputs:
-            binding.bind_output(name, "cpu")  # in new memory: earlier results belong to the caller
-        self._session.run_with_iobinding(binding)
-        values = binding.get_outputs_as_ortvaluevector()
+        bound = self._bound(states, rows, outputs)
+        for name, array in inputs.items():
+            memory, _ = bound.inputs.get(name, (None, None))
+            if memory is not None and memory.shape == array.shape:
+                memory[...] = array
+                continue
+            memory = array.copy()
+            bound.inputs[name] = memory, ort.OrtValue.ortvalue_from_numpy(memory)
+            bound.binding.bind_ortvalue_input(name, bound.inputs[name][1])
+        for name in outputs:  # in new memory: earlier results belong to the caller
+            bound.binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(bound.binding)
+        values = bound.binding.get_outputs_as_ortvaluevector()
         return [values[i].numpy() for i in range(len(outputs))]
 
-    def _bound(self, states: States, rows: slice, outputs: Sequence[str]) -> ort.IOBinding:
+    def _bound(self, states: States, rows: slice, outputs: Sequence[str]) -> Bound:
         """Return a binding to these rows, reused if the last call had the same ones.
 
-        To bind the states of 28 layers takes 0.6 ms: 2 % of a step of Qwen3-0.6B in int4.
+        To bind the states of 28 layers takes 0.6 ms: 2 % of a step of Qwen3-0.6B in int4. New
+        values for the inputs of a step, 0.1.
         """
         wanted = self._session, rows.start, rows.stop, tuple(outputs)
-        if states.bound is None or states.bound[0] != wanted:
+        if states.bound is None or states.bound.to != wanted:
             binding = self._session.io_binding()
-            held = []  # the values must outlive the binding
+            held = []
             for name in outputs:  # first, as their places among all outputs are by this order
                 binding.bind_output(name, "cpu")
             for name, array in states:
@@ -147,8 +168,8 @@ class Runner:
                 held.append(value)
                 binding.bind_ortvalue_input(f"{name}.past", value)
                 binding.bind_ortvalue_output(f"{name}.present", value)
-            states.bound = wanted, binding, held
-        return states.bound[1]
+            states.bound = Bound(wanted, binding, held, {})
+        return states.bound
 
 
 def zeros(states: Sequence[Shaped]) -> Iterator[tuple[str, np.ndarray]]:

@@ -73,6 +73,9 @@ class Session:
     @checked
     def check_room(self, tokens: Tokens) -> None:
         """Refuse to hold more than the context; raises SessionError."""
+        self._check_room(tokens)
+
+    def _check_room(self, tokens: int) -> None:
         longest = int(self.lengths.max()) + tokens
         if longest > self._trained:
             raise SessionError(
@@ -110,7 +113,7 @@ class Session:
                     f"{rows.shape[1]} rows of logits of {longest} tokens; beyond {end} this plan"
                     f" gives up to {self._limits.logits} in a call"
                 )
-        self.reserve(int(self.lengths.max()) + ids.shape[1])
+        self._reserve(int(self.lengths.max()) + ids.shape[1])
         self._unfinished = True
         logits = self._in_calls(ids, counts, rows, most)
         self._unfinished = False
@@ -251,7 +254,7 @@ class Session:
                 )
             valid = valid.astype(np.int64)
         longest = int((self.lengths + valid).max())
-        self.check_room(longest - int(self.lengths.max()))
+        self._check_room(longest - int(self.lengths.max()))
         return within("input_ids", ids[:, : int(valid.max())], self._vocab), valid
 
     @checked
@@ -260,6 +263,9 @@ class Session:
 
         Raises SessionError if the memory cannot hold them.
         """
+        return self._reserve(tokens)
+
+    def _reserve(self, tokens: int) -> Any:
         if tokens <= self._capacity or (self._limits and self._capacity):
             return self._states
         # Padding may lie beyond the context, so the last step is as long as the call needs.
