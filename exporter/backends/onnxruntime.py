@@ -106,7 +106,7 @@ class Runner:
         # Prepacking makes a private copy of every weight, in the layout the kernels like best.
         options.add_session_config_entry("session.disable_prepacking", "01"[not prepack])
         self._path = manifest.directory / graph.file
-        size = sum(file.size for file in (*manifest.files, *manifest.linked))
+        size = sum(file.size for file in manifest.files) + sum(f.size for f in manifest.linked)
         with in_large_pages() if prepack and size >= LARGE else nullcontext():
             self._session = opened(manifest, model, options, ["CPUExecutionProvider"])
 

@@ -5,8 +5,8 @@
 Without engines: SmolLM2-135M's dimensions with random weights, in fp32, and in int4 in groups of
 32, both with their tied head. Times are ONNX Runtime's own, of every node the least of some calls,
 so that other work on the machine counts little; what lies between nodes is not in them. Bytes are
-those of weights and of held keys and values that a node reads; beside their speed is the read
-bandwidth of the same number of threads.
+those of weights, as the kernels lay them out, and of held keys and values that a node reads; beside
+their speed is the read bandwidth of the same number of threads.
 """
 
 import argparse
@@ -87,9 +87,10 @@ def measure(engine: str, threads: int, held: int, prompt: int) -> dict[str, Any]
             ids = np.arange(tokens)[None] % loaded.vocab_size
             before = 0 if tokens == prompt else held
             session = loaded.session(1)
-            session.reserve(before + tokens)
+            for _, array in session.reserve(before + tokens):
+                array[...] = 0.5  # memory that was never written takes no time to read
             for _ in range(calls):
-                session.lengths[:] = before  # what is held are zeros: the time is the same
+                session.lengths[:] = before
                 session.append(ids)
             times = least(Path(runner._session.end_profiling()), calls)
             found[str(tokens)] = by_operator(loaded, times, before + tokens)
@@ -120,13 +121,9 @@ def by_operator(loaded: Any, times: Mapping[str, float], seen: int) -> dict[str,
     for node in graph:
         if str(node.name) not in times:
             continue  # a constant
-        size = 0.0
-        for value in node.inputs:
-            if value is None or node.op_type in GATHERS:
-                continue
-            if value.is_initializer() and value.const_value is not None:
-                size += value.const_value.nbytes
-            elif str(value.name).endswith(".past") and value.shape is not None:
+        size = weight_bytes(node)
+        for value in node.inputs if node.op_type not in GATHERS else ():
+            if value is not None and str(value.name).endswith(".past") and value.shape is not None:
                 sizes = [axes.get(str(n), n) for n in value.shape]
                 size += math.prod(int(n) for n in sizes) * (
                     value.dtype.itemsize if value.dtype else 0
@@ -135,6 +132,22 @@ def by_operator(loaded: Any, times: Mapping[str, float], seen: int) -> dict[str,
         for i, more in enumerate((1, times[str(node.name)], size)):
             entry[i] += more
     return found
+
+
+def weight_bytes(node: Any) -> float:
+    """Return the bytes of weights that a node reads once."""
+    if node.op_type in ("GroupQueryAttention", *GATHERS):
+        return 0.0  # a few rows of tables
+    if node.op_type == "MatMulNBits":  # beside codes, fp32 scales and zero points times those
+        k, n, bits, block = (node.attributes[a].as_int() for a in ("K", "N", "bits", "block_size"))
+        return n * k * (bits / 8 + 8 / block)
+    total = 0.0
+    for value in node.inputs:
+        if value is not None and value.is_initializer() and value.const_value is not None:
+            total += value.const_value.nbytes
+        elif node.op_type == "FusedMatMul" and value is node.inputs[1]:  # computed at load
+            total += math.prod(value.shape.numpy()) * value.dtype.itemsize
+    return total
 
 
 def text(engine: str, found: Mapping[str, Any]) -> str:
