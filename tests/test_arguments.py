@@ -20,7 +20,7 @@ from lmcast.exporter.calibrate.calibrate import calibrate
 from lmcast.exporter.engine import manifest, signing
 from lmcast.exporter.engine.inspect import inspect as inspect_path
 from lmcast.exporter.engine.relink import relink
-from lmcast.exporter.pack import pack
+from lmcast.exporter.pack import pack, pack_for
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.prove.quality import quality
 from lmcast.exporter.runtime.chat import TextError
@@ -103,6 +103,9 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     },
     read_prompts: {"path": PATHS, "most": COUNTS},
     pack: {"engine": PATHS, "output": SOME_PATHS, "progress": OBJECTS, "force": FLAGS},
+    pack_for: {
+        "engine": PATHS, "program": WORDS, "output": PATHS, "progress": OBJECTS, "force": FLAGS,
+    },
     build: {"engine": PATHS, "target": TEXTS, **OF_PLAN, "progress": OBJECTS},
     Sizes: {
         **dict.fromkeys(("max_batch", "max_context", "max_tokens", "opt_batch"), COUNTS),
@@ -154,7 +157,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
 GIVEN: dict[str, Any] = {
     "self": None, "checkpoint": "/nowhere", "output": "/nowhere/out", "engine": "/nowhere",
     "engine_dir": "/nowhere", "directory": "/nowhere", "key": "/nowhere", "against": "/nowhere",
-    "path": "/nowhere", "target": "cpu", "config": {}, "shapes": {}, "tensors": {},
+    "path": "/nowhere", "target": "cpu", "program": "genai", "config": {}, "shapes": {}, "tensors": {},
     "prompts": "x", "messages": USER, "given": {}, "chats": [],
     "tokenizer": b"", "chat_templates": {}, "special_tokens": {},
 }  # fmt: skip

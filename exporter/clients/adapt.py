@@ -15,6 +15,7 @@ import onnx_ir as ir
 from lmcast.exporter.clients.contract import CAPACITY, Contract, Held, Port, given
 from lmcast.exporter.engine.description import State
 from lmcast.exporter.graph.requirements import requirements
+from lmcast.exporter.passes.latents_by_length import latents_of_one_head
 from lmcast.exporter.passes.total_length import NAME as TOTAL
 from lmcast.exporter.passes.total_length import give_total
 from lmcast.exporter.passes.whole_windows import whole_windows
@@ -34,10 +35,12 @@ def adapt(graph: ir.Model, states: Sequence[State], contract: Contract) -> ir.Mo
 
 
 def held_by(graph: ir.Model, states: Sequence[State], contract: Contract) -> list[Held]:
-    """Return the states of a graph; windows are full from now on, where the contract has them so.
+    """Return the states of a graph; latents have one head from now on, where their bodies can, and
+    windows are full, where the contract has them so.
 
-    That changes nothing but memory: the kernel looks at the last tokens of a cache of all.
+    The latter changes nothing but memory: the kernel looks at the last tokens of a cache of all.
     """
+    latents_of_one_head(graph)
     if contract.windows == "full":
         whole_windows(graph, widest=0)
     pasts = {str(value.name): value for value in graph.graph.inputs}

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmcast.plugins.latent import onnx_body
 from lmcast.plugins.latent.onnx_body import PORTABLE, Heads, Style, last_seen
 from lmcast.plugins.onnx_builder import Attribute, Builder, Value
 from lmcast.plugins.plugin import Close, Plugin, rounded, triton
@@ -103,10 +102,10 @@ def body(
 ) -> tuple[Value, Value]:
     heads, tokens = Heads(op, query, rotated, key_up, value_up, scale, style), op.size(query, 1)
     until = last_seen(op, cache_lengths, tokens)
-    present = onnx_body.write(op, past, until, latent)
+    present, rows = style.write(op, past, until, latent)
     slots = style.slots(op, past, cache_lengths, tokens)
     mask = op.Unsqueeze(op.range(slots) <= until, [1])  # B,1,T,S
-    return heads.attend(present, slots, mask), present
+    return heads.attend(rows, slots, mask), present
 
 
 def case(

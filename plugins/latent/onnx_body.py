@@ -24,16 +24,36 @@ class Style:
     product: multiplies with a transposed matrix.
     wide: the operator may compute in another dtype than fp32; scores are then cast to fp32.
     by_length: attend to the rows that some token sees instead of the whole cache; they are copied.
+    one_head: caches are B,1,C,W, as programs hold them that know caches of heads alone.
     """
 
     product: Product = times_transposed
     wide: bool = True
     by_length: bool = False
+    one_head: bool = False
+
+    def write(self, op: Builder, past: Value, until: Value, new: Value) -> tuple[Value, Value]:
+        """Return the cache with `new` B,T,W in the rows `until` B,T,1, and the same as B,C,W.
+
+        TensorScatter, in TensorRT, takes four axes only, and a state whose capacity is fixed.
+        """
+        row = op.Unsqueeze(op.range(op.size(new, 0)), [1, 2])
+        if not self.one_head:
+            present = op.ScatterND(past, op.Where(op.constant([True, False]), row, until), new)
+            return present, present
+        behind = op.Where(op.constant([False, False, True]), until, 0)
+        places = op.Where(op.constant([True, False, False]), row, behind)  # B,T,3
+        present = op.ScatterND(past, places, new)
+        return present, op.Squeeze(present, [1])
+
+    def capacity(self, op: Builder, past: Value) -> Value:
+        """Return C of a cache, [1]."""
+        return op.size(past, 2 if self.one_head else 1)
 
     def slots(self, op: Builder, past: Value, cache_lengths: Value, tokens: Value) -> Value:
-        """Return how many rows of a cache B,C,W are looked at, [1]."""
+        """Return how many rows of a cache are looked at, [1]."""
         if not self.by_length:
-            return op.size(past, 1)
+            return self.capacity(op, past)
         return op.ReduceMax(cache_lengths, keepdims=1) + tokens
 
     def seen(self, op: Builder, x: Value, slots: Value, axis: int) -> Value:
@@ -151,13 +171,3 @@ class Heads:
 def last_seen(op: Builder, cache_lengths: Value, tokens: Value) -> Value:
     """Return the last row that each token sees, B,T,1: its own."""
     return op.Unsqueeze(op.Unsqueeze(cache_lengths, [1]) + op.range(tokens), [2])
-
-
-def write(op: Builder, past: Value, until: Value, new: Value) -> Value:
-    """Return `past` B,C,W with `new` B,T,W in the rows `until` B,T,1.
-
-    TensorScatter, in TensorRT, takes four axes only, and a state whose capacity is fixed.
-    """
-    row = op.Unsqueeze(op.range(op.size(new, 0)), [1, 2])
-    places = op.Where(op.constant([True, False]), row, until)  # B,T,2
-    return op.ScatterND(past, places, new)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmcast.plugins.latent import onnx_body
 from lmcast.plugins.latent.mla_attention import attend, write
 from lmcast.plugins.latent.mla_attention import case as whole_case
 from lmcast.plugins.latent.onnx_body import PORTABLE, Heads, Style, last_seen
@@ -93,19 +92,19 @@ def body(
     none."""
     heads = Heads(op, query, rotated, key_up, value_up, scale, style)
     batch, tokens, head_count, *_, value_width = heads.sizes()
-    until, capacity = last_seen(op, cache_lengths, tokens), op.size(past, 1)
-    present = onnx_body.write(op, past, until, latent)
+    until, capacity = last_seen(op, cache_lengths, tokens), style.capacity(op, past)
+    present, held = style.write(op, past, until, latent)
     slots = style.slots(op, past, cache_lengths, tokens)
     is_chosen = style.seen(op, marked(op, chosen, capacity), slots, 2)
     mask = op.Unsqueeze((op.range(slots) <= until) & is_chosen, [1])  # B,1,T,S
     heads.by_head()  # written ahead of all branches, which share it
 
     def rows() -> Value:
-        return style.seen(op, present, slots, 1)
+        return style.seen(op, held, slots, 1)
 
     few, absorbs = gathers(op, tokens, chosen, capacity), heads.absorbs(slots)
     none = op.Expand(op.CastLike(0.0, query), op.dims(batch, tokens, head_count, value_width))
-    out = op.branch(few, lambda: gathered(heads, present, chosen, until), lambda: none)
+    out = op.branch(few, lambda: gathered(heads, held, chosen, until), lambda: none)
     either = op.branch(~few & absorbs, lambda: heads.absorbed(rows(), mask), lambda: out)
     last = op.branch(few | absorbs, lambda: either, lambda: heads.expanded(rows(), mask))
     return last, present

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmcast.plugins.latent import onnx_body
 from lmcast.plugins.latent.mla_attention import write
 from lmcast.plugins.latent.onnx_body import PORTABLE, Style, last_seen
 from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
@@ -135,7 +134,8 @@ def body(
     top_k: Attribute,
 ) -> tuple[Value, Value]:
     until = last_seen(op, cache_lengths, op.size(query, 1))
-    present, capacity = onnx_body.write(op, past_key, until, key), op.size(past_key, 1)
+    present, _ = PORTABLE.write(op, past_key, until, key)
+    capacity = PORTABLE.capacity(op, past_key)
     mask = op.range(capacity) <= until
     scored = scores(op, query, weights, present, mask, PORTABLE)
     number = count(op, top_k, capacity)

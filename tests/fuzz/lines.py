@@ -73,7 +73,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect engine --json", "inspect checkpoint --batch 3 --context 50 --json"),
     "verify": ("verify engine --json", "verify packed --key public.pem --json"),
     "sign": ("sign packed --key private.pem --json",),
-    "pack": ("pack engine -o out --json",),
+    "pack": ("pack engine -o out --json", "pack engine --for js -o out --json"),
     "calibrate": (
         "calibrate checkpoint -o out --recipe int8 --data corpus.txt --tokens 32 --chunk 16 --json",
     ),
