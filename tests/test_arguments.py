@@ -157,8 +157,8 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
 GIVEN: dict[str, Any] = {
     "self": None, "checkpoint": "/nowhere", "output": "/nowhere/out", "engine": "/nowhere",
     "engine_dir": "/nowhere", "directory": "/nowhere", "key": "/nowhere", "against": "/nowhere",
-    "path": "/nowhere", "target": "cpu", "program": "genai", "config": {}, "shapes": {}, "tensors": {},
-    "prompts": "x", "messages": USER, "given": {}, "chats": [],
+    "path": "/nowhere", "target": "cpu", "program": "genai",
+    "config": {}, "shapes": {}, "tensors": {}, "prompts": "x", "messages": USER, "given": {}, "chats": [],
     "tokenizer": b"", "chat_templates": {}, "special_tokens": {},
 }  # fmt: skip
 
