@@ -158,7 +158,8 @@ GIVEN: dict[str, Any] = {
     "self": None, "checkpoint": "/nowhere", "output": "/nowhere/out", "engine": "/nowhere",
     "engine_dir": "/nowhere", "directory": "/nowhere", "key": "/nowhere", "against": "/nowhere",
     "path": "/nowhere", "target": "cpu", "program": "genai",
-    "config": {}, "shapes": {}, "tensors": {}, "prompts": "x", "messages": USER, "given": {}, "chats": [],
+    "config": {}, "shapes": {}, "tensors": {}, "prompts": "x", "messages": USER,
+    "given": {}, "chats": [],
     "tokenizer": b"", "chat_templates": {}, "special_tokens": {},
 }  # fmt: skip
 
