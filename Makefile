@@ -3,13 +3,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := $(VENV)/clients
+LISTS := tests/clients/environments
+CLIENT_PYTHONS := $(patsubst $(LISTS)/%.txt,$(CLIENTS)/%/.made,$(wildcard $(LISTS)/*.txt))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # An editable install links each file: another list of files is another install.
 SOURCES := $(shell find plugins graphs calib exporter -name '*.py' | sort)
 PACKAGE := $(VENV)/.package-$(shell echo $(SOURCES) | cksum | cut -d ' ' -f 1)
 
-.PHONY: demo test quick lint types check-suite bench bench-peers clean
+.PHONY: demo test quick lint types check-suite test-clients bench bench-peers clean
 
 demo: $(PACKAGE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh samples/smollm2.sh
@@ -26,7 +29,7 @@ types: $(VENV)/.tests $(PACKAGE)
 	$(BIN)/mypy -p lmcast.plugins -p lmcast.graphs -p lmcast.calib -p lmcast.exporter
 
 # In order of names: by numbers of tests, slow files with few would be left to one worker at the end.
-check-suite: $(VENV)/.tests $(VENV)/.llm-compressor $(PACKAGE)
+check-suite: $(VENV)/.tests $(VENV)/.llm-compressor $(CLIENTS)/genai/.made $(PACKAGE)
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # What a change of a block, an operator or a table breaks first: structure, eager against its oracle,
@@ -35,6 +38,11 @@ QUICK := tests/test_structure.py tests/graphs tests/plugins/test_plugins.py \
     tests/plugins/test_runtimes.py
 quick: lint $(PACKAGE)
 	$(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder $(QUICK)
+
+# Every family in the other programs that open engines; `make test-clients ONLY=--only\ genai`.
+test-clients: $(CLIENT_PYTHONS) $(CLIENTS)/js/.made $(PACKAGE)
+	$(BIN)/python tests/client_table.py --check $(ONLY)
+	$(BIN)/pytest -q tests/clients
 
 bench: $(VENV)/.peers
 	$(BIN)/python tests/benchmarks/export.py
@@ -83,6 +91,24 @@ $(VENV)/.llm-compressor: tests/layouts/llm_compressor.txt $(VENV)/.tests
 	    > $$(echo $(PEER)/lib/python3.*/site-packages)/tests.pth
 	$(PEER)/bin/pip install -q -c tests/layouts/llm_compressor.txt llmcompressor
 	touch $@
+
+# Programs that open engines. What is listed wants other libraries than the tests, or, as
+# onnxruntime-genai, would bring a second onnxruntime; the rest is taken from their environment.
+$(CLIENT_PYTHONS): $(CLIENTS)/%/.made: $(LISTS)/%.txt $(VENV)/.tests
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	echo $(abspath $(VENV))/lib/python3.*/site-packages \
+	    > $$(echo $(@D)/lib/python3.*/site-packages)/tests.pth
+	$(@D)/bin/pip install -q --no-deps -r $<
+	touch $@
+
+# Without node, or a registry of its packages, the other programs are tested all the same.
+$(CLIENTS)/js/.made: $(LISTS)/package.json $(LISTS)/package-lock.json $(VENV)/.tests
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp $(LISTS)/package.json $(LISTS)/package-lock.json $(LISTS)/.npmrc $(@D)
+	if cd $(@D) && npm ci --silent; then touch .made; \
+	else echo 'transformers.js is left out: npm cannot install it here'; fi
 
 $(VENV)/.bench: $(VENV)/.tests
 	$(BIN)/pip install -q -c constraints.txt $(EDITABLE) '.[bench]'

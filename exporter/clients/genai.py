@@ -149,7 +149,9 @@ def flat(layer: int, states: tuple[Held, ...], width: int, dtype: ir.DataType) -
 
 
 def refuse(held: Sequence[Held], about: "Description") -> str:
-    return ""
+    """Say why GenAI does not open an engine, '' where it does: it wants an id below the vocabulary
+    that ends a text, and would take 0 where none is given."""
+    return "" if about.eos_ids else "the checkpoint names no token that ends a text"
 
 
 def files(about: "Description", found: Sequence[Port], ids: Mapping[str, int]) -> Mapping[str, Any]:
@@ -169,7 +171,7 @@ def config(about: "Description", found: Sequence[Port], ids: Mapping[str, int]) 
         "type": "decoder",
         "vocab_size": about.vocab_size,
         "context_length": about.context,
-        "eos_token_id": list(about.eos_ids) or [about.vocab_size],  # an id that is never drawn
+        "eos_token_id": list(about.eos_ids),
         "pad_token_id": padding(about, ids),
         "decoder": {
             "filename": contract.graph,
