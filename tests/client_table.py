@@ -2,8 +2,8 @@
 
     python tests/client_table.py [--check] [--only genai ...] [--families llama ...]
 
-Exit status 1 where a program makes other tokens, changes an engine, or, with --check, where the page
-is not as it would be printed.
+Exit status 1 where a program makes other tokens or changes an engine, or, with --check, where the
+page is not as it would be printed.
 """
 
 import argparse

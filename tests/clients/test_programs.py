@@ -1,10 +1,11 @@
-"""Other programs open engines as they are, and make lmcast's tokens; CLIENTS.md has all families."""
+"""Other programs open engines and make lmcast's tokens; CLIENTS.md has all families."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from client_table import DOCUMENT, page, recorded_outcomes, touched
+
 from clients import CLIENTS, Given, differs, first_cases, given, outcomes
 
 # Of each way to hold states one: caches, windows with sinks, latents in an odd number, matrices.

@@ -38,7 +38,7 @@ def tried(
 
     try:
         run = load(directory)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - of another program, whatever it raises
         return dict.fromkeys(("single", "batch"), said(error))
     return {"single": outcome(one_by_one), "batch": outcome(lambda: run(prompts, new))}
 
@@ -46,7 +46,7 @@ def tried(
 def outcome(call: Callable[[], Rows]) -> Rows | str:
     try:
         return call()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - of another program, whatever it raises
         return said(error)
 
 

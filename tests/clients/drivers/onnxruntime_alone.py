@@ -1,4 +1,4 @@
-"""Engines in ONNX Runtime by itself: the loop that people write who have read the graph's inputs."""
+"""Engines in ONNX Runtime by itself: the loop of people who have read the graph's inputs."""
 
 import numpy as np
 import onnxruntime
