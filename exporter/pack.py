@@ -94,9 +94,8 @@ def pack_for(
         open_to_others(inner, fields)
         if why := fields[FIELD][layout.contract.name]:
             raise EngineError(f"{engine}: cannot be packed for {program}: {why}")
-        if layout.place is None:
-            write_manifest(directory, fields, hashes)
-        else:
+        write_manifest(inner, fields, hashes)
+        if layout.place is not None:
             layout.place(inner, directory)
             shutil.rmtree(inner)
     found = {str(f.relative_to(output)): f for f in sorted(output.rglob("*")) if f.is_file()}

@@ -142,7 +142,7 @@ def sign(engine: Path, key: Path, as_json: bool) -> None:
 @click.option("--for", "program", type=click.Choice(PROGRAMS),
               help="Write what this program opens, also of an engine with its weights inside."
               " genai: ONNX Runtime GenAI; hub: optimum, and ONNX Runtime alone; js:"
-              " transformers.js, browsers too.")  # fmt: skip
+              " transformers.js, browsers too; triton: NVIDIA Triton's models.")  # fmt: skip
 @force
 @as_json
 def pack(

@@ -80,7 +80,8 @@ class Adapting:
         assert logits.shape is not None
         logits.shape = ir.Shape([*self.call.logits, logits.shape[-1]])
         self.graph.inputs[:] = [*(value.ir for value in self.call.inputs), *self.pasts]
-        self.graph.outputs[:] = [logits, *outputs]
+        kept = [value.ir for value in self.call.kept]
+        self.graph.outputs[:] = [logits, *kept, *outputs]
         self.place()
         return self.model
 
@@ -128,13 +129,14 @@ class Adapting:
             longer = call.cache_lengths + call.token_counts > length
             crosses = (call.cache_lengths > 0) & (call.cache_lengths <= length) & longer
             yield f"a_row_that_grows_beyond_{length}_tokens_must_begin_anew", crosses
-        if self.contract.grows or all(state.attended for state in self.held):
+        longer = self.contract.lengthens and all(state.attended for state in self.held)
+        if self.contract.grows or longer:
             return
         for port, past in zip(self.ports, self.pasts, strict=True):
-            if isinstance(port.before[2], str):  # the room of a cache
-                room = op.size(Value(op, past), 2)
-                yield "needs_past_present_share_buffer_and_no_beams", room < call.total
-                return
+            for axis, size in enumerate(port.before[1:], 1):
+                if isinstance(size, str):  # the room of a cache
+                    yield self.contract.crowded, op.size(Value(op, past), axis) < call.total
+                    return
 
     def roomy(self, state: Held, past: Value) -> Value:
         """Return a cache with room for the tokens of the call, if nothing else makes it."""
@@ -165,7 +167,7 @@ class Adapting:
 
     def place(self) -> None:
         """Put the nodes written ahead of all others, and behind them, under names of their own."""
-        own, first = {port.present for port in self.ports}, self.graph[0]
+        own, first = {str(value.name) for value in self.graph.outputs}, self.graph[0]
         for nodes, what in ((self.ahead.nodes, "client"), (self.behind.nodes, "client.after")):
             for node in nodes:
                 node.name = f"{what}.{node.name}"

@@ -54,6 +54,7 @@ class Call:
     inputs: the latter, in order.
     total: tokens of the longest row behind the call with its padding, int64 [1].
     logits: the axes of logits but for the vocabulary.
+    kept: outputs besides states, for the program to give again in the next call.
     """
 
     inputs: tuple[Value, ...]
@@ -63,6 +64,7 @@ class Call:
     logit_rows: Value
     total: Value
     logits: tuple[Axis, ...]
+    kept: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Contract:
     prologue: writes what makes a Call of what the program gives.
     ports: (all states, the call) -> what the program carries.
     grows: whether a cache has as many slots as there were tokens, not as there ever will be.
+    crowded: where it does not, the name of the node at which a call fails that it has no room for.
+    lengthens: whether it takes, all the same, a longer cache that a kernel of attention gives.
     refuse: (the states, the engine) -> why the program cannot hold them; '' where it can.
     files: (the engine, the ports, ids of special tokens) -> what else it looks for in the
         directory: name -> JSON.
@@ -106,6 +110,8 @@ class Contract:
     grows: bool
     refuse: "Callable[[Sequence[Held], Description], str]"
     files: "Callable[[Description, Sequence[Port], Mapping[str, int]], Mapping[str, Any]]"
+    crowded: str = ""
+    lengthens: bool = False
     windows: Literal["full", "ring"] = "full"
 
 

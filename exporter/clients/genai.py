@@ -229,6 +229,8 @@ contract = Contract(
     prologue=prologue,
     ports=ports,
     grows=False,
+    crowded="needs_past_present_share_buffer_and_no_beams",
+    lengthens=True,
     refuse=refuse,
     files=files,
 )

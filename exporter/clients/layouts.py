@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from lmcast.exporter.clients import genai, hub
+from lmcast.exporter.clients import genai, hub, triton
 from lmcast.exporter.clients.contract import Contract
 from lmcast.exporter.clients.names import Program
 from lmcast.exporter.engine.names import CARD, GENERATION, TEMPLATE, TOKENIZER
@@ -70,4 +70,5 @@ LAYOUTS: Mapping[Program, Layout] = {
     "genai": Layout(genai.contract),
     "hub": Layout(hub.contract),
     "js": Layout(hub.contract, place_js),
+    "triton": Layout(hub.contract, triton.place),
 }

@@ -2,5 +2,5 @@
 
 from typing import Literal, get_args
 
-Program = Literal["genai", "hub", "js"]
+Program = Literal["genai", "hub", "js", "triton"]
 PROGRAMS: tuple[Program, ...] = get_args(Program)

@@ -7,10 +7,14 @@ import torch
 from client_table import DOCUMENT, page, recorded_outcomes, touched
 
 from clients import CLIENTS, Given, differs, first_cases, given, outcomes
+from clients.triton_states import Sequences
+from lmcast.exporter.engine.manifest import undeclared, verify
+from lmcast.exporter.pack import pack_for
 
 # Of each way to hold states one: caches, windows with sinks, latents in an odd number, matrices.
 # The others are run by `make test-clients`.
 FAMILIES = ("deepseek_v3", "gpt_oss", "llama", "qwen3_next")
+CONTEXT = 64  # of tiny checkpoints
 PROGRAMS = ("genai", "onnxruntime")
 
 
@@ -33,6 +37,31 @@ def test_programs_make_the_same_tokens(program: str, engines: dict[str, Given], 
         pytest.skip(client.missing)
     assert outcomes(client, engines, tmp_path) == dict.fromkeys(FAMILIES, "yes")
     assert not [name for name, each in engines.items() if touched(each)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_triton_carries_the_states(family: str, engines: dict[str, Given], tmp_path: Path):
+    """Sequences of different length, first alone and then in one batch; their weights are links."""
+    each = engines[family]
+    pack_for(each.engine.directory, "triton", tmp_path / "models")
+    model = Sequences(tmp_path / "models/lmcast_step")
+    made = [[int(model.infer({i: prompt}).argmax())] for i, prompt in enumerate(each.prompts)]
+    for _ in range(max(map(len, each.tokens)) - 1):
+        logits = model.infer({i: row[-1:] for i, row in enumerate(made)})
+        for row, token in zip(made, logits[:, 0].argmax(-1), strict=True):
+            row.append(int(token))
+    assert [
+        row[: len(tokens)] for row, tokens in zip(made, each.tokens, strict=True)
+    ] == each.tokens
+    room = CONTEXT - len(each.prompts[0]) - len(made[0]) + 1
+    model.infer({0: [5] * room})
+    # By the name of a node; where a kernel of its own runs first, that finds no place.
+    with pytest.raises(Exception, match=r"a_sequence_has_more_tokens_than_dims|invalid indice"):
+        model.infer({0: [5]})
+    engine = tmp_path / "models/lmcast/1/engine"
+    assert not verify(engine) and not undeclared(engine)
+    weights = [f for f in engine.rglob("*") if f.parent.name == "weights"]
+    assert weights and all(f.stat().st_nlink == 3 for f in weights)
 
 
 def test_other_tokens_are_seen(engines: dict[str, Given]):
