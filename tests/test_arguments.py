@@ -17,6 +17,7 @@ from lmcast.exporter.backends.tensorrt.request import Sizes
 from lmcast.exporter.bench import bench
 from lmcast.exporter.build import build
 from lmcast.exporter.calibrate.calibrate import calibrate
+from lmcast.exporter.diff.engines import diff
 from lmcast.exporter.engine import manifest, signing
 from lmcast.exporter.engine.inspect import inspect as inspect_path
 from lmcast.exporter.engine.relink import relink
@@ -129,8 +130,10 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     parity: {
         "engine": PATHS, "against": PATHS, "prompts": SOME_PATHS, "tokens": COUNTS,
         "bisect": FLAGS, "progress": OBJECTS, "portable": FLAGS, "recipe": SOME_PATHS,
-        "revision": TEXTS, "quality": FLAGS, "exact": FLAGS,
+        "revision": TEXTS, "quality": FLAGS, "exact": FLAGS, "baseline": SOME_PATHS,
+        "layers": FLAGS,
     },
+    diff: {"before": PATHS, "after": PATHS, "progress": OBJECTS},
     quality: {
         "engine": PATHS, "against": PATHS, "data": SOME_PATHS, "tokens": COUNTS, "chunk": COUNTS,
         "recipe": SOME_PATHS, "portable": FLAGS, "progress": OBJECTS, "revision": TEXTS,
@@ -157,9 +160,9 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
 GIVEN: dict[str, Any] = {
     "self": None, "checkpoint": "/nowhere", "output": "/nowhere/out", "engine": "/nowhere",
     "engine_dir": "/nowhere", "directory": "/nowhere", "key": "/nowhere", "against": "/nowhere",
-    "path": "/nowhere", "target": "cpu", "program": "genai",
-    "config": {}, "shapes": {}, "tensors": {}, "prompts": "x", "messages": USER,
-    "given": {}, "chats": [],
+    "path": "/nowhere", "before": "/nowhere", "after": "/nowhere", "target": "cpu",
+    "program": "genai", "config": {}, "shapes": {}, "tensors": {}, "prompts": "x",
+    "messages": USER, "given": {}, "chats": [],
     "tokenizer": b"", "chat_templates": {}, "special_tokens": {},
 }  # fmt: skip
 

@@ -48,10 +48,10 @@ def inspect(path: str, batch: int, context: int | None, as_json: bool, **given: 
 @click.argument("after", metavar="ENGINE", type=PATH)
 @as_json
 def diff(before: Path, after: Path, as_json: bool) -> None:
-    """Say what differs between two engines; exit status 1 if anything does.
+    """Say what differs between two engines.
 
-    Graph, numbers of weights, formats, tokenizer, chat templates, settings of generation, versions.
-    Weights are read in full. Where linked ones lie is no difference.
+    Graph, numbers of weights, formats, tokenizer, chat templates, settings of generation, versions:
+    exit status 1 if anything does. Weights are read in full; places of linked ones do not count.
 
     Example: lmcast diff engine engine-of-before
     """

@@ -24,7 +24,7 @@ from lmcast.plugins.arguments import checked
 @click.option("--against", type=CHECKPOINT, required=True, help="The checkpoint it was made from.")
 @revision
 @click.option("--prompts", type=PATH, help="Prompts to compare on. Default: drawn ids.")
-@click.option("--tokens", type=int, help="Length of drawn prompts.  [default: 64]")
+@click.option("--tokens", type=int, help="Of drawn prompts.  [default: 64, or the baseline's]")
 @recipe
 @portable
 @exact

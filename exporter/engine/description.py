@@ -203,7 +203,7 @@ class Compared:
     eager_error: float
     bound: float
     top1: float
-    kl: float
+    kl: Nats
     passed: bool
     times_eager: float | None
     nothing: float | None = None  # error of logits that say nothing; None: of an older export

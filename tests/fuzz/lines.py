@@ -66,10 +66,14 @@ GOOD: dict[str, tuple[str, ...]] = {
         "generate engine -n 3 --no-chat --json", "generate engine --ids 5,6,7 -n 4",
     ),
     "bench": ("bench engine --prompt-tokens 4 --new-tokens 2 --runs 1 --json",),
-    "parity": ("parity engine --against checkpoint --json report.json --tokens 8",),
+    "parity": (
+        "parity engine --against checkpoint --json report.json --tokens 8",
+        "parity packed --against checkpoint --baseline before.json --html page.html",
+    ),
     "quality": (
         "quality packed --against checkpoint --data corpus.txt --tokens 32 --chunk 16 --json -",
     ),
+    "diff": ("diff engine packed --json",),
     "inspect": ("inspect engine --json", "inspect checkpoint --batch 3 --context 50 --json"),
     "verify": ("verify engine --json", "verify packed --key public.pem --json"),
     "sign": ("sign packed --key private.pem --json",),

@@ -95,6 +95,12 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "of an earlier lmcast": (lambda b: b.pop("version"), "was written by an earlier lmcast"),
     "without a subject": (lambda b: b.pop("subject"), "subject is missing"),
     "a report of quality": (lambda b: b.pop("results"), "is no report of parity"),
+    "a negative divergence": (
+        lambda b: b["results"][1].update(kl=-1.0), r"results\[1\]\.kl is -1\.0; accepted",
+    ),
+    "no number": (
+        lambda b: b["results"][0].update(error=float("nan")), "other.json: .*NaN",
+    ),
     "an error in words": (lambda b: b["results"][0].update(error="x"), r"error is 'x'; accepted"),
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ from fuzz.trial import INPUT
 from lmcast.exporter import Engine, export
 from lmcast.exporter.cli import UNREAD, cli, main
 from lmcast.exporter.engine.manifest import is_engine, is_recipe, undeclared, verify
+from lmcast.exporter.prove.parity import parity
 from lmcast.plugins.errors import InputError
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}<s>assistant:"
@@ -53,6 +54,8 @@ def make(folder: Path) -> None:
     ):  # fmt: skip
         export(folder / "checkpoint", folder / name, target, weights=weights)
     write_packed(folder / "checkpoint", folder / "recipe", {"down_proj.weight": "int8"})
+    before = parity(folder / "packed", folder / "checkpoint").as_json()
+    (folder / "before.json").write_text(json.dumps({"report": "lmcast parity", **before}))
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("mine\n")
     (folder / "prompts.txt").write_text("abc\nhello you\n")
@@ -198,7 +201,7 @@ def judged(line: Line, ended: Ended) -> str | None:
     if ended.status == UNREAD:
         return None
     if ended.status == 1:
-        fails = command in ("verify", "parity", "quality")
+        fails = command in ("verify", "parity", "quality", "diff")
         return None if fails else f"exit status 1: {ended.err:.200}"
     return missing(command, params, ended.out if "stdout" not in lost else None)
 
