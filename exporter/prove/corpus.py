@@ -150,16 +150,19 @@ def chunks(
         for i, (begin, end) in enumerate(pairwise(bounds))
         if TURNS[i % len(TURNS)] == part
     ]
-    found = [place for span in spans for place in _cut(span, prefix, tokens)]
-    if len(found) < count:
+    found = sum(1 for span in spans for _ in _cut(span, prefix, tokens))
+    if found < count:
         needed = SPANS * tokens * -(-count // len(spans))
         raise CorpusError(
-            f"the text has {len(stream):,} tokens, which give {len(found)} chunks of {tokens} for"
+            f"the text has {len(stream):,} tokens, which give {found} chunks of {tokens} for"
             f" {part}; {needed:,} are enough for {count}: give more text, or ask for less"
         )
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
-    chosen = [found[i] for i in sorted(order[:count].tolist())]
-    return torch.tensor([[*head, *part.tolist()] for head, part in chosen], dtype=torch.int64)
+    order = torch.randperm(found, generator=torch.Generator().manual_seed(seed))
+    chosen = set(order[:count].tolist())
+    # Cut again: places of millions of chunks take more memory than their tokens.
+    places = enumerate(place for span in spans for place in _cut(span, prefix, tokens))
+    taken = [[*head, *part.tolist()] for i, (head, part) in places if i in chosen]
+    return torch.tensor(taken, dtype=torch.int64)
 
 
 def _stream(samples: Sequence[Sample], text: Text) -> np.ndarray:
