@@ -1,7 +1,6 @@
 """Capture: each distinct part of a model is traced once, on meta tensors, with torch.export."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from torch.export import Dim, ExportedProgram
 
 from lmcast.exporter.graph.fingerprint import fingerprint
 from lmcast.exporter.graph.results import known_shapes
+from lmcast.exporter.graph.unread import nothing_unread
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.step import Handoff, State, Step, Table
 
@@ -280,24 +280,8 @@ def _export(
     ]
     if nesting is not None:
         args, shapes = (_nest(values, nesting) for values in (args, shapes))
-    from torch._dynamo import config  # here, as torch.export does: importing it takes a second
-
-    # The results of operators on symbolic shapes are hardly ever met again: keeping them took more
-    # than a quarter of a trace.
-    with config.patch(fake_tensor_cache_enabled=False), _no_stack_traces(), known_shapes():
+    with nothing_unread(), known_shapes():
         return torch.export.export(module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
-
-
-@contextmanager
-def _no_stack_traces() -> Iterator[None]:
-    """Let nodes not keep the lines of Python that they come from, which took a tenth of a trace."""
-    config = torch.fx.config  # a module of plain variables, without a patch()
-    before = config.do_not_emit_stack_traces
-    config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        config.do_not_emit_stack_traces = before
 
 
 def _size(axis: int | str) -> int:

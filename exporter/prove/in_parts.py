@@ -65,7 +65,14 @@ class _Calls(Runner):
     def allocate(self, states: Sequence[Shaped], kept: Any = None) -> Any:
         return _Held(states, kept)
 
-    def run(self, inputs: Mapping[str, np.ndarray], states: Any, *_: Any, rows: slice) -> Any:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        states: Any,
+        outputs: Sequence[str] = (LOGITS,),
+        *,
+        rows: slice = slice(None),
+    ) -> list[np.ndarray]:
         if self.logits is not None:
             return [next(self.logits)]
         # A session goes on with its own arrays.

@@ -85,6 +85,12 @@ class Engine:
         self.runs_plan: bool = bool(about.plans) and not portable
         given: dict[targets.Loads, object] = {"threads": threads, "prepack": prepack}
         self.target.require_loads(given | {"exact": exact, "portable": portable})
+        if exact and about.activations != "int8":
+            raise EngineError(
+                f"{self.directory}: exact changes nothing: no kernel rounds inputs of this engine,"
+                " as only those of 4- and 8-bit weights do whose recipe rounds none, if not told"
+                " otherwise at export; leave it out"
+            )
         self.threads = limited(threads) if "threads" in self.target.loads else None
         self._prepack, self.exact = prepack, exact
         self._model: bytes | None = variant.model if variant else None
@@ -344,6 +350,7 @@ def load(
     verify: recompute every hash first; otherwise those of the graph, texts and files up to 16 MiB,
         and weights that were changed at the same size are run, but for linked ones, whose times
         are compared.
-    exact: kernels round no inputs of products with 4- and 8-bit weights, where they would: slower.
+    exact: kernels round no inputs of products with 4- and 8-bit weights: slower. Refused where they
+        round none anyway.
     """
     return Engine(engine_dir, threads, prepack, portable, whole=verify, exact=exact)

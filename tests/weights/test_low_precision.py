@@ -284,6 +284,8 @@ def test_activations(models, recipes, tmp_path: Path, monkeypatch: pytest.Monkey
         export(models["qwen3"], tmp_path / "onnx", "onnx", activations="exact", tokenizer=False)
     with pytest.raises(EngineError, match="--activations int8 changes nothing"):
         export(models["qwen3"], tmp_path / "plain", activations="int8", tokenizer=False)
+    with pytest.raises(EngineError, match="exact changes nothing"):
+        Engine(other.directory, exact=True)
     with pytest.raises(EngineError, match="exact and prepack"):
         Engine(engine.directory, prepack=True, exact=True)
 
