@@ -7,6 +7,7 @@ Letters: B rows, T tokens, R positions that logits are wanted at, D width, V voc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 
 import torch
@@ -25,9 +26,9 @@ class Batch:
     """Tokens of several rows in one call.
 
     ids: B,T int64, padded on the right; counts: B int64, valid tokens of each row. continues:
-    whether they are of the rows of the batch before, behind its tokens, several ways to go on for
-    each if there are more rows; else of new rows. wanted: B,R int64, positions in T that logits are
-    wanted at; None for all.
+    whether they are of the rows of the batch before, behind its tokens: several ways to go on for
+    each if there are more rows, of the first ones if there are fewer; else of new rows. wanted:
+    B,R int64, positions in T that logits are wanted at; None for all.
     """
 
     ids: Tensor
@@ -46,19 +47,36 @@ def full_pass(
 
     watch: `watch(index, layer, dtype)` is called before a layer runs, with its weights in place, so
         that hooks can be set.
-
-    Memory holds one part of the model at a time; every weight is read once per dtype, of an
-    embedding the rows of the tokens.
     """
-    passes = {dtype: Pass(found, source, own, dtype) for dtype, own in batches.items()}
-    for index in range(len(found.model.layers)):
-        for one in passes.values():
+    asked = [(found, dtype, own) for dtype, own in batches.items()]
+    return dict(zip(batches, full_passes(asked, source, watch), strict=True))
+
+
+def full_passes(
+    asked: Sequence[tuple[Definition, torch.dtype, Sequence[Batch]]],
+    source: Checkpoint,
+    watch: Watch | None = None,
+) -> list[list[Tensor]]:
+    """Run definitions that have the same layers and weights, each in a dtype and on batches of its
+    own; return the logits B,R,V of each batch. watch: as in full_pass.
+
+    Memory holds one part of the model at a time; every weight is read once, of an embedding the
+    rows of the tokens, and of a head some rows at a time, once for each.
+    """
+    read = cache(source.read)
+    passes = [Pass(found, source, own, dtype, read) for found, dtype, own in asked]
+    for index in range(len(asked[0][0].model.layers)):
+        read.cache_clear()
+        for one in passes:
             one.hidden = one.layer(index, one.hidden, watch)
-    return {dtype: one.logits() for dtype, one in passes.items()}
+    read.cache_clear()
+    return [one.logits() for one in passes]
 
 
 def ways(rows: Tensor, batch: Batch) -> Tensor:
     """Return what rows B,... carry, for each way in which a batch continues them."""
+    if len(batch.counts) < len(rows):
+        return rows[: len(batch.counts)]
     return rows.repeat_interleave(len(batch.counts) // len(rows), 0)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lmcast.exporter.backends.runner import Limits
 from lmcast.exporter.checkpoint.tensors import Checkpoint
-from lmcast.exporter.prove.eager_pass import Batch, full_pass
+from lmcast.exporter.prove.eager_pass import Batch, full_passes
 from lmcast.exporter.prove.parity_report import TELLING, bound
 from lmcast.exporter.prove.scenarios import EXACT, PREFILL
 from lmcast.graphs import Definition
@@ -32,7 +32,8 @@ Logits = dict[Place, np.ndarray]  # V of each
 
 @dataclass(frozen=True)
 class Chain:
-    """The calls of one session: rows by their numbers, and for each call the tokens of each."""
+    """The calls of one session: rows by their numbers, and for each call the tokens of each, or of
+    the first ones."""
 
     rows: list[int]
     calls: list[list[Row]]
@@ -41,8 +42,8 @@ class Chain:
         """Yield where in each row each call ends."""
         held = [0] * len(self.rows)
         for call in self.calls:
-            held = [n + len(tokens) for n, tokens in zip(held, call, strict=True)]
-            yield [(row, n - 1) for row, n in zip(self.rows, held, strict=True)]
+            held = [n + len(tokens) for n, tokens in zip(held, call, strict=False)]
+            yield [(row, n - 1) for row, n in zip(self.rows, held, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -152,16 +153,12 @@ def references(
     begins = any(length < len(row) for row in rows for length in anew)
     first, own = ({n: c for n, c in every.items() if (n == EXACT) is one} for one in (True, False))
     own, first = (whole_rows, first and whole_rows) if begins else (own, first)
-    if plain is rough:
-        logits = _computed(plain, source, rows, {wide: whole_rows, dtype: own})
-        eager = dict.fromkeys(every, logits[dtype])
-    else:
-        logits = _computed(plain, source, rows, {wide: whole_rows, dtype: first})
-        eager = dict.fromkeys(every, _computed(rough, source, rows, {dtype: own})[dtype])
-        eager[EXACT] = logits[dtype]
+    asked = [(plain, wide, whole_rows), (rough, dtype, own), *([(plain, dtype, first)] * alone)]
+    logits, others, *one = _computed(asked, source, rows)
+    eager = dict.fromkeys(every, others) | ({EXACT: one[0]} if one else {})
     found = {}
     for name, chains in every.items():
-        near, exact = eager[name][PREFILL if begins else name], logits[wide][PREFILL]
+        near, exact = eager[name][PREFILL if begins else name], logits[PREFILL]
         places = [at for at in _places(chains, rows, anew) if at in near]
         error = float(np.max([np.abs(near[at] - exact[at]).max() for at in places]))
         found[name] = Reference(chains, {at: exact[at] for at in places}, error)
@@ -183,42 +180,44 @@ def _places(chains: list[Chain], rows: list[Row], anew: tuple[int, ...]) -> Iter
 
 
 def _computed(
-    found: Definition,
+    asked: Sequence[tuple[Definition, torch.dtype, Mapping[str, list[Chain]]]],
     source: Checkpoint,
     rows: list[Row],
-    asked: Mapping[torch.dtype, Mapping[str, list[Chain]]],
-) -> dict[torch.dtype, dict[str, Logits]]:
-    """Return eager logits in each dtype in the ways asked for: one pass over the weights."""
-    chains = {d: side_by_side(list(flat(*ways.values()))) for d, ways in asked.items()}
-    batches = {
-        d: [*([whole(rows)] if PREFILL in asked[d] else []), *_batches(chain, rows)]
-        for d, chain in chains.items()
-    }
-    logits = full_pass(found, source, batches)
-    taken: dict[torch.dtype, dict[str, Logits]] = {}
-    for dtype, ways in asked.items():
-        own = taken[dtype] = {name: Logits() for name in ways}
-        names = [name for name, way in ways.items() for chain in way for _ in chain.rows]
-        left = iter(logits[dtype])
+) -> list[dict[str, Logits]]:
+    """Return the eager logits of definitions in dtypes in the ways asked for of each."""
+    beside, taken = [_side_by_side(ways) for _, _, ways in asked], []
+    batches = [
+        [*([whole(rows)] if PREFILL in ways else []), *_batches(chain, rows)]
+        for (_, _, ways), (chain, _) in zip(asked, beside, strict=True)
+    ]
+    given = [(*one[:2], own) for one, own in zip(asked, batches, strict=True)]
+    for (_, _, ways), (chain, names), logits in zip(
+        asked, beside, full_passes(given, source), strict=True
+    ):
+        own = {name: Logits() for name in ways}
+        left = iter(logits)
         if PREFILL in own:
             own[PREFILL] = _of_whole(next(left), rows)
-        for ends, places in zip(left, chains[dtype].places(), strict=True):
-            for name, place, last in zip(names, places, _numbers(ends), strict=True):
+        for ends, places in zip(left, chain.places(), strict=True):
+            for name, place, last in zip(names, places, _numbers(ends), strict=False):
                 if len(last) and place[1] in watched(len(rows[place[0]])):
                     own[name][place] = last[0]
+        taken.append(own)
     return taken
 
 
-def side_by_side(chains: list[Chain]) -> Chain:
-    """Return chains as one: rows are independent of each other in eager, and fewer calls cost less.
-    A row that ends before others goes on with zeros, of which nothing is taken."""
-    most = max((len(chain.calls) for chain in chains), default=0)
-    calls: list[list[Row]] = [[] for _ in range(most)]
-    for chain in chains:
-        behind = [[[0]] * len(chain.rows)] * (most - len(chain.calls))
-        for call, own in zip(calls, [*chain.calls, *behind], strict=True):
-            call += own
-    return Chain([row for chain in chains for row in chain.rows], calls)
+def _side_by_side(ways: Mapping[str, list[Chain]]) -> tuple[Chain, list[str]]:
+    """Return all chains as one, and the way of each row: rows are independent of each other in
+    eager, and fewer calls cost less. Those that end before others come last, and go on no more."""
+    each = [(name, chain) for name, chains in ways.items() for chain in chains]
+    each.sort(key=lambda pair: -len(pair[1].calls))
+    most = len(each[0][1].calls) if each else 0
+    calls = [
+        [tokens for _, chain in each if i < len(chain.calls) for tokens in chain.calls[i]]
+        for i in range(most)
+    ]
+    rows = [(name, row) for name, chain in each for row in chain.rows]
+    return Chain([row for _, row in rows], calls), [name for name, _ in rows]
 
 
 def whole(rows: list[Row]) -> Batch:
