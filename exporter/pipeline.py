@@ -108,7 +108,7 @@ def export(
         fields |= write_texts(source, where, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(where, fields, plan, progress)
         proof = partial(prove, where, found, source, format, made_for, plan, progress)
-        finish(where, fields, placed.hashes, clients, proof if parity else None)
+        finish(where, graph, fields, placed.hashes, clients, proof if parity else None)
     return Engine(Path(output))
 
 

@@ -161,8 +161,11 @@ class Target:
         return () if self.machine_code is None else self.machine_code.choose(sms)
 
     def embed(self, graph: "ir.Model", sms: tuple[int, ...]) -> None:
-        """Give the graph its machine code, where the target has some."""
+        """Give the graph its machine code, where the target has some; what it was is kept."""
         if self.machine_code is not None:
+            from lmcast.exporter.graph.bodies import keep_bodies
+
+            keep_bodies(graph)
             self.machine_code.embed(graph, sms)
 
     def compile(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from lmcast.exporter.clients.contract import CAPACITY, Contract, Held, Port, given
+from lmcast.exporter.clients.contract import CAPACITY, Contract, Held, Port, given, zeros
 from lmcast.exporter.engine.description import State
 from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.passes.latents_by_length import latents_of_one_head
@@ -145,8 +145,7 @@ class Adapting:
         op, axis = self.ahead, state.shape.index(CAPACITY)
         rows, tokens = op.size(self.call.input_ids, 0), op.size(self.call.input_ids, 1)
         sizes = [rows, *(a if isinstance(a, int) else tokens for a in state.shape[1:])]
-        room = op.Expand(op.constant(0, state.dtype), op.dims(*sizes))
-        return op.Concat(past, room, axis=axis)
+        return op.Concat(past, zeros(op, op.dims(*sizes), state.dtype), axis=axis)
 
     def output(self, port: Port, past: ir.Value) -> ir.Value:
         """Return what becomes the port's input in the next call, under its name."""

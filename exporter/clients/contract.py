@@ -120,6 +120,12 @@ def given(name: str, *axes: Axis, dtype: ir.DataType = ir.DataType.INT64) -> ir.
     return ir.Value(name=name, shape=ir.Shape(list(axes)), type=ir.TensorType(dtype))
 
 
+def zeros(op: Builder, sizes: Value, dtype: ir.DataType) -> Value:
+    """Return zeros; made in fp32, as not all kernels know all dtypes."""
+    made = op.Expand(0.0, sizes)
+    return made if dtype == ir.DataType.FLOAT else op.Cast(made, to=dtype)
+
+
 def pairs(held: Sequence[Held]) -> list[tuple[Held, Held | None]]:
     """Return states that grow, two by two, of one shape and dtype; an odd one has no other.
 

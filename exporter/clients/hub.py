@@ -21,6 +21,7 @@ from lmcast.exporter.clients.contract import (
     given,
     pairs,
     two_by_two,
+    zeros,
 )
 from lmcast.plugins.onnx_builder import Builder, DataType, Value
 
@@ -100,7 +101,7 @@ def full(op: Builder, past: Value, state: Held, rows: Value) -> Value:
     sizes = [axis for axis in state.shape[1:] if isinstance(axis, int)]
     numbers = op.Reshape(past, [-1])
     missing = rows * math.prod(sizes) - op.Shape(numbers)
-    whole = op.Concat(numbers, op.Expand(op.constant(0, state.dtype), missing), axis=0)
+    whole = op.Concat(numbers, zeros(op, missing, state.dtype), axis=0)
     return op.Reshape(whole, op.dims(rows, *sizes), allowzero=1)
 
 

@@ -21,15 +21,24 @@ WRITTEN: tuple[Contract, ...] = (genai.contract, hub.contract)  # by every expor
 FIELD = "clients"  # of engine.json
 
 
-def write_clients(directory: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+def write_clients(
+    directory: Path, fields: Mapping[str, Any], graph: ir.Model | None = None
+) -> dict[str, Any]:
     """Write the graphs and files of WRITTEN into an engine; return its field of engine.json: why
     there are none for a program, '' where there are.
 
-    fields: of engine.json, complete but for this one. Weights are not read.
+    fields: of engine.json, complete but for this one. graph: in place of the engine's own. Weights
+    are not read.
     """
     about = records.read(Description, {**fields, FIELD: {}})
-    why = unfit(about)
-    found = {c.name: why or write_client(directory, about, c) for c in WRITTEN}
+    if why := unfit(about):
+        return {FIELD: {contract.name: why for contract in WRITTEN}}
+    ids = special_ids(directory, about)
+    found = {}
+    for contract in WRITTEN:
+        model = read(directory, about) if graph is None else graph.clone()
+        require(model, anew_beyond=about.graph.anew_beyond)
+        found[contract.name] = write_client(directory, about, contract, model, ids)
     return {FIELD: found}
 
 
@@ -43,9 +52,14 @@ def unfit(about: Description) -> str:
     return ""
 
 
-def write_client(directory: Path, about: Description, contract: Contract) -> str:
-    """Write a graph and files, or return why there are none."""
-    graph = read(directory, about)
+def write_client(
+    directory: Path,
+    about: Description,
+    contract: Contract,
+    graph: ir.Model,
+    ids: Mapping[str, int],
+) -> str:
+    """Write a graph and files, or return why there are none. ids: as special_ids gives them."""
     if why := unable(graph, about):
         return why
     adapting = Adapting(graph, about.graph.states, contract)
@@ -53,7 +67,6 @@ def write_client(directory: Path, about: Description, contract: Contract) -> str
         return why
     data = ir.to_proto(adapting.run()).SerializeToString(deterministic=True)
     put(directory / contract.graph, data)
-    ids = special_ids(directory, about)
     for name, content in contract.files(about, adapting.ports, ids).items():
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         put(directory / name, text.encode())
@@ -79,7 +92,10 @@ def unable(graph: ir.Model, about: Description) -> str:
     own = {node.op_type for node in graph.graph if node.domain == DOMAIN} - bodies
     if own:
         names = ", ".join(sorted(own))
-        return f"its graph has operators that only lmcast has kernels for: {names}"
+        return (
+            f"its graph has operators that only lmcast has kernels for, {names}; `lmcast export"
+            f" --target {about.target} --weights copy` writes theirs with the bodies of those"
+        )
     if about.graph.anew_beyond and about.graph.total_length:
         beyond = about.graph.anew_beyond[0]
         return f"rows that grow beyond {beyond} tokens begin anew, which a GPU would not refuse"

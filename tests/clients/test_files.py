@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from fake_cuda.interpret import stand_in
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from tiny.llama import tiny_llama
@@ -21,6 +22,7 @@ from lmcast.exporter.engine.description import said_of
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, verify, write_manifest
 from lmcast.exporter.pack import pack, pack_for
 from lmcast.exporter.texts import generation
+from lmcast.plugins.launch import launch_plan
 
 DOCUMENT = Path(__file__).parents[2] / "docs/clients.md"
 LINKED = "they look for weights beside the graph: `lmcast pack` copies them into the engine"
@@ -114,6 +116,30 @@ def test_a_repository_for_browsers(source: str, made: Path, tmp_path: Path, lmca
     assert hashes(made / source) == before
 
 
+def test_engines_of_gpus_have_bodies_for_others(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its own graph has machine code; theirs is run by a CPU here, in fp16: some forty roundings
+    from what fp32 computes."""
+    monkeypatch.setattr(launch_plan, "cubin", stand_in)  # nothing is compiled
+    options: dict[str, Any] = {"weights": "copy", "parity": False, "sms": (80,)}
+    engine = export(made / "checkpoint", tmp_path / "engine", "cuda", "float16", **options)
+    assert engine.summary().clients == {"genai": "", "hub": ""}
+    session = ort.InferenceSession(
+        tmp_path / "engine/model.onnx", providers=["CPUExecutionProvider"]
+    )
+    ids = np.array([[9, 8, 7, 20, 30, 40, 50]])
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    given |= {"position_ids": ids}
+    for value in session.get_inputs()[3:]:
+        given[value.name] = np.zeros([1, 0, 0, 0], np.float16)
+    (logits,) = session.run(["logits"], given)
+    wanted = load(made / "engine").logits(ids)
+    assert abs(logits - wanted).max() < 40 * 2**-10 * abs(wanted).max()
+    config = json.loads((tmp_path / "engine/genai_config.json").read_text())
+    assert config["model"]["decoder"]["session_options"]["provider_options"] == [{"cuda": {}}]
+
+
 def test_what_cannot_be_packed(made: Path, tmp_path: Path, lmcast):
     shutil.copytree(made / "engine", tmp_path / "engine")
     manifest = read_manifest(tmp_path / "engine")
@@ -143,7 +169,8 @@ def test_graphs_that_no_other_program_runs():
     known = SimpleNamespace(domain="lmcast", op_type="known")
     graph: Any = SimpleNamespace(functions={"": function}, graph=[node, known])
     about: Any = SimpleNamespace(graph=SimpleNamespace(anew_beyond=(), total_length=False))
-    assert unable(graph, about).endswith("only lmcast has kernels for: own")
+    about.target = "cuda"
+    assert "only lmcast has kernels for, own; `lmcast export --target cuda" in unable(graph, about)
     graph.graph = [known]
     assert not unable(graph, about)
     about.graph.anew_beyond, about.graph.total_length = (8,), True
