@@ -129,8 +129,8 @@ class Adapting:
             longer = call.cache_lengths + call.token_counts > length
             crosses = (call.cache_lengths > 0) & (call.cache_lengths <= length) & longer
             yield f"a_row_that_grows_beyond_{length}_tokens_must_begin_anew", crosses
-        longer = self.contract.lengthens and all(state.attended for state in self.held)
-        if self.contract.grows or longer:
+        lengthens = self.contract.lengthens and all(state.attended for state in self.held)
+        if self.contract.grows or lengthens:
             return
         for port, past in zip(self.ports, self.pasts, strict=True):
             for axis, size in enumerate(port.before[1:], 1):

@@ -44,8 +44,8 @@ def place(engine: Path, directory: Path) -> None:
     can be. Raises EngineError for states that Triton has no type for."""
     about = read_manifest(engine).about
     served, step = directory / "lmcast" / "1", directory / "lmcast_step" / "1"
-    for file in (*read_manifest(engine).files, Path(ENGINE_JSON)):
-        path = file if isinstance(file, Path) else Path(file.path)
+    files = [*(file.path for file in read_manifest(engine).files), ENGINE_JSON]
+    for path in map(Path, files):
         place_file(engine / path, served / "engine" / path)
         if path.parts[0] == WEIGHTS:
             place_file(engine / path, step / path)
