@@ -131,7 +131,8 @@ def flat(layer: int, states: tuple[Held, ...], width: int, dtype: ir.DataType) -
         for state in states:
             end = start + size(state)
             part = past if end - start == width else op.slice(past, 2, [start], [end])
-            shaped = op.Reshape(part, [0, *(int(axis) for axis in state.shape[1:])])
+            sizes = op.dims(op.size(past, 0), *(int(axis) for axis in state.shape[1:]))
+            shaped = op.Reshape(part, sizes, allowzero=1)  # a convolution of one tap carries none
             found.append(shaped if state.dtype == dtype else op.Cast(shaped, to=state.dtype))
             start = end
         return found
@@ -140,6 +141,7 @@ def flat(layer: int, states: tuple[Held, ...], width: int, dtype: ir.DataType) -
         parts = [
             op.Reshape(value if state.dtype == dtype else op.Cast(value, to=dtype), [0, 1, -1])
             for state, value in zip(states, presents, strict=True)
+            if size(state)
         ]
         if used < width:
             parts.append(op.slice(past, 2, [used], [width]))

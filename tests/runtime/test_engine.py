@@ -75,12 +75,12 @@ def greedy_eager(eager: torch.nn.Module, ids: torch.Tensor, ends: frozenset[int]
 
 
 # Caches, windows (of the kernel, of a body, lent, chunks), latents, chosen positions, recurrent
-# states with one convolution, with three and with none, and no cache at all.
+# states with one convolution, with three and with none; three of one tap, and no cache at all.
 OTHERS = (
     "llama/plain", "gemma3_text/derived types", "gpt_oss/plain", "llama4_text/plain",
     "mimo_v2_flash/derived layers", "gemma3n_text/one of each shared", "deepseek_v3/plain",
     "deepseek_v32/plain", "qwen3_next/plain", "nemotron_h/plain", "kimi_linear/plain",
-    "minimax/plain", "granitemoehybrid/no attention",
+    "minimax/plain", "kimi_linear/linear alone, one tap",
 )  # fmt: skip
 
 
