@@ -15,6 +15,7 @@ from lmcast.exporter.cli.options import (
     revision,
 )
 from lmcast.exporter.cli.reports import check_reports, force, json_file, report
+from lmcast.exporter.prove.scenarios import CLIENTS
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.arguments import checked
 
@@ -30,6 +31,8 @@ from lmcast.plugins.arguments import checked
 @exact
 @click.option("--baseline", type=PATH, metavar="REPORT",
               help="A --json report of before: what has become worse fails.")  # fmt: skip
+@click.option("--client", type=click.Choice(CLIENTS),
+              help="Run the graph of another program, and that where it is installed.")  # fmt: skip
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
 @click.option("--quality", is_flag=True, help="Hold its KL, too, against what its recipe records.")
 @json_file

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.strict_json import parse_object
@@ -24,7 +24,7 @@ from lmcast.exporter.prove.parity_report import Change, Report, Result
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.plugins import records
 from lmcast.plugins.errors import InputError
-from lmcast.plugins.records import Count, RecordError
+from lmcast.plugins.records import Count, Name, RecordError
 
 MOST_BYTES = 16 << 20  # of a report: kilobytes
 EPSILON = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
@@ -43,7 +43,7 @@ class Baseline:
     version: int
     subject: Subject
     dtype: Computed
-    ran: Literal["graph", "plan"]
+    ran: Name
     tokens: Count
     results: tuple[Compared, ...]
     quality: Mapping[str, Any] | None = None
@@ -85,9 +85,11 @@ def read_baseline(path: Path) -> Baseline:
         raise BaselineError(f"{path}: {error}; {AGAIN}") from None
 
 
-def require_same(path: Path, baseline: Baseline, engine: Engine, subject: Subject) -> None:
+def require_same(
+    path: Path, baseline: Baseline, engine: Engine, subject: Subject, ran: str
+) -> None:
     """Refuse a baseline of something else than what is to be compared; raises BaselineError."""
-    now = {"dtype": engine.manifest.about.dtype, "ran": "plan" if engine.runs_plan else "graph"}
+    now = {"dtype": engine.manifest.about.dtype, "ran": ran}
     before = {"dtype": baseline.dtype, "ran": baseline.ran}
     for name in records.fields_of(Subject):
         if name != "lmcast":  # numbers of another version are what baselines are for

@@ -6,16 +6,18 @@ Letters: B rows, T tokens, V vocabulary.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated
 
 import numpy as np
 import onnx_ir as ir
 
+from lmcast.calib.recipe import Quality
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.checkpoint.hub import revision_of
 from lmcast.exporter.checkpoint.identity import SourceFile
@@ -30,6 +32,7 @@ from lmcast.exporter.prove.baseline import read_baseline, require_same, subject_
 from lmcast.exporter.prove.bisect import find_divergence, inner_errors, of_layers
 from lmcast.exporter.prove.decided import decided_rows
 from lmcast.exporter.prove.parity_report import TIMES, Report, Result, bound
+from lmcast.exporter.prove.picked import Picked, pick
 from lmcast.exporter.prove.recorded import measure_again, recorded
 from lmcast.exporter.prove.references import (
     LONG,
@@ -55,12 +58,13 @@ from lmcast.exporter.prove.rounding import (
 )
 from lmcast.exporter.prove.scenarios import EXACT, PREFILL, RAGGED, STEPS
 from lmcast.exporter.prove.texts import compare_texts
+from lmcast.exporter.prove.through import CLIENTS, Through
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.generate import read_prompts
-from lmcast.exporter.weights.recipe_files import recipe_of
+from lmcast.exporter.weights.recipe_files import RecipeFiles, recipe_of
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
-from lmcast.plugins.annotations import Count
+from lmcast.plugins.annotations import Count, OneOf
 from lmcast.plugins.arguments import checked
 
 MOST_PROMPTS = 256  # of a file: all go through one pass in fp64
@@ -74,6 +78,7 @@ def check(
     prompts: Sequence[Sequence[int]] | None = None,
     tokens: int = SHORT,
     widest: int = SHORT,
+    client: str | None = None,
 ) -> Report:
     """Run the engine in each way a session can, and compare with the eager definition.
 
@@ -83,15 +88,15 @@ def check(
 
     Where inputs of products are rounded to low precision, by a recipe or by kernels, eager rounds
     them too, and its error from fp64, which does not, bounds the engine's. That all else is right
-    is shown by the same graph without rounding: 'exact'.
+    is shown by the same graph without rounding: 'exact'. client: of CLIENTS: its graph is run.
     """
     windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
-    length = min(
-        max([tokens, *lengths]), engine.session(1).context, found.same_up_to or sys.maxsize
-    )
-    rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
     format, anew = DTYPES[engine.manifest.about.dtype], found.anew_beyond(engine.context)
+    most = [engine.session(1).context, found.same_up_to or sys.maxsize]
+    most += anew if client is not None else ()  # beyond, a session begins a row anew, and they fail
+    length = min(max([tokens, *lengths]), *most)
+    rows = [list(p) for p in prompts] if prompts else drawn(engine.vocab_size, length)
     graph = ir.load(engine.directory / MODEL)
     products = {} if engine.runs_plan or engine.exact else rounded_products(graph)
     removable, plain = bool(products) or without_rounding(graph), unrounded(found)
@@ -106,17 +111,36 @@ def check(
     if not prompts and not all(one.tells(format.name) for one in reference.values()):
         rows = decided_rows((plain, rough), source, rows, engine.vocab_size, format.torch)
         reference = refer()
-    results = []
-    for name, expected in reference.items():
-        begin = perf_counter()
-        ask = partial(_run, rows=rows, chains=expected.chains)
-        got = run_exactly(engine, ask) if name == EXACT else ask(engine)
-        seconds = perf_counter() - begin
-        results.append(replace(_compare(name, got, expected, format.name), seconds=seconds))
+    results = tuple(_results(engine, reference, rows, format.name, client))
     longest = max(map(len, rows))
-    beyond, ran = longest > max(windows) if windows else None, engine.runs_plan and "plan"
+    beyond = longest > max(windows) if windows else None
     subject = subject_of(engine, prompts)
-    return Report(format.name, longest, beyond, tuple(results), ran=ran or "graph", subject=subject)
+    return Report(format.name, longest, beyond, results, ran=ran(engine, client), subject=subject)
+
+
+def _results(
+    engine: Engine,
+    reference: Mapping[str, Reference],
+    rows: list[list[int]],
+    format: str,
+    client: str | None,
+) -> Iterator[Result]:
+    """Run what is asked for in each way, and compare."""
+    every, longest = client is None or CLIENTS[client].every, max(map(len, rows))
+    for name, expected in reference.items():
+        ask = partial(_run, rows=rows, chains=expected.chains, every=every)
+        begin = perf_counter()
+        if client is not None:
+            got = ask(Through(engine, client, longest, exact=name == EXACT))
+        else:
+            got = run_exactly(engine, ask) if name == EXACT else ask(engine)
+        seconds = perf_counter() - begin
+        yield replace(_compare(name, got, expected, format), seconds=seconds)
+
+
+def ran(engine: Engine, client: str | None) -> str:
+    """Return what of an engine is compared, as reports say it."""
+    return client or ("plan" if engine.runs_plan else "graph")
 
 
 def _holds_codes(engine: Engine) -> bool:
@@ -124,11 +148,16 @@ def _holds_codes(engine: Engine) -> bool:
     return any(state.dtype == FP8 for state in engine.manifest.about.graph.states)
 
 
-def _run(engine: Engine, rows: list[Row], chains: Sequence[Chain]) -> Logits:
-    """Each chain in a session of its own; without any, each row alone, all at once."""
+def _run(
+    engine: Engine | Through, rows: list[Row], chains: Sequence[Chain], every: bool = True
+) -> Logits:
+    """Each chain in a session of its own; without any, each row alone, all at once.
+
+    every: whether there are logits of all positions of a row, else of the last.
+    """
     got: Logits = {}
     for r, row in () if chains else enumerate(rows):
-        at = np.array([watched(len(row))])
+        at = np.array([watched(len(row))])[:, 0 if every else -1 :]
         logits = engine.session(1).run(np.array([row]), np.array([len(row)]), at)[0]
         got |= {(r, t): logits[i] for i, t in enumerate(at[0].tolist())}
     for chain in chains:
@@ -195,6 +224,40 @@ def _check_options(engine: Engine, prompts: Path | None, tokens: int | None, bis
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {engine.context}")
 
 
+def _check_client(client: str | None, given: Mapping[str, bool]) -> None:
+    """Refuse options for the engine's own graph, where another program's is run."""
+    for name in given if client is not None else ():
+        if given[name]:
+            raise EngineError(
+                f"client and {name}: {name} is for the engine's own graph; give one of them"
+            )
+
+
+def _lossy(
+    report: Report,
+    engine: Engine,
+    unquantized: tuple[Definition, Checkpoint],
+    files: RecipeFiles,
+    lost: Quality,
+    progress: Progress,
+) -> Report:
+    """Add what an engine has lost beside what its recipe records, where it computes that."""
+    if report.computes:
+        return replace(report, quality=measure_again(engine, *unquantized, files, lost, progress))
+    progress.warn("its KL is not measured, as it does not compute what its recipe says")
+    return report
+
+
+def _picked(
+    report: Report, engine: Engine, client: str | None, rows: Sequence[Sequence[int]]
+) -> Picked | None:
+    """Return what another program picks, where one was asked for and its graph is right."""
+    if client is None or not report.computes:
+        return None
+    slack = max(result.bound for result in report.results)
+    return pick(engine, CLIENTS[client].library, rows, slack)
+
+
 def _check_rows(engine: Engine, found: Definition, longest: int) -> None:
     """Refuse rows that one pass says nothing of, before an eager pass over all of them."""
     engine.session(1).check_room(longest)
@@ -257,6 +320,7 @@ def parity(
     exact: bool = False,
     baseline: Path | None = None,
     layers: bool = False,
+    client: Annotated[str, OneOf(CLIENTS)] | None = None,
 ) -> Report:
     """Compare an engine directory, and its texts, with the checkpoint it was made from.
 
@@ -265,10 +329,12 @@ def parity(
     Engine. recipe: the one that the engine was made with. quality: where that is computed, compare
     what it has lost with the recipe's record. baseline: a report of before, which says by default
     how many tokens; what has become worse fails. layers: say what each layer is off by, where a
-    graph shows it. Raises InputError where they do not belong together.
+    graph shows it. client: run the graph of another program, and that itself where it is installed.
+    Raises InputError where they do not belong together.
     """
     loaded = Engine(engine, portable=portable, exact=exact)
     _check_options(loaded, prompts, tokens, bisect)
+    _check_client(client, {"bisect": bisect, "quality": quality, "exact": exact})
     before = read_baseline(baseline) if baseline else None
     source, identities, found = _made_from(loaded, against, revision, progress)
     files = recipe_of(engine, loaded.manifest.about.recipe, recipe, identities, progress)
@@ -279,15 +345,14 @@ def parity(
     rows = loaded.encode(read_prompts(prompts, MOST_PROMPTS)) if prompts else None
     _check_rows(loaded, found, max(map(len, rows)) if rows else tokens or 0)
     if baseline and before:
-        require_same(baseline, before, loaded, subject_of(loaded, rows))
+        require_same(baseline, before, loaded, subject_of(loaded, rows), ran(loaded, client))
     length = tokens or (before.tokens if before else LONG)
     with progress.stage("comparing"):
         texts = compare_texts(loaded, source, identities)
-        report = replace(check(loaded, found, source, rows, length, WIDEST_WINDOW), texts=texts)
-        row = (rows or drawn(loaded.vocab_size, report.tokens))[0]
-        report = _inner(report, loaded, found, source, row, bisect, layers)
-    if lost is not None and files is not None and report.computes:
-        report = replace(report, quality=measure_again(loaded, *unquantized, files, lost, progress))
-    elif lost is not None:
-        progress.warn("its KL is not measured, as it does not compute what its recipe says")
+        report = check(loaded, found, source, rows, length, WIDEST_WINDOW, client)
+        given = rows or drawn(loaded.vocab_size, report.tokens)
+        report = replace(report, texts=texts, picked=_picked(report, loaded, client, given))
+        report = _inner(report, loaded, found, source, given[0], bisect, layers and not client)
+    if lost is not None and files is not None:
+        report = _lossy(report, loaded, unquantized, files, lost, progress)
     return with_changes(report, baseline, before) if baseline and before else report

@@ -7,6 +7,7 @@ from typing import Any
 
 from lmcast.exporter.engine.description import REPORT, Subject
 from lmcast.exporter.prove.bisect import Bisection, Divergence
+from lmcast.exporter.prove.picked import Picked
 from lmcast.exporter.prove.rounding_cost import RoundingCost
 from lmcast.exporter.prove.scenarios import EXACT
 from lmcast.exporter.prove.texts import TextCheck
@@ -187,12 +188,13 @@ class Report:
     beyond_window: bool | None  # None: no layer has a window
     results: tuple[Result, ...]
     bisection: Bisection | None = None
-    ran: str = "graph"  # or 'plan': what of the engine was compared
+    ran: str = "graph"  # or 'plan', or another program's: what of the engine was compared
     texts: tuple[TextCheck, ...] = ()  # none at export, which has just written them
     quality: QualityCheck | None = None  # on request
     rounding: RoundingCost | None = None  # at export, of kernels that round
     subject: Subject | None = None
     baseline: tuple[Change, ...] | None = None  # None: none was given
+    picked: Picked | None = None  # by another program, on request
     layers: tuple[Divergence, ...] = ()  # on request: what each layer is off by, of one row
 
     @property
@@ -209,7 +211,8 @@ class Report:
     def passed(self) -> bool:
         lossy = self.quality is not None and not self.quality.passed
         worse = any(change.problem() for change in self.baseline or ())
-        good = self.computes and not lossy and not worse
+        other = self.picked is not None and self.picked.problem is not None
+        good = self.computes and not lossy and not worse and not other
         return good and all(check.problem is None for check in self.texts)
 
     def worst(self) -> str:
@@ -232,6 +235,9 @@ class Report:
         if self.quality is not None:
             yield Case("quality", "parity", self.quality.problem(), 0.0,
                        _plain(self.quality.as_json()))  # fmt: skip
+        if self.picked is not None and self.picked.version is not None:
+            values = _plain(asdict(self.picked))
+            yield Case(f"{self.picked.program} itself", "parity", self.picked.problem, 0.0, values)
         for change in self.baseline or ():
             name, values = f"{change.scenario}: {change.number}", _plain(asdict(change))
             yield Case(name, "baseline", change.problem(), 0.0, values)
@@ -240,7 +246,8 @@ class Report:
         """Return all but single positions and layers; timed: with what differs from run to run."""
         seconds = {case.name: case.seconds for case in self.cases() if case.seconds}
         baseline = None if self.baseline is None else [asdict(change) for change in self.baseline]
-        beside = {"baseline": baseline, "seconds": seconds} if timed else {}
+        picked = None if self.picked is None else asdict(self.picked)
+        beside = {"baseline": baseline, "picked": picked, "seconds": seconds} if timed else {}
         return beside | {
             "version": REPORT,
             "subject": None if self.subject is None else asdict(self.subject),
@@ -282,6 +289,8 @@ class Report:
         lines += [check.text() for check in self.texts]
         if self.quality is not None:
             lines.append(self.quality.table())
+        if self.picked is not None:
+            lines.append(self.picked.text())
         lines += [change.text() for change in self.baseline or ()]
         if self.beyond_window is False:
             lines.append(

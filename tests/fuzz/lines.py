@@ -69,6 +69,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "parity": (
         "parity engine --against checkpoint --json report.json --tokens 8",
         "parity packed --against checkpoint --baseline before.json --html page.html",
+        "parity packed --against checkpoint --client hub --tokens 8",
     ),
     "quality": (
         "quality packed --against checkpoint --data corpus.txt --tokens 32 --chunk 16 --json -",

@@ -24,6 +24,7 @@ FIELDS = {
     "report",
     "ran", "dtype", "tokens", "beyond_window", "passed", "times_allowed", "floor", "bisection",
     "quality", "results", "rounding", "texts", "version", "subject", "baseline", "seconds",
+    "picked",
 }  # fmt: skip
 TEXTS = [
     "generation_config.json",
@@ -99,7 +100,12 @@ def test_a_good_engine_passes(made: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_report_of_the_export_is_the_same_kind(made: Path):
     report = json.loads((made / "engine" / "parity.json").read_text())
-    assert report.keys() == FIELDS - {"report", "baseline", "seconds"}  # of the command alone
+    assert report.keys() == FIELDS - {
+        "report",
+        "baseline",
+        "picked",
+        "seconds",
+    }  # of the command alone
     assert report["passed"] is True
 
 
