@@ -133,8 +133,8 @@ CHANGED: dict[str, tuple[Callable[[Path], None], dict[str, Any], dict[str, list[
         "versions": ["onnxruntime: '1.24' -> '1.99'"],
     }),
     "a file of another program": (
-        lambda engine: (engine / "README.md").write_text("x"), {}, {
-            "files": ["README.md: added, '2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db022587"],
+        lambda engine: (engine / "notes.txt").write_text("x"), {}, {
+            "files": ["notes.txt: added, '2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db022587"],
         },
     ),
 }  # fmt: skip
@@ -186,11 +186,13 @@ def test_the_command(proven: Path, tmp_path: Path, lmcast: Run):
     found = json.loads(said)
     assert (status, found["equal"]) == (1, False)
     counts = {name: section["count"] for name, section in found["sections"].items()}
-    assert {name for name, count in counts.items() if count} == {"engine"}
-    assert {c["place"] for c in found["sections"]["engine"]["changes"]} == {
-        "graph.weights",
-        "linked",
-    }
+    # Other programs look for weights beside their graphs: the linked one has none of these.
+    assert {name for name, count in counts.items() if count} == {"engine", "files"}
+    places = {change["place"] for change in found["sections"]["engine"]["changes"]}
+    assert {"graph.weights", "linked"} <= places
+    assert all(place.startswith("clients") for place in places - {"graph.weights", "linked"})
+    files = {change["place"] for change in found["sections"]["files"]["changes"]}
+    assert {"genai.onnx", "model.onnx"} <= files and "tokenizer.json" not in files
     status, said, error = lmcast("diff", proven / "engine", proven / "checkpoint")
     assert (status, said, error.count("\n")) == (2, "", 1) and "it is no lmcast engine" in error
     (tmp_path / "linked/tokenizer.json").write_text("{}")
