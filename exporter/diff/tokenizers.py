@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from lmcast.exporter.diff.values import ABSENT, Change, changes
+from lmcast.exporter.runtime.chat import TextError
 
 
 def changed_entries(before: bytes, after: bytes) -> list[Change]:
     """Return the tokens whose ids are others, by their spelling: place is that, sides are ids."""
-    old, new = (_entries(json.loads(data)) for data in (before, after))
+    old, new = (_entries(_content(data)) for data in (before, after))
     every = (*old, *(token for token in new if token not in old))
     return [
         Change(token, old.get(token, ABSENT), new.get(token, ABSENT))
@@ -20,8 +21,18 @@ def changed_entries(before: bytes, after: bytes) -> list[Change]:
 
 def changed_rules(before: bytes, after: bytes) -> Iterator[Change]:
     """Yield what differs beside the ids: merges, scores, how a text is normalized and split."""
-    old, new = (_without_ids(json.loads(data)) for data in (before, after))
+    old, new = (_without_ids(_content(data)) for data in (before, after))
     yield from changes(old, new)
+
+
+def _content(data: bytes) -> dict[str, Any]:
+    """Return what a tokenizer.json says; raises TextError for what has not the parts of one."""
+    try:
+        content = json.loads(data)
+        _entries(content), _without_ids(content)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise TextError("tokenizer.json: is not a tokenizer; export again") from None
+    return dict(content)
 
 
 def _entries(content: dict[str, Any]) -> dict[str, int]:

@@ -139,6 +139,13 @@ def _from_difference(ours: str, theirs: str) -> tuple[str, str]:
 
 def other_file(name: str, held: bytes, expected: bytes) -> str:
     """Name the first thing in which a text of an engine is another than its checkpoint's."""
+    try:
+        return _other_file(name, held, expected)
+    except (InputError, ValueError, RecursionError) as error:  # it is damaged
+        return " ".join(str(error).split())[:SHOWN]
+
+
+def _other_file(name: str, held: bytes, expected: bytes) -> str:
     if name == TOKENIZER:
         changed = changed_entries(expected, held)
         named = ", ".join(

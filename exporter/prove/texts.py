@@ -14,6 +14,7 @@ from lmcast.exporter.prove.scenarios import Part
 from lmcast.exporter.prove.spoken import other_chats, other_file, other_tokens
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.texts import text_of, without_texts, write_texts
+from lmcast.plugins.errors import InputError
 
 TOKENS, CHATS = "token ids", "chats"  # what is made with texts, as checks are called
 
@@ -91,7 +92,11 @@ def _made(
     if held is None or expected is None or theirs is None:
         return
     begin = perf_counter()
-    problem = other_tokens(engine.text, theirs, held, expected)
+    try:
+        problem = other_tokens(engine.text, theirs, held, expected)
+    except InputError as error:
+        yield TextCheck(TOKENS, str(error), "tokenizer", perf_counter() - begin)
+        return
     yield TextCheck(TOKENS, problem, "tokenizer", perf_counter() - begin)
     if engine.chat_templates or theirs.chat_templates:
         begin = perf_counter()

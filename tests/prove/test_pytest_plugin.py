@@ -80,6 +80,10 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {
         lambda engine: (swap(engine), rewritten(engine)),
         {"tokenizer": r"token 'a' is 68, not 67.*\n.*'The capital of France is Paris\.' is \["},
     ),
+    "garbled": (
+        lambda engine: ((engine / "tokenizer.json").write_text("{}"), rewritten(engine)),
+        {"tokenizer": r"json: is not a tokenizer; .*\ntoken ids: tokenizer\.json: not a "},
+    ),
     "edited": (
         lambda engine: (edit(engine), rewritten(engine)),
         {"chat template": r"line 1 is .*\nchats: a question is '.*<user>.* of the checkpoint"},
