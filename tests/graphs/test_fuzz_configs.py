@@ -1,5 +1,6 @@
 """A sample of what fuzz_configs tries, another one for another seed."""
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,13 @@ def test_null_and_absent_are_told_apart_where_hugging_face_does(
     first = next(case for case in CASES if case.architecture == name)
     directory = checkpoint(first)
     config, tensors = read(directory)
-    accepted = [
-        trial
-        for trial in trials(first, directory)
-        if trial.value in ("null", "absent") and is_accepted(trial.config(config), tensors)
-    ]
-    assert len(accepted) > 3
-    assert not run(sample(accepted, 2, SEED), directory, tmp_path)
+    found = [trial for trial in trials(first, directory) if trial.value in ("null", "absent")]
+    drawn = sample(found, len(found), SEED)
+    # No more than are needed: to define a model for each takes longer than what is tried.
+    accepted = (trial for trial in drawn if is_accepted(trial.config(config), tensors))
+    few = list(islice(accepted, 4))
+    assert len(few) == 4
+    assert not run(few[:2], directory, tmp_path)
 
 
 def test_inert_keys_change_no_logit_of_hugging_face(checkpoint, tmp_path: Path):
