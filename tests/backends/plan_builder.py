@@ -6,6 +6,7 @@ what every plugin was given, and whether those bytes lie in the plan.
 """
 
 import contextlib
+import gc
 import json
 import mmap
 import os
@@ -82,4 +83,5 @@ def serve(profiles: int) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(200_000, 20, 100)  # as tests/conftest.py does
     serve(int(sys.argv[1]))

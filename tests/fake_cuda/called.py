@@ -1,5 +1,6 @@
 """A process that calls a function of a module and writes down what it returned; see process.py."""
 
+import gc
 import json
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -18,4 +19,5 @@ def main(source: str, function: str, arguments: str, answer: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(200_000, 20, 100)  # as tests/conftest.py does
     main(*sys.argv[1:])

@@ -8,6 +8,7 @@
 Prints JSON.
 """
 
+import gc
 import json
 import re
 import subprocess
@@ -206,5 +207,6 @@ def recipes(folder: str, *archs: str) -> list[str]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    gc.set_threshold(200_000, 20, 100)  # as tests/conftest.py does
     task, *rest = sys.argv[1:]
     print(json.dumps({"build": build, "run": run, "recipes": recipes}[task](*rest)))
