@@ -80,7 +80,7 @@ def test_lmcast_commands(place: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     for command in commands("lmcast"):
         # The tiny model holds 128 tokens; its stand-in is asked for no more.
         words = shlex.split(command.replace("--context 4096", "--context 128"))
-        words += ["--prompt-tokens", "16"] if words[1] == "bench" else []
+        words += ["--prompt-tokens", "16", "--runs", "1"] if words[1] == "bench" else []
         monkeypatch.setattr(sys, "argv", words)
         main()  # a failure would be a SystemExit
         assert capsys.readouterr().out.strip(), command
