@@ -3,19 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lmcast.calib.algorithms.candidate import Candidate, Outputs
 from lmcast.calib.algorithms.gptq import gptq, refined
 from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.algorithms.scales import searched
 from lmcast.calib.algorithms.smoothing import Smoothing, awq, balanced, smoothquant
 from lmcast.calib.formats import WeightFormat
-from lmcast.calib.statistics import InputStatistics
-from lmcast.graphs.blocks.quantized import InputFormat
 from lmcast.graphs.weights.quantized import Quantized
 
-__all__ = ["ALGORITHMS", "Algorithm", "Candidate", "Outputs"]
+__all__ = ["ALGORITHMS", "Algorithm", "Candidate", "Outputs", "Problem"]
 
 
 def nearest(problem: Problem, format: WeightFormat) -> Quantized:
@@ -35,21 +31,15 @@ class Algorithm:
     rounding: Callable[[Problem, WeightFormat], Quantized]
     smoothing: Smoothing | None = None
 
-    def run(
-        self,
-        weight: Tensor,
-        statistics: InputStatistics,
-        format: WeightFormat,
-        inputs: InputFormat,
-    ) -> Candidate:
-        """Return codes for a weight N,K fp32 of a layer whose inputs are rounded like `inputs`.
+    def run(self, problem: Problem, format: WeightFormat) -> Candidate:
+        """Return codes for the weight of a problem without smoothing.
 
         The candidate's `smooth` is None where smoothing does not help: InputFormat.smooth of the
         layer says whether it has any. `inputs.static` is not used here.
         """
-        smooth = self.smoothing and self.smoothing(weight, statistics, format, inputs)
-        problem = Problem(weight, statistics, inputs, smooth)
-        return Candidate(self.rounding(problem, format), smooth)
+        given = problem.original, problem.statistics, format, problem.inputs
+        smooth = self.smoothing and self.smoothing(*given)
+        return Candidate(self.rounding(problem.smoothed(smooth), format), smooth)
 
 
 ALGORITHMS: Mapping[str, Algorithm] = {

@@ -14,6 +14,7 @@ from lmcast.calib.algorithms.problem import Problem
 from lmcast.calib.algorithms.root import Root
 from lmcast.calib.algorithms.scales import searched, spread, tried
 from lmcast.calib.formats import WeightFormat
+from lmcast.calib.formats.strips import picked
 from lmcast.graphs.weights.quantized import Quantized
 
 LAZY = 128  # columns after which their errors are propagated to the rest of the weight
@@ -25,8 +26,11 @@ class Columns:
     """Columns in the order in which their codes are chosen.
 
     order: K; the column of the weight at each place.
-    target, values: K,N fp32; what is wanted, and what was chosen.
-    root: that of the gram in this order.
+    weight: K,N fp32; the values that are to be rounded.
+    values: K,N fp32; before they are chosen, what columns should be where none before them is off
+        the weight.
+    root: that of the Gram matrix in this order.
+    pull: K,N or None; what draws values away from the weight (problem.py).
     blocks: ranges of places, in order.
     scales: of the whole weight, as stored; where blocks have their own, they are written as they
         are chosen.
@@ -37,7 +41,8 @@ class Columns:
     order: Tensor
     blocks: tuple[slice, ...]
     root: Root
-    target: Tensor
+    weight: Tensor
+    pull: Tensor | None
     values: Tensor
     scales: Tensor
     shared: Tensor | None
@@ -47,18 +52,25 @@ class Columns:
     def of(cls, problem: Problem, format: WeightFormat) -> "Columns":
         energy, own = problem.energy, own_scales(format)
         order, blocks = _order(energy, format.scheme.block[1] if own else 0)
-        upper, target = problem.solved(order)
-        weight = torch.empty_like(target)
-        weight[order] = target
-        weight = weight.T.contiguous()
-        factors = None
-        if own:
-            scales, shared = format.scales(weight)  # those of blocks are chosen with their columns
-        else:
-            scales, shared = searched(weight, format, energy)
-            factors = spread(weight, format, scales, shared).T[order].contiguous()
-        values = torch.zeros_like(target)
-        return cls(format, order, blocks, Root.of(upper), target, values, scales, shared, factors)
+        root, weight = Root.of(problem.root(order)), problem.weight.T[order]
+        pull, values, target = problem.pull, weight.clone(), problem.weight
+        if pull is not None:
+            pull = pull.T[order]
+            moved = torch.linalg.solve_triangular(
+                root.times, pull, upper=True, unitriangular=True
+            ).div_(root.scale.square()[:, None])
+            values += moved
+            # Scales of blocks are chosen with their columns: they need no target.
+            if not own or format.scheme.shared:
+                moved = torch.linalg.solve_triangular(
+                    root.times.T, moved, upper=False, unitriangular=True
+                )
+                target = torch.empty_like(moved)
+                target[order] = moved + weight
+                target = target.T.contiguous()
+        scales, shared = format.scales(target) if own else searched(target, format, energy)
+        factors = None if own else spread(target, format, scales, shared).T[order].contiguous()
+        return cls(format, order, blocks, root, weight, pull, values, scales, shared, factors)
 
     def runs(self) -> Iterator[tuple[int, int, list[slice]]]:
         """Yield where runs of about LAZY columns begin and end, and their blocks."""
@@ -79,12 +91,15 @@ class Columns:
             return None, self.factors[None, block]
         return tried(wanted, self.format, self.shared)
 
-    def choose(self, block: slice, values: Tensor, scales: Tensor | None, rows: Tensor) -> None:
-        """Set values B,N and scales N of a block, in those rows (N bool) that are to change."""
+    def choose(
+        self, block: slice, values: Tensor, tried: Tensor | None, best: Tensor, rows: Tensor
+    ) -> None:
+        """Set values B,N of a block, in those rows (N bool) that are to change, and its scales: of
+        those tried, C,N, the best ones (N)."""
         self.values[block] = torch.where(rows, values, self.values[block])
-        if scales is not None:
+        if tried is not None:
             place = int(self.order[block.start]) // self.format.scheme.block[1]
-            old = self.scales[:, place]
+            old, scales = self.scales[:, place], picked(tried, best)
             self.scales[:, place] = torch.where(rows, scales.float(), old.float()).to(old.dtype)
 
     def packed(self) -> Quantized:

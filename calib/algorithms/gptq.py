@@ -4,6 +4,7 @@ Letters: C scales tried, B columns of a block, N rows, K columns of the weight; 
 transposed: B,N.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lmcast.calib.algorithms.columns import Columns
 from lmcast.calib.algorithms.problem import Problem
-from lmcast.calib.algorithms.root import Root, root
+from lmcast.calib.algorithms.root import Root
 from lmcast.calib.formats import WeightFormat
 from lmcast.calib.formats.strips import element_code, loops
 from lmcast.graphs.weights.quantized import Quantized
@@ -29,21 +30,21 @@ def gptq(problem: Problem, format: WeightFormat, sweeps: int = 0) -> Quantized:
     coordinate descent over all blocks afterwards.
     """
     columns = Columns.of(problem, format)
-    times, off = columns.root.times, torch.zeros_like(columns.target)
+    times, off = columns.root.times, torch.zeros_like(columns.weight)
     every = torch.ones(off.shape[1], dtype=torch.bool)
     for begin, end, blocks in columns.runs():
         # What columns not chosen yet should now be: of a run of them at once, for large products.
-        rest = columns.target[begin:end] - times[:begin, begin:end].T @ off[:begin]
+        rest = columns.values[begin:end] - times[:begin, begin:end].T @ off[:begin]
         for block in blocks:
             before, own = slice(begin, block.start), slice(block.start - begin, block.stop - begin)
             wanted = rest[own] - times[before, block].T @ off[before]
-            target = columns.target[block]
+            target = columns.weight[block]
             scales, factors = columns.tried(block, wanted)
             best, values, _ = encode(wanted, target, columns.root.part(block), factors, format)
-            columns.choose(block, values, _picked(scales, best), every)
+            columns.choose(block, values, scales, best, every)
             off[block] = values - target
-    if sweeps:
-        _descend(columns, problem.gram[columns.order[:, None], columns.order], sweeps)
+    for _ in range(sweeps):
+        _descend(columns, problem, off)
     return columns.packed()
 
 
@@ -52,33 +53,40 @@ def refined(problem: Problem, format: WeightFormat) -> Quantized:
     return gptq(problem, format, SWEEPS)
 
 
-def _descend(columns: Columns, gram: Tensor, sweeps: int) -> None:
-    """Coordinate descent: choose scales and codes of every block anew, given all others.
+def _descend(columns: Columns, problem: Problem, off: Tensor) -> None:
+    """Coordinate descent: choose scales and codes of every block once more, given all others.
 
-    gram: K,K, in the order of the columns.
+    off: K,N; how far values are off the weight; written.
 
     Given the others, the error is a quadratic form of the block around its minimum, which is the
     block's target. A choice that lowers no error is not taken.
     """
-    owns = [gram[block, block] for block in columns.blocks]
-    roots = [Root.of(root(own, torch.arange(len(own)))) for own in owns]
-    inverses = [torch.linalg.inv(own) for own in owns]
-    slope = gram @ (columns.values - columns.target)  # K,N
-    for _ in range(sweeps):
-        places = iter(zip(inverses, roots, strict=True))
-        for begin, end, blocks in columns.runs():
-            start = columns.values[begin:end].clone()
-            for block, (inverse, of) in zip(blocks, places, strict=False):
-                old = columns.values[block].clone()
-                away = inverse @ slope[block]  # from where the error would be least
-                before, wanted = (away * slope[block]).sum(0), old - away
-                scales, factors = columns.tried(block, wanted)
-                best, values, after = encode(wanted, wanted, of, factors, columns.format)
-                columns.choose(block, values, _picked(scales, best), after < before)
-                slope[begin:end] += gram[begin:end, block] @ (columns.values[block] - old)
-            moved = columns.values[begin:end] - start
-            slope[:begin] += gram[:begin, begin:end] @ moved
-            slope[end:] += gram[end:, begin:end] @ moved
+    for begin, end, blocks in columns.runs():
+        rows = problem.rows(columns.order, slice(begin, end))
+        slope = rows @ off
+        if columns.pull is not None:
+            slope -= columns.pull[begin:end]
+        for block, inverse, root in _alone(rows, begin, blocks):
+            own, old = slice(block.start - begin, block.stop - begin), columns.values[block].clone()
+            away = inverse @ slope[own]  # from where the error would be least
+            before, wanted = (away * slope[own]).sum(0), old - away
+            scales, factors = columns.tried(block, wanted)
+            best, values, after = encode(wanted, wanted, root, factors, columns.format)
+            columns.choose(block, values, scales, best, after < before)
+            moved = columns.values[block] - old
+            slope += rows[:, block] @ moved
+            off[block] += moved
+
+
+def _alone(rows: Tensor, begin: int, blocks: list[slice]) -> Iterator[tuple[slice, Tensor, Root]]:
+    """Yield blocks with the inverse and the root of their part of the Gram matrix, of which rows
+    n,K from one on are given."""
+    for equal in (blocks[:-1], blocks[-1:]):  # the last of all may be smaller
+        if equal:
+            parts = [rows[block.start - begin : block.stop - begin, block] for block in equal]
+            grams = torch.stack(parts)
+            inverses, roots = torch.linalg.inv(grams), Root.each(grams)
+            yield from ((block, inverses[i], roots[i]) for i, block in enumerate(equal))
 
 
 def encode(
@@ -117,10 +125,3 @@ def encode(
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(0, rows, run)))
     return best, values, total
-
-
-def _picked(scales: Tensor | None, best: Tensor) -> Tensor | None:
-    """Return the scale of the best candidate for every row, of C,N."""
-    if scales is None:
-        return None
-    return scales.float().gather(0, best[None])[0].to(scales.dtype)

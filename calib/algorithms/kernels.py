@@ -1,7 +1,17 @@
 """The compiled inner loop of GPTQ over a block of columns.
 
 Letters: C scales tried, B columns of a block, N rows of the weight, n rows of a strip; values are
-transposed: B,N.
+transposed: B,N. What the loops take:
+
+- wanted: B,N; what columns should be, as those before the block are off their targets.
+- target: B,N; what columns are off by is counted from here.
+- times: B,B upper triangular; how far a column moves, by how far one before it is off. Transposed
+  in the loops within `choose`.
+- scale: B; root of what the square of a column's error costs.
+- factors: what values are multiplied with, of each column or of all; C,B,N or C,1,N, in a strip
+  B,n or 1,n.
+- total: written, N or n; the squared error of the outputs.
+- off: room for B,n. values: written, B,N.
 
 For vector instructions, loops over rows have unsigned indices (signed ones may count from the end
 of an array), and what they write to is whole (parts have strides that a compiler does not know).
@@ -9,7 +19,7 @@ of an array), and what they write to is whole (parts have strides that a compile
 
 import numpy as np
 
-from lmcast.calib.formats.kernels import compiled, near_codes
+from lmcast.calib.formats.kernels import compiled, near_values
 
 STRIP = 256  # rows at a time: a block of them fits in the innermost cache
 
@@ -46,13 +56,8 @@ def _round(
     off: np.ndarray,
     values: np.ndarray,
 ) -> None:
-    """Round the columns of a strip, which begins with row `begin`, one after the other.
-
-    wanted, target, values: B,N; values written. times, scale: as in `choose`, times transposed.
-    factors: 1,n or B,n. total: written, n. off: room for B,n.
-    """
+    """Round the columns of a strip, which begins with row `begin`, one after the other."""
     rest, near = np.empty(len(total), np.float32), np.empty(len(total), np.float32)
-    ties, codes = np.empty(len(total), np.uint8), np.empty(len(total), np.uint8)
     first = np.uintp(begin)
     total[:] = 0
     for j in range(len(wanted)):
@@ -62,8 +67,7 @@ def _round(
         _eliminate(rest, times, off, j)
         for r in range(len(rest)):
             near[r] = rest[r] / factors[of, np.uintp(r)]
-        # A tie may go either way: what is rounded has an error of fp32 itself.
-        near_codes(element, near, ties, codes)
+        near_values(element, near)  # a tie may go either way: what is rounded has an error itself
         one = scale[j]
         for r in range(len(rest)):
             u = np.uintp(r)
@@ -90,14 +94,7 @@ def choose(
     """Round the columns of a block one after the other, with each of several factors.
 
     rows: the first of the weight to do, and the end of them.
-    wanted: B,N; what columns should be, as those before the block are off their targets.
-    target: B,N; where the error of the outputs would be least.
-    times: B,B upper triangular; how far a column moves, by how far one before it is off.
-    scale: B; root of what the square of a column's error costs.
-    factors: C,1,N or C,B,N.
     best: written, N int64: the index of the best factors of each row.
-    values: written, B,N: the values they give.
-    total: written, N: what they cost, the squared error of the outputs.
     """
     turned, (begin, end) = times.T.copy(), rows
     for start in range(begin, end, STRIP):

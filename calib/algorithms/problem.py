@@ -1,14 +1,16 @@
 """The objective that codes of a weight are chosen for: outputs near the wanted ones.
 
-Letters: N rows, K columns of a weight; x the inputs in the quantized model, r those in the
+Letters: N rows, K columns of a weight W; x the inputs in the quantized model, r those in the
 unquantized one. Up to a constant, the squared error of the outputs of Q is tr (Q - T) G (Q - T)^T
 with the Gram matrix G = sum x x^T and the target T = W (sum r x^T) G^-1. Where x is r, T is the
-weight W itself, and this is GPTQ's objective.
+weight W itself, and this is GPTQ's objective. With the drift D = sum (r - x) x^T, the pull
+(T - W) G is W D: where that is enough, nothing is solved for T.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -19,16 +21,27 @@ from lmcast.calib.statistics import InputStatistics
 from lmcast.graphs.blocks.quantized import InputFormat
 
 LEAST_DAMPING = 0.003  # of the mean of G's diagonal: for channels that are always 0
+RUN = 256  # rows of a Gram matrix that are put in order at a time
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A weight N,K fp32 to be quantized, with the smoothing and rounding of its inputs."""
+    """A weight N,K fp32 to be quantized, with the smoothing and rounding of its inputs.
+
+    plain: the same without smoothing, where this is smoothed.
+    """
 
     original: Tensor
     statistics: InputStatistics
     inputs: InputFormat
-    smooth: Tensor | None
+    smooth: Tensor | None = None
+    plain: Optional["Problem"] = None
+
+    def smoothed(self, smooth: Tensor | None) -> "Problem":
+        """Return this problem with factors K of its inputs; None: itself."""
+        if smooth is None:
+            return self
+        return Problem(self.original, self.statistics, self.inputs, smooth, self)
 
     @cached_property
     def weight(self) -> Tensor:
@@ -36,56 +49,76 @@ class Problem:
         return fitted(self.original, self.inputs, self.smooth)
 
     @property
-    def energy(self) -> Tensor:
-        """The weight of an error in each column, K: the diagonal of the Gram matrix, not damped."""
-        return self._damped[1]
-
-    @property
-    def gram(self) -> Tensor:
-        """The gram K,K of what the product sees, damped: positive definite.
-
-        Its diagonal grows by the square root of channels per token. For 0.2 to 1.5 channels per
-        token (four layers of SmolLM2, MXFP4), that was within 3 % of the best of factors from 0.1
-        to 2.4 on text that was not seen; GPTQ's own 0.01 of the mean lost up to 1.7 times as much.
-        """
-        return self._damped[0]
-
-    @property
-    def target(self) -> Tensor:
-        """T: N,K."""
-        order = torch.arange(len(self.energy))
-        return self.solved(order)[1].T
-
-    def solved(self, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Return, for columns in this order (K), the upper triangular R with R R^T = G, K,K, and
-        T^T, K,N."""
-        upper, target = root(self.gram, order), self.weight.T[order]
-        if self.statistics.drift is not None:
-            added = (self.weight @ self._fit(self.statistics.drift)).T[order]
-            half = torch.linalg.solve_triangular(upper, added, upper=True)
-            target += torch.linalg.solve_triangular(upper.T, half, upper=False)
-        return upper, target
+    def pull(self) -> Tensor | None:
+        """(T - W) G: N,K; None where the inputs are those of the unquantized model."""
+        if (lost := self._lost) is None:
+            return None
+        return rotated_columns(lost if self.smooth is None else lost * self.smooth, self.inputs)
 
     @cached_property
-    def _damped(self) -> tuple[Tensor, Tensor]:
-        gram, rows = self._fit(self.statistics.gram), self.statistics.rows
-        diagonal = gram.diagonal()
-        if self.inputs.format is not None and len(rows):
-            # What rounding adds is nearly independent of the inputs, and in each column of others.
-            plain = rotated_columns(
-                rows if self.smooth is None else rows * self.smooth, self.inputs
-            )
-            added = rounded(rows, self.inputs, self.smooth) - plain
-            diagonal.add_(added.square().mean(0) * self.statistics.count)
-        energy = diagonal.clone()
-        mean = float(energy.mean())
-        least = LEAST_DAMPING * mean if mean > 0 else 1.0
-        part = math.sqrt(len(energy) / max(self.statistics.count, 1))
-        diagonal.add_(part * energy + least)
-        return gram, energy
+    def energy(self) -> Tensor:
+        """The weight of an error in each column, K: the diagonal of G, not damped."""
+        return self._sums.diagonal() + self._noise
 
-    def _fit(self, sums: Tensor) -> Tensor:
-        """Return the Gram matrix K,K of the inputs after smoothing and rotation."""
+    def rows(self, order: Tensor, part: slice) -> Tensor:
+        """Return some rows n,K of G, damped, with both axes in this order (K).
+
+        G is that of what the product sees. Its diagonal grows by the square root of channels per
+        token. For 0.2 to 1.5 channels per token (four layers of SmolLM2, MXFP4), that was within
+        3 % of the best of factors from 0.1 to 2.4 on text that was not seen; GPTQ's own 0.01 of the
+        mean lost up to 1.7 times as much.
+        """
+        rows = order[part]
+        found = self._sums[rows][:, order]
+        found[:, part].diagonal().add_(self._damping[rows])
+        return found
+
+    def root(self, order: Tensor) -> Tensor:
+        """Return the upper triangular R with R R^T = G, damped, both axes in this order (K)."""
+        width, back = len(order), order.flip(0)
+
+        def reverse() -> Tensor:
+            found = torch.empty(width, width)
+            for begin in range(0, width, RUN):
+                part = slice(begin, min(begin + RUN, width))
+                found[part] = self.rows(back, part)
+            return found
+
+        return root(reverse)
+
+    @cached_property
+    def _lost(self) -> Tensor | None:
+        """W D, before smoothing and rotation: N,K."""
+        if self.plain is not None:
+            return self.plain._lost
+        drift = self.statistics.drift
+        return None if drift is None else self.original @ drift
+
+    @cached_property
+    def _sums(self) -> Tensor:
+        """G without what rounding adds: K,K. Not to be written to."""
+        sums = self.statistics.gram
         if self.smooth is not None:
-            sums = sums * self.smooth * self.smooth[:, None]
-        return rotated_columns(rotated_columns(sums, self.inputs).T, self.inputs).T.clone()
+            sums = (sums * self.smooth).mul_(self.smooth[:, None])
+        if not self.inputs.rotation:
+            return sums
+        return rotated_columns(rotated_columns(sums, self.inputs).T, self.inputs).T
+
+    @cached_property
+    def _noise(self) -> Tensor:
+        """What rounding adds to the diagonal, K: it is nearly independent of the inputs, and in
+        each column of others."""
+        rows = self.statistics.rows
+        if self.inputs.format is None or not len(rows):
+            return torch.zeros(len(self._sums))
+        plain = rotated_columns(rows if self.smooth is None else rows * self.smooth, self.inputs)
+        added = rounded(rows, self.inputs, self.smooth) - plain
+        return added.square().mean(0) * self.statistics.count
+
+    @cached_property
+    def _damping(self) -> Tensor:
+        """What is added to the diagonal, K."""
+        mean = float(self.energy.mean())
+        least = LEAST_DAMPING * mean if mean > 0 else 1.0
+        part = math.sqrt(len(self.energy) / max(self.statistics.count, 1))
+        return self._noise + part * self.energy + least

@@ -142,6 +142,37 @@ def near_codes(element: int, ratios: np.ndarray, ties: np.ndarray, codes: np.nda
 
 
 @compiled
+def _floats(ratios: np.ndarray, most: float, least: float, shift: int) -> None:
+    """Round to floats in place, as _near_float."""
+    magic, low = np.uint32((shift << 23) | (1 << 22)), np.float32(least).view(np.uint32)
+    for k in range(len(ratios)):
+        size = min(abs(ratios[k]), np.float32(most))
+        power = max(np.uint32(np.float32(size).view(np.uint32) & EXPONENT), low)
+        large = np.uint32(power + magic).view(np.float32)
+        ratios[k] = np.copysign(np.float32(np.float32(size + large) - large), ratios[k])
+
+
+@compiled
+def _integers(ratios: np.ndarray, least: float, most: float) -> None:
+    for k in range(len(ratios)):
+        ratios[k] = np.rint(min(max(ratios[k], np.float32(least)), np.float32(most)))
+
+
+@compiled
+def near_values(element: int, ratios: np.ndarray) -> None:
+    """Round fp32 quotients in place, as near_codes, where neither codes nor ties matter: on either
+    side of a tie the error is the same."""
+    if element == E2M1:
+        _floats(ratios, 6.0, 1.0, 22)
+    elif element == E4M3:
+        _floats(ratios, 448.0, 2.0**-6, 20)
+    elif element == INT4:
+        _integers(ratios, -8.0, 7.0)
+    else:
+        _integers(ratios, -127.0, 127.0)
+
+
+@compiled
 def _near(
     element: int,
     wide: np.ndarray,
@@ -267,6 +298,41 @@ def rounded(values: np.ndarray, factors: np.ndarray, element: int, out: np.ndarr
 
 
 @compiled
+def _missed(
+    element: int,
+    numbers: np.ndarray,
+    divisors: np.ndarray,
+    nearest: np.ndarray,
+    width: int,
+    importance: np.ndarray,
+    squares: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Write the squared errors of a row, K fp32, summed over each block: B fp64.
+
+    divisors: K. nearest, squares: room for K fp32, and for K + RUN fp64.
+    """
+    columns = len(numbers)
+    for k in range(columns):
+        nearest[k] = numbers[k] / divisors[k]
+    near_values(element, nearest)
+    for k in range(columns):
+        # What is divided by infinity has the factor 0.
+        back = nearest[k] * divisors[k] if nearest[k] != np.float32(0) else np.float32(0)
+        missed = np.float64(np.float32(back - numbers[k]))
+        squares[k] = missed * missed * importance[k]
+    each, lanes = width if width else columns, squares[columns:]
+    for b in range(len(out)):
+        begin, end = b * each, min((b + 1) * each, columns)
+        runs = (end - begin) // RUN
+        lanes[:] = 0.0
+        for i in range(runs):
+            for k in range(RUN):
+                lanes[k] += squares[begin + i * RUN + k]
+        out[b] = lanes.sum() + squares[begin + runs * RUN : end].sum()
+
+
+@compiled
 def errors(
     bits: np.ndarray,
     shift: int,
@@ -279,33 +345,43 @@ def errors(
 ) -> None:
     """Write the squared quantization errors, summed over each row of each block: R,B fp64.
 
-    importance: K fp32, multiplies the square of every column. Other arguments are as in `encode`.
+    importance: K fp64, multiplies the square of every column. Other arguments are as in `encode`.
     """
     columns = bits.shape[1]
-    wide, squares = np.empty(columns, np.uint32), np.empty(columns)
-    divisors, nearest, ties, codes = _room(columns)
-    lanes = np.empty(RUN, np.float64)
+    wide, squares = np.empty(columns, np.uint32), np.empty(columns + RUN)
+    divisors, nearest, place = np.empty(columns, np.float32), np.empty(columns, np.float32), -1
     numbers = wide.view(np.float32)
-    each = width if width else columns
-    place, exact = -1, False
     for r in range(len(bits)):
         now = r // high if high else 0
         if now != place:
-            exact = _spread(factors[now], width, divisors)
+            _spread(factors[now], width, divisors)
             place = now
         _widen(bits[r], shift, wide)
-        _near(element, wide, divisors, exact, nearest, ties, codes)
-        for k in range(columns):
-            # What is divided by infinity has the factor 0.
-            near, by = np.float64(nearest[k]), np.float64(divisors[k])
-            back = near * by if near != 0.0 else 0.0
-            missed = back - np.float64(numbers[k])
-            squares[k] = missed * missed * importance[k]
-        for b in range(out.shape[1]):
-            begin, end = b * each, min((b + 1) * each, columns)
-            runs = (end - begin) // RUN
-            lanes[:] = 0.0
-            for i in range(runs):
-                for k in range(RUN):
-                    lanes[k] += squares[begin + i * RUN + k]
-            out[r, b] = lanes.sum() + squares[begin + runs * RUN : end].sum()
+        _missed(element, numbers, divisors, nearest, width, importance, squares, out[r])
+
+
+@compiled
+def search(
+    bits: np.ndarray,
+    shift: int,
+    factors: np.ndarray,
+    width: int,
+    element: int,
+    importance: np.ndarray,
+    best: np.ndarray,
+) -> None:
+    """Write which factors of C,R,B give the least squared error of each block, the first of
+    equals: R,B int64. Blocks are of one row; arguments are as in `errors`."""
+    columns = bits.shape[1]
+    wide, squares = np.empty(columns, np.uint32), np.empty(columns + RUN)
+    divisors, nearest = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    found, least = np.empty(best.shape[1]), np.empty(best.shape[1])
+    numbers = wide.view(np.float32)
+    for r in range(len(bits)):
+        _widen(bits[r], shift, wide)
+        for c in range(len(factors)):
+            _spread(factors[c, r], width, divisors)
+            _missed(element, numbers, divisors, nearest, width, importance, squares, found)
+            for b in range(len(found)):
+                if c == 0 or found[b] < least[b]:
+                    least[b], best[r, b] = found[b], c

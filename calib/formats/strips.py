@@ -107,7 +107,7 @@ def errors(weight: Tensor, factors: Factors, importance: Tensor, scheme: Scheme)
     matrices, (high, width) = stacked(weight), scheme.block
     out = torch.zeros(scheme.scales_shape(tuple(weight.shape)), dtype=torch.float64)
     places, kernels, element = stacked(out), loops(), element_code(scheme.element)
-    times = importance.detach().float().expand(*weight.shape[:-2], -1).contiguous()
+    times = importance.detach().double().expand(*weight.shape[:-2], -1).contiguous()
     times = times.reshape(len(matrices), -1)
     whole = torch.zeros(*matrices.shape[:2], dtype=torch.float64)
 
@@ -127,6 +127,25 @@ def errors(weight: Tensor, factors: Factors, importance: Tensor, scheme: Scheme)
 
     each_strip(matrices, work, high)
     return out if high else whole.sum(1).reshape(out.shape)
+
+
+def search(rows: Tensor, factors: Any, importance: Tensor, scheme: Scheme) -> Tensor:
+    """Return which factors give the least squared error of each block, the first of equals.
+
+    rows: R,K; blocks are of one row. factors: C,R,B fp32, numpy. Returns R,B int64.
+    """
+    (bits, shift), kernels = _bits(rows), loops()
+    best = torch.empty(factors.shape[1:], dtype=torch.int64)
+    element, times = element_code(scheme.element), importance.detach().double().contiguous()
+    kernels.search(bits, shift, factors, scheme.block[1], element, times.numpy(), best.numpy())
+    return best
+
+
+def picked(tried: Tensor, best: Tensor) -> Tensor:
+    """Return the scale of each place, of scales C,... and which is the best of each place, ...."""
+    if tried.dtype.itemsize > 1:
+        return tried.gather(0, best[None])[0]
+    return tried.view(torch.uint8).gather(0, best[None])[0].view(tried.dtype)  # as torch can
 
 
 def nearest_e4m3(values: Tensor) -> Tensor:

@@ -108,10 +108,11 @@ class WeightFormat:
         of, places = strips.stacked(scales), strips.stacked(out)
 
         def work(matrix: int, begin: int, end: int) -> None:
-            rows, one = slice(begin, end), None if by is None else by[matrix]
-            places[matrix, rows] = self._best(
-                matrices[matrix, rows], of[matrix, rows], one, times[matrix]
-            )
+            own = of[matrix, begin:end]
+            tried = torch.cat([own[None], self.candidates(own)])
+            factors = strips.numbers(tried) * (1 if by is None else by[matrix].numpy())
+            best = strips.search(matrices[matrix, begin:end], factors, times[matrix], self.scheme)
+            places[matrix, begin:end] = strips.picked(tried, best)
 
         strips.each_strip(matrices, work, values=COMPARED)
         return out

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lmcast.calib.algorithms import ALGORITHMS, Candidate, Outputs
+from lmcast.calib.algorithms import ALGORITHMS, Candidate, Outputs, Problem
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.observers import static_scale
 from lmcast.calib.presets import Preset
@@ -59,9 +59,9 @@ def choose(
     if inputs.format is not None and inputs.static:
         scale = torch.tensor(static_scale(statistics, inputs.format, observer))
     outputs = Outputs.of(weight, held.x, inputs, scale, held.reference)
-    base = kept = None
+    problem, base, kept = Problem(weight, statistics, inputs), None, None
     for name in preset.ladder:
-        candidate = ALGORITHMS[name].run(weight, statistics, format, inputs)
+        candidate = ALGORITHMS[name].run(problem, format)
         proposal = Proposal(name, candidate, error := outputs.error(candidate))
         base = base or proposal
         # A NaN is not less than anything.

@@ -50,9 +50,10 @@ class Element:
         table = self.table()
         if self.bits == 8:
             return table.index_select(0, codes.flatten().int()).reshape(codes.shape)
-        # A byte is two numbers: one look-up for both.
-        both = torch.stack([table.repeat(16), table.repeat_interleave(16)], -1)
-        return both[codes.flatten().int()].reshape(*codes.shape[:-1], -1)
+        # A byte is two numbers: one look-up for both, of their 64 bits.
+        both = torch.stack([table.repeat(16), table.repeat_interleave(16)], -1).view(torch.int64)
+        found = both[:, 0].index_select(0, codes.flatten().int())
+        return found.view(torch.float32).reshape(*codes.shape[:-1], -1)
 
     def pack(self, codes: Tensor) -> Tensor:
         """Pack codes, one in a byte, as they are stored: 4-bit codes in pairs along the last axis,

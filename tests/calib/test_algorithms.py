@@ -57,18 +57,29 @@ def output_error(weight: Tensor, candidate: Candidate, *given: Any) -> float:
     return Outputs.of(weight, *given).error(candidate)
 
 
+def gram(problem: Problem) -> Tensor:
+    return problem.rows(torch.arange(WIDTH), slice(0, WIDTH))
+
+
+def target(problem: Problem) -> Tensor:
+    if problem.pull is None:
+        return problem.weight
+    moved = torch.linalg.solve(gram(problem).double(), problem.pull.T.double()).T
+    return problem.weight + moved.float()
+
+
 def objective(problem: Problem, values: Tensor) -> float:
-    off = values - problem.target
-    return float(((off @ problem.gram) * off).sum())
+    off = values - target(problem)
+    return float(((off @ gram(problem)) * off).sum())
 
 
 @pytest.mark.parametrize(("name", "inputs"), CASES)
 def test_less_is_lost_than_by_rounding(name: str, inputs: InputFormat):
     weight, x = layer()
     seen, unseen = x[:512], x[512:]
-    statistics = counted(seen)
+    problem = Problem(weight, counted(seen), inputs)
     errors = {
-        of: output_error(weight, a.run(weight, statistics, WEIGHTS[name], inputs), unseen, inputs)
+        of: output_error(weight, a.run(problem, WEIGHTS[name]), unseen, inputs)
         for of, a in ALGORITHMS.items()
     }
     plain = errors.pop("rtn")
@@ -78,13 +89,22 @@ def test_less_is_lost_than_by_rounding(name: str, inputs: InputFormat):
     assert errors["gptq+refine"] < plain and min(errors.values()) < 0.9 * plain
 
 
-@pytest.mark.parametrize("name", ["int8", "mxfp4", "nvfp4"])
-def test_gptq_is_what_the_paper_says(name: str, monkeypatch: pytest.MonkeyPatch):
+PAPER = [("int8", False), ("int8", True), ("mxfp4", False), ("mxfp4", True), ("nvfp4", True)]
+
+
+@pytest.mark.parametrize(("name", "drifts"), PAPER)
+def test_gptq_is_what_the_paper_says(name: str, drifts: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules[Columns.__module__], "LAZY", 48)  # several runs of columns
     weight, x = layer()
-    problem = Problem(weight[:6], counted(x), PLAIN, None)
+    problem = Problem(weight[:6], counted(x, drifted(x) if drifts else None), PLAIN)
     found = gptq(problem, WEIGHTS[name]).dequantize()
-    assert found.equal(naive(problem, WEIGHTS[name]))
+    same = (found == naive(problem, WEIGHTS[name])).all(1)
+    # Where another target is solved for, in fp32, a row may have two scales that cost the same.
+    assert int(same.sum()) >= len(same) - drifts
+
+
+def drifted(x: Tensor) -> Tensor:
+    return x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
 
 
 def naive(problem: Problem, format: WeightFormat) -> Tensor:
@@ -98,11 +118,11 @@ def naive(problem: Problem, format: WeightFormat) -> Tensor:
     )
     blocks = [sorted(block, key=lambda k: -float(energy[k])) for block in blocks]
     blocks.sort(key=lambda block: -float(energy[block].mean()))
-    shared = format.scales(problem.weight)[1]
-    fixed = None if wide else format.search(problem.weight, energy)[:, 0].float()
+    shared = format.scales(target(problem))[1]
+    fixed = None if wide else format.search(target(problem), energy)[:, 0].float()
     out = torch.empty_like(problem.weight)
-    for row, weight in enumerate(problem.weight):
-        rest, inverse = weight.double(), torch.linalg.inv(problem.gram.double())
+    for row, weight in enumerate(target(problem)):
+        rest, inverse = weight.double(), torch.linalg.inv(gram(problem).double())
         for block in blocks:
             if fixed is not None:
                 tried = fixed[row : row + 1]
@@ -133,7 +153,7 @@ def eliminate(
 @pytest.mark.parametrize("name", ["mxfp4", "int4", "int8"])
 def test_every_sweep_finds_less_error(name: str):
     weight, x = layer()
-    problem = Problem(weight, counted(x), PLAIN, None)
+    problem = Problem(weight, counted(x), PLAIN)
     errors = [objective(problem, gptq(problem, WEIGHTS[name], n).dequantize()) for n in range(4)]
     # What is stored is rounded once more than what was summed.
     assert all(after <= before * (1 + 1e-5) for before, after in pairwise(errors))
@@ -142,7 +162,7 @@ def test_every_sweep_finds_less_error(name: str):
 
 def test_rows_in_threads_are_rows(monkeypatch: pytest.MonkeyPatch):
     weight, x = layer()
-    problem = Problem(weight, counted(x), PLAIN, None)
+    problem = Problem(weight, counted(x), PLAIN)
     alone = gptq(problem, WEIGHTS["mxfp4"], 1)
     monkeypatch.setattr(sys.modules[gptq.__module__], "LEAST_ROWS", 5)  # of OUTPUTS rows
     together = gptq(problem, WEIGHTS["mxfp4"], 1)
@@ -151,12 +171,13 @@ def test_rows_in_threads_are_rows(monkeypatch: pytest.MonkeyPatch):
 
 def test_roots_are_in_fp64_where_fp32_has_none():
     order = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(0))
-    gram = counted(layer()[1]).gram + torch.eye(WIDTH)
+    plain = counted(layer()[1]).gram + torch.eye(WIDTH)
     few = layer()[1][:64].double()  # of half as many rows as columns, and hardly damped
     steep = (few.T @ few / few.square().mean() + 5e-6 * torch.eye(WIDTH)).float()
     assert torch.linalg.cholesky_ex(steep).info > 0
-    for found in (gram, steep):
-        upper = root(found, order)
+    for found in (plain, steep):
+        back = order.flip(0)
+        upper = root(lambda found=found, back=back: found[back][:, back])
         assert upper.equal(upper.triu())
         wanted = found[order][:, order]
         off = float((upper.double() @ upper.T.double() - wanted).abs().max())
@@ -165,15 +186,15 @@ def test_roots_are_in_fp64_where_fp32_has_none():
 
 def test_the_target_makes_good_what_inputs_have_lost():
     weight, reference = layer()
-    x = reference + 0.3 * torch.randn(reference.shape, generator=torch.Generator().manual_seed(1))
-    problem = Problem(weight, counted(x, reference), PLAIN, None)
+    x = drifted(reference)
+    problem = Problem(weight, counted(x, reference), PLAIN)
     # The normal equations of x T^T = reference W^T, where damping draws T towards W.
     energy = x.square().sum(0)
     damping = energy * (WIDTH / len(x)) ** 0.5 + LEAST_DAMPING * energy.mean()
     wanted = weight @ (reference.T @ x + damping.diag())
     scale = wanted.abs().max()
-    torch.testing.assert_close(problem.target @ problem.gram / scale, wanted / scale)
-    lost = [(x @ w.T - reference @ weight.T).square().sum() for w in (problem.target, weight)]
+    torch.testing.assert_close(target(problem) @ gram(problem) / scale, wanted / scale)
+    lost = [(x @ w.T - reference @ weight.T).square().sum() for w in (target(problem), weight)]
     assert lost[0] < 0.9 * lost[1]
 
 
@@ -189,7 +210,7 @@ def test_smoothing_and_turning_change_nothing_but_rounding():
 def test_static_inputs_have_their_scale_in_the_error():
     weight, x = layer()
     inputs = InputFormat("int8", static=True)
-    candidate = ALGORITHMS["rtn"].run(weight, counted(x), WEIGHTS["int8"], inputs)
+    candidate = ALGORITHMS["rtn"].run(Problem(weight, counted(x), inputs), WEIGHTS["int8"])
     fine, coarse = (
         output_error(weight, candidate, x, inputs, torch.tensor(float(x.abs().max()) / most))
         for most in (127, 12)
@@ -214,11 +235,11 @@ DEGENERATE = {
 def test_degenerate_inputs(kind: str, preset: str):
     weight, x, chosen = layer()[0], DEGENERATE[kind], PRESETS[preset]
     weight[3], weight[:, 40:44] = 0, 0
-    statistics = counted(x, x)
     format, inputs = WEIGHTS[chosen.weights], chosen.inputs
-    plain = ALGORITHMS["rtn"].run(weight, statistics, format, inputs)
+    problem = Problem(weight, counted(x, x), inputs)
+    plain = ALGORITHMS["rtn"].run(problem, format)
     for name in chosen.ladder:
-        candidate = ALGORITHMS[name].run(weight, statistics, format, inputs)
+        candidate = ALGORITHMS[name].run(problem, format)
         values = candidate.quantized.dequantize()
         assert values.shape == weight.shape and values.isfinite().all()
         assert candidate.smooth is None or candidate.smooth.isfinite().all()
@@ -230,7 +251,7 @@ def test_degenerate_inputs(kind: str, preset: str):
 
 def test_the_error_of_nothing():
     weight, x = layer()
-    candidate = ALGORITHMS["rtn"].run(weight, counted(x), WEIGHTS["int8"], PLAIN)
+    candidate = ALGORITHMS["rtn"].run(Problem(weight, counted(x), PLAIN), WEIGHTS["int8"])
     assert output_error(weight, candidate, torch.zeros(2, WIDTH), PLAIN) == 0
     assert output_error(torch.zeros_like(weight), candidate, x, PLAIN) == float("inf")
     nothing = Candidate(WEIGHTS["int8"].pack(torch.zeros_like(weight)))

@@ -17,7 +17,7 @@ from tiny import CASES, VOCABULARY, Case
 from tiny.llama import tiny_llama
 from torch import Tensor
 
-from lmcast.calib.algorithms import ALGORITHMS, Candidate, Outputs
+from lmcast.calib.algorithms import ALGORITHMS, Candidate, Outputs, Problem
 from lmcast.calib.formats import WEIGHTS
 from lmcast.calib.presets import PLAIN, PRESETS, Preset
 from lmcast.calib.recipe import RecipeError
@@ -73,7 +73,8 @@ class Larger:
 
     smoothing = None
 
-    def run(self, weight: Tensor, _: Any, format: Any, __: Any) -> Candidate:
+    def run(self, problem: Problem, format: Any) -> Candidate:
+        weight = problem.original
         return Candidate(format.pack(weight, format.scales(weight)[0] * 1.01))
 
 
@@ -205,8 +206,8 @@ class Zeros:
 
     smoothing = None
 
-    def run(self, weight: Tensor, _: Any, format: Any, __: Any) -> Candidate:
-        return Candidate(format.pack(torch.zeros_like(weight)))
+    def run(self, problem: Problem, format: Any) -> Candidate:
+        return Candidate(format.pack(torch.zeros_like(problem.original)))
 
 
 def test_a_bad_algorithm_is_not_kept(
@@ -306,7 +307,8 @@ def test_command(lmcast: Callable[..., tuple[int, str, str]], tmp_path: Path):
     assert status == 0
     assert "written" in shown
     first = files(output)
-    status, shown, _ = lmcast("calibrate", folder, *given, "--tokens", 64, "--json")
+    status, shown, said = lmcast("calibrate", folder, *given, "--tokens", 64, "--json")
+    assert all(f"layer {i} of 2 is done after" in said for i in (1, 2))
     assert json.loads((output / "recipe.json").read_text())["quality"]["text"] == "text.txt"
     report = json.loads(shown)
     assert (status, report["tokens"], report["held_out_tokens"]) == (0, 64, 16)
