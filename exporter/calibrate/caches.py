@@ -10,13 +10,11 @@ from torch import Tensor
 
 from lmcast.calib.observers import static_scale
 from lmcast.calib.statistics import InputStatistics
-from lmcast.exporter.calibrate.hidden_states import Stream
+from lmcast.exporter.calibrate.hidden_states import MIXER, Stream
 from lmcast.graphs.blocks.attention import Attention
 from lmcast.graphs.blocks.decoder import Decoder, Layer
 from lmcast.graphs.blocks.keeps import Lend
 from lmcast.plugins.errors import InputError
-
-WHERE = "mixer"  # of a layer
 
 
 class CacheError(InputError):
@@ -30,7 +28,7 @@ def check_caches(model: Decoder) -> None:
     for index, mixer in enumerate(held):
         if isinstance(mixer, Attention) and isinstance(mixer.keeps, Lend):
             raise CacheError(
-                f"--kv fp8: layers.{index}.{WHERE} lends its keys and values to later layers, which"
+                f"--kv fp8: layers.{index}.{MIXER} lends its keys and values to later layers, which"
                 " read them as they are computed; accepted: models whose layers have their own"
             )
     if not attention:
@@ -52,7 +50,7 @@ def scales(stream: Stream, index: int, observer: str) -> tuple[Tensor, Tensor] |
         return None
     widths = mixer.projections.head_dim, mixer.projections.value_width
     seen = [InputStatistics(width) for width in widths]
-    for calls in stream.calls(index, [f"{WHERE}.cache"], 1):
+    for calls in stream.calls(index, [f"{MIXER}.cache"], 1):
         ((_, held),) = calls
         for statistics, x in zip(seen, held, strict=True):
             statistics.add(x.flatten(0, -2))  # B*T*G,K

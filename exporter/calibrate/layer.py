@@ -17,7 +17,7 @@ from lmcast.calib.recipe import Recipe, tensors
 from lmcast.calib.statistics import InputStatistics
 from lmcast.exporter.calibrate.choice import HELD_ROWS, Choice, Held, choose, weight_only
 from lmcast.exporter.calibrate.experts import Tokens, quantize, stacked
-from lmcast.exporter.calibrate.hidden_states import Call, Stream, room
+from lmcast.exporter.calibrate.hidden_states import MIXER, Call, Stream, room
 from lmcast.exporter.calibrate.units import Unit, refused
 from lmcast.exporter.calibrate.work import round_inputs
 from lmcast.graphs.blocks.kv_cache_format import Fp8Cache
@@ -148,11 +148,15 @@ class LayerWork:
 
     def run(self) -> dict[str, Any]:
         """Fill `outcomes`; return the layer's part of the report."""
+        mixing = [unit for unit in self.units if unit.names[0].startswith(f"{MIXER}.")]
         for unit in self.units:
             if unit.experts:
                 self._experts(unit)
             else:
                 self._linears(unit)
+            if mixing and unit is mixing[-1]:
+                for sight in (self.calibration, self.held):
+                    sight.stream.settle()
         return {"weights": self.records, "left": self.left, "experts": self.experts}
 
     def _linears(self, unit: Unit) -> None:

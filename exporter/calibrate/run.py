@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.calib.recipe import Recipe
-from lmcast.exporter.calibrate.caches import WHERE, scales
+from lmcast.exporter.calibrate.caches import scales
 from lmcast.exporter.calibrate.head import head_of, is_tied, quantized_head
-from lmcast.exporter.calibrate.hidden_states import Stream
+from lmcast.exporter.calibrate.hidden_states import MIXER, Stream
 from lmcast.exporter.calibrate.layer import VARIANTS, LayerWork, Settings, Sight, record
 from lmcast.exporter.calibrate.measure import compare
 from lmcast.exporter.calibrate.units import units
@@ -115,7 +115,7 @@ class Run:
             self.base.advance(index)
 
     def _quantize(self, index: int) -> None:
-        parts = units(self.reference[0], index)
+        parts = units(self.reference[1], index)  # mostly the shorter text
         kv = self.settings.kv
         held_by = scales(self.reference[0], index, self.settings.observer) if kv else None
         calibration, held = (
@@ -124,7 +124,7 @@ class Run:
         )
         layer = LayerWork(index, parts, calibration, held, self.settings)
         if kv and held_by:
-            name = f"layers.{index}.{WHERE}"
+            name = f"layers.{index}.{MIXER}"
             hold_cache(self.found.model, name, kv, *held_by)  # for what is multiplied behind it
             for outcome in layer.outcomes.values():
                 outcome.hold(name, kv, held_by)
