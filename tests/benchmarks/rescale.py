@@ -37,8 +37,9 @@ def write(checkpoint: Path, directory: Path, seed: int = 0, spread: float = SPRE
         (directory / "tokenizer.json").write_bytes(texts.tokenizer)
         special = json.dumps(dict(texts.special_tokens))
         (directory / "tokenizer_config.json").write_text(special, encoding="utf-8")
-    if texts.chat_template is not None:
-        (directory / "chat_template.jinja").write_text(texts.chat_template, encoding="utf-8")
+    if "default" in texts.chat_templates:
+        file = directory / "chat_template.jinja"
+        file.write_text(texts.chat_templates["default"], encoding="utf-8")
 
 
 def rescaled(
