@@ -91,7 +91,8 @@ def pack_for(
         inner = directory if layout.place is None else directory / INNER
         inner.mkdir(exist_ok=True)
         fields, hashes = (contain if source.linked else link)(source, inner, progress)
-        open_to_others(inner, fields)
+        if fields.get(FIELD, {}).get(layout.contract.name) != "":  # else they are there
+            open_to_others(inner, fields)
         if why := fields[FIELD][layout.contract.name]:
             raise EngineError(f"{engine}: cannot be packed for {program}: {why}")
         write_manifest(inner, fields, hashes)

@@ -34,15 +34,15 @@ def adapt(graph: ir.Model, states: Sequence[State], contract: Contract) -> ir.Mo
     return Adapting(graph, states, contract).run()
 
 
-def held_by(graph: ir.Model, states: Sequence[State], contract: Contract) -> list[Held]:
+def held_by(graph: ir.Model, states: Sequence[State]) -> list[Held]:
     """Return the states of a graph; latents have one head from now on, where their bodies can, and
-    windows are full, where the contract has them so.
+    windows of the kernel of attention are full.
 
-    The latter changes nothing but memory: the kernel looks at the last tokens of a cache of all.
+    The latter changes nothing but memory, as it looks at the last tokens of a cache of all, and
+    takes rows of different length, which it refuses in a ring. Bodies take them in rings, too.
     """
     latents_of_one_head(graph)
-    if contract.windows == "full":
-        whole_windows(graph, widest=0)
+    whole_windows(graph, widest=0)
     pasts = {str(value.name): value for value in graph.graph.inputs}
     presents = {str(value.name): value for value in graph.graph.outputs}
     return [_held(s.name, pasts[s.name + PAST], presents[s.name + PRESENT]) for s in states]
@@ -67,7 +67,7 @@ class Adapting:
     def __init__(self, model: ir.Model, states: Sequence[State], contract: Contract):
         self.model, self.graph, self.contract = model, model.graph, contract
         self.ahead, self.behind = Builder(), Builder()
-        self.held = held_by(model, states, contract)
+        self.held = held_by(model, states)
         self.call = contract.prologue(self.ahead)
         self.ports = contract.ports(self.held, self.call)
         self.pasts = [given(port.past, *port.before, dtype=port.dtype) for port in self.ports]

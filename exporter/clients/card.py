@@ -1,7 +1,7 @@
 """README.md: the card of an engine as a repository of the Hugging Face Hub, and for people."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ from lmcast.exporter.engine.description import Description, Parity
 from lmcast.exporter.engine.names import CARD, PARITY, TEMPLATE, TOKENIZER
 from lmcast.plugins import records
 
+OWN = "lmcast"
 TAGS = {"genai": ("onnxruntime-genai",), "hub": ("optimum", "transformers.js")}
 
 
-def write_card(directory: Path, fields: Mapping[str, Any]) -> bool:
+def write_card(
+    directory: Path, fields: Mapping[str, Any], to: Path | None = None, library: str = OWN
+) -> bool:
     """Write an engine's README.md, from engine.json and parity.json; return whether there is one.
 
-    fields: of engine.json. One that no other program opens stays without, as one of linked weights:
-    it is no repository.
+    fields: of engine.json. to: the folder to write into; None for the engine itself. library: the
+    Hub's name of the one that opens what lies there. An engine that no other program opens stays
+    without, as one of linked weights: it is no repository.
     """
     about = records.read(Description, fields)
     able = [name for name, why in about.clients.items() if not why]
@@ -26,14 +30,17 @@ def write_card(directory: Path, fields: Mapping[str, Any]) -> bool:
         return False
     path = directory / PARITY
     parity = records.read(Parity, json.loads(path.read_bytes())) if path.exists() else None
-    lines = ["---", *metadata(about, able), "---", "", *body(directory, about, able, parity)]
-    put(directory / CARD, ("\n".join(lines) + "\n").encode())
+    lines = ["---", *metadata(about, able, library), "---", "", *body(about, parity)]
+    lines += ["", "## Run it", "", *RUN[library](directory)]
+    if library == OWN:
+        lines += ["", *opened_by(about)]
+    put((to or directory) / CARD, ("\n".join(lines) + "\n").encode())
     return True
 
 
-def metadata(about: Description, able: list[str]) -> Iterator[str]:
+def metadata(about: Description, able: list[str], library: str) -> Iterator[str]:
     """Yield the lines of YAML that the Hub reads; a JSON text is one of YAML."""
-    yield "library_name: lmcast"
+    yield f"library_name: {library}"
     yield "pipeline_tag: text-generation"
     if about.hub is not None:
         yield f"base_model: {json.dumps(about.hub.repository)}"
@@ -49,10 +56,8 @@ def few_bits(about: Description) -> list[str]:
     return sorted(name for name in about.weights if name not in COMPUTED)
 
 
-def body(
-    directory: Path, about: Description, able: list[str], parity: Parity | None
-) -> Iterator[str]:
-    """Yield the text: what the engine is, how close it is, and who opens it."""
+def body(about: Description, parity: Parity | None) -> Iterator[str]:
+    """Yield the text: what the engine is, and how close it is."""
     name = about.architecture if about.hub is None else about.hub.repository
     yield f"# {name}, an lmcast engine"
     yield ""
@@ -63,19 +68,39 @@ def body(
     yield from ("", "| weights | tensors | bytes |", "| --- | --- | --- |")
     for format, stored in sorted(about.weights.items()):
         yield f"| {format} | {stored.tensors:,} | {stored.bytes:,} |"
-    yield from ("", *measured(about, parity), "", "## Run it", "")
-    yield "```bash"
-    texts = (directory / TOKENIZER).exists()
-    chat = (directory / TEMPLATE).exists()
-    say = "'Why is the sky blue?'" if chat else "'Once upon a time'"
-    yield f"lmcast generate . {say}" if texts else "lmcast generate . --ids 1,2,3"
-    yield "```"
-    yield ""
+    yield from ("", *measured(about, parity))
+
+
+def opened_by(about: Description) -> Iterator[str]:
+    """Yield a line for each other program: what it opens, or why it does not."""
     for contract in WRITTEN:
-        if contract.name in able:
-            yield f"- {contract.about}: `{contract.graph}`"
-        elif why := about.clients.get(contract.name):
+        if why := about.clients.get(contract.name):
             yield f"- not {contract.about}: {why}"
+        elif contract.name in about.clients:
+            yield f"- {contract.about}: `{contract.graph}`"
+
+
+def by_lmcast(engine: Path) -> list[str]:
+    say = "'Why is the sky blue?'" if (engine / TEMPLATE).exists() else "'Once upon a time'"
+    given = say if (engine / TOKENIZER).exists() else "--ids 1,2,3"
+    return ["```bash", f"lmcast generate . {given}", "```"]
+
+
+def by_transformers_js(engine: Path) -> list[str]:
+    return [
+        "```js",
+        "import { pipeline } from '@huggingface/transformers';",
+        "",
+        "const write = await pipeline('text-generation', 'NAME OF THIS REPOSITORY');",
+        "console.log(await write('Once upon a time', { max_new_tokens: 20 }));",
+        "```",
+    ]
+
+
+RUN: Mapping[str, Callable[[Path], list[str]]] = {
+    OWN: by_lmcast,
+    "transformers.js": by_transformers_js,
+}
 
 
 def measured(about: Description, parity: Parity | None) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -112,7 +112,6 @@ class Contract:
     files: "Callable[[Description, Sequence[Port], Mapping[str, int]], Mapping[str, Any]]"
     crowded: str = ""
     lengthens: bool = False
-    windows: Literal["full", "ring"] = "full"
 
 
 def given(name: str, *axes: Axis, dtype: ir.DataType = ir.DataType.INT64) -> ir.Value:

@@ -8,13 +8,15 @@ from pathlib import Path
 import onnx_ir as ir
 
 from lmcast.exporter.clients import genai, hub, triton
+from lmcast.exporter.clients.card import write_card
 from lmcast.exporter.clients.contract import Contract
 from lmcast.exporter.clients.names import Program
-from lmcast.exporter.engine.names import CARD, GENERATION, TEMPLATE, TOKENIZER
+from lmcast.exporter.engine.manifest import read_manifest
+from lmcast.exporter.engine.names import GENERATION, TEMPLATE, TOKENIZER
 from lmcast.exporter.engine.staging import carry
 
 TEXTS = (
-    CARD, GENERATION, TEMPLATE, TOKENIZER, "special_tokens_map.json", "tokenizer_config.json",
+    GENERATION, TEMPLATE, TOKENIZER, "special_tokens_map.json", "tokenizer_config.json",
 )  # fmt: skip
 
 
@@ -61,6 +63,7 @@ def place_js(engine: Path, directory: Path) -> None:
     config["transformers.js_config"]["use_external_data_format"] = {name: len(places)}
     text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
+    write_card(engine, read_manifest(engine).fields, directory, "transformers.js")
     for text_file in TEXTS:
         if (engine / text_file).exists():
             carry(engine / text_file, directory / text_file)

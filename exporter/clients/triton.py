@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from lmcast.exporter.clients.adapt import Adapting
 from lmcast.exporter.clients.contract import ROWS, TOKENS, Call, Contract, Held, Port, given
-from lmcast.exporter.clients.write import read
+from lmcast.exporter.clients.write import read, unable
 from lmcast.exporter.engine.manifest import EngineError, read_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, TOKENIZER, WEIGHTS
 from lmcast.exporter.engine.staging import carry
@@ -51,7 +51,7 @@ def place(engine: Path, directory: Path) -> None:
             place_file(engine / path, step / path)
     graph = read(engine, about)
     adapting = Adapting(graph, about.graph.states, contract)
-    if why := refuse(adapting.held, about):
+    if why := unable(graph, about) or refuse(adapting.held, about):
         raise EngineError(f"{engine}: cannot be packed for triton: {why}")
     logits = next(value.dtype for value in graph.graph.outputs if value.name == "logits")
     assert logits is not None

@@ -112,6 +112,7 @@ def test_a_repository_for_browsers(source: str, made: Path, tmp_path: Path, lmca
     assert files == texts | {"onnx/model.onnx", "onnx/model.onnx_data"}
     config = json.loads((tmp_path / "js/config.json").read_text())["transformers.js_config"]
     assert config == {"dtype": "fp32", "use_external_data_format": {"model.onnx": 1}}
+    assert metadata_load(tmp_path / "js/README.md")["library_name"] == "transformers.js"
     ort.InferenceSession(tmp_path / "js/onnx/model.onnx", providers=["CPUExecutionProvider"])
     assert hashes(made / source) == before
 
@@ -138,12 +139,17 @@ def test_engines_of_gpus_have_bodies_for_others(
     assert abs(logits - wanted).max() < 40 * 2**-10 * abs(wanted).max()
     config = json.loads((tmp_path / "engine/genai_config.json").read_text())
     assert config["model"]["decoder"]["session_options"]["provider_options"] == [{"cuda": {}}]
+    # What the export wrote is kept: of machine code it could not be made again.
+    pack_for(tmp_path / "engine", "genai", tmp_path / "packed")
+    assert hashes(tmp_path / "packed") == hashes(tmp_path / "engine")
+    with pytest.raises(EngineError, match=r"for triton: .* only lmcast has kernels for"):
+        pack_for(tmp_path / "engine", "triton", tmp_path / "served")
 
 
 def test_what_cannot_be_packed(made: Path, tmp_path: Path, lmcast):
     shutil.copytree(made / "engine", tmp_path / "engine")
     manifest = read_manifest(tmp_path / "engine")
-    write_manifest(tmp_path / "engine", {**manifest.fields, "target": "tensorrt-rtx"})
+    write_manifest(tmp_path / "engine", manifest.fields | {"target": "tensorrt-rtx", "clients": {}})
     with pytest.raises(EngineError, match="packed for js: they open engines of target cpu, onnx"):
         pack_for(tmp_path / "engine", "js", tmp_path / "out")
     assert not (tmp_path / "out").exists()
