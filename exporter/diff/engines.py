@@ -133,9 +133,16 @@ def _values(engine: Engine, graph: ir.Model) -> dict[str, Any]:
             "graph": versions(graph),
         },
         "engine": {},  # fields of engine.json, later
-        "measured": engine.summary().parity or {},
+        "measured": _measured(engine),
         "files": _other_files(engine),
     }
+
+
+def _measured(engine: Engine) -> dict[str, Any]:
+    """Return parity.json, its results by their scenarios."""
+    measured = dict(engine.summary().parity or {})
+    measured |= {each["scenario"]: each for each in measured.pop("results", ())}
+    return measured
 
 
 def _numbers(before: ir.Model, after: ir.Model, progress: Progress) -> Iterator[Found]:
