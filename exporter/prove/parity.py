@@ -332,9 +332,9 @@ def parity(
     graph shows it. client: run the graph of another program, and that itself where it is installed.
     Raises InputError where they do not belong together.
     """
+    _check_client(client, {"bisect": bisect, "quality": quality, "exact": exact})
     loaded = Engine(engine, portable=portable, exact=exact)
     _check_options(loaded, prompts, tokens, bisect)
-    _check_client(client, {"bisect": bisect, "quality": quality, "exact": exact})
     before = read_baseline(baseline) if baseline else None
     source, identities, found = _made_from(loaded, against, revision, progress)
     files = recipe_of(engine, loaded.manifest.about.recipe, recipe, identities, progress)

@@ -250,6 +250,8 @@ def missing(command: str, params: dict[str, Any], out: str | None) -> str | None
             ElementTree.parse(path)
     if command in ("export", "pack", "build", "sign"):
         engine = params.get("output") or params["engine"]
+        if params.get("program") in ("js", "triton"):  # whose layout is no engine's
+            return None if any(engine.iterdir()) else f"{engine} is empty"
         return wrong_engine(engine, "recipe" in params and params["recipe"] is not None)
     if command == "calibrate" and not is_recipe(params["output"]):
         return "there is no recipe"
