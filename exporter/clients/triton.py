@@ -42,10 +42,10 @@ TYPES = {
 def place(engine: Path, directory: Path) -> None:
     """Lay out a model repository with both models of an engine; its files are hard links if they
     can be. Raises EngineError for states that Triton has no type for."""
-    about = read_manifest(engine).about
+    manifest = read_manifest(engine)
+    about = manifest.about
     served, step = directory / "lmcast" / "1", directory / "lmcast_step" / "1"
-    files = [*(file.path for file in read_manifest(engine).files), ENGINE_JSON]
-    for path in map(Path, files):
+    for path in map(Path, [ENGINE_JSON, *(file.path for file in manifest.files)]):
         place_file(engine / path, served / "engine" / path)
         if path.parts[0] == WEIGHTS:
             place_file(engine / path, step / path)

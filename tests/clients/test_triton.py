@@ -161,3 +161,28 @@ def test_configs_are_as_tritons_definition_reads_them(repository: Path):
         (begin,) = state["initialState"]
         assert begin["zeroData"]
         assert begin["dims"] == state["dims"]
+
+
+def test_the_samples_are_as_docker_wants_them(repository: Path):
+    """By hadolint, and by a reader of the specification of compose files."""
+    docker, root = ENVIRONMENTS / "docker/bin", SAMPLES.parents[1]
+    if not docker.exists():
+        pytest.skip("needs hadolint: make test-clients installs it")
+    lint = [docker / "hadolint", SAMPLES / "Dockerfile"]
+    done = subprocess.run(lint, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    read = (
+        "import compose_spec, sys; c = compose_spec.PyCompose.from_yaml(open(sys.argv[1]).read())"
+    )
+    read += "; c.to_spec(); print(c.to_json())"
+    command = [docker / "python", "-c", read, SAMPLES / "compose.yaml"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (service,) = json.loads(printed)["services"].values()
+    assert (SAMPLES / service["build"]["context"]).resolve() == root
+    assert root / service["build"]["dockerfile"] == SAMPLES / "Dockerfile"
+    lines = (SAMPLES / "Dockerfile").read_text().replace("\\\n", "").splitlines()
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    assert all((root / path).exists() for path in copied if path != "samples/triton/models")
+    (command,) = [json.loads(line.removeprefix("CMD ")) for line in lines if line[:3] == "CMD"]
+    assert command[-1] == "--load-model=lmcast"
+    assert (repository / "lmcast/config.pbtxt").exists()
