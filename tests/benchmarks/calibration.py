@@ -173,8 +173,6 @@ def theirs(checkpoint: str, model: str, tokens: int, config: str) -> None:
 
 def gptq(checkpoint: str, model: str, tokens: int) -> None:
     """GPTQ of llm-compressor, to the format that ours is: groups of 32, symmetric."""
-    # Its transformers would take kernels.py of this folder for the package of that name.
-    sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
     import torch
     from compressed_tensors.quantization import preset_name_to_scheme
     from llmcompressor import oneshot

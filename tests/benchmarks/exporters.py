@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 
-def lmcast(checkpoint: str, output: str, recipe: str | None = None) -> None:
+def lmcast(
+    checkpoint: str, output: str, recipe: str | None = None, weights: str | None = None
+) -> None:
     """Ours, as a user runs it, but without the parity run: the others have none."""
     from lmcast.exporter.cli import main
 
     sys.argv = ["lmcast", "export", checkpoint, "-o", output, "--no-parity"]
     sys.argv += ["--recipe", recipe] if recipe else []
+    sys.argv += ["--weights", weights] if weights else []
     main()
 
 

@@ -1,4 +1,4 @@
-"""What kernels.py measures: calls of the operators at the sizes of released models, and what each
+"""What triton_kernels.py measures: calls of operators at sizes of released models, and what each
 must move and multiply at least. Letters as in the operators."""
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What kernels.py measures of linear_attention, and the same in plain torch. Letters as there."""
+"""What triton_kernels.py measures of linear_attention, and that in plain torch; same letters."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ class Model:
     precision: str
     reads: tuple[str, ...]
     recipe: str | None = None
-    makes: tuple[str, ...] = ("lmcast", "genai")
+    makes: tuple[str, ...] = ("lmcast", "hosted", "genai")
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -48,7 +48,10 @@ class Model:
             if checkpoint.suffix == ".gguf":
                 given["checkpoint"] = str(widened(checkpoint, folder / "widened"))
             children.run("exporters", "genai", python, **given, precision=self.precision)
-        elif self.recipe is None:
+            return output
+        if runtime == "hosted":  # the same engine, with what genai opens
+            given["weights"] = "copy"
+        if self.recipe is None:
             children.run("exporters", "lmcast", **given)
         else:
             recipe = folder / f"{self.recipe}-recipe"
@@ -81,6 +84,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
 
 
+def dense(source: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """Return a source: a GGUF file's numbers in float32."""
+    return lambda folder: widened(source(folder), folder / "dense")
+
+
 def written(module: str, dtype: str) -> Callable[[Path], Path]:
     """Return a source: the checkpoint that a module of this folder writes."""
 
@@ -109,6 +117,7 @@ def widen(checkpoint: str, output: str) -> None:
     # It is dense now, but still says that it came from a GGUF file, which would not be saved.
     model.hf_quantizer = None
     del model.config.quantization_config
+    vars(model.config).pop("_model_name_or_path", None)  # a title, which no program reads
     model.save_pretrained(output)
     AutoTokenizer.from_pretrained(where.parent, **given).save_pretrained(output)
 
@@ -131,6 +140,8 @@ MODELS = {
     "smollm2": Model(
         "SmolLM2-135M, GGUF of Q4_1", SMOLLM2, "int4", ("openvino", "llamacpp", "eager")
     ),
+    "smollm2-fp32": Model("SmolLM2-135M, float32", dense(SMOLLM2), "fp32", ("eager",)),
+    "smollm2-int4": Model("SmolLM2-135M, int4", dense(SMOLLM2), "int4", (), "int4"),
     "gemma3": Model("Gemma 3 270M, GGUF of Q4_K_M", GEMMA3, "int4", ("llamacpp", "eager")),
     "qwen3-int4": Model(
         f"{QWEN3}, int4", written("random_qwen3", "bfloat16"), "int4", (), "int4"

@@ -102,6 +102,9 @@ def genai(path: str, threads: int, context: int, **given: Any) -> dict[str, Any]
     return measured(load, **given)
 
 
+hosted = genai  # an engine of lmcast's, opened by the same program
+
+
 def openvino(path: str, threads: int, context: int, **given: Any) -> dict[str, Any]:
     import openvino as ov
     import openvino_genai

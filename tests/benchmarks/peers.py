@@ -27,6 +27,7 @@ NEW_TOKENS = 48
 IDLE = 0.3  # of the load average; above it the numbers are not worth recording
 TITLES = {
     "lmcast": "lmcast",
+    "hosted": "lmcast's in genai",
     "genai": "onnxruntime-genai",
     "openvino": "openvino-genai",
     "llamacpp": "llama.cpp",
@@ -76,11 +77,12 @@ def compare(model: Model, work: Path, options: argparse.Namespace) -> Found:
     given["context"] = max(length for _, length in options.workloads) + 2 * NEW_TOKENS
     found: Found = {}
     paths: dict[str, Path] = {}
+    pythons = {name: children.python("genai" if name == "hosted" else name) for name in TITLES}
     for name in model.runtimes:
         if name not in options.only:
             continue
         try:
-            paths[name] = model.prepare(work, name, children.python(name))
+            paths[name] = model.prepare(work, name, pythons[name])
             found[name] = []
         except RuntimeError as error:
             found[name] = f"cannot prepare: {last_line(error)}"
@@ -92,9 +94,7 @@ def compare(model: Model, work: Path, options: argparse.Namespace) -> Found:
             print(f"{model.title}: round {number + 1}, {TITLES[name]}", file=sys.stderr)
             begin = time.perf_counter()
             try:
-                child = children.run(
-                    "peer_runs", name, children.python(name), path=str(path), **given
-                )
+                child = children.run("peer_runs", name, pythons[name], path=str(path), **given)
             except RuntimeError as error:
                 found[name] = f"cannot run: {last_line(error)}"
                 continue
@@ -121,8 +121,9 @@ def text(title: str, found: Found, options: argparse.Namespace) -> str:
         for index in range(len(options.workloads)):
             line += [f"{speed(rounds, index, key):.1f}" for key in ("prefill", "decode")]
         lines.append(line)
-    for name in found:
-        notes += against(found, name, options)
+    for mine, others in (("lmcast", found), ("hosted", ["genai"])):
+        for name in others:
+            notes += against(found, mine, name, options)
     return "\n".join([title, children.table(columns, lines), *notes])
 
 
@@ -134,9 +135,9 @@ def speed(rounds: list[dict[str, Any]], index: int, key: str) -> float:
     return median(each["workloads"][index][key] for each in rounds)
 
 
-def ratios(found: Found, name: str, index: int, key: str) -> list[float]:
-    """Return ours to another's in each round, least first."""
-    mine, theirs = found["lmcast"], found[name]
+def ratios(found: Found, own: str, name: str, index: int, key: str) -> list[float]:
+    """Return one's speed to another's in each round, least first."""
+    mine, theirs = found[own], found[name]
     assert not isinstance(mine, str) and not isinstance(theirs, str)
     return sorted(
         a["workloads"][index][key] / b["workloads"][index][key]
@@ -144,20 +145,21 @@ def ratios(found: Found, name: str, index: int, key: str) -> list[float]:
     )
 
 
-def against(found: Found, name: str, options: argparse.Namespace) -> Iterator[str]:
-    """Yield what ours is to another: medians, in brackets the range, and how far tokens agree."""
-    mine, theirs = found.get("lmcast", ""), found[name]
-    if name == "lmcast" or isinstance(mine, str) or isinstance(theirs, str):
+def against(found: Found, own: str, name: str, options: argparse.Namespace) -> Iterator[str]:
+    """Yield what one is to another: medians, in brackets the range, and how far tokens agree."""
+    mine, theirs = found.get(own, ""), found.get(name, "")
+    if name == own or isinstance(mine, str) or isinstance(theirs, str):
         return
     for index, (rows, length) in enumerate(options.workloads):
         parts = []
         for key in ("prefill", "decode"):
-            each = ratios(found, name, index, key)
+            each = ratios(found, own, name, index, key)
             parts.append(f"{key} {median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})")
         ids = [rounds[0]["workloads"][index]["ids"] for rounds in (mine, theirs)]
         same = next((i for i, (a, b) in enumerate(zip(*ids, strict=True)) if a != b), NEW_TOKENS)
         parts.append(f"first {same} of {NEW_TOKENS} tokens the same")
-        yield f"of {TITLES[name]}'s, {rows} x {length}: {', '.join(parts)}"
+        speeds = f"{TITLES[own]} of {TITLES[name]}, {rows} x {length}"
+        yield f"{speeds}: {', '.join(parts)}"
 
 
 def plot(found: dict[str, Found], options: argparse.Namespace) -> None:
@@ -175,7 +177,8 @@ def plot(found: dict[str, Found], options: argparse.Namespace) -> None:
         for key, axes in zip(("prefill", "decode"), row, strict=True):
             for place, name in enumerate(peers):
                 heights = [
-                    median(ratios(each, name, i, key)) for i in range(len(options.workloads))
+                    median(ratios(each, "lmcast", name, i, key))
+                    for i in range(len(options.workloads))
                 ]
                 at = [i + 0.8 * place / len(peers) for i in range(len(heights))]
                 axes.bar(at, heights, 0.8 / len(peers), align="edge", label=TITLES[name])

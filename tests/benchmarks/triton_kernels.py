@@ -1,6 +1,6 @@
 """How fast the Triton kernels are on this machine's GPU: prints a table and writes RESULTS.md.
 
-    python tests/benchmarks/kernels.py [--bandwidth 3.35e12 --flops 989e12]
+    python tests/benchmarks/triton_kernels.py [--bandwidth 3.35e12 --flops 989e12]
 
 Each operator runs in bf16 at the sizes of released models, beside eager PyTorch (the operator's
 definition, or a better form in plain torch), torch.compile of it, and the kernel of vLLM,
@@ -252,7 +252,7 @@ def main() -> None:
         sys.exit(refusal(f"the peaks of {name} are not known; give --bandwidth and --flops"))
     table = text(measure(chain(works("cuda"), linear_works("cuda")), ways, on_gpu, peaks))
     print(table)
-    command = shlex.join(["python", "tests/benchmarks/kernels.py", *sys.argv[1:]])
+    command = shlex.join(["python", "tests/benchmarks/triton_kernels.py", *sys.argv[1:]])
     RESULTS.write_text(
         f"# Kernels on a GPU\n\n`{command}` on {name}: {peaks[0] / 1e12:.2f} TB/s and"
         f" {peaks[1] / 1e12:.0f} TFLOP/s at most; torch {torch.__version__}, triton"
@@ -263,7 +263,7 @@ def main() -> None:
 
 
 def refusal(why: str) -> int:
-    print(f"kernels.py: {why}", file=sys.stderr)
+    print(f"triton_kernels.py: {why}", file=sys.stderr)
     return 2
 
 
