@@ -43,6 +43,7 @@ from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.targets import Target
 from lmcast.exporter.texts import check_vocabulary, without_texts, write_texts
 from lmcast.exporter.weights.attach import attach
+from lmcast.exporter.weights.freed import give_back
 from lmcast.exporter.weights.kept_codes import lay_out
 from lmcast.exporter.weights.made import place_made
 from lmcast.exporter.weights.place import Mode, Placement, check_copies, place
@@ -203,6 +204,7 @@ def place_weights(
             found.binding, shapes, source, format, mode, directory,
             form=target.carried.weight_form, full_check=full_check, advance=step,
         )  # fmt: skip
+    give_back()
     if placement.finite is None:
         return placement
     if placement.finite.mode == "sampled":

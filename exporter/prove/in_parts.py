@@ -100,6 +100,7 @@ def _run(engine: Engine, graph: ir.Model, calls: Sequence[_Call], most: int) -> 
             inputs = {name: have[name] for name in part.needs} | shared
             got = one.run(inputs, states, part.gives, rows=call.rows)
             have |= dict(zip(part.gives, got, strict=True))
+        del one, shared, inputs, held, states  # before those of the next part are made
         behind = {name for later in parts[number + 1 :] for name in later.needs}
         for have in values:
             for name in have.keys() - behind - {LOGITS}:
