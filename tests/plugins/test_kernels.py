@@ -217,6 +217,20 @@ def test_rows_of_different_lengths_choose_for_themselves():
 
 
 @triton.jit
+def doubled(x, out):
+    tl.store(out, tl.load(x) * 2)
+
+
+def test_an_overflow_of_integers_is_found():
+    """Of kernels in these tests, whose sizes and places are products of others."""
+    out = torch.empty(1, dtype=torch.int32)
+    doubled[(1,)](torch.tensor([2**30 - 1], dtype=torch.int32), out)
+    assert out.item() == 2**31 - 2
+    with pytest.raises(triton.runtime.errors.InterpreterError, match="mul of int32: 2147483648"):
+        doubled[(1,)](torch.tensor([2**30], dtype=torch.int32), out)
+
+
+@triton.jit
 def order(x, out, N: tl.constexpr):
     at = tl.arange(0, N)
     tl.store(out + at, ordered(tl.load(x + at)))
