@@ -18,7 +18,7 @@ from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.passes.latents_by_length import latents_of_one_head
 from lmcast.exporter.passes.total_length import NAME as TOTAL
 from lmcast.exporter.passes.total_length import give_total
-from lmcast.exporter.passes.whole_windows import whole_windows
+from lmcast.exporter.passes.whole_windows import keep_all
 from lmcast.plugins.onnx_builder import Builder, Value
 
 PAST, PRESENT = ".past", ".present"
@@ -42,7 +42,7 @@ def held_by(graph: ir.Model, states: Sequence[State]) -> list[Held]:
     takes rows of different length, which it refuses in a ring. Bodies take them in rings, too.
     """
     latents_of_one_head(graph)
-    whole_windows(graph, widest=0)
+    keep_all(graph, widest=0)
     pasts = {str(value.name): value for value in graph.graph.inputs}
     presents = {str(value.name): value for value in graph.graph.outputs}
     return [_held(s.name, pasts[s.name + PAST], presents[s.name + PRESENT]) for s in states]

@@ -17,8 +17,12 @@ WIDEST = 512  # of the windows that are moved: some microseconds, as a launch ta
 ROOM = "C"  # the axis of a cache with room for all tokens
 
 
-def whole_windows(model: ir.Model, widest: int = WIDEST) -> int:
-    """widest: of the windows that stay rings."""
+def whole_windows(model: ir.Model) -> int:
+    return keep_all(model, WIDEST)
+
+
+def keep_all(model: ir.Model, widest: int) -> int:
+    """Keep all tokens of windows above this; return how many there were."""
     changes = 0
     for node in nodes_of(model, "GroupQueryAttention"):
         window = node.attributes.get("local_window_size")
