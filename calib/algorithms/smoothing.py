@@ -13,7 +13,9 @@ from lmcast.graphs.blocks.quantized import InputFormat
 
 Smoothing = Callable[[Tensor, InputStatistics, WeightFormat, InputFormat], Tensor | None]
 GRID = [step / 10 for step in range(1, 11)]
-OUTPUTS = 128  # of a layer that factors are compared on, evenly spread: sums over many rows
+# Of a layer, evenly spread, that factors are compared on. On all of them the error on text that was
+# not seen was no less in INT4, and 2 % less in MXFP4, for five times the time (QUALITY.md).
+OUTPUTS = 128
 LEAST = 1e-5  # of the largest magnitude: channels that are nearly always 0 get no larger factor
 
 
