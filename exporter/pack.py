@@ -1,5 +1,6 @@
 """Make a linked engine self-contained: its weights are copied from the checkpoint."""
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from lmcast.exporter.clients.write import FIELD
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, changed_sources, write_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE, WEIGHTS
-from lmcast.exporter.engine.output import check_output
+from lmcast.exporter.engine.output import check_apart, check_replaced
 from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
@@ -44,15 +45,14 @@ def pack(
         raise EngineError(f"{engine}: is not linked; its weights are inside already")
     if output is not None:
         require_free(output, source, force)
-    signed = (engine / SIGNATURE).exists()
     with staged(output or engine, progress) as directory:
         fields, hashes = contain(source, directory, progress)
         if fields.get(FIELD):  # asked for, and not possible until now
             open_to_others(directory, fields)
         # Recorded hashes stay: what is too large to be hashed at load may be damaged.
         write_manifest(directory, fields, hashes)
-    if signed and output:
-        progress.warn(f"{output} is not signed, as {engine} is: sign it too")
+    if output is not None:
+        warn_unsigned(output, engine, progress)
     return Engine(output or engine)
 
 
@@ -86,7 +86,7 @@ def pack_for(
     Raises EngineError for what the program cannot hold, and as `pack`.
     """
     source, layout = Engine(engine), LAYOUTS[program]
-    require_free(output, source, force)
+    require_free(output, source, force, stays_engine=layout.place is None)
     with staged(output, progress) as directory:
         inner = directory if layout.place is None else directory / INNER
         inner.mkdir(exist_ok=True)
@@ -99,6 +99,7 @@ def pack_for(
         if layout.place is not None:
             layout.place(inner, directory)
             shutil.rmtree(inner)
+    warn_unsigned(output, engine, progress)
     found = {str(f.relative_to(output)): f for f in sorted(output.rglob("*")) if f.is_file()}
     return Packed(str(output), program, {path: f.stat().st_size for path, f in found.items()})
 
@@ -114,14 +115,24 @@ def link(
     return dict(source.manifest.fields), hashes
 
 
-def require_free(output: Path, source: Engine, force: bool) -> None:
-    """Refuse an output that is in the way; raises EngineError."""
-    fields = source.manifest.fields
+def require_free(output: Path, source: Engine, force: bool, stays_engine: bool = True) -> None:
+    """Refuse an output that is in the way; raises EngineError.
+
+    stays_engine: what is written is an engine, which may take the place of the one it is made of.
+    """
+    fields, kind = source.manifest.fields, ENGINE_JSON if stays_engine else ""
+    if not (stays_engine and os.path.realpath(output) == os.path.realpath(source.directory)):
+        check_apart(output, source.directory, "engine")
     for linked in source.manifest.linked:
-        check_output(
-            output, checkpoint_of(Path(linked.path)), ENGINE_JSON, fields["source"], force,
-            fields["config"],
-        )  # fmt: skip
+        check_apart(output, checkpoint_of(Path(linked.path)))
+    if not force:
+        check_replaced(output, kind, fields["source"], fields["config"])
+
+
+def warn_unsigned(output: Path, engine: Path, progress: Progress) -> None:
+    """Say that a signature has not come along, but of an engine that was replaced: that is said."""
+    if (engine / SIGNATURE).exists():
+        progress.warn(f"{output} is not signed, as {engine} is: sign it too")
 
 
 def contain(

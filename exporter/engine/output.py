@@ -1,4 +1,4 @@
-"""Where an engine or a recipe may be written: not into its checkpoint, nor over another's."""
+"""Where an engine or a recipe may be written: not into what it is made of, nor over another's."""
 
 import json
 import os
@@ -33,16 +33,17 @@ def check_output(
         check_replaced(output, kind, source, config)
 
 
-def check_apart(output: Path, checkpoint: Path) -> None:
+def check_apart(output: Path, checkpoint: Path, what: str = "checkpoint") -> None:
     """Refuse an output that is in a checkpoint, or holds it; links are followed.
 
-    What lies in a checkpoint is read as part of it, and what is replaced goes with all it holds.
+    What lies in a checkpoint is read as part of it, and what is replaced goes with all it holds: of
+    an engine, too, that others are made of. what: which of them it is, for people.
     """
     ours, theirs = (Path(os.path.realpath(path)) for path in (output, checkpoint))
     if ours == theirs or ours in theirs.parents:
-        found = "is the checkpoint" if ours == theirs else f"holds the checkpoint {checkpoint}"
+        found = f"is the {what}" if ours == theirs else f"holds the {what} {checkpoint}"
     elif theirs in ours.parents:
-        found = f"is inside the checkpoint {checkpoint}"
+        found = f"is inside the {what} {checkpoint}"
     else:
         return
     raise EngineError(f"{output} {found}: give a path outside of it")

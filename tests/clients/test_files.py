@@ -157,6 +157,41 @@ def test_what_cannot_be_packed(made: Path, tmp_path: Path, lmcast):
     assert (status, "give -o" in said) == (2, True)
 
 
+# What is packed for whom, where to, and a part of the refusal.
+IN_THE_WAY = (
+    ("engine", "js", "engine", "is the engine"),
+    ("engine", "js", "engine/js", "is inside the engine"),
+    ("engine", "genai", "engine/genai", "is inside the engine"),
+    ("engine", "genai", "other", "is an engine of another checkpoint"),
+    ("engine", "triton", "again", "is an engine, not what is to be written there: --force"),
+    ("linked", "js", "linked", "is the engine"),
+    ("linked", "", "linked/packed", "is inside the engine"),
+)
+
+
+def test_what_is_in_the_way(made: Path, tmp_path: Path, lmcast):
+    for name in ("linked", "engine"):
+        shutil.copytree(made / name, tmp_path / name)
+    shutil.copytree(made / "engine", tmp_path / "again")
+    shutil.copytree(made / "engine", tmp_path / "other")
+    fields = dict(read_manifest(tmp_path / "other").fields)
+    write_manifest(tmp_path / "other", fields | {"source": [], "config": {"model_type": "other"}})
+    (tmp_path / "engine/model.sig").write_text("{}")
+    before = hashes(tmp_path)
+    for source, program, output, message in IN_THE_WAY:
+        asked = ("--for", program) if program else ()
+        status, _, said = lmcast("pack", tmp_path / source, *asked, "-o", tmp_path / output)
+        assert (status, said.count("\n"), message in said) == (2, 1, True), (output, said)
+    assert hashes(tmp_path) == before
+    status, _, said = lmcast(
+        "pack", tmp_path / "engine", "--for", "js", "-o", tmp_path / "other", "--force"
+    )
+    assert status == 0 and "is not signed, as" in said and (tmp_path / "other/onnx").is_dir()
+    # An engine takes its own place, and says once that its signature has gone.
+    status, _, said = lmcast("pack", tmp_path / "engine", "--for", "hub", "-o", tmp_path / "engine")
+    assert (status, said.count("is not signed")) == (0, 1) and not verify(tmp_path / "engine")
+
+
 REASONS: dict[str, tuple[str, dict[str, str]]] = {
     "all": ("", {}),
     "some": ("not for b: no", {"a": "", "b": "no"}),
