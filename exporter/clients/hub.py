@@ -34,8 +34,9 @@ NUMPY = (DataType.FLOAT, DataType.FLOAT16, DataType.BFLOAT16)
 
 
 def prologue(op: Builder) -> Call:
-    """The last columns of the mask are those of the call. Tokens are moved to the front of their
-    row, where the engine has them, and logits back; of rows padded on the right nothing moves."""
+    """The last columns of the mask are those of the call. Tokens that it keeps are moved to the
+    front of their row, where the engine has them, and logits back, wherever padding was; that of
+    padding has the logits of the last token before it."""
     ids = Value(op, given("input_ids", ROWS, TOKENS))
     mask = Value(op, given("attention_mask", ROWS, TOTAL))
     positions = Value(op, given("position_ids", ROWS, TOKENS))  # is what they expect, and not read
@@ -43,10 +44,9 @@ def prologue(op: Builder) -> Call:
     recent = op.slice(mask, 1, total - tokens, total)
     counts = op.ReduceSum(recent, [1], keepdims=0)
     lengths = op.ReduceSum(mask, [1], keepdims=0) - counts
-    first = op.ArgMax(recent, axis=1, keepdims=1)  # B,1
-    steps = op.range(tokens)
-    moved = op.GatherElements(ids, op.Min(first + steps, tokens - 1), axis=1)
-    rows = op.Max(steps - first, 0)
+    _, places = op.TopK(recent * tokens - op.range(tokens), tokens, axis=1)  # kept ones, in order
+    moved = op.GatherElements(ids, places, axis=1)
+    rows = op.Max(op.CumSum(recent, 1) - 1, 0)
     inputs = ids, mask, positions
     return Call(inputs, moved, lengths, counts, rows, total, (ROWS, TOKENS))
 

@@ -93,6 +93,37 @@ def test_ten_lines_of_numpy(made: Path, monkeypatch: pytest.MonkeyPatch, capsys)
     assert hashes(made / "engine") == before
 
 
+# Of a first call: where tokens are, and where padding is. A chat in several turns has it between.
+MASKS = (
+    [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]],
+    [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]],
+    [[0, 1, 1, 0, 1], [1, 0, 0, 1, 0]],
+)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_padding_is_where_the_mask_says(mask: list[list[int]], made: Path):
+    """Logits of padding are those of the last token before it: programs read the last column."""
+    engine = load(made / "engine")
+    session = ort.InferenceSession(made / "engine/model.onnx", providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    past = {v.name: np.zeros([2, 0, 0, 0], np.float32) for v in session.get_inputs()[3:]}
+    ids, kept, all_kept = np.arange(10, 20).reshape(2, 5), np.array(mask), np.zeros((2, 0), int)
+    rows: list[list[int]] = [[], []]
+    for _ in range(3):
+        all_kept = np.concatenate([all_kept, kept], 1)
+        given = {"input_ids": ids, "attention_mask": all_kept, "position_ids": np.zeros_like(ids)}
+        logits, *present = session.run(names, given | past)
+        past = dict(zip(past, present, strict=True))
+        for b, row in enumerate(rows):
+            for t in range(ids.shape[1]):
+                row += ids[b, t : t + 1][kept[b, t : t + 1] > 0].tolist()
+                if row:
+                    wanted = engine.logits(np.array([row]))[0, -1]
+                    assert abs(logits[b, t] - wanted).max() < 1e-5 * np.ptp(wanted)
+        ids, kept = logits[:, -1:].argmax(-1), np.ones((2, 1), int)
+
+
 def test_the_card_is_one_of_the_hub(made: Path):
     about = metadata_load(made / "engine/README.md")
     assert about == ModelCard.load(made / "engine/README.md").data.to_dict()
