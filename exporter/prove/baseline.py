@@ -24,7 +24,7 @@ from lmcast.exporter.prove.parity_report import Change, Report, Result
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.plugins import records
 from lmcast.plugins.errors import InputError
-from lmcast.plugins.records import Count, Name, RecordError
+from lmcast.plugins.records import Name, Positive, RecordError
 
 MOST_BYTES = 16 << 20  # of a report: kilobytes
 EPSILON = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
@@ -44,7 +44,7 @@ class Baseline:
     subject: Subject
     dtype: Computed
     ran: Name
-    tokens: Count
+    tokens: Positive
     results: tuple[Compared, ...]
     quality: Mapping[str, Any] | None = None
 
@@ -108,9 +108,10 @@ def with_changes(report: Report, path: Path, baseline: Baseline) -> Report:
     are of other tokens."""
     before = {one.scenario: one for one in baseline.results}
     names = [one.scenario for one in report.results]
-    if baseline.tokens != report.tokens or before.keys() != set(names):
+    told = [one.scenario for one in baseline.results]
+    if baseline.tokens != report.tokens or sorted(told) != sorted(names):
         raise BaselineError(
-            f"{path}: is of {baseline.tokens} tokens in {', '.join(before)}; this run was of"
+            f"{path}: is of {baseline.tokens} tokens in {', '.join(told)}; this run was of"
             f" {report.tokens} in {', '.join(names)}; {AGAIN}"
         )
     return replace(report, baseline=tuple(_changes(baseline, before, report)))

@@ -101,6 +101,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no number": (
         lambda b: b["results"][0].update(error=float("nan")), "other.json: .*NaN",
     ),
+    "no tokens": (lambda b: b.update(tokens=0), r"tokens is 0; accepted: 1 to"),
     "an error in words": (lambda b: b["results"][0].update(error="x"), r"error is 'x'; accepted"),
 }  # fmt: skip
 
