@@ -5,7 +5,8 @@ arguments, and returns them under the names of the library's function.
 """
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,9 +210,23 @@ def with_system(prompt: Any, system: str) -> Any:
 def report(result: Any, as_json: bool) -> None:
     """Print what a command found, for a machine or for a person."""
     if as_json:
-        click.echo(json.dumps(result.as_json(), indent=1))
+        click.echo(as_text(result.as_json()))
     else:
         tell(result.text())
+
+
+def as_text(body: Mapping[str, Any]) -> str:
+    """Return the JSON of what a command found; numbers that JSON has none for, which models that
+    are broken give, are null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: finite(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(body), indent=1, allow_nan=False)
 
 
 def tell(text: str) -> None:

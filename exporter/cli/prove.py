@@ -58,7 +58,7 @@ def parity(
     """
     from lmcast.exporter.progress import Terminal
 
-    check_reports((json_file, junit, html_file), force)
+    check_reports((json_file, junit, html_file), force, given["baseline"])
     from lmcast.exporter.prove.junit import junit as xml
     from lmcast.exporter.prove.parity import parity as run
     from lmcast.exporter.prove.parity_page import parity_page

@@ -3,7 +3,6 @@
 A report names its command in its first bytes, as "lmcast parity" in quotes, by which it is known.
 """
 
-import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 
-from lmcast.exporter.cli.options import PATH, tell
+from lmcast.exporter.cli.options import PATH, as_text, tell
 from lmcast.plugins.errors import InputError
 
 HEAD_BYTES = 1024
@@ -22,13 +21,21 @@ json_file = click.option("--json", "json_file", type=PATH, help="Write the repor
 force = click.option("--force", is_flag=True, help="Write reports over files of others, too.")
 
 
-def check_reports(files: Iterable[Path | None], force: bool) -> None:
-    """Refuse files that cannot be written, or must not be; before the work that they report."""
+def check_reports(files: Iterable[Path | None], force: bool, baseline: Path | None = None) -> None:
+    """Refuse files that cannot be written, or must not be; before the work that they report.
+
+    baseline: a report that they are compared with: over it, what has become worse would count as
+    what was before in the next run.
+    """
     given = [file for file in files if file is not None and file != PRINTED]
     if len({os.path.realpath(file) for file in given}) < len(given):
         raise InputError(f"{given[0]}: is given for two reports; give a file for each")
     for file in given:
         check_report(file, force)
+        if baseline and os.path.realpath(file) == os.path.realpath(baseline) and not force:
+            raise InputError(
+                f"{file}: is the baseline; --force writes over it, or give another path"
+            )
 
 
 def check_report(file: Path, force: bool) -> None:
@@ -73,7 +80,7 @@ def report(result: Any, command: str, file: Path | None, beside: Mapping[Path, b
 
     Devices and pipes come first: where one takes nothing, no file is changed and nothing printed.
     """
-    text = json.dumps({"report": f"lmcast {command}", **result.as_json()}, indent=1)
+    text = as_text({"report": f"lmcast {command}", **result.as_json()})
     reports = dict(beside)
     if file is not None and file != PRINTED:
         reports[file] = text.encode() + b"\n"

@@ -1,8 +1,9 @@
 """Files that commands write reports to: what they may write over, and where."""
 
 import json
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,29 @@ def test_refused(name: str, tmp_path: Path):
     else:
         with pytest.raises(InputError, match=message):
             check_reports([tmp_path / file], force=True)
+
+
+def test_the_baseline_is_written_over_by_force_alone(tmp_path: Path):
+    file = tmp_path / "before.json"
+    file.write_text('{"report": "lmcast parity"}')
+    (tmp_path / "link").symlink_to("before.json")
+    with pytest.raises(InputError, match="link: is the baseline; --force"):
+        check_reports([tmp_path / "link"], force=False, baseline=file)
+    check_reports([tmp_path / "link"], force=True, baseline=file)
+    check_reports([tmp_path / "after.json", Path("-")], force=False, baseline=file)
+
+
+def test_reports_are_json_whatever_was_found(tmp_path: Path):
+    """Logits of a broken engine may be no numbers, which JSON does not know."""
+    of_broken = (Result("prefill", 1, math.nan, 0.0, 1.0, 1.0, math.inf, 2.0),)
+    report(replace(REPORT, results=of_broken), "parity", tmp_path / "a.json", {})
+
+    def unknown(name: str) -> None:
+        raise AssertionError(name)
+
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=unknown)
+    (result,) = found["results"]
+    assert (result["error"], result["kl"], result["passed"]) == (None, None, False)
 
 
 def test_reports_are_known_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
