@@ -26,7 +26,7 @@ def quotas(mounted: Path, membership: Path) -> Iterator[int]:
     mounted: where control groups of version 1 (a folder per controller) or 2 are. membership: lines
     of number:controllers:path, no controllers in version 2. What cannot be read limits nothing.
     """
-    for line in read(membership).splitlines():
+    for line in filter(None, read(membership).split("\n")):
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -46,9 +46,12 @@ def quotas(mounted: Path, membership: Path) -> Iterator[int]:
 
 
 def read(path: Path) -> str:
-    """Return the text of a small file of the kernel; nothing where it cannot be read."""
+    """Return the text of a small file of the kernel; nothing where it cannot be read.
+
+    Names in it may be of any bytes, and end no line but by a newline.
+    """
     try:
-        return path.read_text().strip()
+        return os.fsdecode(path.read_bytes()).strip()
     except OSError:
         return ""
 

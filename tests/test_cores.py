@@ -27,6 +27,9 @@ GROUPS: dict[str, tuple[str, dict[str, str], list[int]]] = {
     "version 1, no limit": (
         "1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, [],
     ),
+    "a name of odd characters": (
+        "0::/a\x0cb\r\x85c", {"a\x0cb\r\x85c/cpu.max": "300000 100000"}, [3],
+    ),
     "files that are odd": ("0::/", {"cpu.max": "many"}, []),
     "no period": ("0::/", {"cpu.max": "100000 0"}, []),
     "none": ("", {}, []),
@@ -36,7 +39,7 @@ GROUPS: dict[str, tuple[str, dict[str, str], list[int]]] = {
 @pytest.mark.parametrize("name", GROUPS)
 def test_quotas(name: str, tmp_path: Path):
     membership, files, allowed = GROUPS[name]
-    (tmp_path / "cgroup").write_text(membership + "\n")
+    (tmp_path / "cgroup").write_bytes(membership.encode() + b"\n")
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text + "\n")

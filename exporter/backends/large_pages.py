@@ -70,9 +70,10 @@ def _filled(size: int) -> set[int]:
 
 def _private(size: int) -> Iterator[tuple[int, int]]:
     """Yield where the heap and memory without a name begin and end, in whole large pages."""
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+    # Bytes: a name may have any but a newline in it, and what Python takes for the end of a line.
+    for line in Path("/proc/self/maps").read_bytes().split(b"\n")[:-1]:
         bounds, rights, _, _, _, *name = line.split(maxsplit=5)
-        begin, end = (int(n, 16) for n in bounds.split("-"))
+        begin, end = (int(n, 16) for n in bounds.split(b"-"))
         begin, end = -(-begin // size) * size, end // size * size
-        if rights == "rw-p" and begin < end and name in ([], ["[heap]"]):
+        if rights == b"rw-p" and begin < end and name in ([], [b"[heap]"]):
             yield begin, end

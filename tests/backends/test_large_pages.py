@@ -74,3 +74,18 @@ def test_nothing_happens_where_large_pages_are_turned_off(
     monkeypatch.setattr(large_pages, "SETTINGS", tmp_path / "missing")
     with in_large_pages():
         assert not large_pages._size()
+
+
+@pytest.mark.skipif(not can_collapse(), reason="Linux 6.1 with large pages")
+def test_files_that_are_mapped_have_any_name(tmp_path: Path):
+    """An engine may lie in a folder whose name has what ends a line elsewhere."""
+    for index, character in enumerate("\r\f\x1c\x85\u2028\n"):
+        file = tmp_path / f"{index}{character}0-0 rw-p"
+        file.write_bytes(b"mapped")
+        with open(file, "rb") as opened:
+            held = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            with in_large_pages():
+                taken = filled()
+            held.close()
+        assert huge(taken)
+        taken.close()
