@@ -18,7 +18,7 @@ import onnx_ir as ir
 from lmcast.exporter.passes.rewrite import MICROSOFT, nodes_of, replace, written
 from lmcast.plugins.linear.causal_conv import carried
 from lmcast.plugins.linear.onnx_body import Inputs
-from lmcast.plugins.onnx_builder import Builder, Value
+from lmcast.plugins.onnx_builder import Builder, DataType, Value
 
 
 def recurrent_kernels(model: ir.Model) -> int:
@@ -42,7 +42,7 @@ def recurrent_kernels(model: ir.Model) -> int:
         held = past.shape[1]
         assert isinstance(held, int)
         silu = bool(node.attributes["silu"].as_int())
-        write = partial(_conv, taps=held + 1, silu=silu)
+        write = partial(_conv, taps=held + 1, silu=silu, short=past.dtype != DataType.FLOAT)
         replace(model, node, written(model, node, write, *node.inputs))
         changes += 1
     return changes
@@ -78,8 +78,9 @@ def _conv(
     *,
     taps: int,
     silu: bool,
+    short: bool,
 ) -> tuple[Value, Value]:
-    """Slices of `whole`, as `past` may be updated in place."""
+    """Slices of `whole`, as `past` may be updated in place. short: whether x is no fp32."""
     whole, present = carried(op, x, past, token_counts)
     tokens, each = op.size(x, 1), op.Transpose(weight, perm=[2, 1, 0])  # W,1,D
     out = None
@@ -89,5 +90,9 @@ def _conv(
         out = product if out is None else out + product
     assert out is not None
     out = out if bias is None else out + bias
-    # Not by Sigmoid, whose kernel rounds more than eager's.
-    return out / (op.Exp(op.Neg(out)) + 1.0) if silu else out, present
+    if not silu:
+        return out, present
+    # Not by Sigmoid, whose kernel rounds more than eager's; in fp32, as eager's.
+    sums = op.Cast(out, to=DataType.FLOAT) if short else out
+    turned = sums / (op.Exp(op.Neg(sums)) + 1.0)
+    return op.CastLike(turned, x) if short else turned, present

@@ -353,6 +353,9 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "latents_by_length": ("latents_by_length", LATENTS, 1, ["mla_attention"]),
     "recurrent_kernels": ("recurrent_kernels", LINEAR, 1, RULE),
     "recurrent_kernels, convolution": ("recurrent_kernels", CONV, 1, TAPS),
+    "recurrent_kernels, convolution in fp16": (
+        "recurrent_kernels", CONV.replace("float[", "float16["), 1, [*TAPS, "CastLike"],
+    ),
     "merge_runs, of no file (test_merge_runs.py has the others)": (
         "merge_runs",
         "(float[1,3] x, float[1,3] y) => (float[2,3] z) { z = Concat <axis = 0> (x, y) }",
