@@ -21,7 +21,7 @@ from lmcast.exporter.clients.write import FIELD
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, changed_sources, write_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE, WEIGHTS
-from lmcast.exporter.engine.output import check_apart, check_replaced
+from lmcast.exporter.engine.output import check_apart, check_outside, check_replaced
 from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
@@ -123,6 +123,7 @@ def require_free(output: Path, source: Engine, force: bool, stays_engine: bool =
     fields, kind = source.manifest.fields, ENGINE_JSON if stays_engine else ""
     if not (stays_engine and os.path.realpath(output) == os.path.realpath(source.directory)):
         check_apart(output, source.directory, "engine")
+    check_outside(output)
     for linked in source.manifest.linked:
         check_apart(output, checkpoint_of(Path(linked.path)))
     if not force:

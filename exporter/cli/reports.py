@@ -41,14 +41,9 @@ def check_reports(files: Iterable[Path | None], force: bool, baseline: Path | No
 def check_report(file: Path, force: bool) -> None:
     """Refuse a file in an engine or a recipe, and one that is there and no report, unless by
     force; raises InputError."""
-    from lmcast.exporter.engine.manifest import is_engine, is_recipe
+    from lmcast.exporter.engine.output import check_outside
 
-    for above in Path(os.path.realpath(file)).parents:
-        if is_engine(above) or is_recipe(above):
-            raise InputError(
-                f"{file}: is inside {above}, which holds what was written into it and nothing"
-                " else; give a path outside of it"
-            )
+    check_outside(file)
     try:
         mode = os.stat(file).st_mode
         head = read_head(file) if stat.S_ISREG(mode) else b""

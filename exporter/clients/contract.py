@@ -87,6 +87,20 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """What programs are told of an engine's texts.
+
+    tokenizer: whether there is one.
+    ids: of special tokens, by their names, as far as the tokenizer has them.
+    templates: chat templates by name, the usual one as "default".
+    """
+
+    tokenizer: bool
+    ids: Mapping[str, int]
+    templates: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Contract:
     """One program's, or that of several that agree.
 
@@ -98,8 +112,8 @@ class Contract:
     crowded: where it does not, the name of the node at which a call fails that it has no room for.
     lengthens: whether it takes, all the same, a longer cache that a kernel of attention gives.
     refuse: (the states, the engine) -> why the program cannot hold them; '' where it can.
-    files: (the engine, the ports, ids of special tokens) -> what else it looks for in the
-        directory: name -> JSON.
+    files: (the engine, the ports, its texts) -> what else it looks for in the directory: name ->
+        JSON.
     """
 
     name: str
@@ -109,7 +123,7 @@ class Contract:
     ports: Callable[[Sequence[Held], Call], list[Port]]
     grows: bool
     refuse: "Callable[[Sequence[Held], Description], str]"
-    files: "Callable[[Description, Sequence[Port], Mapping[str, int]], Mapping[str, Any]]"
+    files: "Callable[[Description, Sequence[Port], Texts], Mapping[str, Any]]"
     crowded: str = ""
     lengthens: bool = False
 

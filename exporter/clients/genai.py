@@ -19,6 +19,7 @@ from lmcast.exporter.clients.contract import (
     Contract,
     Held,
     Port,
+    Texts,
     given,
     pairs,
 )
@@ -156,8 +157,8 @@ def refuse(held: Sequence[Held], about: "Description") -> str:
     return "" if about.eos_ids else "the checkpoint names no token that ends a text"
 
 
-def files(about: "Description", found: Sequence[Port], ids: Mapping[str, int]) -> Mapping[str, Any]:
-    return {"genai_config.json": config(about, found, ids)}
+def files(about: "Description", found: Sequence[Port], texts: Texts) -> Mapping[str, Any]:
+    return {"genai_config.json": config(about, found, texts.ids)}
 
 
 def config(about: "Description", found: Sequence[Port], ids: Mapping[str, int]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lmcast.exporter.clients.contract import (
     Contract,
     Held,
     Port,
+    Texts,
     given,
     pairs,
     two_by_two,
@@ -112,20 +113,32 @@ def refuse(held: Sequence[Held], about: "Description") -> str:
     return ""
 
 
-def files(about: "Description", found: Sequence[Port], ids: Mapping[str, int]) -> Mapping[str, Any]:
-    made: dict[str, Any] = {"config.json": config(about, found, ids)}
-    if about.special_tokens or ids:
-        texts = dict(about.special_tokens)
-        if "pad_token" not in texts and "eos_token" in texts:
-            texts["pad_token"] = texts["eos_token"]
-        made["special_tokens_map.json"] = texts
-        made["tokenizer_config.json"] = texts | {
+def files(about: "Description", found: Sequence[Port], texts: Texts) -> Mapping[str, Any]:
+    made: dict[str, Any] = {"config.json": config(about, found, texts.ids)}
+    if texts.tokenizer:
+        tokens = dict(about.special_tokens)
+        if "pad_token" not in tokens and "eos_token" in tokens:
+            tokens["pad_token"] = tokens["eos_token"]
+        made["special_tokens_map.json"] = tokens
+        made["tokenizer_config.json"] = {
+            **tokens,
+            **chat(texts.templates),
             "tokenizer_class": "PreTrainedTokenizerFast",  # tokenizer.json says all there is
             "clean_up_tokenization_spaces": False,
+            # Without these there is a third, token_type_ids, which no graph takes.
+            "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": about.context,
             "padding_side": "left",
         }
     return made
+
+
+def chat(templates: Mapping[str, str]) -> dict[str, Any]:
+    """Return chat templates for transformers.js, which looks for them in tokenizer_config.json."""
+    if not templates:
+        return {}
+    named = [{"name": name, "template": text} for name, text in sorted(templates.items())]
+    return {"chat_template": templates["default"] if [*templates] == ["default"] else named}
 
 
 def heads_of(found: Sequence[Port]) -> tuple[int, int]:

@@ -46,9 +46,9 @@ def place(engine: Path, directory: Path) -> None:
     about = manifest.about
     served, step = directory / "lmcast" / "1", directory / "lmcast_step" / "1"
     for path in map(Path, [ENGINE_JSON, *(file.path for file in manifest.files)]):
-        place_file(engine / path, served / "engine" / path)
+        carry(engine / path, served / "engine" / path)
         if path.parts[0] == WEIGHTS:
-            place_file(engine / path, step / path)
+            carry(engine / path, step / path)
     graph = read(engine, about)
     adapting = Adapting(graph, about.graph.states, contract)
     if why := unable(graph, about) or refuse(adapting.held, about):
@@ -63,11 +63,6 @@ def place(engine: Path, directory: Path) -> None:
     text = served_config(about, texts=(engine / TOKENIZER).exists())
     (served.parent / "config.pbtxt").write_text(text)
     (served / "model.py").write_text(MODEL)
-
-
-def place_file(source: Path, destination: Path) -> None:
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    carry(source, destination)
 
 
 def prologue(op: Builder) -> Call:

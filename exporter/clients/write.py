@@ -10,10 +10,12 @@ import onnx_ir as ir
 from lmcast.exporter import targets
 from lmcast.exporter.clients import genai, hub
 from lmcast.exporter.clients.adapt import Adapting
-from lmcast.exporter.clients.contract import Contract
+from lmcast.exporter.clients.contract import Contract, Texts
+from lmcast.exporter.diff.tokenizers import ids_of
 from lmcast.exporter.engine.description import Description
-from lmcast.exporter.engine.names import MODEL, TOKENIZER
+from lmcast.exporter.engine.names import MODEL, TEMPLATE, TEMPLATES, TOKENIZER, templates
 from lmcast.exporter.graph.requirements import require
+from lmcast.exporter.runtime.chat import as_template
 from lmcast.plugins import records
 from lmcast.plugins.plugin import DOMAIN
 
@@ -33,12 +35,12 @@ def write_clients(
     about = records.read(Description, {**fields, FIELD: {}})
     if why := unfit(about):
         return {FIELD: {contract.name: why for contract in WRITTEN}}
-    ids = special_ids(directory, about)
+    texts = texts_in(directory, about)
     found = {}
     for contract in WRITTEN:
         model = read(directory, about) if graph is None else graph.clone()
         require(model, anew_beyond=about.graph.anew_beyond)
-        found[contract.name] = write_client(directory, about, contract, model, ids)
+        found[contract.name] = write_client(directory, about, contract, model, texts)
     return {FIELD: found}
 
 
@@ -57,9 +59,9 @@ def write_client(
     about: Description,
     contract: Contract,
     graph: ir.Model,
-    ids: Mapping[str, int],
+    texts: Texts,
 ) -> str:
-    """Write a graph and files, or return why there are none. ids: as special_ids gives them."""
+    """Write a graph and files, or return why there are none."""
     if why := unable(graph, about):
         return why
     adapting = Adapting(graph, about.graph.states, contract)
@@ -67,7 +69,7 @@ def write_client(
         return why
     data = ir.to_proto(adapting.run()).SerializeToString(deterministic=True)
     put(directory / contract.graph, data)
-    for name, content in contract.files(about, adapting.ports, ids).items():
+    for name, content in contract.files(about, adapting.ports, texts).items():
         text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         put(directory / name, text.encode())
     return ""
@@ -102,14 +104,13 @@ def unable(graph: ir.Model, about: Description) -> str:
     return ""
 
 
-def special_ids(directory: Path, about: Description) -> dict[str, int]:
-    """Return the ids of special tokens that the tokenizer has, by their names."""
-    if not (directory / TOKENIZER).exists():
-        return {}
-    content = json.loads((directory / TOKENIZER).read_bytes())
-    vocabulary = content["model"]["vocab"]
-    ids = vocabulary if isinstance(vocabulary, dict) else {}
-    added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
-    known = {**ids, **added}
-    named = about.special_tokens.items()
-    return {name: known[token] for name, token in named if token in known}
+def texts_in(directory: Path, about: Description) -> Texts:
+    """Return the texts that lie in an engine; raises InputError for damaged ones."""
+    file, folder = directory / TOKENIZER, directory / TEMPLATES
+    known = ids_of(file.read_bytes()) if file.exists() else {}
+    ids = {name: known[token] for name, token in about.special_tokens.items() if token in known}
+    paths = [directory / TEMPLATE, *(folder.iterdir() if folder.exists() else ())]
+    found = templates(str(path.relative_to(directory)) for path in paths if path.exists())
+    held = {name: directory / path for name, path in found.items()}
+    chats = {name: as_template(path.read_bytes(), path) for name, path in held.items()}
+    return Texts(file.exists(), ids, chats)

@@ -10,13 +10,18 @@ from lmcast.exporter.runtime.chat import TextError
 
 def changed_entries(before: bytes, after: bytes) -> list[Change]:
     """Return the tokens whose ids are others, by their spelling: place is that, sides are ids."""
-    old, new = (_entries(_content(data)) for data in (before, after))
+    old, new = ids_of(before), ids_of(after)
     every = (*old, *(token for token in new if token not in old))
     return [
         Change(token, old.get(token, ABSENT), new.get(token, ABSENT))
         for token in every
         if old.get(token) != new.get(token)
     ]
+
+
+def ids_of(data: bytes) -> dict[str, int]:
+    """Return the id of each token by its spelling; raises TextError for what is no tokenizer."""
+    return _entries(_content(data))
 
 
 def changed_rules(before: bytes, after: bytes) -> Iterator[Change]:

@@ -21,16 +21,27 @@ def check_output(
     force: bool,
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse an output in a checkpoint, or one that holds it, and, unless by force, an engine or a
-    recipe of another checkpoint; raises EngineError.
+    """Refuse an output in a checkpoint, or one that holds it, one in an engine or a recipe, and,
+    unless by force, an engine or a recipe of another checkpoint; raises EngineError.
 
     checkpoint: its directory or file. kind: ENGINE_JSON or RECIPE_JSON, of what is written. source:
     names, sizes and headers of its files, as both record them. config: its config.json, by which
     an engine is known too.
     """
+    check_outside(output)
     check_apart(output, checkpoint)
     if not force:
         check_replaced(output, kind, source, config)
+
+
+def check_outside(output: Path) -> None:
+    """Refuse what is to be written into an engine or a recipe; links are followed."""
+    for above in Path(os.path.realpath(output)).parents:
+        if is_engine(above) or is_recipe(above):
+            raise EngineError(
+                f"{output}: is inside {above}, which holds what was written into it and nothing"
+                " else; give a path outside of it"
+            )
 
 
 def check_apart(output: Path, checkpoint: Path, what: str = "checkpoint") -> None:
@@ -50,9 +61,12 @@ def check_apart(output: Path, checkpoint: Path, what: str = "checkpoint") -> Non
 
 
 def check_replaced(
-    output: Path, kind: str, source: Sequence[Mapping[str, Any]], config: Mapping[str, Any] | None
+    output: Path,
+    kind: str,
+    source: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any] | None,
 ) -> None:
-    """Refuse to replace what is of another checkpoint.
+    """Refuse to replace what is of another checkpoint, or of another kind; '': of neither.
 
     What is damaged tells nothing, and is replaced: to export again is the advice.
     """

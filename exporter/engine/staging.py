@@ -103,7 +103,7 @@ def _check_replaceable(destination: Path) -> None:
     elif not stat.S_ISDIR(mode):
         found = "is a file"
     elif os.listdir(destination) and not _is_ours(destination):
-        found = "is a directory that lmcast did not write"
+        found = "is a directory of other files"
     else:
         return
     raise EngineError(

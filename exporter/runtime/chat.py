@@ -46,6 +46,14 @@ class TextError(InputError):
     """Text, or a checkpoint's tokenizer or chat template, that cannot be used."""
 
 
+def as_template(data: bytes, path: Path) -> str:
+    """Return a chat template of an engine; raises TextError for what is no text."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise TextError(f"{path}: is not UTF-8; export again") from None
+
+
 def one_line(message: object) -> str:
     """Fold to one line of at most 300 characters: the message may come from a checkpoint."""
     return " ".join(str(message).split())[:300]

@@ -18,7 +18,14 @@ from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
 from lmcast.exporter.engine.sealed import DamagedError, Problem, parse_object, read_regular
 from lmcast.exporter.engine.staging import recover
-from lmcast.exporter.runtime.chat import Chat, Messages, TextError, as_chat, too_long
+from lmcast.exporter.runtime.chat import (
+    Chat,
+    Messages,
+    TextError,
+    as_chat,
+    as_template,
+    too_long,
+)
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.sampling import Sampling, choose_sampling
@@ -185,13 +192,7 @@ class Engine:
     def chat_templates(self) -> dict[str, str]:
         """The chat templates by name, the usual one as "default"."""
         found = templates(file.path for file in self.manifest.files)
-        return {name: self._template(path) for name, path in found.items()}
-
-    def _template(self, path: str) -> str:
-        try:
-            return self.read(path).decode()
-        except UnicodeDecodeError:
-            raise EngineError(f"{self.directory / path}: is not UTF-8; export again") from None
+        return {n: as_template(self.read(p), self.directory / p) for n, p in found.items()}
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:

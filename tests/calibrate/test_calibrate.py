@@ -263,7 +263,7 @@ def test_replaces_recipes_only(checkpoint: Callable[[str], Path], tmp_path: Path
     assert files(output).keys() == before.keys()
     assert files(output) != before
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(EngineError, match="did not write"):
+    with pytest.raises(EngineError, match="of other files"):
         made(folder, output)
 
 

@@ -1,8 +1,10 @@
 """What other programs find in an engine's directory, and what they do not."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from tiny.llama import tiny_llama
 
+from clients import CLIENTS
 from lmcast.exporter import export, load
+from lmcast.exporter.clients import hub
 from lmcast.exporter.clients.write import unable, unfit
 from lmcast.exporter.engine.description import said_of
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, verify, write_manifest
@@ -65,6 +69,8 @@ def test_packed_engines_are_open(made: Path, lmcast):
         "weights/model-00001.safetensors"
     }
     assert not verify(made / "engine")
+    tokens = json.loads((made / "engine/tokenizer_config.json").read_text())
+    assert tokens["model_input_names"] == ["input_ids", "attention_mask"]
     assert load(made / "engine").summary().clients == {"genai": "", "hub": ""}
     assert "other programs open it too: genai, hub" in lmcast("inspect", made / "engine")[1]
 
@@ -122,6 +128,50 @@ def test_padding_is_where_the_mask_says(mask: list[list[int]], made: Path):
                     wanted = engine.logits(np.array([row]))[0, -1]
                     assert abs(logits[b, t] - wanted).max() < 1e-5 * np.ptp(wanted)
         ids, kept = logits[:, -1:].argmax(-1), np.ones((2, 1), int)
+
+
+# Their blocks in the document, beside that of ONNX Runtime alone, which runs in this process.
+PROGRAMS = {"genai": ("python", "og.Model"), "optimum": ("python", "ORTModel"), "js": ("js", "")}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_document_runs_in_other_programs(program: str, made: Path, tmp_path: Path):
+    """As it is written, in a folder that has the engine; what it prints begins as the prompt."""
+    client, (language, has) = CLIENTS[program], PROGRAMS[program]
+    if client.missing:
+        pytest.skip(client.missing)
+    blocks = re.findall(rf"```{language}\n([^`]*)```", DOCUMENT.read_text())
+    (code,) = [block for block in blocks if has in block]
+    file = tmp_path / ("block.mjs" if language == "js" else "block.py")
+    file.write_text(code.replace("Once upon a time", "a"))  # in letters that its tokenizer knows
+    (tmp_path / "engine").symlink_to(made / "engine")
+    if language == "js":
+        (tmp_path / "node_modules").symlink_to(client.folder / "node_modules")
+    done = subprocess.run(
+        [client.command[0], file], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (made_of_it,) = load(made / "engine").generate(["a"], max_new_tokens=2)
+    assert f"a{made_of_it.text}" in done.stdout
+
+
+TEMPLATES_OF: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "none": ({}, {}),
+    "the usual one": ({"default": "a"}, {"chat_template": "a"}),
+    "one with a name": (
+        {"default": "a", "tool_use": "b"},
+        {"chat_template": [
+            {"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"},
+        ]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEMPLATES_OF)
+def test_chat_templates_are_where_transformers_js_looks(name: str):
+    templates, wanted = TEMPLATES_OF[name]
+    assert hub.chat(templates) == wanted
 
 
 def test_the_card_is_one_of_the_hub(made: Path):

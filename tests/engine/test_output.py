@@ -9,7 +9,7 @@ import pytest
 from tiny.llama import config, tiny_llama
 
 from lmcast.exporter import export
-from lmcast.exporter.engine.manifest import EngineError, verify
+from lmcast.exporter.engine.manifest import EngineError, undeclared, verify
 from lmcast.exporter.engine.output import check_apart
 
 
@@ -102,6 +102,20 @@ def test_calibrate_and_pack(made: Path, tmp_path: Path, lmcast):
     status, _, error = lmcast("pack", made / "mine, engine", "-o", made / "mine/packed", "--force")
     assert (status, "is inside the checkpoint" in error) == (2, True)
     assert lmcast("pack", made / "mine, engine", "-o", tmp_path / "packed")[0] == 0
+
+
+def test_nothing_is_written_into_an_engine(made: Path, tmp_path: Path, lmcast):
+    """Of the same checkpoint or of another: it would not be as its manifest says."""
+    for name in ("mine", "other"):
+        assert lmcast("pack", made / f"{name}, engine", "-o", tmp_path / name)[0] == 0
+    for command, output in (
+        (("export", made / "mine"), "mine/engine"),
+        (("pack", tmp_path / "mine", "--for", "genai"), "other/a/b"),
+        (("pack", made / "mine, engine"), "other/packed"),
+    ):
+        status, _, error = lmcast(*command, "-o", tmp_path / output, "--force")
+        assert (status, error.count("\n"), f"{output}: is inside" in error) == (2, 1, True)
+    assert not [p for name in ("mine", "other") for p in undeclared(tmp_path / name)]
 
 
 # Where an output is, from a checkpoint `c` (a directory) or `c/m.gguf` -> a part of the refusal.

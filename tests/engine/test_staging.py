@@ -106,8 +106,8 @@ def engine_of_others(path: Path) -> None:
 
 
 REFUSED = [
-    (full_directory, "a directory that lmcast did not write"),
-    (engine_of_others, "a directory that lmcast did not write"),
+    (full_directory, "a directory of other files"),
+    (engine_of_others, "a directory of other files"),
     (lambda path: path.write_text("precious"), "is a file"),
     (os.mkfifo, "is a file"),
     (lambda path: path.symlink_to("elsewhere"), "is a symbolic link"),
