@@ -88,7 +88,10 @@ class Difference:
             return f"{self.before} and {self.after} are equal in {', '.join(self.sections)}"
         lines = []
         for name, found in self.sections.items():
-            lines.append(f"{name}: {f'{len(found):,} changes' if found else 'equal'}")
+            equal = "equal"
+            if name == "numbers" and self.sections["formats"]:
+                equal += " in weights of the same format"  # those of other shapes have no pairs
+            lines.append(f"{name}: {f'{len(found):,} changes' if found else equal}")
             for one in found[:SHOWN]:
                 lines += [f"  {escaped(line)}" for line in one.text().split("\n")]
             if len(found) > SHOWN:

@@ -80,7 +80,9 @@ def _part(name: str) -> Part:
 
 def _field(name: str, value: object, engine: Engine) -> TextCheck:
     found = engine.manifest.fields.get(name)
-    problem = None if found == value else f"{found!r:.80} in the engine, of it {value!r:.80}"
+    problem = (
+        None if found == value else f"{found!r:.80} in the engine, {value!r:.80} of the checkpoint"
+    )
     return TextCheck(name, problem, _part(name))
 
 

@@ -56,7 +56,7 @@ class Through:
 
     def __init__(self, engine: Engine, name: str, room: int, exact: bool = False):
         about, client = engine.manifest.about, CLIENTS[name]
-        without = "it was written without what other programs look for"
+        without = f"it was exported without what that opens: `lmcast pack --for {name}` writes it"
         if why := about.clients.get(client.contract.name, without):
             raise EngineError(f"{engine.directory}: is not opened by {name}: {why}")
         if engine.target.machine_code is not None:

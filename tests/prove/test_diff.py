@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,14 @@ def add_node(model: ir.Model) -> None:
     model.graph.append(node)
 
 
-def retype(model: ir.Model) -> None:
-    """Take the same bytes for integers."""
+def retype(
+    model: ir.Model, dtype: ir.DataType = ir.DataType.INT32, shape: tuple[int, ...] = (32, 32)
+) -> None:
+    """Take the same bytes for others, by default for integers."""
     value = model.graph.initializers[Q]
     old = value.const_value
     value.const_value = ir.ExternalTensor(
-        old.location, old.offset, old.length, ir.DataType.INT32, shape=old.shape, name=Q,
+        old.location, old.offset, old.length, dtype, shape=ir.Shape(shape), name=Q,
         base_dir=old.base_dir,
     )  # fmt: skip
 
@@ -105,6 +108,9 @@ CHANGED: dict[str, tuple[Callable[[Path], None], dict[str, Any], dict[str, list[
     "a dtype": (in_graph(retype), {}, {
         "numbers": [f"{Q}: 1,024 of 1,024 numbers differ, by up to 1."],
         "formats": [f"{Q}: 'float [32,32]' -> 'int32 [32,32]'"],
+    }),
+    "a shape": (in_graph(partial(retype, dtype=ir.DataType.FLOAT, shape=(16, 64))), {}, {
+        "formats": [f"{Q}: 'float [32,32]' -> 'float [16,64]'"],
     }),
     "a state": (lambda engine: None, {"graph": {"states": []}}, {
         "engine": ["graph.states.layers.0.key: removed, {"],
@@ -154,6 +160,8 @@ def test_what_differs_is_named(name: str, proven: Path, tmp_path: Path):
     assert list(found.sections) == SECTIONS
     said = {name: [one.text() for one in each] for name, each in found.sections.items() if each}
     assert said.keys() == told.keys(), said
+    hidden = "formats" in said and "numbers" not in said
+    assert ("numbers: equal in weights of the same format" in found.text()) == hidden
     for section, lines in told.items():
         for line in lines:
             assert any(text.startswith(line) for text in said[section]), said

@@ -151,14 +151,14 @@ OTHER_TEXTS: dict[str, tuple[Callable[[Path], Any], dict[str, str]]] = {
         {
             "generation_config.json": "is not what an export of the checkpoint writes:"
             " eos_token_id: [1, 5] -> 1",
-            "eos_ids": "[1] in the engine, of it [1, 5]",
+            "eos_ids": "[1] in the engine, [1, 5] of the checkpoint",
         },
     ),
     "special tokens": (
         rewrite("tokenizer_config.json", lambda content: content.pop("bos_token")),
         {
-            "special_tokens": "{'bos_token': '<s>', 'eos_token': '</s>'} in the engine, of it"
-            " {'eos_token': '</s>'}"
+            "special_tokens": "{'bos_token': '<s>', 'eos_token': '</s>'} in the engine,"
+            " {'eos_token': '</s>'} of the checkpoint"
         },
     ),
 }

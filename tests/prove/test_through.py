@@ -106,7 +106,7 @@ def test_what_no_program_opens_is_refused(proven: Path, tmp_path: Path):
     write_manifest(
         tmp_path / "engine", {**read_manifest(tmp_path / "engine").fields, "clients": {}}
     )
-    with pytest.raises(InputError, match="js: it was written without what other programs look for"):
+    with pytest.raises(InputError, match=r"js: it was .*: `lmcast pack --for js` writes it"):
         parity(tmp_path / "engine", proven / "checkpoint", client="js")
     for option in ("bisect", "quality", "exact"):
         with pytest.raises(InputError, match=f"client and {option}: {option} is for the engine's"):
