@@ -16,17 +16,19 @@ from pathlib import Path
 import numpy as np
 
 Rows = Sequence[Sequence[int]]
+Batches = Sequence[Rows]
+Tokens = list[list[list[int]]]  # tokens for each row of each batch
 REFUSALS = (RuntimeError, ValueError, OSError)
 SECONDS = 600  # for node to open a model and pick a few tokens
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A program with an engine. greedy: (rows, how many) -> the tokens picked for each."""
+    """A program with an engine. greedy: (batches, how many) -> the tokens that it picks."""
 
     name: str
     version: str
-    greedy: Callable[[Rows, int], list[list[int]]]
+    greedy: Callable[[Batches, int], Tokens]
 
 
 def genai(engine: Path) -> Opened:
@@ -35,7 +37,7 @@ def genai(engine: Path) -> Opened:
     model = og.Model(str(engine))
     pad = json.loads((engine / "genai_config.json").read_bytes())["model"]["pad_token_id"]
 
-    def greedy(rows: Rows, count: int) -> list[list[int]]:
+    def batch(rows: Rows, count: int) -> list[list[int]]:
         longest = max(map(len, rows))
         params = og.GeneratorParams(model)
         params.set_search_options(max_length=longest + count, batch_size=len(rows), do_sample=False)
@@ -49,7 +51,7 @@ def genai(engine: Path) -> Opened:
                 row.append(int(token))
         return found
 
-    return Opened("onnxruntime-genai", str(og.__version__), greedy)
+    return Opened("onnxruntime-genai", str(og.__version__), each(batch))
 
 
 def optimum(engine: Path) -> Opened:
@@ -57,7 +59,7 @@ def optimum(engine: Path) -> Opened:
     torch, library = import_module("torch"), import_module("optimum.onnxruntime")
     model = library.ORTModelForCausalLM.from_pretrained(str(engine), local_files_only=True)
 
-    def greedy(rows: Rows, count: int) -> list[list[int]]:
+    def batch(rows: Rows, count: int) -> list[list[int]]:
         pad = model.config.pad_token_id or 0
         ids, mask = (_padded(given, fill, left=True) for given, fill in (
             (rows, pad), ([[1] * len(row) for row in rows], 0),
@@ -69,21 +71,25 @@ def optimum(engine: Path) -> Opened:
         found: list[list[int]] = out[:, ids.shape[1] :].tolist()
         return found
 
-    return Opened("optimum", version("optimum-onnx"), greedy)
+    return Opened("optimum", version("optimum-onnx"), each(batch))
 
 
-# Of standard input: the directory, rows, how many; to standard output: the version, the tokens.
+def each(batch: Callable[[Rows, int], list[list[int]]]) -> Callable[[Batches, int], Tokens]:
+    return lambda batches, count: [batch(rows, count) for rows in batches]
+
+
+# Of standard input: the directory, batches, how many; to standard output: the version, the tokens.
 SCRIPT = """
 import { AutoModelForCausalLM, Tensor, env } from '@huggingface/transformers';
 import { readFileSync } from 'fs';
 import { dirname, basename } from 'path';
-const { engine, asked } = JSON.parse(readFileSync(0));
+const { engine, batches, count } = JSON.parse(readFileSync(0));
 env.allowRemoteModels = false;
 env.localModelPath = dirname(engine) + '/';
 const given = { dtype: 'fp32', device: 'cpu', subfolder: '' };
 const model = await AutoModelForCausalLM.from_pretrained(basename(engine), given);
 const found = [];
-for (const { rows, count } of asked) {
+for (const rows of batches) {
   const wide = Math.max(...rows.map((row) => row.length)), shape = [rows.length, wide];
   const ids = new BigInt64Array(rows.length * wide).fill(BigInt(model.config.pad_token_id ?? 0));
   const mask = new BigInt64Array(rows.length * wide);
@@ -105,15 +111,15 @@ console.log(JSON.stringify({ version: env.version, found }));
 def transformers_js(engine: Path) -> Opened:
     """transformers.js in node, as it is found from the working directory."""
 
-    def ask(asked: list[tuple[Rows, int]]) -> tuple[str, list[list[list[int]]]]:
+    def ask(batches: Batches, count: int) -> tuple[str, Tokens]:
         node = shutil.which("node")
         if node is None:
             raise ModuleNotFoundError("node is not installed", name="node")
-        given = [{"rows": [list(row) for row in rows], "count": count} for rows, count in asked]
-        request = json.dumps({"engine": str(engine.resolve()), "asked": given})
+        given = [[list(row) for row in rows] for rows in batches]
+        asked = {"engine": str(engine.resolve()), "batches": given, "count": count}
         done = subprocess.run(
-            [node, "--input-type=module", "-e", SCRIPT], input=request, capture_output=True,
-            text=True, timeout=SECONDS,
+            [node, "--input-type=module", "-e", SCRIPT], input=json.dumps(asked),
+            capture_output=True, text=True, timeout=SECONDS,
         )  # fmt: skip
         if "ERR_MODULE_NOT_FOUND" in done.stderr:
             name = "@huggingface/transformers"
@@ -124,8 +130,8 @@ def transformers_js(engine: Path) -> Opened:
         answer = json.loads(done.stdout.strip().rpartition("\n")[2])
         return answer["version"], answer["found"]
 
-    opened, _ = ask([])
-    return Opened("transformers.js", opened, lambda rows, count: ask([(rows, count)])[1][0])
+    release, _ = ask([], 0)
+    return Opened("transformers.js", release, lambda batches, count: ask(batches, count)[1])
 
 
 def _padded(rows: Rows, pad: int, left: bool) -> np.ndarray:

@@ -44,15 +44,14 @@ def pick(
     try:
         opened = library(engine.directory)
         name, release = opened.name, opened.version
-        alone = [opened.greedy([row], NEW_TOKENS)[0] for row in prompts]
-        together = opened.greedy(prompts, NEW_TOKENS)
+        *single, together = opened.greedy([*([row] for row in prompts), prompts], NEW_TOKENS)
     except ModuleNotFoundError as error:
         return Picked(str(error.name), None, 0, 0, None)
     except libraries.REFUSALS as error:
         told = " ".join(str(error).split())
         return Picked(name, release, *found, f"it refuses the engine: {told:.300}")
     wanted = [list(each.ids) for each in engine.generate(prompts, max_new_tokens=NEW_TOKENS)]
-    for what, got in (("alone", alone), ("in one batch", together)):
+    for what, got in (("alone", [row for (row,) in single]), ("in one batch", together)):
         for number, (own, want) in enumerate(zip(got, wanted, strict=True)):
             if problem := _differs(engine, prompts[number], own, want, slack):
                 return Picked(name, release, *found, f"row {number} {what}: {problem}")

@@ -1,7 +1,7 @@
 """Engines of the tiny families in other programs: which of them make the tokens that lmcast does.
 
-Each program is run by a driver that knows nothing of lmcast, in an environment of its own that the
-Makefile makes; one process of it opens many engines.
+Each program is run by driver.py in an environment of its own that the Makefile makes; one process
+opens many engines.
 """
 
 import json
@@ -33,24 +33,25 @@ Rows = list[list[int]]
 class Client:
     """A program that opens engines.
 
-    contract: whose files of an engine it reads, as engine.json names them. environment: the folder
-    in ENVIRONMENTS that it is installed in, None for that of the tests.
+    name: of driver.py's programs. contract: whose files of an engine it reads, as engine.json names
+    them. environment: the folder in ENVIRONMENTS that it is installed in, None for that of the
+    tests.
     """
 
+    name: str
     title: str
     contract: str
-    driver: str
     environment: str | None = None
 
     @property
-    def command(self) -> list[str]:
-        driver = str(HERE / "drivers" / self.driver)
-        if self.driver.endswith(".mjs"):
-            return ["node", driver]
-        python = sys.executable
-        if self.environment is not None:
-            python = str(ENVIRONMENTS / self.environment / "bin" / "python")
-        return [python, driver]
+    def python(self) -> str:
+        """The Python that has it; that of the tests for what node runs."""
+        own = self.folder / "bin/python"
+        return sys.executable if self.on_node or self.environment is None else str(own)
+
+    @property
+    def on_node(self) -> bool:
+        return self.name == "js"
 
     @property
     def folder(self) -> Path:
@@ -59,18 +60,22 @@ class Client:
     @property
     def missing(self) -> str:
         """Why it cannot be run here; '' where it can."""
-        if shutil.which(self.command[0]) is None:
-            return f"{self.command[0]} is not installed; make test-clients does that"
-        if self.driver.endswith(".mjs") and not (self.folder / "node_modules").exists():
+        needed = "node" if self.on_node else self.python
+        if shutil.which(needed) is None:
+            return f"{needed} is not installed; make test-clients does that"
+        if self.on_node and not (self.folder / "node_modules").exists():
             return f"its packages are not installed in {self.folder}; make test-clients does that"
         return ""
 
 
 CLIENTS = {
-    "genai": Client("onnxruntime-genai", "genai", "genai.py", "genai"),
-    "optimum": Client("optimum-onnx", "hub", "optimum_onnx.py", "optimum"),
-    "js": Client("transformers.js", "hub", "transformers_js.mjs", "js"),
-    "onnxruntime": Client("ONNX Runtime alone", "hub", "onnxruntime_alone.py"),
+    client.name: client
+    for client in (
+        Client("genai", "onnxruntime-genai", "genai", "genai"),
+        Client("optimum", "optimum-onnx", "hub", "optimum"),
+        Client("js", "transformers.js", "hub", "js"),
+        Client("onnxruntime", "ONNX Runtime alone", "hub"),
+    )
 }
 
 
@@ -114,7 +119,7 @@ def given(case: Case, checkpoint: Path, folder: Path) -> Given:
 
 def drive(client: Client, engines: Mapping[str, Given], folder: Path) -> dict[str, dict[str, Any]]:
     """Run all engines in one process of a program; raises RuntimeError where that ends early."""
-    request, answer = folder / f"{client.driver}.request", folder / f"{client.driver}.answer"
+    request, answer = folder / f"{client.name}.request", folder / f"{client.name}.answer"
     request.write_text(
         json.dumps(
             {
@@ -127,8 +132,8 @@ def drive(client: Client, engines: Mapping[str, Given], folder: Path) -> dict[st
         )
     )
     done = subprocess.run(
-        [*client.command, request, answer], cwd=client.folder, timeout=SECONDS,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        [client.python, HERE / "driver.py", client.name, request, answer], cwd=client.folder,
+        timeout=SECONDS, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"{client.title} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -148,8 +148,8 @@ def test_the_document_runs_in_other_programs(program: str, made: Path, tmp_path:
     if language == "js":
         (tmp_path / "node_modules").symlink_to(client.folder / "node_modules")
     done = subprocess.run(
-        [client.command[0], file], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        ["node" if client.on_node else client.python, file], cwd=tmp_path, capture_output=True,
+        text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (made_of_it,) = load(made / "engine").generate(["a"], max_new_tokens=2)

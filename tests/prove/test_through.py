@@ -13,7 +13,7 @@ import pytest
 
 from lmcast.exporter import Engine
 from lmcast.exporter.engine.manifest import read_manifest, write_manifest
-from lmcast.exporter.prove.libraries import Opened, Rows
+from lmcast.exporter.prove.libraries import Batches, Opened, Tokens
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.prove.picked import pick
 from lmcast.exporter.prove.scenarios import CLIENTS, PREFILL, RAGGED, STEPS
@@ -122,11 +122,11 @@ def program(change: Callable[[list[list[int]]], object]) -> Callable[[Path], Ope
     """Return a program that picks what the engine does, but for a change where there are two."""
 
     def opened(engine: Path) -> Opened:
-        def greedy(rows: Rows, count: int) -> list[list[int]]:
-            own = Engine(engine, threads=1).generate(rows, max_new_tokens=count)
-            found = [list(each.ids) for each in own]
-            if len(found) > 1:
-                change(found)
+        def greedy(batches: Batches, count: int) -> Tokens:
+            own = Engine(engine, threads=1)
+            made = [own.generate(rows, max_new_tokens=count) for rows in batches]
+            found = [[list(each.ids) for each in rows] for rows in made]
+            change(found[-1])
             return found
 
         return Opened("program", "1.0", greedy)
