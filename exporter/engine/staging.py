@@ -124,8 +124,9 @@ def _refusing(place: Place) -> Iterator[None]:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        path = str(error.filename or place.destination)
-        ours = re.escape(str(place.beside(""))) + f"{TOKEN}(?=/|$)"
+        # Of what is copied or renamed the second is written.
+        path = str(error.filename2 or error.filename or place.destination)
+        ours = re.escape(str(place.beside(""))) + rf"{TOKEN}(\.lock|\.heir)?(?=/|$)"
         path = re.sub(f"^{ours}", lambda _: str(place.destination), path)
         advice = "nothing was left behind"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -198,11 +198,13 @@ def test_refusals_of_the_system_name_the_destination(destination, monkeypatch, n
     assert names(destination.parent) == []
 
 
-def test_full_disk_in_the_block_names_the_file_as_the_user_will_see_it(destination):
+@pytest.mark.parametrize("copied", [False, True])
+def test_full_disk_in_the_block_names_the_file_as_the_user_will_see_it(copied, destination):
     def fill(path: Path) -> None:
         (staging_directory,) = path.parent.glob(f".*{'[0-9a-f]' * 16}")
         name = str(staging_directory / "weights/a")
-        raise OSError(errno.ENOSPC, "No space left on device", name)
+        names = ("from", None, name) if copied else (name,)
+        raise OSError(errno.ENOSPC, "No space left on device", *names)
 
     with pytest.raises(EngineError) as refusal:
         write_while(destination, fill)
@@ -237,10 +239,22 @@ except EngineError as error:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_read_only_parent(destination):
+def test_parent_of_others(destination):
     destination.parent.chmod(0o500)
     with pytest.raises(EngineError, match="Permission denied"):
         write(destination, 1)
+
+
+def test_read_only_parent(destination, monkeypatch: pytest.MonkeyPatch):
+    """Where not even a lock can be written, the destination is named, not the lock."""
+
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(EngineError) as refusal:
+        write(destination, 1)
+    assert str(refusal.value) == f"{destination}: Read-only file system; nothing was left behind."
 
 
 def test_parent_is_a_file(tmp_path):
