@@ -15,7 +15,7 @@ from lmcast.exporter.cli.options import (
     revision,
 )
 from lmcast.exporter.cli.reports import check_reports, force, json_file, report
-from lmcast.exporter.prove.scenarios import CLIENTS
+from lmcast.exporter.clients.names import CLIENTS
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.arguments import checked
 

@@ -7,9 +7,6 @@ from typing import Literal, get_args
 PREFILL, STEPS, RAGGED, EXACT = "prefill", "step by step", "ragged batch", "exact"
 SCENARIOS = (PREFILL, STEPS, RAGGED, EXACT)
 
-# Other programs that run engines, as `--client` names them.
-CLIENTS = ("genai", "hub", "js")
-
 # What files and fields of texts are of.
 Part = Literal["tokenizer", "chat template", "generation"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -12,11 +12,12 @@ import onnx
 import pytest
 
 from lmcast.exporter import Engine
+from lmcast.exporter.clients.names import CLIENTS
 from lmcast.exporter.engine.manifest import read_manifest, write_manifest
 from lmcast.exporter.prove.libraries import Batches, Opened, Tokens
 from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.prove.picked import pick
-from lmcast.exporter.prove.scenarios import CLIENTS, PREFILL, RAGGED, STEPS
+from lmcast.exporter.prove.scenarios import PREFILL, RAGGED, STEPS
 from lmcast.exporter.prove.through import CLIENTS as RECORDS
 from lmcast.exporter.prove.through import Through
 from lmcast.plugins.errors import InputError
