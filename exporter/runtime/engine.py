@@ -184,7 +184,8 @@ class Engine:
         """Tokenizer and chat template; raises EngineError if the engine has no tokenizer."""
         if not self._has_tokenizer:
             raise EngineError(
-                f"{self.directory}: this engine has no tokenizer; give token ids (--ids)"
+                f"{self.directory}: this engine has no tokenizer; give token ids: --ids,"
+                " or lists of them in a .jsonl"
             )
         return Text(self.read(TOKENIZER), self.chat_templates, self.manifest.about.special_tokens)
 
