@@ -22,7 +22,7 @@ from lmcast.exporter.passes.whole_windows import keep_all
 from lmcast.plugins.onnx_builder import Builder, Value
 
 PAST, PRESENT = ".past", ".present"
-ATTENTION = "GroupQueryAttention"
+ATTENTION, RING, LASTS = "GroupQueryAttention", "sliding_window_cache", 5  # LASTS: of its inputs
 
 
 def adapt(graph: ir.Model, states: Sequence[State], contract: Contract) -> ir.Model:
@@ -98,10 +98,21 @@ class Adapting:
             give_total(self.model, now[TOTAL].ir)
         for name in now.keys() & own.keys():
             own[name].replace_all_uses_with(now[name].ir)
+        self.give_lasts(now["token_counts"])
         for port, past in zip(self.ports, self.pasts, strict=True):
             values = port.split(op, Value(op, past))
             for state, value in zip(port.held, values, strict=True):
                 state.past.replace_all_uses_with(self.roomy(state, value).ir)
+
+    def give_lasts(self, counts: Value) -> None:
+        """Tell the kernel of attention where the last token of each row is; a row that has none in
+        a call, as it is finished or waits, gets one behind all that it holds, which the next one of
+        its own replaces. Else the kernel would write it over the last."""
+        op = self.ahead
+        for node in self.graph:
+            if node.op_type == ATTENTION and RING not in node.attributes:
+                last = self.call.cache_lengths + op.Max(counts, 1) - 1
+                node.replace_input_with(LASTS, op.Cast(last, to=ir.DataType.INT32).ir)
 
     def guarded(self) -> Value:
         """Return the counts of tokens, of which there are none where rows would come out wrong.

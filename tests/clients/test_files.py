@@ -99,24 +99,28 @@ def test_ten_lines_of_numpy(made: Path, monkeypatch: pytest.MonkeyPatch, capsys)
     assert hashes(made / "engine") == before
 
 
-# Of a first call: where tokens are, and where padding is. A chat in several turns has it between.
+# Of a first call: where tokens are, and where padding is. A chat in several turns has it between;
+# a row of nothing else begins later.
 MASKS = (
     [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]],
     [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]],
     [[0, 1, 1, 0, 1], [1, 0, 0, 1, 0]],
+    [[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]],
 )
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_padding_is_where_the_mask_says(mask: list[list[int]], made: Path):
-    """Logits of padding are those of the last token before it: programs read the last column."""
+    """Logits of padding are those of the last token before it: programs read the last column. Rows
+    wait for others, as they are finished, and go on."""
     engine = load(made / "engine")
     session = ort.InferenceSession(made / "engine/model.onnx", providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
     past = {v.name: np.zeros([2, 0, 0, 0], np.float32) for v in session.get_inputs()[3:]}
     ids, kept, all_kept = np.arange(10, 20).reshape(2, 5), np.array(mask), np.zeros((2, 0), int)
     rows: list[list[int]] = [[], []]
-    for _ in range(3):
+    for later in (None, [[1], [0]], [[1], [1]], [[0], [1]], [[1], [1]]):
+        kept = kept if later is None else np.array(later)
         all_kept = np.concatenate([all_kept, kept], 1)
         given = {"input_ids": ids, "attention_mask": all_kept, "position_ids": np.zeros_like(ids)}
         logits, *present = session.run(names, given | past)
@@ -124,10 +128,10 @@ def test_padding_is_where_the_mask_says(mask: list[list[int]], made: Path):
         for b, row in enumerate(rows):
             for t in range(ids.shape[1]):
                 row += ids[b, t : t + 1][kept[b, t : t + 1] > 0].tolist()
-                if row:
+                if kept[b, : t + 1].any():
                     wanted = engine.logits(np.array([row]))[0, -1]
                     assert abs(logits[b, t] - wanted).max() < 1e-5 * np.ptp(wanted)
-        ids, kept = logits[:, -1:].argmax(-1), np.ones((2, 1), int)
+        ids = logits[:, -1:].argmax(-1)
 
 
 # Their blocks in the document, beside that of ONNX Runtime alone, which runs in this process.
