@@ -90,6 +90,7 @@ def test_requirements_add_up():
 OTHER_WORDS = {
     "cores.py": {"cpu"},  # a controller of control groups
     "checkpoint/kinds.py": {"onnx"},  # a folder of a repository
+    "clients/card.py": {"onnx"},  # a tag of the Hub
     "extras.py": {"onnx"},  # a package
     "backends/onnxruntime.py": {"cpu"},  # a device of ONNX Runtime
     "graph/lowering.py": {"onnx"},  # a namespace of torch's operators

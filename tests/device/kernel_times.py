@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from kernel_works import LATENTS, MODELS, SPREAD, Work, attention_work, experts_work
-from kernels import PEAKS
+from triton_kernels import PEAKS
 from linear_works import DeltaNet, linear_work
 from triton import testing
 

@@ -98,6 +98,7 @@ CONV = (
     " => (float[B,T,6] y, float[B,3,6] z) {"
     " y, z = lmcast.causal_conv <silu = 1> (x, weight, past, counts) }"
 )
+HALVES = CONV.replace("float[", "float16[")
 RULE = [
     *["Reshape", "Div", "Concat", "Unsqueeze", "Expand", "Reshape"] * 2,
     *["Concat"] * 2, *["Reshape"] * 6, *["Unsqueeze"] * 3, *["Where"] * 2,
@@ -353,9 +354,7 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     "latents_by_length": ("latents_by_length", LATENTS, 1, ["mla_attention"]),
     "recurrent_kernels": ("recurrent_kernels", LINEAR, 1, RULE),
     "recurrent_kernels, convolution": ("recurrent_kernels", CONV, 1, TAPS),
-    "recurrent_kernels, convolution in fp16": (
-        "recurrent_kernels", CONV.replace("float[", "float16["), 1, [*TAPS, "CastLike"],
-    ),
+    "recurrent_kernels, fp16": ("recurrent_kernels", HALVES, 1, [*TAPS, "CastLike"]),
     "merge_runs, of no file (test_merge_runs.py has the others)": (
         "merge_runs",
         "(float[1,3] x, float[1,3] y) => (float[2,3] z) { z = Concat <axis = 0> (x, y) }",
@@ -378,9 +377,7 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         "group_query_attention", attention(cached_attention, "C", cap=2.0), 1, GQA,
     ),
     "group_query_attention, ring": (
-        "group_query_attention",
-        attention(window_attention, 5),
-        1, GQA,
+        "group_query_attention", attention(window_attention, 5), 1, GQA,
     ),
     "group_query_attention, sinks": (
         "group_query_attention", attention(cached_attention, "C", cap=2.0, sink=True), 1, GQA,

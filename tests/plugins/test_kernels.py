@@ -25,7 +25,7 @@ from lmcast.plugins.linear.causal_conv import causal_conv
 from lmcast.plugins.linear.linear_attention import linear_attention
 from lmcast.plugins.plugin import Plugin
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks/kernels.py"
+BENCHMARK = Path(__file__).parents[1] / "benchmarks/triton_kernels.py"
 LATENT = {p.name: p for p in (whole.mla_attention, sparse.sparse_attention, index.sparse_index)}
 EACH = pytest.mark.parametrize(
     "plugin",
@@ -266,7 +266,7 @@ def test_other_dtypes_are_refused(plugin: Plugin):
 def test_the_benchmark_says_that_it_needs_a_gpu():
     done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "kernels.py: there is no CUDA device here; nothing was measured\n"
+    assert done.stderr == "triton_kernels.py: there is no CUDA device here; nothing was measured\n"
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ def test_the_benchmark_measures_the_same_states_each_way(
     works: ModuleType, batch: int, tokens: int
 ):
     """Its own path without the GPU; a way that changes the states comes first, and again last."""
-    kernels, seen = import_module("kernels"), []
+    kernels, seen = import_module("triton_kernels"), []
     model = works.DeltaNet("small", 2, 1, 24, 8)
     # q, k of 24, v and out of 16, all of 2 bytes; decay and beta; a count; states there and back.
     moved = batch * (tokens * (2 * 80 + 6 * 2) + 8 + 2 * 4 * 2 * 24 * 8)
