@@ -186,7 +186,9 @@ output [
 
 
 def instances(about: "Description") -> str:
-    return f"instance_group [ {{ kind: {'KIND_GPU' if about.target == 'cuda' else 'KIND_CPU'} }} ]"
+    return (
+        f"instance_group [ {{ kind: {'KIND_GPU' if about.graph.total_length else 'KIND_CPU'} }} ]"
+    )
 
 
 # model.py of the Python backend. lmcast needs NumPy 2, taken from Triton 24.11 on; before,

@@ -91,6 +91,8 @@ OTHER_WORDS = {
     "cores.py": {"cpu"},  # a controller of control groups
     "checkpoint/kinds.py": {"onnx"},  # a folder of a repository
     "clients/card.py": {"onnx"},  # a tag of the Hub
+    "clients/genai.py": {"cuda"},  # a provider of GenAI
+    "clients/layouts.py": {"onnx"},  # a folder that transformers.js looks into
     "extras.py": {"onnx"},  # a package
     "backends/onnxruntime.py": {"cpu"},  # a device of ONNX Runtime
     "graph/lowering.py": {"onnx"},  # a namespace of torch's operators

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from kernel_works import LATENTS, MODELS, SPREAD, Work, attention_work, experts_work
-from triton_kernels import PEAKS
 from linear_works import DeltaNet, linear_work
 from triton import testing
+from triton_kernels import PEAKS
 
 from lmcast.plugins import plugin
 
