@@ -101,6 +101,8 @@ class Commands:
     def run(self, edits: Sequence[Change], work: Path) -> str | None:
         shutil.copytree(self.folder, work / INPUT, symlinks=True)
         os.mkfifo(work / INPUT / "pipe")
+        # Who writes into a pipe waits for a reader, as in all programs; reports fit into it.
+        os.open(work / INPUT / "pipe", os.O_RDWR)
         os.chdir(work / INPUT)
         line = Line()
         for edit in edits:
