@@ -8,11 +8,13 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter import targets
+from lmcast.exporter.checkpoint.tokenizers import FILE_BYTES
 from lmcast.exporter.clients import genai, hub
 from lmcast.exporter.clients.adapt import Adapting
 from lmcast.exporter.clients.contract import Contract, Texts
 from lmcast.exporter.diff.tokenizers import ids_of
 from lmcast.exporter.engine.description import Description
+from lmcast.exporter.engine.manifest import read_file
 from lmcast.exporter.engine.names import MODEL, TEMPLATE, TEMPLATES, TOKENIZER, templates
 from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.runtime.chat import as_template
@@ -107,10 +109,10 @@ def unable(graph: ir.Model, about: Description) -> str:
 def texts_in(directory: Path, about: Description) -> Texts:
     """Return the texts that lie in an engine; raises InputError for damaged ones."""
     file, folder = directory / TOKENIZER, directory / TEMPLATES
-    known = ids_of(file.read_bytes()) if file.exists() else {}
+    known = ids_of(read_file(file, FILE_BYTES)) if file.exists() else {}
     ids = {name: known[token] for name, token in about.special_tokens.items() if token in known}
     paths = [directory / TEMPLATE, *(folder.iterdir() if folder.exists() else ())]
     found = templates(str(path.relative_to(directory)) for path in paths if path.exists())
     held = {name: directory / path for name, path in found.items()}
-    chats = {name: as_template(path.read_bytes(), path) for name, path in held.items()}
+    chats = {name: as_template(read_file(path, FILE_BYTES), path) for name, path in held.items()}
     return Texts(file.exists(), ids, chats)

@@ -14,6 +14,7 @@ from lmcast.exporter.checkpoint.kinds import CHECKPOINT, what_it_is
 from lmcast.exporter.engine.description import Description, Linked
 from lmcast.exporter.engine.names import ENGINE_JSON, RECIPE_JSON, SIGNATURE, is_read_whole
 from lmcast.exporter.engine.sealed import (
+    MAX_BYTES,
     SELF,
     Advance,
     DamagedError,
@@ -103,6 +104,16 @@ def read_manifest(directory: Path) -> Manifest:
         raise EngineError(f"{path}: {error}") from None
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a file of an engine; raises EngineError for none of at most so many."""
+    try:
+        return read_regular(path, most)
+    except DamagedError as error:
+        raise EngineError(f"{path}: {error}; export again") from None
+    except OSError as error:
+        raise EngineError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def is_engine(directory: Path) -> bool:

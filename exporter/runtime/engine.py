@@ -14,9 +14,9 @@ from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.checkpoint.tokenizers import FILE_BYTES
 from lmcast.exporter.cores import limited
 from lmcast.exporter.engine.description import Graph, Parity
-from lmcast.exporter.engine.manifest import EngineError, Manifest, read_manifest, verify
+from lmcast.exporter.engine.manifest import EngineError, Manifest, read_file, read_manifest, verify
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
-from lmcast.exporter.engine.sealed import DamagedError, Problem, parse_object, read_regular
+from lmcast.exporter.engine.sealed import DamagedError, Problem, parse_object
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import (
     Chat,
@@ -154,13 +154,7 @@ class Engine:
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a text, report or config among the files; raises EngineError."""
-        path = self.directory / name
-        try:
-            return read_regular(path, FILE_BYTES)
-        except DamagedError as error:
-            raise EngineError(f"{path}: {error}; export again") from None
-        except OSError as error:
-            raise EngineError(f"{path}: cannot be read: {error.strerror}") from None
+        return read_file(self.directory / name, FILE_BYTES)
 
     @property
     def target(self) -> Target:

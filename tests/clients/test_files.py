@@ -21,7 +21,7 @@ from tiny.llama import tiny_llama
 from clients import CLIENTS
 from lmcast.exporter import export, load
 from lmcast.exporter.clients import hub
-from lmcast.exporter.clients.write import unable, unfit
+from lmcast.exporter.clients.write import texts_in, unable, unfit
 from lmcast.exporter.engine.description import said_of
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, verify, write_manifest
 from lmcast.exporter.pack import pack, pack_for
@@ -319,3 +319,12 @@ GENERATION: dict[str, tuple[dict[str, Any], list[int], dict[str, Any]]] = {
 def test_generation_configs_state_all_ends(name: str):
     given, ends, wanted = GENERATION[name]
     assert generation(given, ends) == wanted
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_texts_that_are_too_large_are_not_read(name: str, tmp_path: Path):
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 1 << 40)
+    about: Any = SimpleNamespace(special_tokens={})
+    with pytest.raises(EngineError, match=f"{name}: is larger than 256 MiB"):
+        texts_in(tmp_path, about)
