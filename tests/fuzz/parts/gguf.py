@@ -117,12 +117,19 @@ def ignored(kind: str, source: Checkpoint, folder: Path) -> str | None:
     spaces += ["tokenizer."] * (source.texts.tokenizer is not None)
     other = [
         key for key, value in now.items()
-        if key.startswith(tuple(spaces)) and key not in OPEN and not same(value, before.get(key))
+        if key.startswith(tuple(spaces)) and key not in OPEN
+        and not same(of_all_layers(value), of_all_layers(before.get(key)))
         and (key in before or value not in NEUTRAL)
     ]  # fmt: skip
     if not other or summary(source) != summary(open_checkpoint(first)):
         return None
     return f"{', '.join(sorted(other))} changed, and nothing else"
+
+
+def of_all_layers(value: Any) -> Any:
+    """Return the one number that a list says of every layer."""
+    alike = isinstance(value, list) and value and all(same(each, value[0]) for each in value)
+    return value[0] if alike and type(value[0]) is int else value
 
 
 def summary(source: Checkpoint) -> Any:
