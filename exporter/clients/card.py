@@ -8,7 +8,7 @@ from typing import Any
 from lmcast.exporter.clients.write import WRITTEN, put
 from lmcast.exporter.dtypes import COMPUTED
 from lmcast.exporter.engine.description import Description, Parity
-from lmcast.exporter.engine.manifest import read_file
+from lmcast.exporter.engine.manifest import read_parity
 from lmcast.exporter.engine.names import CARD, PARITY, TEMPLATE, TOKENIZER
 from lmcast.plugins import records
 
@@ -30,7 +30,7 @@ def write_card(
     if not able:
         return False
     path = directory / PARITY
-    parity = records.read(Parity, json.loads(read_file(path))) if path.exists() else None
+    parity = read_parity(path) if path.exists() else None
     lines = ["---", *metadata(about, able, library), "---", "", *body(about, parity)]
     lines += ["", "## Run it", "", *RUN[library](directory)]
     if library == OWN:

@@ -11,7 +11,7 @@ from lmcast.exporter.clients import genai, hub, triton
 from lmcast.exporter.clients.card import write_card
 from lmcast.exporter.clients.contract import Contract
 from lmcast.exporter.clients.names import Program
-from lmcast.exporter.engine.manifest import read_file, read_manifest
+from lmcast.exporter.engine.manifest import read_manifest, read_object
 from lmcast.exporter.engine.names import GENERATION, TEMPLATE, TOKENIZER
 from lmcast.exporter.engine.staging import carry
 
@@ -59,7 +59,7 @@ def place_js(engine: Path, directory: Path) -> None:
         carry(engine / location, folder / place)
     data = ir.to_proto(graph).SerializeToString(deterministic=True)
     (folder / name).write_bytes(data)
-    config = json.loads(read_file(engine / "config.json"))
+    config = read_object(engine / "config.json")
     config["transformers.js_config"]["use_external_data_format"] = {name: len(places)}
     text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcast.exporter.checkpoint.kinds import CHECKPOINT, what_it_is
-from lmcast.exporter.engine.description import Description, Linked
+from lmcast.exporter.engine.description import Description, Linked, Parity
 from lmcast.exporter.engine.names import ENGINE_JSON, RECIPE_JSON, SIGNATURE, is_read_whole
 from lmcast.exporter.engine.sealed import (
     MAX_BYTES,
@@ -114,6 +114,22 @@ def read_file(path: Path, most: int = MAX_BYTES) -> bytes:
         raise EngineError(f"{path}: {error}; export again") from None
     except OSError as error:
         raise EngineError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_object(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a file of an engine; raises EngineError for anything else."""
+    try:
+        return parse_object(read_file(path, most))
+    except DamagedError as error:
+        raise EngineError(f"{path}: {error}; export again") from None
+
+
+def read_parity(path: Path) -> Parity:
+    """Return what parity measured of an engine; raises EngineError."""
+    try:
+        return records.read(Parity, read_object(path))
+    except RecordError as error:
+        raise EngineError(f"{path}: {error}; export again") from None
 
 
 def is_engine(directory: Path) -> bool:

@@ -13,10 +13,18 @@ from lmcast.exporter import targets
 from lmcast.exporter.backends.runner import Loading, Runner
 from lmcast.exporter.checkpoint.tokenizers import FILE_BYTES
 from lmcast.exporter.cores import limited
-from lmcast.exporter.engine.description import Graph, Parity
-from lmcast.exporter.engine.manifest import EngineError, Manifest, read_file, read_manifest, verify
+from lmcast.exporter.engine.description import Graph
+from lmcast.exporter.engine.manifest import (
+    EngineError,
+    Manifest,
+    read_file,
+    read_manifest,
+    read_object,
+    read_parity,
+    verify,
+)
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
-from lmcast.exporter.engine.sealed import DamagedError, Problem, parse_object
+from lmcast.exporter.engine.sealed import Problem
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.chat import (
     Chat,
@@ -33,10 +41,8 @@ from lmcast.exporter.runtime.session import Session, as_ids, within
 from lmcast.exporter.runtime.summary import Summary
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target
-from lmcast.plugins import records
 from lmcast.plugins.annotations import Count, Rows, Threads
 from lmcast.plugins.arguments import checked
-from lmcast.plugins.records import RecordError
 
 NEW_TOKENS = 256
 TOKEN_CHARACTERS = 512  # of the longest token; those in use have 128 spaces, or 256
@@ -135,22 +141,15 @@ class Engine:
     def _parity(self) -> dict[str, Any] | None:
         """Return parity.json, which is as declared; None where it was not measured."""
         found = self._object(PARITY)
-        try:
-            if found is not None:
-                records.read(Parity, found)
-        except RecordError as error:
-            path = self.directory / PARITY
-            raise EngineError(f"{path}: {error}; export again") from None
+        if found is not None:
+            read_parity(self.directory / PARITY)
         return found
 
     def _object(self, name: str) -> dict[str, Any] | None:
         """Return a JSON object among the files, None where there is no such file."""
         if name not in {file.path for file in self.manifest.files}:
             return None
-        try:
-            return parse_object(self.read(name))
-        except DamagedError as error:
-            raise EngineError(f"{self.directory / name}: {error}; export again") from None
+        return read_object(self.directory / name, FILE_BYTES)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a text, report or config among the files; raises EngineError."""

@@ -21,6 +21,7 @@ from tiny.llama import tiny_llama
 from clients import CLIENTS
 from lmcast.exporter import export, load
 from lmcast.exporter.clients import hub
+from lmcast.exporter.clients.card import write_card
 from lmcast.exporter.clients.write import texts_in, unable, unfit
 from lmcast.exporter.engine.description import said_of
 from lmcast.exporter.engine.manifest import EngineError, read_manifest, verify, write_manifest
@@ -328,3 +329,11 @@ def test_texts_that_are_too_large_are_not_read(name: str, tmp_path: Path):
     about: Any = SimpleNamespace(special_tokens={})
     with pytest.raises(EngineError, match=f"{name}: is larger than 256 MiB"):
         texts_in(tmp_path, about)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_damaged_report_gives_no_card(text: str, made: Path, tmp_path: Path):
+    shutil.copytree(made / "engine", tmp_path / "engine")
+    (tmp_path / "engine/parity.json").write_text(text)
+    with pytest.raises(EngineError, match=r"parity\.json: .*; export again"):
+        write_card(tmp_path / "engine", read_manifest(made / "engine").fields)
