@@ -40,7 +40,7 @@ PROMPT, PICKED = "abc", 4  # of the good lines
 # Beside one error: warnings, and what is said of long work.
 SAID = re.compile(
     r"(warning|note): |calibrating \d+ layers, |layer \d+ of \d+ is done |.+ \.\.\.$"
-    r"|.+: \d+ % after \d+ s$"
+    r"|.+: \d+ % after \d+ s$|building a plan of |pass \d+ of at most |\d+ of \d+ layers are there "
 )
 IN_PLACE = ("build", "sign", "pack", "verify")  # commands that may change their engine
 
