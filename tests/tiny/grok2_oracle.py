@@ -145,7 +145,9 @@ def _feed_forward(c: dict[str, Any], w: dict[str, Tensor], at: str, x: Tensor) -
     scores = w[f"{at}.block_sparse_moe.gate.weight"] @ x
     scores = _cap(scores, c.get("router_logit_softcapping", 30.0)).softmax(0)
     out = torch.zeros_like(x)
-    for e in scores.argsort(descending=True)[: c["num_experts_per_tok"]].tolist():
+    # By topk, as in the published code: of equal scores, which a low cap gives, another order takes
+    # other experts.
+    for e in scores.topk(c["num_experts_per_tok"]).indices.tolist():
         one, two, three = (w[f"{at}.block_sparse_moe.experts.{e}.w{n}.weight"] for n in (1, 2, 3))
         out = out + scores[e] * (two @ (_gelu(one @ x) * (three @ x)))
     if not c.get("residual_moe"):
