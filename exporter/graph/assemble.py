@@ -1,12 +1,14 @@
 """Assembly of the traced parts: one ONNX graph in which every layer is a call of its kind."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import onnx_ir as ir
+import torch
+from torch import nn
 
-from lmcast.exporter.graph.capture import INPUTS, Call, Captured
+from lmcast.exporter.graph.capture import INPUTS, Call, Captured, Part
 from lmcast.exporter.graph.lowering import OPSETS, PARTS, VARIANT, Lowering, onnx_dtype
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
@@ -16,49 +18,25 @@ IR_VERSION = 11  # the first that knows opset 24
 
 def assemble(model: Decoder, captured: Captured) -> ir.Model:
     """Return the portable graph of a model; its weights are initializers without data."""
-    return _Assembly(model, captured).run()
+    return _Text(model, captured).run()
 
 
-class _Assembly:
-    """The main graph as it grows, call by call."""
+class Assembly:
+    """A graph as it grows, call by call of traced parts.
 
-    def __init__(self, model: Decoder, captured: Captured):
-        self.captured = captured
-        self.functions = {part.name: Lowering(part).run() for part in captured.parts}
-        self.dtype = onnx_dtype(next(model.parameters()).dtype)
-        self.given = {name: _value(name, ir.DataType.INT64, axes) for name, axes in INPUTS.items()}
-        self.inputs, self.outputs = list(self.given.values()), list[ir.Value]()
-        self.nodes: list[ir.Node] = []
+    prefix: of the names of its weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, parts: Iterable[Part], inputs: Iterable[ir.Value], prefix: str = ""
+    ):
+        self.functions = {part.name: Lowering(part).run() for part in parts}
+        self.inputs, self.nodes = list(inputs), list[ir.Node]()
+        self.given = {str(value.name): value for value in self.inputs}
         self.weights = {
-            id(parameter): _value(name, onnx_dtype(parameter.dtype), tuple(parameter.shape))
+            id(parameter): value_of(prefix + name, parameter.dtype, tuple(parameter.shape))
             for name, parameter in model.named_parameters()
         }
-
-    def run(self) -> ir.Model:
-        captured = self.captured
-        (x,) = self.call(captured.embed, "embed", self.given)
-        if captured.positions:
-            tables = self.call(captured.positions, "positions", self.given)
-            self.given.update(zip(captured.positions.part.outputs, tables, strict=True))
-        if captured.side:
-            given = self.call(captured.side, "side", {**self.given, "x": x})
-            self.give(captured.side, given)
-        for layer in captured.layers:
-            x = self.layer(layer, x)
-        (logits,) = self.call(captured.final, "final", {**self.given, "x": x})
-        logits.name = "logits"
-        graph = ir.Graph(
-            self.inputs,
-            [logits, *self.outputs],
-            nodes=self.nodes,
-            initializers=list(self.weights.values()),
-            name="model",
-            opset_imports={**OPSETS, PARTS: 1},
-        )
-        functions = list(self.functions.values())
-        out = ir.Model(graph, ir_version=IR_VERSION, producer_name="lmcast", functions=functions)
-        attach_bodies(out)
-        return out
 
     def call(self, call: Call, name: str, given: Mapping[str, ir.Value]) -> list[ir.Value]:
         """Call a part on the values of these names and on the parameters of its module."""
@@ -79,6 +57,46 @@ class _Assembly:
         self.nodes.append(node)
         return list(node.outputs)
 
+    def finish(self, outputs: Sequence[ir.Value], name: str) -> ir.Model:
+        """Return the graph with these outputs, and the bodies of all operators."""
+        graph = ir.Graph(
+            self.inputs,
+            outputs,
+            nodes=self.nodes,
+            initializers=list(self.weights.values()),
+            name=name,
+            opset_imports={**OPSETS, PARTS: 1},
+        )
+        functions = list(self.functions.values())
+        out = ir.Model(graph, ir_version=IR_VERSION, producer_name="lmcast", functions=functions)
+        attach_bodies(out)
+        return out
+
+
+class _Text(Assembly):
+    """The graph of a text model."""
+
+    def __init__(self, model: Decoder, captured: Captured):
+        given = [value_of(name, torch.int64, axes) for name, axes in INPUTS.items()]
+        super().__init__(model, captured.parts, given)
+        self.captured, self.dtype = captured, next(model.parameters()).dtype
+        self.outputs = list[ir.Value]()
+
+    def run(self) -> ir.Model:
+        captured = self.captured
+        (x,) = self.call(captured.embed, "embed", self.given)
+        if captured.positions:
+            tables = self.call(captured.positions, "positions", self.given)
+            self.given.update(zip(captured.positions.part.outputs, tables, strict=True))
+        if captured.side:
+            given = self.call(captured.side, "side", {**self.given, "x": x})
+            self.give(captured.side, given)
+        for layer in captured.layers:
+            x = self.layer(layer, x)
+        (logits,) = self.call(captured.final, "final", {**self.given, "x": x})
+        logits.name = "logits"
+        return self.finish([logits, *self.outputs], "model")
+
     def give(self, call: Call, values: list[ir.Value]) -> None:
         """Keep the outputs of a part under the names that later parts ask for."""
         for value, name in zip(values, call.gives, strict=True):
@@ -89,9 +107,8 @@ class _Assembly:
         """Call a layer with states of its own; return its output."""
         past = {}
         for state in layer.states:
-            kind = onnx_dtype(state.dtype) if state.dtype else self.dtype
-            name = f"{layer.prefix}.{state.name}.past"
-            past[f"{state.name}.past"] = _value(name, kind, state.shape)
+            name, kind = f"{layer.prefix}.{state.name}.past", state.dtype or self.dtype
+            past[f"{state.name}.past"] = value_of(name, kind, state.shape)
         # What this layer takes, under the names that its kind was traced with.
         traced = layer.part.inputs[3 : 3 + len(layer.takes)]
         taken = {own: self.given[n] for own, n in zip(traced, layer.takes, strict=True)}
@@ -136,5 +153,6 @@ def arguments(node: ir.Node) -> dict[str, Any]:
     }
 
 
-def _value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+def value_of(name: str, dtype: torch.dtype, shape: tuple[int | str, ...]) -> ir.Value:
+    """Return a value of a graph; axes that are no numbers have names."""
+    return ir.Value(name=name, type=ir.TensorType(onnx_dtype(dtype)), shape=ir.Shape(shape))

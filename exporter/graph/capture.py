@@ -1,6 +1,6 @@
 """Capture: each distinct part of a model is traced once, on meta tensors, with torch.export."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.step import Handoff, State, Step, Table
 
 # Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.
-SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13}
+SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13, "N": 17, "M": 19}
 
 # Programs that a process keeps, the last used: calibration and export trace the same model, and two
 # sizes of one family share parts. A program takes about 0.8 MB: at most 100 MB.
@@ -29,9 +29,8 @@ INPUTS: dict[str, tuple[int | str, ...]] = {
     "logit_rows": ("B", "R"),
 }
 Input = tuple[str, tuple[int | str, ...], torch.dtype]
-# Of a layer's inputs after the first three: how many tensors each table or handoff has, and how
-# many states follow.
-Nesting = tuple[tuple[int, ...], int]
+# How the inputs of a part group into tuples: None stands for one of them.
+Nesting = tuple["Nesting | None", ...]
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class _Positions(nn.Module):
 def capture(model: Decoder) -> Captured:
     """Trace `model`, whose parameters are on meta, in the dtype of its parameters."""
     dtype = next(model.parameters()).dtype
-    embed = _trace("Embed", model.embed, [_given("input_ids")], ["x"])
+    embed = trace("Embed", model.embed, [_given("input_ids")], ["x"])
     x: Input = ("x", ("B", "T", _width(embed)), dtype)
     tables = model.tables()
     positions, shared = _positions(tables) if tables else (None, {})
@@ -143,7 +142,7 @@ def capture(model: Decoder) -> Captured:
         takes = tuple(name for group in inputs for name, _, _ in group)
         layers.append(Call(kinds[kind], prefix, layer, takes, states, gives))
 
-    final = _trace("Final", model.final, [x, _given("logit_rows")], ["logits"])
+    final = trace("Final", model.final, [x, _given("logit_rows")], ["logits"])
     calls = [Call(embed, "embed", model.embed), positions, side]
     parts = [*(call.part for call in calls if call), *kinds.values(), final]
     return Captured(
@@ -177,7 +176,7 @@ def _side(side: nn.Module, x: Input, shared: dict[int, list[Input]]) -> Call:
     given = _handoffs(side, shared)
     gives = _hand(given, "side", x[2], shared)
     inputs = [_given("input_ids"), _given("cache_lengths"), _given("token_counts"), x]
-    return Call(_trace("Side", _Side(side, given), inputs, gives), "side", side, gives=gives)
+    return Call(trace("Side", _Side(side, given), inputs, gives), "side", side, gives=gives)
 
 
 def _given(name: str) -> Input:
@@ -189,7 +188,7 @@ def _positions(tables: Sequence[Table]) -> tuple[Call, dict[int, list[Input]]]:
     module = _Positions(tables)
     inputs = [_given("input_ids"), _given("cache_lengths"), _given("token_counts")]
     names = _table_names(tables)
-    part = _trace("Positions", module, inputs, [name for group in names for name in group])
+    part = trace("Positions", module, inputs, [name for group in names for name in group])
     traced = iter(part.program.graph.output_node().args[0])
     shared: dict[int, list[Input]] = {}
     for table, group in zip(tables, names, strict=True):
@@ -216,11 +215,12 @@ def _layer(
     inputs += [tensor for group in taken for tensor in group]
     inputs += [(f"{s.name}.past", s.shape, s.dtype or x[2]) for s in states]
     outputs = ["x", *(f"{s.name}.present" for s in states), *gives]
-    groups = tuple(len(group) for group in taken)
-    return _trace(name, layer, inputs, outputs, kind, (groups, len(states)))
+    groups = tuple((None,) * len(group) for group in taken)
+    nesting = (None, None, None, groups, (None,) * len(states))
+    return trace(name, layer, inputs, outputs, kind, nesting)
 
 
-def _trace(
+def trace(
     name: str,
     module: nn.Module,
     inputs: Sequence[Input],
@@ -230,7 +230,7 @@ def _trace(
 ) -> Part:
     """Return a part that computes `outputs` of `inputs`, traced unless its like has been.
 
-    kind: the fingerprint of a layer. nesting: how a layer's trailing inputs group into tuples.
+    kind: the fingerprint of a layer. nesting: how its inputs group into tuples; None: not.
     """
     kind = fingerprint(module, {}) if kind is None else kind
     shapes = tuple((axes, dtype) for _, axes, dtype in inputs)
@@ -279,7 +279,7 @@ def _export(
         {i: Dim.AUTO for i, n in enumerate(axes) if isinstance(n, str)} for axes, _ in inputs
     ]
     if nesting is not None:
-        args, shapes = (_nest(values, nesting) for values in (args, shapes))
+        args, shapes = (_nest(iter(values), nesting) for values in (args, shapes))
     with nothing_unread(), known_shapes():
         return torch.export.export(module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
 
@@ -288,11 +288,8 @@ def _size(axis: int | str) -> int:
     return axis if isinstance(axis, int) else SIZES[axis]
 
 
-def _nest(values: list[Any], nesting: Nesting) -> list[Any]:
-    groups, states = nesting
-    rest = iter(values[3:])
-    tables = tuple(tuple(next(rest) for _ in range(n)) for n in groups)
-    return [*values[:3], tables, tuple(next(rest) for _ in range(states))]
+def _nest(values: Iterator[Any], nesting: Nesting) -> list[Any]:
+    return [next(values) if one is None else tuple(_nest(values, one)) for one in nesting]
 
 
 def _width(embed: Part) -> int:

@@ -92,12 +92,12 @@ DIFFERENT: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("different", DIFFERENT)
 def test_another_module_is_traced(different: str, traces):
-    first = capture._trace("A", Scaled(), [X], OUT)
-    again = capture._trace("A", Scaled(), [X], OUT)
+    first = capture.trace("A", Scaled(), [X], OUT)
+    again = capture.trace("A", Scaled(), [X], OUT)
     assert len(traces) == 1
     assert again.program is first.program
     other = DIFFERENT[different]()
-    assert capture._trace("A", other, [X], OUT).program is not first.program
+    assert capture.trace("A", other, [X], OUT).program is not first.program
     assert traces[1:] == [other]
 
 
@@ -109,32 +109,32 @@ GIVEN: list[tuple[list[capture.Input], capture.Nesting | None]] = [
     ([("x", ("B", "R", 4), torch.float32)], None),
     ([("x", ("B", "T", 4), torch.float64)], None),
     ([X, Y], None),
-    ([X, Y, Y, Y, Y], ((1,), 1)),
-    ([X, Y, Y, Y, Y], ((1, 1), 0)),
+    ([X, Y, Y, Y, Y], (None, None, None, ((None,),), (None,))),
+    ([X, Y, Y, Y, Y], (None, None, None, ((None,), (None,)), ())),
 ]
 
 
 def test_other_inputs_are_another_program(traces):
-    programs = [capture._trace("A", Scaled(), [X], OUT).program]
+    programs = [capture.trace("A", Scaled(), [X], OUT).program]
     programs += [
-        capture._trace("A", Scaled(), inputs, OUT, None, nesting).program
+        capture.trace("A", Scaled(), inputs, OUT, None, nesting).program
         for inputs, nesting in GIVEN
     ]
     assert len(traces) == len(programs) == len({id(program) for program in programs})
 
 
 def test_what_holds_for_the_whole_process_counts(traces, monkeypatch):
-    first = capture._trace("A", Scaled(), [X], OUT).program
+    first = capture.trace("A", Scaled(), [X], OUT).program
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_default_dtype", lambda: torch.float64)
-        assert capture._trace("A", Scaled(), [X], OUT).program is not first
+        assert capture.trace("A", Scaled(), [X], OUT).program is not first
     with torch.no_grad():
-        assert capture._trace("A", Scaled(), [X], OUT).program is not first
+        assert capture.trace("A", Scaled(), [X], OUT).program is not first
 
 
 def test_names_are_of_the_part_alone(traces):
-    first = capture._trace("A", Scaled(), [X], OUT)
-    second = capture._trace("B", Scaled(), [("z", *X[1:])], ["w"])
+    first = capture.trace("A", Scaled(), [X], OUT)
+    second = capture.trace("B", Scaled(), [("z", *X[1:])], ["w"])
     assert len(traces) == 1
     assert second.program is first.program
     assert (second.name, second.inputs, second.outputs) == ("B", ("z",), ("w",))
@@ -182,4 +182,4 @@ def test_a_program_that_another_thread_takes_meanwhile_is_given_all_the_same(mon
 )
 def test_a_setting_that_does_not_say_what_it_is_is_refused(setting: Any):
     with pytest.raises(AssertionError, match="a setting must"):
-        capture._trace("A", changed(factor=setting), [X], OUT)
+        capture.trace("A", changed(factor=setting), [X], OUT)
