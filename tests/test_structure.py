@@ -91,9 +91,9 @@ def test_rooms_of_graphs_are_a_tower():
 # The rooms of exporter/, likewise, by what importing them imports; files of its own are rooms too.
 # Records and commands refer to later rooms within functions.
 WAY = (
-    "dtypes", "extras", "cores", "interrupts", "progress", "checkpoint", "graph", "engine",
-    "targets", "weights", "passes", "activations", "backends", "runtime", "texts", "bench",
-    "diff", "clients", "build", "pack", "prove", "pipeline", "calibrate", "cli", "command",
+    "dtypes", "extras", "cores", "interrupts", "progress", "checkpoint", "vision", "graph",
+    "engine", "targets", "weights", "passes", "activations", "backends", "runtime", "texts",
+    "bench", "diff", "clients", "build", "pack", "prove", "pipeline", "calibrate", "cli", "command",
 )  # fmt: skip
 CLIMBS = {("exporter/engine/contract.py", "weights")}  # engine.json says what was placed
 

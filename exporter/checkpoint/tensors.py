@@ -94,6 +94,8 @@ class Texts:
     generation: Mapping[str, Any] = field(default_factory=dict)  # generation_config.json
     problem: str | None = None  # why there is no tokenizer although the checkpoint has one
     notes: tuple[str, ...] = ()  # what an export warns of: sources that contradict each other
+    # What is said of processors of pictures, videos and sounds, by the name of its file.
+    processors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

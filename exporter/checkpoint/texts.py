@@ -11,6 +11,7 @@ from lmcast.exporter.checkpoint.added_tokens import Tokens, complete, read_token
 from lmcast.exporter.checkpoint.chat_templates import read_chat_templates
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.files import Folder
+from lmcast.exporter.checkpoint.processors import read_processors
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Texts
 from lmcast.exporter.checkpoint.tokenizer_ids import require_one_each
@@ -56,6 +57,7 @@ def read_texts(folder: Folder) -> Texts:
         special_tokens=special_tokens,
         generation=_object(folder, "generation_config.json"),
         notes=notes,
+        processors=read_processors(folder),
     )
 
 

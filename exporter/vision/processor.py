@@ -1,0 +1,213 @@
+"""The record of how pictures become what a tower takes, as engine.json keeps it, and what one
+becomes.
+
+N pictures (tiles, crops, frame pairs) of one grid, M merged tokens, K patches of a token, E numbers
+of a patch, T tokens of a prompt.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+
+from lmcast.plugins.annotations import Range
+from lmcast.plugins.records import Count, Name, Pattern, RecordError, read
+
+if TYPE_CHECKING:
+    from lmcast.exporter.vision.files import ProcessorFiles
+
+Side = Annotated[int, Range(1, 1 << 20)]  # pixels of a side, or a count of patches
+Share = Annotated[float, Range(1e-6, 1e6)]
+Mark = Annotated[str, Pattern(r"(?s).+", "a text")]
+MediumName = Literal["image", "video", "audio"]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How values 0..255 become numbers: (value * rescale - mean) / std.
+
+    mean, std: None where values are only scaled.
+    """
+
+    resample: Literal["bilinear", "bicubic"]
+    rescale: Share
+    mean: tuple[float, float, float] | None
+    std: tuple[Share, Share, Share] | None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise RecordError("mean and std: accepted: both, or null for both")
+
+
+@dataclass(frozen=True)
+class Medium:
+    """Pictures, videos or sounds, as one model takes them.
+
+    placeholder: the text that stands for one in a prompt, as chat templates write it.
+    token, id: the token that takes features, one row each.
+    sizes: numbers of the kind alone; its record says which.
+    pixels: None of sound.
+    """
+
+    placeholder: Mark
+    token: Mark
+    id: Count
+    sizes: Mapping[str, Any]
+    pixels: Pixels | None = None
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What of a checkpoint's processor changes numbers, resolved: no other file is needed.
+
+    kind: one of exporter/vision/kinds. marks: texts that the kind writes around tokens, by name.
+    """
+
+    kind: Name
+    image: Medium
+    video: Medium | None = None
+    audio: Medium | None = None
+    marks: Mapping[str, Mark] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from lmcast.exporter.vision import kinds
+
+        if self.kind not in kinds.NAMES:
+            raise RecordError(f"kind is {self.kind!r:.80}; accepted: {', '.join(kinds.NAMES)}")
+        kind = kinds.get(self.kind)
+        for name in ("image", "video", "audio"):
+            medium = self.medium(name)
+            if medium is not None and name not in kind.media:
+                raise RecordError(f"{name}: {self.kind} has none; accepted: null")
+            if medium is not None:
+                read(kind.media[name].sizes, dict(medium.sizes), f"{name}.sizes.")
+                if (medium.pixels is None) != (name == "audio"):
+                    raise RecordError(f"{name}.pixels: accepted: an object, null of audio")
+        if set(self.marks) != set(kind.marks):
+            raise RecordError(f"marks are {sorted(self.marks)}; accepted: {sorted(kind.marks)}")
+
+    def medium(self, name: MediumName) -> Medium | None:
+        """Return how the model takes pictures, videos or sounds; None where it does not."""
+        found: Medium | None = getattr(self, name)
+        return found
+
+    @property
+    def media(self) -> dict[MediumName, Medium]:
+        """What the model takes, by name."""
+        names: tuple[MediumName, ...] = ("image", "video", "audio")
+        return {name: found for name in names if (found := self.medium(name))}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture, a clip of a video or a sound, as the graph of a tower and a prompt take it.
+
+    grid: frames, rows and columns of the patches that attend to each other (of sound: 1, 1 and its
+    frames). Those of one medium and grid may share a call: `patches` are joined on axis 0, the
+    other inputs are equal.
+    inputs: of the graph, float32 and int64.
+    text: what its placeholder becomes, with `features` tokens of its medium.
+    features: rows of features that the tower makes of it, N * M.
+    continued: whether it goes on in the placeholder of the one before: clips of one video.
+    """
+
+    medium: MediumName
+    grid: tuple[int, int, int]
+    inputs: Mapping[str, np.ndarray]
+    text: str
+    features: int
+    continued: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where features stand in a prompt of T tokens, and what the text graph takes besides.
+
+    input_ids int64 [T]: with 0 where features stand, as placeholder ids may lie outside the
+    vocabulary. image_rows int64 [T]: rows of the features of all pictures in order, -1 for text.
+    visible_ends int64 [T], rope_positions int64 [T, 3]: where the kind has them.
+    rope_delta: the rotation of a later token is at its position plus this.
+    """
+
+    input_ids: np.ndarray
+    image_rows: np.ndarray
+    visible_ends: np.ndarray | None = None
+    rope_positions: np.ndarray | None = None
+    rope_delta: int = 0
+
+
+@dataclass(frozen=True)
+class Handling:
+    """How a kind takes one medium.
+
+    sizes: the dataclass of Medium.sizes.
+    encode: (processor, what is given) -> what it becomes; given is a picture uint8 [H, W, 3], a
+    Clip, or a sound float32 [samples].
+    features: (processor, height, width) -> rows of features that a picture of that size takes.
+    capped: (sizes, pixels) -> sizes that make no picture of more pixels; raises PictureError where
+    the kind cannot.
+    """
+
+    sizes: type
+    encode: Callable[["Processor", Any], list[Encoded]]
+    features: Callable[["Processor", int, int], int] | None = None
+    capped: Callable[[Mapping[str, Any], int], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family of processors.
+
+    models: the model_types whose checkpoints it reads.
+    read: the files of a checkpoint -> its record.
+    marks: names of Processor.marks.
+    positions: what the text graph takes besides rows.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    read: Callable[["ProcessorFiles"], Processor]
+    media: Mapping[str, Handling]
+    marks: tuple[str, ...] = ()
+    positions: Literal["", "visible_ends", "rope_positions"] = ""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a video, uint8 [H, W, 3] of one size, and when each is shown, in seconds."""
+
+    frames: tuple[np.ndarray, ...]
+    seconds: tuple[float, ...]
+
+
+def encode(processor: Processor, pictures: Sequence[np.ndarray]) -> list[Encoded]:
+    """Return what pictures become, uint8 [H, W, 3] each, one for one."""
+    return [each for picture in pictures for each in _encoded(processor, "image", picture)]
+
+
+def encode_video(processor: Processor, clip: Clip) -> list[Encoded]:
+    """Return what a video becomes: one item, or several of which all but the first continue.
+
+    Raises PictureError where the model takes no videos.
+    """
+    return _encoded(processor, "video", clip)
+
+
+def encode_audio(processor: Processor, samples: np.ndarray) -> list[Encoded]:
+    """Return what a sound becomes, float32 [samples] at the rate of the model.
+
+    Raises PictureError where the model takes no sounds.
+    """
+    return _encoded(processor, "audio", samples)
+
+
+def _encoded(processor: Processor, medium: MediumName, given: Any) -> list[Encoded]:
+    from lmcast.exporter.vision import kinds
+    from lmcast.exporter.vision.errors import PictureError
+
+    if processor.medium(medium) is None:
+        plural = {"image": "pictures", "video": "videos", "audio": "sounds"}
+        takes = ", ".join(plural[name] for name in processor.media)
+        raise PictureError(f"this model takes no {plural[medium]}; it takes {takes}")
+    return kinds.get(processor.kind).media[medium].encode(processor, given)
