@@ -20,6 +20,7 @@ from lmcast.exporter.graph.lowering import OPSETS, PARTS, Lowering, LoweringErro
 
 X = ("B", "T", 4)
 AT = ("B", "T")  # integers, as positions are
+PLACES = ("B", 2, 6, 4)  # of pictures: channels, rows, columns
 F32, F16, I64 = torch.float32, torch.float16, torch.int64
 Input = tuple[tuple[int | str, ...], torch.dtype]
 BINARY: dict[str, Callable] = {
@@ -102,6 +103,18 @@ CASES: dict[str, tuple[Callable, list[Input]]] = {
     "rms_norm bare": (lambda x: F.rms_norm(x, (4,)), [(X, F32)]),
     "rms_norm of two axes": (lambda x: F.rms_norm(x, (2, 4), eps=1e-5), [(("B", 2, 4), F32)]),
     "rms_norm half": (lambda x: F.rms_norm(x, (4,), None, 1e-3), [(X, F16)]),
+    "softmax": (lambda x: torch.softmax(x, -2), [(X, F32)]),
+    "softmax of half in single": (lambda x: torch.softmax(x, -1, F32), [(X, F16)]),
+    "conv1d by channel": (nn.Conv1d(4, 4, 3, groups=4, padding=1), [(("B", 4, "T"), F32)]),
+    "conv2d": (nn.Conv2d(2, 3, (3, 2), (2, 1), (1, 0), bias=False), [(PLACES, F32)]),
+    "conv2d with holes": (nn.Conv2d(2, 3, 2, dilation=(2, 3)), [(PLACES, F32)]),
+    "conv2d of one place": (nn.Conv2d(2, 3, 1, bias=False), [(PLACES, F32)]),
+    "avg_pool2d": (lambda x: F.avg_pool2d(x, (3, 2)), [(PLACES, F32)]),
+    "avg_pool2d, overlapping": (lambda x: F.avg_pool2d(x, 3, 1), [(PLACES, F32)]),
+    "upsample_nearest2d": (lambda x: F.interpolate(x, (18, 12)), [(PLACES, F32)]),
+    "pad": (lambda x: F.pad(x, (0, 1, 2, 3)), [(X, F32)]),
+    "pad with a number": (lambda x: F.pad(x, (1, 0), value=2.5), [(X, F16)]),
+    "transpose": (lambda x: x.transpose(1, -1), [(X, F32)]),
     "embedding": (Embed(), [(AT, I64)]),
     "unflatten": (lambda x: x.unflatten(-1, (2, 2)), [(X, F32)]),
     "unflatten, size left out": (lambda x: x.unflatten(2, (-1, 2)), [(X, F32)]),
@@ -235,6 +248,18 @@ REFUSED: dict[str, tuple[Callable, str]] = {
     ),
     "unbiased": (lambda x: x.std(-1), r"aten\.std\.dim at mixer .*unbiased"),
     "without a weight": (lambda x: F.layer_norm(x, (4,)), r"aten\.layer_norm\.default.*no weight"),
+    "a pool that pads": (
+        lambda x: F.avg_pool2d(x, 2, padding=1),
+        r"aten\.avg_pool2d\.default.*it pads",
+    ),
+    "reflected": (
+        lambda x: F.pad(x, (1, 1), mode="reflect"),
+        r"aten\.pad\.default.*mode is 'reflect'",
+    ),
+    "enlarged by a fraction": (
+        lambda x: F.interpolate(x.unflatten(-1, (2, 2)), (3, 2)),
+        r"aten\.upsample_nearest2d.*no whole multiple",
+    ),
     "two sizes": (
         lambda x: x[:, 1:].flatten(0, 1).unflatten(0, (x.shape[0], x.shape[1] - 1)),
         r"at mixer",
