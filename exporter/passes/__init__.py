@@ -18,6 +18,7 @@ from lmcast.exporter.passes.known_sizes import known_sizes
 from lmcast.exporter.passes.latents_by_length import latents_by_length
 from lmcast.exporter.passes.merge_equal import merge_equal
 from lmcast.exporter.passes.merge_runs import merge_runs
+from lmcast.exporter.passes.multi_head_attention import multi_head_attention
 from lmcast.exporter.passes.nbits_gather import nbits_gather
 from lmcast.exporter.passes.nbits_matmul import nbits_matmul
 from lmcast.exporter.passes.nbits_matmul_exact import nbits_matmul_exact
@@ -36,6 +37,7 @@ from lmcast.exporter.passes.skip_norm import skip_norm
 from lmcast.exporter.passes.sliced_ranges import sliced_ranges
 from lmcast.exporter.passes.split_experts import split_experts
 from lmcast.exporter.passes.total_length import total_length
+from lmcast.exporter.passes.undo_heads import undo_heads
 from lmcast.exporter.passes.undo_reshape import undo_reshape
 from lmcast.exporter.passes.weighted_norm import weighted_norm
 from lmcast.exporter.passes.whole_windows import whole_windows
@@ -50,6 +52,8 @@ CPU: tuple[Pass, ...] = (
     latents_by_length,
     recurrent_kernels,
     split_experts,
+    undo_heads,
+    multi_head_attention,
     undo_reshape,
     nbits_matmul,
     nbits_gather,
@@ -68,6 +72,7 @@ CUDA: tuple[Pass, ...] = (
     whole_windows,
     total_length,
     inline_bodies,
+    undo_heads,
     undo_reshape,
     nbits_matmul_exact,
     nbits_gather,

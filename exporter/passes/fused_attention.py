@@ -38,7 +38,9 @@ def _rewritten(model: ir.Model, node: ir.Node) -> bool:
     softcap = node.attributes.get("softcap")
     cap = softcap.as_float() if softcap else 0.0
     widest = max(_width(key), _width(value))
-    other = cap or widest > MOST or _heads(query) < LEAST_HEADS
+    # Towers, whose attention has no mask, take no single steps.
+    few = len(node.inputs) > 3 and _heads(query) < LEAST_HEADS
+    other = cap or widest > MOST or few
     if other or _described(query).dtype not in SHORT:
         _decompose(model, node, cap)
         return True
@@ -50,11 +52,14 @@ def _rewritten(model: ir.Model, node: ir.Node) -> bool:
 
 
 def _decompose(model: ir.Model, node: ir.Node, cap: float) -> None:
-    *_, mask = node.inputs
-    assert mask is not None
-    slope, added = node.attributes["scale"].as_float() / (cap or 1.0), _is_added(mask)
-    write = partial(plain, slope=slope, cap=cap or None, added=added)
-    replace(model, node, written(model, node, write, *node.inputs))
+    slope, given = node.attributes["scale"].as_float() / (cap or 1.0), _with_mask(node)
+    write = partial(plain, slope=slope, cap=cap or None, added=_is_added(given[3]))
+    replace(model, node, written(model, node, write, *given))
+
+
+def _with_mask(node: ir.Node) -> list[ir.Value | None]:
+    """Return queries, keys, values and the mask, None where all may be seen, as in towers."""
+    return [*node.inputs, None][:4]
 
 
 def _added(op: Builder, mask: Value, key: Value) -> Value:
@@ -64,17 +69,18 @@ def _added(op: Builder, mask: Value, key: Value) -> Value:
 
 def _pad(model: ir.Model, node: ir.Node, wide: int) -> None:
     """Give queries, keys and values a width by zeros, which change no score, and take it back."""
-    *parts, mask = node.inputs
+    *parts, mask = _with_mask(node)
     query, key = parts[:2]
-    assert mask is not None and query is not None and key is not None
+    assert query is not None and key is not None
     kind = _described(query).type  # of all three: keys and values may come of a cache in FP8
-    if kind == ir.TensorType(ir.DataType.BFLOAT16) and not _is_added(mask):
+    if mask is not None and kind == ir.TensorType(ir.DataType.BFLOAT16) and not _is_added(mask):
         # With a mask of booleans and one row, TensorRT for RTX 1.7 gives two values one name.
         (mask,) = written(model, node, _added, mask, key)
     padded = [_padded(model, node, part, wide, kind) for part in parts if part is not None]
     scale = {"scale": node.attributes["scale"].as_float()}
     name, narrow = str(node.name), _width(parts[2])
-    (out,) = insert(model, node, "Attention", [*padded, mask], scale, name=f"{name}.wide")
+    given = padded if mask is None else [*padded, mask]
+    (out,) = insert(model, node, "Attention", given, scale, name=f"{name}.wide")
     if narrow < wide:
         bounds = [
             constant(model, node, [number], ir.DataType.INT64, f"{name}.{what}")
@@ -84,9 +90,9 @@ def _pad(model: ir.Model, node: ir.Node, wide: int) -> None:
     replace(model, node, [out])
 
 
-def _is_added(mask: ir.Value) -> bool:
+def _is_added(mask: ir.Value | None) -> bool:
     """Whether a mask is a number to add, as that with sinks is."""
-    producer = mask.producer()
+    producer = mask.producer() if mask is not None else None
     return producer is not None and producer.op_type == "Concat"
 
 

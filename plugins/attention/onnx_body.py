@@ -59,7 +59,7 @@ def plain(
     query: Value,
     keys: Value,
     values: Value,
-    mask: Value,
+    mask: Value | None,
     slope: Input,
     cap: Input,
     *,
@@ -68,7 +68,8 @@ def plain(
 ) -> Value:
     """Attention by MatMul and Softmax: B,H,T,K over B,G,S,K and B,G,S,V -> B,H,T,V.
 
-    mask: expands to B,H,T,S; booleans, or numbers where `added`, which are added to the scores.
+    mask: expands to B,H,T,S; booleans, or numbers where `added`, which are added to the scores;
+    None where all may be seen.
     slope: multiplies the scores; where they are capped, the scale over the cap.
     cap: of the softcap, None for none.
     factor: B,T; multiplies the capped scores.
@@ -83,9 +84,10 @@ def plain(
     score = op.reshape(score, batch, heads, tokens, slots)
     if factor is not None:
         score = score * op.Unsqueeze(factor, [1, 3])
-    wide = op.Cast(mask, to=DataType.FLOAT) if added else None
-    allowed = op.Where(mask, score, NEVER) if wide is None else score + wide
-    weight = op.CastLike(op.Softmax(allowed, axis=-1), values)
+    if mask is not None:
+        wide = op.Cast(mask, to=DataType.FLOAT) if added else None
+        score = op.Where(mask, score, NEVER) if wide is None else score + wide
+    weight = op.CastLike(op.Softmax(score, axis=-1), values)
     mixed = op.reshape(weight, batch, groups, -1, slots) @ values
     return op.reshape(mixed, batch, heads, tokens, op.size(values, 3))
 

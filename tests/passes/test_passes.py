@@ -20,6 +20,7 @@ from onnx import parser
 from pass_cases import CASES as OTHER_CASES
 from safetensors.torch import load_file
 from tiny import case, make
+from tower_cases import CASES as TOWER_CASES
 
 from lmcast.exporter import passes
 from lmcast.exporter.backends.onnxruntime import value_of
@@ -31,7 +32,7 @@ from lmcast.exporter.targets import TARGETS
 from lmcast.graphs import define
 from lmcast.plugins.plugin import DOMAIN
 
-CASES = {**OTHER_CASES, **CUDA_CASES, **FEW_BITS_CASES}
+CASES = {**OTHER_CASES, **CUDA_CASES, **FEW_BITS_CASES, **TOWER_CASES}
 PLUMBING = {"Constant", "Cast", "Shape", "Squeeze", "ReduceMax", "Sub"}
 # One row: GroupQueryAttention takes several tokens behind held ones in one row alone.
 SIZES = {"B": 1, "T": 3, "C": 12, None: 6}
