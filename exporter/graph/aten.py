@@ -297,6 +297,27 @@ def pad(
     return g.op("Pad", [g.value(x), pads, filled, g.constant(axes)], {"mode": mode})
 
 
+@entry(aten.scaled_dot_product_attention.default)
+def attention(
+    g: Lowering,
+    node: fx.Node,
+    q: fx.Node,
+    k: fx.Node,
+    v: fx.Node,
+    mask: None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *,
+    scale: float | None = None,
+) -> ir.Value:
+    if mask is not None or causal:
+        raise g.refused("it has a mask")
+    attributes = {"scale": _tensor(q).shape[-1] ** -0.5 if scale is None else scale}
+    # In fp32, as torch takes the softmax of fewer bits.
+    attributes["softmax_precision"] = 1
+    return g.op("Attention", [g.value(q), g.value(k), g.value(v)], attributes, main=True)
+
+
 @entry(aten.mean.dim)
 def mean(
     g: Lowering, node: fx.Node, x: fx.Node, axes: Sequence[int], keepdim: bool = False

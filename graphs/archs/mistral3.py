@@ -3,12 +3,9 @@
 from lmcast.graphs.archs import ministral3, mistral
 from lmcast.graphs.archs.multimodal import Multimodal, Text
 from lmcast.graphs.config.inert import at_any_value
+from lmcast.graphs.towers import pixtral
 
 SIZES = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
-KEYS = """
-image_token_id image_token_index multimodal_projector_bias projector_hidden_act spatial_merge_size
-vision_config vision_feature_layer
-"""
 
 ARCH = Multimodal(
     name="mistral3",
@@ -20,7 +17,8 @@ ARCH = Multimodal(
             ministral3.ARCH, {**SIZES, "vocab_size": 131072, "num_hidden_layers": 34}
         ),
     },
-    inert=at_any_value(KEYS.split()),
-    beside=("vision_tower", "multi_modal_projector"),
+    inert=at_any_value(("image_token_id", *pixtral.TOWER.keys)),
+    beside=pixtral.TOWER.modules,
     tied=True,
+    tower=pixtral.TOWER,
 )

@@ -8,7 +8,8 @@ from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.older_spellings import with_theta
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys, refuse_unread
-from lmcast.graphs.weights.bind import EachExpert, Entry, Table, renamed, root_of
+from lmcast.graphs.towers.record import TowerArch
+from lmcast.graphs.weights.bind import moved, root_of
 from lmcast.graphs.weights.quantized import Shapes, WeightError
 from lmcast.graphs.weights.text_names import HUB, MODULES, Layout
 
@@ -35,13 +36,14 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Multimodal:
-    """A multimodal architecture, of which only the text model is built."""
+    """A multimodal architecture: a text model, and models of images and sound beside it."""
 
     name: str  # the model_type
     texts: Mapping[str, Text]  # by the model_type of text_config; the first where it has none
     inert: Inert  # keys of config.json beside text_config: what concerns the other models only
     beside: tuple[str, ...]  # modules of the other models
     tied: bool  # whether Hugging Face ties where config.json is silent and no head is stored
+    tower: TowerArch | None = None  # the model of images that is built; None where none is
 
     def text(
         self, config: Mapping[str, Any], shapes: Shapes, inert: Collection[str] = ()
@@ -119,7 +121,7 @@ def laid_out(arch: Arch, layout: Layout, others: Collection[str] = ()) -> Arch:
         own = map(layout, arch.modules_beside(c, layout.in_text(tensors)))
         return (*(layout.beside + module for module in others), *own)
 
-    return replace(arch, weights=lambda c: _moved(arch.table(c), layout), beside=beside)
+    return replace(arch, weights=lambda c: moved(arch.table(c), layout), beside=beside)
 
 
 def _one_of(marks: Mapping[Layout | None, tuple[str, ...]], shapes: Shapes) -> Layout | None:
@@ -137,19 +139,3 @@ def _one_of(marks: Mapping[Layout | None, tuple[str, ...]], shapes: Shapes) -> L
             " throughout"
         )
     return next(iter(found), None)
-
-
-def _moved(table: Table, layout: Layout) -> Table:
-    """Prefix the names in a weight table of text checkpoints as in a layout."""
-
-    def part(source: Any) -> Any:
-        if isinstance(source, EachExpert):
-            return EachExpert(renamed(source.part, layout))
-        return renamed(source, layout)
-
-    def moved(entry: Entry) -> Entry:
-        if isinstance(entry, str):
-            return layout(entry)
-        return tuple(map(part, entry)) if isinstance(entry, tuple) else part(entry)
-
-    return {ours: moved(entry) for ours, entry in table.items()}

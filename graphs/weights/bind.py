@@ -267,6 +267,22 @@ def renamed(source: Source, change: Callable[[str], str]) -> Source:
     return replace(source, parts=tuple(renamed(part, change) for part in source.parts))
 
 
+def moved(table: Table, change: Callable[[str], str]) -> Table:
+    """Return a weight table with the names of the checkpoint's modules and tensors changed."""
+
+    def part(source: Source | EachExpert) -> Source | EachExpert:
+        if isinstance(source, EachExpert):
+            return EachExpert(renamed(source.part, change))
+        return renamed(source, change)
+
+    def entry(found: Entry) -> Entry:
+        if isinstance(found, str):
+            return change(found)
+        return tuple(map(part, found)) if isinstance(found, tuple) else part(found)
+
+    return {ours: entry(theirs) for ours, theirs in table.items()}
+
+
 def wide(model: nn.Module) -> Iterable[str]:
     """Return the parameters that their modules ask to keep in fp32."""
     for path, module in model.named_modules():
@@ -328,7 +344,7 @@ def not_a_copy(copy: str, original: str) -> str:
 
 def root_of(table: Table) -> str:
     """Return the module of the checkpoint that holds the layers: 'model'."""
-    paths = (entry for name, entry in table.items() if name.startswith("layers.{i}"))
+    paths = (entry for name, entry in table.items() if ".{i}" in name)
     return next(p.partition(".{i}")[0].rpartition(".")[0] for p in paths if isinstance(p, str))
 
 

@@ -23,6 +23,7 @@ AT = ("B", "T")  # integers, as positions are
 PLACES = ("B", 2, 6, 4)  # of pictures: channels, rows, columns
 F32, F16, I64 = torch.float32, torch.float16, torch.int64
 Input = tuple[tuple[int | str, ...], torch.dtype]
+HEADS: Input = (("B", 2, "T", 4), F32)
 BINARY: dict[str, Callable] = {
     "add": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
@@ -120,6 +121,11 @@ CASES: dict[str, tuple[Callable, list[Input]]] = {
     "unflatten, size left out": (lambda x: x.unflatten(2, (-1, 2)), [(X, F32)]),
     "flatten": (lambda x: x.flatten(-2), [(("B", "T", 2, 4), F32)]),
     "flatten the dynamic": (lambda x: x.flatten(0, 1), [(X, F32)]),
+    "transpose": (lambda x: x.transpose(1, -1).transpose(0, 1) * 2, [(X, F32)]),
+    "attention": (lambda q, k: F.scaled_dot_product_attention(q, k, k * 2), [HEADS, HEADS]),
+    "attention, scaled": (
+        lambda q, k: F.scaled_dot_product_attention(q, k, k, scale=2.0), [HEADS, HEADS],
+    ),
     "unsqueeze": (lambda x: x.unsqueeze(-1) + x.unsqueeze(0) + x[:, None], [(("T",), F32)]),
     "expand": (lambda x: x[..., None].expand(-1, -1, 5), [(AT, F32)]),
     "expand to more axes": (lambda x: x.expand(3, -1, -1), [(AT, F32)]),
@@ -240,6 +246,10 @@ class Nested(nn.Module):
 
 
 REFUSED: dict[str, tuple[Callable, str]] = {
+    "attention with a mask": (
+        lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+        "it has a mask",
+    ),
     "unknown": (lambda x: x.cumsum(1), r"aten\.cumsum\.default at mixer .*exporter/graph/aten\.py"),
     "alpha": (lambda x: torch.add(x, x, alpha=2), r"aten\.add\.Tensor at mixer .*alpha is 2"),
     "rounding": (

@@ -1,0 +1,151 @@
+"""A vision tower: patches of pictures of one grid become features of the text's width.
+
+Letters: N pictures (tiles, crops, frames) of one grid, M merged tokens of each, K patches that
+merge into one, E numbers of a patch, J rows of a table that a place is mixed of, S tokens within
+the tower (M * K, and one where there is a class token), D width of the tower, R angles of a
+head's rotation, H width of the text.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Axes = tuple[int | str, ...]
+Inputs = Mapping[str, tuple[Axes, torch.dtype]]
+
+
+class TowerPart(nn.Module):
+    """A part of a tower that is called on some of the tower's inputs.
+
+    takes: the names of those, in order.
+    """
+
+    takes: tuple[str, ...] = ()
+
+
+class Tower(nn.Module):
+    """Patches of N pictures of one grid -> features N*M,H in the dtype of the parameters.
+
+    Attention is over all patches of a picture and no others; patches come in merge order, those
+    that become one token side by side.
+
+    inputs: the axes and dtype of every input, by name and in order; patches come first.
+    embed: its inputs -> x N,S,D.
+    positions: its inputs -> the tensors N,S,R that every block takes besides x; None for none.
+    blocks: x and those tensors -> x.
+    merger: x and its inputs -> features N*M,H.
+    deepstack: by the index of a block, a merger of what that gives to further features N*M,H, which
+        are outputs after the first in the order of the indices (Qwen3-VL).
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: Inputs,
+        embed: TowerPart,
+        positions: TowerPart | None,
+        blocks: Sequence[nn.Module],
+        merger: TowerPart,
+        deepstack: Mapping[int, TowerPart] | None = None,
+    ):
+        super().__init__()
+        self.inputs = inputs
+        self.embed, self.positions = embed, positions
+        self.blocks = nn.ModuleList(blocks)
+        self.merger = merger
+        self.deepstack = nn.ModuleDict(
+            {str(index): part for index, part in sorted((deepstack or {}).items())}
+        )
+
+    def forward(self, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the features, and a tuple of all where there is a deepstack."""
+
+        def given(part: nn.Module) -> list[Tensor]:
+            return [inputs[name] for name in cast(TowerPart, part).takes]
+
+        x = self.embed(*given(self.embed))
+        shared = () if self.positions is None else self.positions(*given(self.positions))
+        further = []
+        for index, block in enumerate(self.blocks):
+            x = block(x, *shared)
+            if str(index) in self.deepstack:
+                merger = self.deepstack[str(index)]
+                further.append(merger(x, *given(merger)))
+        features: Tensor = self.merger(x, *given(self.merger))
+        return (features, *further) if further else features
+
+
+def tower_inputs(
+    patch: int, merged: int | str, *, taps: int = 0, frames: bool = False
+) -> dict[str, tuple[Axes, torch.dtype]]:
+    """Return the inputs of a tower.
+
+    patch: E. merged: K, or "K" where calls may differ. taps: J, 0 for towers without. frames:
+    whether it takes the frame of each patch.
+    """
+    places: Axes = ("M", merged)
+    found: dict[str, tuple[Axes, torch.dtype]] = {
+        "patches": (("N", *places, patch), torch.float32),
+        "rows": (places, torch.int64),
+        "columns": (places, torch.int64),
+    }
+    if taps:
+        found["taps"] = ((*places, taps), torch.int64)
+        found["weights"] = ((*places, taps), torch.float32)
+    if frames:
+        found["frames"] = (places, torch.int64)
+    return found
+
+
+class PatchEmbed(TowerPart):
+    """`norm(W patches + bias + places)`, where W is a convolution whose stride is its kernel.
+
+    kernel: channels and sides of a patch, as the weight D,*kernel has them. places: what is added
+    for the place of each patch, S,D; None for nothing.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel: tuple[int, ...],
+        *,
+        bias: bool,
+        places: TowerPart | None = None,
+        norm: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, *kernel))
+        self.bias = nn.Parameter(torch.empty(dim)) if bias else None
+        self.places, self.norm = places, norm or nn.Identity()
+        self.takes = ("patches", *(places.takes if places is not None else ()))
+
+    def forward(self, patches: Tensor, *inputs: Tensor) -> Tensor:
+        """patches N,M,K,E in fp32, and the inputs of `places` -> x N,S,D."""
+        x = patches.to(self.weight.dtype).flatten(1, 2)  # N,S,E
+        x = F.linear(x, self.weight.flatten(1), self.bias)
+        if self.places is not None:
+            x = x + self.places(*inputs)
+        return cast(Tensor, self.norm(x))
+
+
+class TowerLayer(nn.Module):
+    """Two residual branches, attention and a feed-forward, each behind a norm."""
+
+    def __init__(
+        self,
+        *,
+        pre_attention: nn.Module,
+        attention: nn.Module,
+        pre_ffn: nn.Module,
+        ffn: nn.Module,
+    ):
+        super().__init__()
+        self.pre_attention, self.attention = pre_attention, attention
+        self.pre_ffn, self.ffn = pre_ffn, ffn
+
+    def forward(self, x: Tensor, *positions: Tensor) -> Tensor:
+        x = x + self.attention(self.pre_attention(x), *positions)
+        return cast(Tensor, x + self.ffn(self.pre_ffn(x)))

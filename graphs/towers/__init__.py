@@ -1,0 +1,1 @@
+"""Vision towers: one file each, of its config, its parts and its weights."""
