@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from lmcast.exporter.graph.capture import INPUTS, Call, Captured, Part
+from lmcast.exporter.graph.capture import INPUTS, Call, Captured, Part, image_inputs
 from lmcast.exporter.graph.lowering import OPSETS, PARTS, VARIANT, Lowering, onnx_dtype
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
@@ -78,6 +78,7 @@ class _Text(Assembly):
 
     def __init__(self, model: Decoder, captured: Captured):
         given = [value_of(name, torch.int64, axes) for name, axes in INPUTS.items()]
+        given += [value_of(name, dtype, axes) for name, axes, dtype in image_inputs(model)]
         super().__init__(model, captured.parts, given)
         self.captured, self.dtype = captured, next(model.parameters()).dtype
         self.outputs = list[ir.Value]()

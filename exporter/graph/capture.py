@@ -11,11 +11,20 @@ from torch.export import Dim, ExportedProgram
 from lmcast.exporter.graph.fingerprint import fingerprint
 from lmcast.exporter.graph.results import known_shapes
 from lmcast.exporter.graph.unread import nothing_unread
-from lmcast.graphs.blocks.decoder import Decoder
-from lmcast.graphs.blocks.step import Handoff, State, Step, Table
+from lmcast.graphs.blocks.decoder import Decoder, embedded
+from lmcast.graphs.blocks.step import (
+    FEATURES,
+    IMAGE_INPUTS,
+    ROPE_POSITIONS,
+    ROWS,
+    Handoff,
+    State,
+    Step,
+    Table,
+)
 
 # Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.
-SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13, "N": 17, "M": 19}
+SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13, "N": 17, "M": 19, "F": 23}
 
 # Programs that a process keeps, the last used: calibration and export trace the same model, and two
 # sizes of one family share parts. A program takes about 0.8 MB: at most 100 MB.
@@ -106,6 +115,17 @@ class _Side(nn.Module):
         return [step.take(handoff) for handoff in self._given]
 
 
+class _Embed(nn.Module):
+    """The embedding with features of pictures among its tokens."""
+
+    def __init__(self, embed: nn.Module):
+        super().__init__()
+        self.part = embed
+
+    def forward(self, input_ids: Tensor, features: Tensor, rows: Tensor) -> Tensor:
+        return embedded(self.part, input_ids, {FEATURES: features, ROWS: rows})
+
+
 class _Positions(nn.Module):
     """All shared tables of a call."""
 
@@ -113,18 +133,27 @@ class _Positions(nn.Module):
         super().__init__()
         self.tables = nn.ModuleList(tables)
 
-    def forward(self, input_ids: Tensor, cache_lengths: Tensor, token_counts: Tensor) -> Any:
-        step = Step(cache_lengths, token_counts, input_ids.shape[1])
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache_lengths: Tensor,
+        token_counts: Tensor,
+        rope_positions: Tensor | None = None,
+    ) -> Any:
+        tokens = input_ids.shape[1]
+        step = Step(cache_lengths, token_counts, tokens, rope_positions=rope_positions)
         return [step.table(cast(Table, table)) for table in self.tables]
 
 
 def capture(model: Decoder) -> Captured:
     """Trace `model`, whose parameters are on meta, in the dtype of its parameters."""
     dtype = next(model.parameters()).dtype
-    embed = trace("Embed", model.embed, [_given("input_ids")], ["x"])
+    images = {name: (name, axes, kind) for name, axes, kind in image_inputs(model)}
+    embed = _embed(model, images)
     x: Input = ("x", ("B", "T", _width(embed)), dtype)
     tables = model.tables()
-    positions, shared = _positions(tables) if tables else (None, {})
+    turned = [images[ROPE_POSITIONS]] if ROPE_POSITIONS in images else []
+    positions, shared = _positions(tables, turned) if tables else (None, {})
     side = _side(model.side, x, shared) if model.side is not None else None
 
     kinds: dict[str, Part] = {}
@@ -155,6 +184,21 @@ def capture(model: Decoder) -> Captured:
     )
 
 
+def image_inputs(model: Decoder) -> list[Input]:
+    """Return what a model takes for pictures, in the order in which its graph does."""
+    dtype, found = next(model.parameters()).dtype, list[Input]()
+    for name in model.image_inputs:
+        axes = tuple(model.image_width if axis == "H" else axis for axis in IMAGE_INPUTS[name])
+        found.append((name, axes, dtype if name == FEATURES else torch.int64))
+    return found
+
+
+def _embed(model: Decoder, images: Mapping[str, Input]) -> Part:
+    taken = [images[FEATURES], images[ROWS]] if images else []
+    module = _Embed(model.embed) if taken else model.embed
+    return trace("Embed", module, [_given("input_ids"), *taken], ["x"])
+
+
 def _handoffs(part: nn.Module, shared: Mapping[int, list[Input]]) -> list[Handoff]:
     """Return the handoffs that a part fills: those it holds and no part before it filled."""
     return [m for m in part.modules() if isinstance(m, Handoff) and id(m) not in shared]
@@ -183,10 +227,13 @@ def _given(name: str) -> Input:
     return name, INPUTS[name], torch.int64
 
 
-def _positions(tables: Sequence[Table]) -> tuple[Call, dict[int, list[Input]]]:
-    """Trace what layers share; also return each table's tensors, by the identity of the table."""
+def _positions(tables: Sequence[Table], turned: list[Input]) -> tuple[Call, dict[int, list[Input]]]:
+    """Trace what layers share; also return each table's tensors, by the identity of the table.
+
+    turned: the input with positions for the rotation, where there is one.
+    """
     module = _Positions(tables)
-    inputs = [_given("input_ids"), _given("cache_lengths"), _given("token_counts")]
+    inputs = [_given("input_ids"), _given("cache_lengths"), _given("token_counts"), *turned]
     names = _table_names(tables)
     part = trace("Positions", module, inputs, [name for group in names for name in group])
     traced = iter(part.program.graph.output_node().args[0])

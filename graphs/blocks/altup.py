@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lmcast.graphs.blocks.decoder import Past, ScaledEmbedding, rounded
+from lmcast.graphs.blocks.decoder import Past, ScaledEmbedding, Spreading, placed, rounded
 from lmcast.graphs.blocks.ffn import ACTIVATIONS, ActivationName
 from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm, widen
 from lmcast.graphs.blocks.step import Handoff, Mixer, State, Step
@@ -34,7 +34,7 @@ def _projections(dim: int, streams: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(1, streams))
 
 
-class Spread(nn.Module):
+class Spread(Spreading):
     """Ids B,T -> streams B,T,A*D: the embedding, and projections of it at its magnitude."""
 
     def __init__(self, tokens: ScaledEmbedding, streams: int):
@@ -42,8 +42,8 @@ class Spread(nn.Module):
         self.tokens = tokens
         self.projections = _projections(tokens.embedding_dim, streams)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        x = self.tokens(input_ids)
+    def forward(self, input_ids: Tensor, *images: Tensor) -> Tensor:
+        x = placed(self.tokens(input_ids), *images)
         size = _magnitude(x)
         return torch.cat([x, *(_project(x, by, size) for by in self.projections)], -1)
 

@@ -11,7 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmcast.graphs.blocks.norm import widen
-from lmcast.graphs.blocks.step import Mixer, State, Step, Table, empty
+from lmcast.graphs.blocks.step import (
+    FEATURES,
+    IMAGE_INPUTS,
+    ROPE_POSITIONS,
+    ROWS,
+    Images,
+    Mixer,
+    State,
+    Step,
+    Table,
+    empty,
+)
 
 Past = tuple[Tensor, ...]
 
@@ -81,6 +92,34 @@ class WideScaledEmbedding(nn.Embedding):
         return (widen(x) * self.scale).to(x.dtype)
 
 
+class Spreading(nn.Module):
+    """An embedding that makes more of its tokens than B,T,H: features must stand among them before.
+
+    `forward(input_ids, *images)`, with features and rows or without, calls `placed` itself.
+    """
+
+
+def placed(x: Tensor, features: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    """Return embeddings B,T,H in which features stand for tokens; without features, as they are.
+
+    features: F,H, at least one. rows: B,T int64, the feature that stands at each token, -1 for
+    none. The scale of an embedding is not the features'.
+    """
+    if features is None or rows is None:
+        return x
+    taken = F.embedding(rows.clamp(min=0), features.to(x.dtype))  # B,T,H
+    return torch.where((rows < 0)[..., None], x, taken)
+
+
+def embedded(embed: nn.Module, input_ids: Tensor, images: Images) -> Tensor:
+    """Return what the layers begin with: ids B,T int64, embedded, with features in their places."""
+    given = (images[FEATURES], images[ROWS]) if images else ()
+    if isinstance(embed, Spreading):
+        out: Tensor = embed(input_ids, *given)
+        return out
+    return placed(embed(input_ids), *given)
+
+
 class TiedHead(nn.Module):
     """The embedding's own matrix as the head."""
 
@@ -123,6 +162,9 @@ class Decoder(nn.Module):
 
     side: `side(input_ids, x, step)`, run once after the embedding, hands over what layers take
     besides x; None where they take nothing.
+
+    image_inputs: what it takes for pictures, by the names of IMAGE_INPUTS and in their order; ()
+        for text alone. image_width: H, numbers of a feature.
     """
 
     def __init__(
@@ -139,6 +181,8 @@ class Decoder(nn.Module):
         self.embed, self.side = embed, side
         self.layers = nn.ModuleList(layers)
         self.final = Final(norm, head, softcap)
+        self.image_inputs: tuple[str, ...] = ()
+        self.image_width = 0
 
     def tables(self) -> list[Table]:
         """Return the distinct tables that the layers share, in order of first use."""
@@ -150,6 +194,16 @@ class Decoder(nn.Module):
         for layer in self.layers:
             cast(Layer, layer).mixer.limit(context)
 
+    def see(self, width: int, *inputs: str) -> None:
+        """Take features of pictures from now on, of `width` numbers each.
+
+        inputs: those of IMAGE_INPUTS that it takes besides the features and their rows.
+        """
+        taken = {FEATURES, ROWS, *inputs}
+        assert taken <= IMAGE_INPUTS.keys(), inputs
+        self.image_inputs = tuple(name for name in IMAGE_INPUTS if name in taken)
+        self.image_width = width
+
     def states(self) -> list[tuple[State, ...]]:
         """Return what every layer carries from call to call."""
         return [cast(Layer, layer).mixer.states for layer in self.layers]
@@ -159,12 +213,28 @@ class Decoder(nn.Module):
         like = next(self.parameters())
         return [empty(s, batch, capacity, like.dtype, like.device) for s in self.states()]
 
+    def call(
+        self, cache_lengths: Tensor, token_counts: Tensor, tokens: int, images: Images
+    ) -> Step:
+        """Return what all parts share of a call of T tokens; images: empty for text alone."""
+        turned = images.get(ROPE_POSITIONS)
+        return Step(cache_lengths, token_counts, tokens, rope_positions=turned)
+
     def step(
-        self, input_ids: Tensor, cache_lengths: Tensor, token_counts: Tensor, past: list[Past]
+        self,
+        input_ids: Tensor,
+        cache_lengths: Tensor,
+        token_counts: Tensor,
+        past: list[Past],
+        images: Images | None = None,
     ) -> tuple[Tensor, list[Past]]:
-        """Process T more tokens per row: logits B,T,V and the new states."""
-        step = Step(cache_lengths, token_counts, input_ids.shape[1])
-        x, present = self.embed(input_ids), []
+        """Process T more tokens per row: logits B,T,V and the new states.
+
+        images: all of `image_inputs`; None for a call without pictures.
+        """
+        given = images or {}
+        step = self.call(cache_lengths, token_counts, input_ids.shape[1], given)
+        x, present = embedded(self.embed, input_ids, given), []
         if self.side is not None:
             self.side(input_ids, x, step)
         for layer, state in zip(self.layers, past, strict=True):

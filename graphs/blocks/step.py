@@ -8,6 +8,16 @@ from torch import Tensor, nn
 
 Device = torch.device | str
 SLOTS = 2  # the axis of positions in a state with a window
+# What a call takes of pictures, by axes, in the order in which a graph does; F features that it
+# uses, H their width, which is that of the embedding. Features are in the dtype of the model, all
+# else int64. A family takes the first two, and of the others what it asks for.
+FEATURES, ROWS, ROPE_POSITIONS = "image_features", "image_rows", "rope_positions"
+IMAGE_INPUTS: Mapping[str, tuple[int | str, ...]] = {
+    FEATURES: ("F", "H"),
+    ROWS: ("B", "T"),
+    ROPE_POSITIONS: ("B", "T", 3),
+}
+Images = Mapping[str, Tensor]  # by these names; empty for a call without pictures
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,8 @@ class Step:
     cache_lengths: B int64, cached tokens before the call.
     token_counts: B int64, valid tokens of this call.
     positions: B,T int64.
+    rope_positions: B,T,3 int64 or None: where the rotation takes tokens to stand in time, row and
+        column; None: all three are `positions`, by which caches and masks go in any case.
     shared: tensors of tables and handoffs, by the identity of either.
     """
 
@@ -92,9 +104,11 @@ class Step:
         token_counts: Tensor,
         tokens: int,
         shared: Mapping[int, tuple[Tensor, ...]] | None = None,
+        rope_positions: Tensor | None = None,
     ):
         self.cache_lengths, self.token_counts = cache_lengths, token_counts
         self.positions = cache_lengths[:, None] + torch.arange(tokens, device=cache_lengths.device)
+        self.rope_positions = rope_positions
         self._shared = dict(shared or {})
 
     def table(self, table: Table) -> tuple[Tensor, ...]:
