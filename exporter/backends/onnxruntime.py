@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from lmcast.exporter.backends.images import FEATURES
+from lmcast.exporter.backends.images import inputs as inputs_of
 from lmcast.exporter.backends.large_pages import in_large_pages
 from lmcast.exporter.backends.ort import ort
-from lmcast.exporter.backends.runner import INPUTS, Loading, Shaped
+from lmcast.exporter.backends.runner import Loading, Shaped
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
 from lmcast.exporter.engine.description import Description, Graph
 from lmcast.exporter.engine.manifest import EngineError, Manifest
@@ -106,6 +108,7 @@ class Runner:
         # Prepacking makes a private copy of every weight, in the layout the kernels like best.
         options.add_session_config_entry("session.disable_prepacking", "01"[not prepack])
         self._path = manifest.directory / graph.file
+        self._features = DTYPES[manifest.about.dtype].numpy
         size = sum(file.size for file in manifest.files) + sum(f.size for f in manifest.linked)
         with in_large_pages() if prepack and size >= LARGE else nullcontext():
             self._session = opened(manifest, model, options, ["CPUExecutionProvider"])
@@ -142,8 +145,9 @@ class Runner:
             if memory is not None and memory.shape == array.shape:
                 memory[...] = array
                 continue
-            memory = array.copy()
-            bound.inputs[name] = memory, ort.OrtValue.ortvalue_from_numpy(memory)
+            kind = self._features if name == FEATURES else array.dtype
+            memory = array.astype(kind)  # a copy
+            bound.inputs[name] = memory, value_of(memory)
             bound.binding.bind_ortvalue_input(name, bound.inputs[name][1])
         for name in outputs:  # in new memory: earlier results belong to the caller
             bound.binding.bind_output(name, "cpu")
@@ -249,7 +253,7 @@ def opened(
 def require_contract(session: ort.InferenceSession, path: Path, about: Description) -> None:
     """Refuse another graph than engine.json describes: other names, dtypes or axes."""
     wanted: dict[str, tuple[str, list[int | str]]] = {
-        name: ("int64", list(axes)) for name, axes in INPUTS.items()
+        name: (dtype, list(axes)) for name, (dtype, axes) in inputs_of(about).items()
     }
     if about.graph.total_length:
         wanted["total_length"] = "int32", [1]

@@ -93,7 +93,8 @@ class Runner(Protocol):
         """Run once over these rows of the states, and return the logits B,R,V as the only item.
 
         inputs: int64, by the names of the graph's inputs: input_ids B,T, cache_lengths B,
-        token_counts B, logit_rows B,R; total_length [1] int32 where the graph asks for it. The
-        states are updated.
+        token_counts B, logit_rows B,R; total_length [1] int32 where the graph asks for it, and what
+        it takes of pictures (see backends.images), their features in any dtype. The states are
+        updated.
         """
         ...

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from lmcast.exporter.backends.images import taken, without
 from lmcast.exporter.backends.onnxruntime import Runner
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import DTYPES
@@ -137,6 +138,7 @@ def _engine_values(
         "token_counts": np.array([tokens]),
         "logit_rows": np.arange(tokens)[None],
     }
+    feed |= without(taken(contract), feed["cache_lengths"], tokens)
     session = Session(runner, contract, engine.context, engine.vocab_size, 1)
     states = session.reserve(tokens)
     out = runner.run(feed, states, [str(v.name) for _, _, v in watched])

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.prove.by_rows import looked_up, multiplied
 from lmcast.graphs import Definition, fill
-from lmcast.graphs.blocks.step import Step, empty
+from lmcast.graphs.blocks.decoder import embedded
+from lmcast.graphs.blocks.step import Images, Step, empty
 
 Watch = Callable[[int, nn.Module, torch.dtype], None]
 
@@ -28,13 +29,15 @@ class Batch:
     ids: B,T int64, padded on the right; counts: B int64, valid tokens of each row. continues:
     whether they are of the rows of the batch before, behind its tokens: several ways to go on for
     each if there are more rows, of the first ones if there are fewer; else of new rows. wanted:
-    B,R int64, positions in T that logits are wanted at; None for all.
+    B,R int64, positions in T that logits are wanted at; None for all. images: what it takes of
+    pictures, as Decoder.step does; None for none.
     """
 
     ids: Tensor
     counts: Tensor
     continues: bool = False
     wanted: Tensor | None = None
+    images: Images | None = None
 
 
 def full_pass(
@@ -103,11 +106,12 @@ class Pass:
         self._steps, lengths = list[Step](), torch.empty(0)
         for batch in batches:
             lengths = ways(lengths, batch) if batch.continues else torch.zeros_like(batch.counts)
-            self._steps.append(Step(lengths, batch.counts, batch.ids.shape[1]))
+            given = lengths, batch.counts, batch.ids.shape[1], batch.images or {}
+            self._steps.append(model.call(*given))
             lengths = lengths + batch.counts
         self.by_rows = list[str]()
         with self._looked_up(model.embed) as embed:
-            self.hidden: list[Tensor] = [embed(batch.ids) for batch in batches]
+            self.hidden: list[Tensor] = [embedded(embed, b.ids, b.images or {}) for b in batches]
         if model.side is not None:
             with self._looked_up(model.side) as side:
                 for batch, x, step in zip(batches, self.hidden, self._steps, strict=True):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from lmcast.exporter.backends.images import taken, without
 from lmcast.exporter.backends.runner import Runner, SessionError, Shaped
 from lmcast.exporter.engine.description import Graph
 from lmcast.plugins.annotations import Range, Rows
@@ -45,6 +46,7 @@ class Session:
         self._end = self._cut(self._most)
         self.context, self.batch = min(context, self._end or context), batch
         self.runner, self._graph, self._vocab = runner, graph, vocab
+        self._images = taken(graph)
         self._require_memory(context if self._limits else min(FIRST_CAPACITY, context))
         self.lengths = np.zeros(batch, np.int64)  # cached tokens per row
         self._held: list[list[int]] = [[] for _ in range(batch)]  # the same, where rows begin anew
@@ -225,6 +227,7 @@ class Session:
             "token_counts": np.ascontiguousarray(counts),
             "logit_rows": np.ascontiguousarray(wanted),
         }
+        inputs |= without(self._images, inputs["cache_lengths"], ids.shape[1])
         if self._graph.total_length:
             longest = int(self.lengths[rows].max()) + ids.shape[1]
             inputs["total_length"] = np.array([longest], np.int32)

@@ -107,7 +107,8 @@ class ICudaEngine:
         held, batch = asked["max_context"], (1, asked["max_batch"])
         tokens = (1, asked["max_tokens"] if profile else 1)
         rows = (1, asked["opt_tokens"] if profile else 1)
-        return {"B": batch, "C": (held, held), "T": tokens, "R": rows}
+        features = (1, asked["max_batch"] * asked["max_tokens"] if profile else 1)
+        return {"B": batch, "C": (held, held), "T": tokens, "R": rows, "F": features}
 
     def axes(self, name: str) -> list[Any]:
         states = {s.name: s.shape for s in self.graph.states}

@@ -134,7 +134,8 @@ def test_logits_of_two_bytes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cuda, "bindings", Driver)
     gpu = Cuda()
     with gpu.active():
-        call = Call(gpu, (2, 1, 1), 5, "bfloat16")
+        ids = {"input_ids": ("int64", ("B", "T"))}
+        call = Call(gpu, ids, {"B": 2, "T": 1, "R": 1}, 5, "bfloat16")
         one = gpu.host((2, 1, 5), "bfloat16")
         one[...] = 1.5
         gpu.put(call.logits, one)

@@ -18,7 +18,8 @@ import numpy as np
 from lmcast.exporter.backends import native
 from lmcast.exporter.backends.cuda import Array, Cuda, DeviceError, OutOfMemory
 from lmcast.exporter.backends.cuda_provider.machine import PROVIDER, operators, usable
-from lmcast.exporter.backends.gpu_call import Call, no_room
+from lmcast.exporter.backends.gpu_call import Call, no_room, sizes_of
+from lmcast.exporter.backends.images import inputs as inputs_of
 from lmcast.exporter.backends.onnxruntime import (
     NAMED,
     REFUSALS,
@@ -28,7 +29,7 @@ from lmcast.exporter.backends.onnxruntime import (
     session_options,
 )
 from lmcast.exporter.backends.ort import ort
-from lmcast.exporter.backends.runner import INPUTS, Loading, SessionError, Shaped
+from lmcast.exporter.backends.runner import Loading, SessionError, Shaped
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.description import Graph
 from lmcast.exporter.engine.manifest import Manifest
@@ -104,6 +105,7 @@ class Runner:
     def __init__(self, manifest: Manifest, gpu: Cuda, model: bytes | None):
         about, self.gpu = manifest.about, gpu
         self._graph, self._vocab, self._context = about.graph, about.vocab_size, about.context
+        self._inputs = inputs_of(about)
         self._path = manifest.directory / about.graph.file
         self.place = f"this GPU ({gpu.name})"
         with gpu.active():
@@ -156,7 +158,7 @@ class Runner:
 
     def _made(self, sizes: tuple[Shaped, ...]) -> Buffers:
         states = [(name, self.gpu.empty(shape, dtype)) for name, shape, dtype in sizes]
-        call = self._call(sizes[0][1][0], 1, 1)
+        call = self._call({"B": sizes[0][1][0], "T": 1, "R": 1, "F": 1})
         # Frozen in a graph, which reads the lengths of rows on the device: as long as they may be.
         # Capacities may be greater; for positions beyond the context there are no angles.
         by_name = {state.name: state.shape for state in self._graph.states}
@@ -169,10 +171,9 @@ class Runner:
     ) -> list[np.ndarray]:
         """Run once over these rows of the states, and return the logits B,R,V."""
         batch, tokens = inputs["input_ids"].shape
-        step = batch == states.rows and tokens == inputs["logit_rows"].shape[1] == 1
         try:
             with self.gpu.active():
-                if step:
+                if states.buffers.call.fits(inputs):
                     return [self._step(states.buffers, inputs)]
                 places = [(name, array.rows(rows)) for name, array in states.buffers.states]
                 return [self._with_room(places, lambda: self._prompt(places, inputs))]
@@ -182,8 +183,7 @@ class Runner:
 
     def _prompt(self, places: Sequence[Bound], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Run a call over some rows, where their states are among those of others."""
-        rows, tokens = inputs["input_ids"].shape
-        call = self._call(rows, tokens, inputs["logit_rows"].shape[1])
+        call = self._call(sizes_of(inputs))
         call.put(inputs)
         bound = [(n, self.gpu.copied(a) if a.address % ALIGNED else a) for n, a in places]
         total = int(inputs[HOST][0]) if HOST in inputs else 0
@@ -234,15 +234,15 @@ class Runner:
         for array, before in saved:
             self.gpu.copy(array, before)
 
-    def _call(self, rows: int, tokens: int, wanted: int) -> Call:
-        return Call(self.gpu, (rows, tokens, wanted), self._vocab, self._dtype)
+    def _call(self, sizes: Mapping[str, int]) -> Call:
+        return Call(self.gpu, self._inputs, sizes, self._vocab, self._dtype)
 
     def _bound(self, call: Call, states: Sequence[Bound], total: int) -> ort.IOBinding:
         """Return a binding of a call to states. total: tokens of the longest row behind it."""
         binding = self._session.io_binding()
-        for name in INPUTS:
-            shape = list(call.shapes[name])
-            binding.bind_input(name, "cuda", 0, np.int64, shape, call.address(name))
+        for name, (dtype, _) in self._inputs.items():
+            kind, shape = DTYPES[dtype].onnx, list(call.shapes[name])
+            binding.bind_input(name, "cuda", 0, kind, shape, call.address(name))
         if self._graph.total_length:
             binding.bind_cpu_input(HOST, np.array([total], np.int32))
         self._bind_output(binding, "logits", call.logits)

@@ -66,13 +66,16 @@ class Request:
         """The optimization profiles: ranges of the graph's axes for a decoding step, then for a
         prompt.
 
-        B rows, T tokens of a call, R rows of logits; C, the capacity, is fixed.
+        B rows, T tokens of a call, R rows of logits, F features of pictures that it uses; C, the
+        capacity, is fixed.
         """
         batch = (1, self.opt_batch, self.max_batch)
         capacity = (self.max_context,) * 3
-        step = {"B": batch, "T": (1, 1, 1), "R": (1, 1, 1), "C": capacity}
+        step = {"B": batch, "T": (1, 1, 1), "R": (1, 1, 1), "F": (1, 1, 1), "C": capacity}
         # As many rows of logits as a usual prompt has tokens: for parity and perplexity.
-        prompt = {"B": batch, "T": (1, self.opt_tokens, self.max_tokens), "C": capacity}
+        tokens = 1, self.opt_tokens, self.max_tokens
+        features = 1, self.opt_tokens, self.max_batch * self.max_tokens
+        prompt = {"B": batch, "T": tokens, "F": features, "C": capacity}
         return [step, prompt | {"R": (1, 1, self.opt_tokens)}]
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from lmcast.exporter.backends.cuda import Array, Cuda, OutOfMemory
-from lmcast.exporter.backends.gpu_call import ALIGNED, Call, no_room
-from lmcast.exporter.backends.runner import INPUTS, Limits, SessionError, Shaped
+from lmcast.exporter.backends.gpu_call import ALIGNED, Call, no_room, sizes_of
+from lmcast.exporter.backends.images import inputs as inputs_of
+from lmcast.exporter.backends.runner import Limits, SessionError, Shaped
 from lmcast.exporter.backends.tensorrt.plans import Loaded, gpu, load_plan, modules
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
 from lmcast.exporter.engine.description import Description
@@ -102,7 +103,7 @@ class Runner:
     def __init__(self, loaded: Loaded, about: Description):
         self._loaded, self.gpu, self._engine = loaded, loaded.device, loaded.engine
         engine, plan = loaded.engine, loaded.plan
-        self._vocab, states = about.vocab_size, about.graph.states
+        self._vocab, states, self._inputs = about.vocab_size, about.graph.states, inputs_of(about)
         self._names = [state.name for state in states]
         self._require_contract(states)
         self.place = f"this GPU ({self.gpu.name})"
@@ -137,7 +138,7 @@ class Runner:
                     apart = name not in self._aliased
                     buffers = [self.gpu.zeros(shape, dtype) for _ in range(1 + apart)]
                     made.append(State(name, buffers[0], buffers[1] if apart else None))
-                held = Held(rows, made, self._call(rows, 1, 1))
+                held = Held(rows, made, self._call({"B": rows, "T": 1, "R": 1, "F": 1}))
         except OutOfMemory:
             need, _ = self.memory(states)
             raise SessionError(
@@ -152,12 +153,11 @@ class Runner:
     ) -> list[np.ndarray]:
         """Run once over these rows of the states, and return the logits R,V of each."""
         batch, tokens = inputs["input_ids"].shape
-        wanted = inputs["logit_rows"].shape[1]
         whole = batch == states.rows
-        step = whole and tokens == wanted == 1
+        step = states.call.fits(inputs)
         try:
             with self.gpu.active():
-                call = states.call if step else self._call(batch, tokens, wanted)
+                call = states.call if step else self._call(sizes_of(inputs))
                 call.put(inputs)
                 if step:
                     self._step(states)
@@ -214,8 +214,8 @@ class Runner:
             if present.address != (place := state.front.rows(rows)).address:
                 self.gpu.copy(place, present)
 
-    def _call(self, rows: int, tokens: int, wanted: int) -> Call:
-        return Call(self.gpu, (rows, tokens, wanted), self._vocab, self._dtype)
+    def _call(self, sizes: Mapping[str, int]) -> Call:
+        return Call(self.gpu, self._inputs, sizes, self._vocab, self._dtype)
 
     def _context(self, profile: int) -> Any:
         context = self._engine.create_execution_context(self._configs[profile])
@@ -265,8 +265,8 @@ class Runner:
         }
         wanted = dict(kinds)
         # An input that the graph does not use may be gone.
-        self._given = [name for name in INPUTS if name in names]
-        wanted |= dict.fromkeys(self._given, "int64")
+        self._given = [name for name in self._inputs if name in names]
+        wanted |= {name: self._inputs[name][0] for name in self._given}
         if wrong := sorted(names ^ {*wanted, "logits"}):
             raise self._loaded.failed(
                 f"is not of this engine: {wrong[0]} is in one of the two alone"
