@@ -115,7 +115,6 @@ CASES: dict[str, tuple[Callable, list[Input]]] = {
     "upsample_nearest2d": (lambda x: F.interpolate(x, (18, 12)), [(PLACES, F32)]),
     "pad": (lambda x: F.pad(x, (0, 1, 2, 3)), [(X, F32)]),
     "pad with a number": (lambda x: F.pad(x, (1, 0), value=2.5), [(X, F16)]),
-    "transpose": (lambda x: x.transpose(1, -1), [(X, F32)]),
     "embedding": (Embed(), [(AT, I64)]),
     "unflatten": (lambda x: x.unflatten(-1, (2, 2)), [(X, F32)]),
     "unflatten, size left out": (lambda x: x.unflatten(2, (-1, 2)), [(X, F32)]),
