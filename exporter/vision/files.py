@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.processors import WHOLE
@@ -49,7 +49,7 @@ class Section:
 
         Raises CheckpointError for other values than its fields take, and for further keys.
         """
-        fields = fields_of(keys)
+        fields = fields_of(cast(Any, keys))
         values = {}
         for name, value in self.raw.items():
             if value is None or name in HARMLESS or name in harmless:
@@ -117,15 +117,17 @@ def pixels(section: Section, defaults: PixelKeys) -> tuple[Pixels, Section]:
 class ProcessorFiles:
     """The files of a checkpoint that a processor is read from.
 
-    config: config.json. named: special tokens by name, as image_token. token_id: the id of a text
+    config: of the tower, as its architecture reads config.json; audio: likewise, of that of sound.
+    named: special tokens by name, as image_token. token_id: the id of a text
     that is one token, None where the tokenizer has none such; always None without a tokenizer.
     """
 
     files: Mapping[str, Mapping[str, Any]]
-    config: Mapping[str, Any]
+    config: Any
     named: Mapping[str, str]
     token_id: Callable[[str], int | None]
     has_tokenizer: bool = True
+    audio: Any = None
 
     @cached_property
     def own(self) -> Section:
@@ -157,31 +159,35 @@ class ProcessorFiles:
         """Return the text of a special token that the tokenizer names, or its usual one."""
         return self.named.get(name, default)
 
-    def config_number(self, key: str, default: int, within: str = "") -> int:
-        """Return a number of config.json; within: the section that it stands in."""
-        holder = self.config.get(within) if within else self.config
-        holder = holder if isinstance(holder, dict) else {}
-        value = holder.get(key)
-        at = Section(f"config.json: {within}{'.' if within else ''}", {})
-        number = Annotated[int, Range(0, 1 << 31)]
-        return default if value is None else int(at.converted(number, value, key))
-
     def medium(
-        self, placeholder: str, token: str, id: int, sizes: Any, how: Pixels | None
+        self,
+        token: str,
+        id: int,
+        sizes: Any,
+        how: Pixels | None,
+        placeholder: str = "",
+        written: str = "",
     ) -> Medium:
-        """Return a medium; raises CheckpointError where the token has another id than the model
-        looks for."""
-        for text in dict.fromkeys((placeholder, token)):
-            if self.has_tokenizer and self.token_id(text) is None:
-                raise CheckpointError(
-                    f"the tokenizer has no token {text!r}, which the processor puts into prompts"
-                )
+        """Return a medium, whose placeholder is its token unless another is given.
+
+        Raises CheckpointError where the token has another id than the model looks for.
+        """
+        placeholder = placeholder or token
+        self.require_tokens(placeholder, token)
         if self.has_tokenizer and (found := self.token_id(token)) != id:
             raise CheckpointError(
                 f"the tokenizer has {token!r} as token {found}, and config.json takes features at"
                 f" {id}; make the two agree"
             )
-        return Medium(placeholder, token, id, dict(vars(sizes)), how)
+        return Medium(placeholder, written or placeholder, token, id, dict(vars(sizes)), how)
+
+    def require_tokens(self, *texts: str) -> None:
+        """Refuse a tokenizer that has no such tokens, which would go to the model as letters."""
+        for text in texts:
+            if self.has_tokenizer and self.token_id(text) is None:
+                raise CheckpointError(
+                    f"the tokenizer has no token {text!r}, which the processor puts into prompts"
+                )
 
 
 def require_equal(what: str, said: int, config_key: str, used: int) -> None:
@@ -190,8 +196,11 @@ def require_equal(what: str, said: int, config_key: str, used: int) -> None:
         raise CheckpointError(f"{what} is {said}, but config.json: {config_key} is {used}")
 
 
-def read_processor(model_type: str, config: Mapping[str, Any], texts: "Texts") -> Processor:
+def read_processor(model_type: str, config: Any, texts: "Texts", audio: Any = None) -> Processor:
     """Return the record of a checkpoint's processor.
+
+    config: of the tower, as its architecture reads config.json; audio: of that of sound, None where
+    there is none, or it is left out.
 
     Raises CheckpointError for a model whose processor lmcast does not know, for files that say what
     it does not do, and for a tokenizer without the tokens of pictures.
@@ -214,5 +223,6 @@ def read_processor(model_type: str, config: Mapping[str, Any], texts: "Texts") -
         named=texts.special_tokens,
         token_id=(lambda text: None) if tokenizer is None else tokenizer.token_to_id,
         has_tokenizer=tokenizer is not None,
+        audio=audio,
     )
     return kind.read(files)

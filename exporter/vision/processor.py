@@ -6,16 +6,18 @@ of a patch, T tokens of a prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
+from lmcast.exporter.vision.errors import PictureError
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.records import Count, Name, Pattern, RecordError, read
 
 if TYPE_CHECKING:
     from lmcast.exporter.vision.files import ProcessorFiles
+    from lmcast.exporter.vision.positions import Piece
 
 Side = Annotated[int, Range(1, 1 << 20)]  # pixels of a side, or a count of patches
 Share = Annotated[float, Range(1e-6, 1e6)]
@@ -44,17 +46,21 @@ class Pixels:
 class Medium:
     """Pictures, videos or sounds, as one model takes them.
 
-    placeholder: the text that stands for one in a prompt, as chat templates write it.
+    placeholder: the text that stands for one in a prompt, and becomes what the processor makes.
+    written: the same as a prompt without a chat template has it, with what belongs around it.
     token, id: the token that takes features, one row each.
     sizes: numbers of the kind alone; its record says which.
     pixels: None of sound.
+    filler: the id that tokens without features have, where what is given is shorter than its text.
     """
 
     placeholder: Mark
+    written: Mark
     token: Mark
     id: Count
     sizes: Mapping[str, Any]
     pixels: Pixels | None = None
+    filler: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,11 @@ class Encoded:
     frames). Those of one medium and grid may share a call: `patches` are joined on axis 0, the
     other inputs are equal.
     inputs: of the graph, float32 and int64.
-    text: what its placeholder becomes, with `features` tokens of its medium.
+    text: what its placeholder becomes, with `tokens` tokens of its medium.
+    merged: rows and columns of the tokens of each of N.
     features: rows of features that the tower makes of it, N * M.
+    used: how many of these a prompt takes, from the first on; None: all.
+    filled: tokens of its medium after these, which take none and are the medium's filler.
     continued: whether it goes on in the placeholder of the one before: clips of one video.
     """
 
@@ -116,15 +125,23 @@ class Encoded:
     grid: tuple[int, int, int]
     inputs: Mapping[str, np.ndarray]
     text: str
+    merged: tuple[int, int]
     features: int
+    used: int | None = None
+    filled: int = 0
     continued: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its medium that its text has."""
+        return (self.features if self.used is None else self.used) + self.filled
 
 
 @dataclass(frozen=True)
 class Places:
     """Where features stand in a prompt of T tokens, and what the text graph takes besides.
 
-    input_ids int64 [T]: with 0 where features stand, as placeholder ids may lie outside the
+    input_ids int64 [T]: with 0 where features stand, as such ids may lie outside the
     vocabulary. image_rows int64 [T]: rows of the features of all pictures in order, -1 for text.
     visible_ends int64 [T], rope_positions int64 [T, 3]: where the kind has them.
     rope_delta: the rotation of a later token is at its position plus this.
@@ -147,12 +164,14 @@ class Handling:
     features: (processor, height, width) -> rows of features that a picture of that size takes.
     capped: (sizes, pixels) -> sizes that make no picture of more pixels; raises PictureError where
     the kind cannot.
+    replaces: whether what a placeholder becomes also replaces what is `written` around it.
     """
 
     sizes: type
     encode: Callable[["Processor", Any], list[Encoded]]
     features: Callable[["Processor", int, int], int] | None = None
     capped: Callable[[Mapping[str, Any], int], dict[str, Any]] | None = None
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +181,7 @@ class Kind:
     models: the model_types whose checkpoints it reads.
     read: the files of a checkpoint -> its record.
     marks: names of Processor.marks.
-    positions: what the text graph takes besides rows.
+    positions: adds what the text graph takes besides rows, of `positions`.
     """
 
     name: str
@@ -170,7 +189,7 @@ class Kind:
     read: Callable[["ProcessorFiles"], Processor]
     media: Mapping[str, Handling]
     marks: tuple[str, ...] = ()
-    positions: Literal["", "visible_ends", "rope_positions"] = ""
+    positions: Callable[[Places, "Sequence[Piece]", int, int], Places] | None = None
 
 
 @dataclass(frozen=True)
@@ -182,15 +201,31 @@ class Clip:
 
 
 def encode(processor: Processor, pictures: Sequence[np.ndarray]) -> list[Encoded]:
-    """Return what pictures become, uint8 [H, W, 3] each, one for one."""
+    """Return what pictures become, uint8 [H, W, 3] each, one for one.
+
+    Raises PictureError for a picture without pixels, and for one that is 200 times as long as wide.
+    """
+    for picture in pictures:
+        require_shape(picture.shape[0], picture.shape[1])
     return [each for picture in pictures for each in _encoded(processor, "image", picture)]
 
 
 def encode_video(processor: Processor, clip: Clip) -> list[Encoded]:
     """Return what a video becomes: one item, or several of which all but the first continue.
 
-    Raises PictureError where the model takes no videos.
+    Raises PictureError where the model takes no videos, for one without frames, for frames of
+    several sizes, and as `encode`.
     """
+    if not clip.frames:
+        raise PictureError("the video has no frames")
+    shapes = {frame.shape[:2] for frame in clip.frames}
+    if len(shapes) > 1:
+        (h, w), (other_h, other_w) = sorted(shapes)[:2]
+        raise PictureError(
+            f"the video has frames of {w}x{h} and of {other_w}x{other_h} pixels; give frames of one"
+            " size"
+        )
+    require_shape(*shapes.pop())
     return _encoded(processor, "video", clip)
 
 
@@ -202,12 +237,62 @@ def encode_audio(processor: Processor, samples: np.ndarray) -> list[Encoded]:
     return _encoded(processor, "audio", samples)
 
 
-def _encoded(processor: Processor, medium: MediumName, given: Any) -> list[Encoded]:
-    from lmcast.exporter.vision import kinds
-    from lmcast.exporter.vision.errors import PictureError
+def features_of(processor: Processor, height: int, width: int) -> int:
+    """Return how many tokens of a prompt take features of a picture of that size."""
+    count = _handling(processor, "image").features
+    assert count is not None, f"{processor.kind} does not say how many features a picture has"
+    return count(processor, height, width)
 
+
+def capped(processor: Processor, most_pixels: int) -> Processor:
+    """Return a processor whose pictures, and frames of videos, have at most that many pixels.
+
+    Raises PictureError for a model that takes pictures of one size alone, or of larger ones.
+    """
+    found: dict[str, Any] = {}
+    for name, medium in processor.media.items():
+        if name == "audio":
+            continue
+        cap = _handling(processor, name).capped
+        if cap is None:
+            raise PictureError(
+                f"this model takes {name}s of one size, which a limit of pixels cannot change"
+            )
+        found[name] = replace(medium, sizes=cap(medium.sizes, most_pixels))
+    return replace(processor, **found)
+
+
+MOST_ASPECT = 200  # of what models have been trained on; Qwen's own processor refuses more
+
+
+def require_shape(height: int, width: int) -> None:
+    """Refuse a picture that no model takes; raises PictureError."""
+    if not height or not width:
+        raise PictureError(f"a picture of {width}x{height} has no pixels")
+    if max(height, width) > MOST_ASPECT * min(height, width):
+        raise PictureError(
+            f"a picture of {width}x{height} is more than {MOST_ASPECT} times as long as it is wide;"
+            " cut it"
+        )
+
+
+def changed(processor: Processor, medium: MediumName, **sizes: Any) -> Processor:
+    """Return a processor with other sizes of a medium; raises RecordError for what they refuse."""
+    found = processor.medium(medium)
+    assert found is not None, f"{processor.kind} has no {medium}"
+    other: dict[str, Any] = {medium: replace(found, sizes={**found.sizes, **sizes})}
+    return replace(processor, **other)
+
+
+def _handling(processor: Processor, medium: MediumName) -> Handling:
+    from lmcast.exporter.vision import kinds
+
+    return kinds.get(processor.kind).media[medium]
+
+
+def _encoded(processor: Processor, medium: MediumName, given: Any) -> list[Encoded]:
     if processor.medium(medium) is None:
         plural = {"image": "pictures", "video": "videos", "audio": "sounds"}
         takes = ", ".join(plural[name] for name in processor.media)
         raise PictureError(f"this model takes no {plural[medium]}; it takes {takes}")
-    return kinds.get(processor.kind).media[medium].encode(processor, given)
+    return _handling(processor, medium).encode(processor, given)

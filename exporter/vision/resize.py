@@ -72,7 +72,8 @@ def axis_weights(before: int, after: int, how: Filter) -> tuple[np.ndarray, np.n
 
 
 def triangle(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1.0 - np.abs(x), 0.0)
+    weight: np.ndarray = np.maximum(1.0 - np.abs(x), 0.0)
+    return weight
 
 
 def keys(x: np.ndarray, a: float = -0.5) -> np.ndarray:

@@ -58,16 +58,16 @@ def read_files(files: ProcessorFiles) -> Processor:
     section = files.section("image_processor", PICTURES, types=("PixtralImageProcessor",))
     how, rest = pixels(section, PixelKeys(image_mean=MEAN, image_std=STD))
     keys = rest.without({"patch_size"}).read(Keys)
-    patch = files.config_number("patch_size", 16, "vision_config")
-    merge = files.config_number("spatial_merge_size", 2)
+    patch, merge = files.config.vision_config.patch_size, files.config.spatial_merge_size
     at = files.own.at
     require_equal(f"{at}patch_size", own.patch_size, "vision_config.patch_size", patch)
     require_equal(f"{at}spatial_merge_size", own.spatial_merge_size, "spatial_merge_size", merge)
     sizes = Sizes(longest_edge(rest, keys.size), patch, merge)
-    id = files.config_number("image_token_index", 10)
+    files.require_tokens(own.image_break_token, own.image_end_token)
+    id = files.config.image_token_index
     return Processor(
         kind="mistral3",
-        image=files.medium(own.image_token, own.image_token, id, sizes, how),
+        image=files.medium(own.image_token, id, sizes, how),
         marks={"break": own.image_break_token, "end": own.image_end_token},
     )
 
@@ -103,6 +103,7 @@ def encode(processor: Processor, picture: np.ndarray) -> list[Encoded]:
             grid=grid,
             inputs={"patches": cut, **places(grid, sizes.merge)},
             text=(row * rows).removesuffix(processor.marks["break"]) + processor.marks["end"],
+            merged=(rows, columns),
             features=rows * columns,
         )
     ]
