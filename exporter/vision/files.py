@@ -74,6 +74,14 @@ class Section:
             )
         return dict(given)
 
+    def square(self, name: str, given: Mapping[str, int]) -> int:
+        """Return the side of an object of height and width, which are equal; raises CheckpointError
+        for any other."""
+        sides = self.only(name, given, "height", "width")
+        if sides["height"] != sides["width"]:
+            raise CheckpointError(f"{self.at}{name} is {sides!r:.80}; accepted: a square")
+        return sides["height"]
+
     def converted(self, hint: Any, value: Any, name: str) -> Any:
         """Return a value as its type says; raises CheckpointError."""
         try:
@@ -145,8 +153,13 @@ class ProcessorFiles:
         if inner is not None:
             found = Section(f"{WHOLE}: {nested}.", inner)
         else:
-            name = next((name for name in flat if name in self.files), flat[0])
-            found = Section(f"{name}: ", self.files.get(name, {}))
+            name = next((name for name in flat if name in self.files), "")
+            if not name:
+                raise CheckpointError(
+                    f"the checkpoint has no {flat[0]}, nor {nested} in {WHOLE}: how it takes"
+                    " pictures is not known; add it, or export the text alone (--text-only)"
+                )
+            found = Section(f"{name}: ", self.files[name])
         key = {"image_processor": TYPES[0], "video_processor": TYPES[1]}.get(nested, TYPES[2])
         said = found.raw.get(key)
         if said is not None and not (isinstance(said, str) and SUFFIX.sub("", said) in types):
@@ -190,7 +203,7 @@ class ProcessorFiles:
                 )
 
 
-def require_equal(what: str, said: int, config_key: str, used: int) -> None:
+def require_equal(what: str, said: float, config_key: str, used: float) -> None:
     """Refuse a processor that cuts pictures otherwise than the tower takes them."""
     if said != used:
         raise CheckpointError(f"{what} is {said}, but config.json: {config_key} is {used}")

@@ -84,8 +84,8 @@ def _linear(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cubic(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    at = (np.arange(count, dtype=np.float32) + np.float32(0.5)) * np.float32(side / count)
-    at = at - np.float32(0.5)
+    half = np.float32(0.5)
+    at = (np.arange(count, dtype=np.float32) + half) * np.float32(side) / np.float32(count) - half
     chosen = np.floor(at).astype(np.int64)[:, None] + np.arange(-1, 3)
     # PyTorch's bicubic interpolation without antialiasing has this parameter of the kernel.
     weights = keys(at[:, None] - chosen.astype(np.float32), -0.75)

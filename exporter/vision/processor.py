@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from lmcast.exporter.vision.positions import Piece
 
 Side = Annotated[int, Range(1, 1 << 20)]  # pixels of a side, or a count of patches
+Ratio = Annotated[float, Range(1.0, 1e6)]
+Rate = Annotated[float, Range(1e-3, 1e6)]  # a second
+PixelCount = Annotated[int, Range(1, 1 << 40)]
 Share = Annotated[float, Range(1e-6, 1e6)]
 Mark = Annotated[str, Pattern(r"(?s).+", "a text")]
 MediumName = Literal["image", "video", "audio"]
@@ -164,6 +167,7 @@ class Handling:
     features: (processor, height, width) -> rows of features that a picture of that size takes.
     capped: (sizes, pixels) -> sizes that make no picture of more pixels; raises PictureError where
     the kind cannot.
+    indices: (sizes, how many frames there are, how many a second) -> which are taken, int64.
     replaces: whether what a placeholder becomes also replaces what is `written` around it.
     """
 
@@ -171,6 +175,7 @@ class Handling:
     encode: Callable[["Processor", Any], list[Encoded]]
     features: Callable[["Processor", int, int], int] | None = None
     capped: Callable[[Mapping[str, Any], int], dict[str, Any]] | None = None
+    indices: Callable[[Mapping[str, Any], int, float], np.ndarray] | None = None
     replaces: bool = False
 
 
@@ -244,6 +249,17 @@ def features_of(processor: Processor, height: int, width: int) -> int:
     return count(processor, height, width)
 
 
+def frame_indices(processor: Processor, count: int, rate: float) -> np.ndarray:
+    """Return which of a video's frames are taken, int64, of `count` that are shown at a rate.
+
+    Raises PictureError where the model takes no videos.
+    """
+    require_medium(processor, "video")
+    indices, video = _handling(processor, "video").indices, processor.video
+    assert indices is not None and video is not None
+    return indices(video.sizes, count, rate)
+
+
 def capped(processor: Processor, most_pixels: int) -> Processor:
     """Return a processor whose pictures, and frames of videos, have at most that many pixels.
 
@@ -290,9 +306,14 @@ def _handling(processor: Processor, medium: MediumName) -> Handling:
     return kinds.get(processor.kind).media[medium]
 
 
-def _encoded(processor: Processor, medium: MediumName, given: Any) -> list[Encoded]:
+def require_medium(processor: Processor, medium: MediumName) -> None:
+    """Refuse what a model does not take; raises PictureError."""
     if processor.medium(medium) is None:
         plural = {"image": "pictures", "video": "videos", "audio": "sounds"}
         takes = ", ".join(plural[name] for name in processor.media)
         raise PictureError(f"this model takes no {plural[medium]}; it takes {takes}")
+
+
+def _encoded(processor: Processor, medium: MediumName, given: Any) -> list[Encoded]:
+    require_medium(processor, medium)
     return _handling(processor, medium).encode(processor, given)

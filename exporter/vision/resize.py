@@ -80,7 +80,7 @@ def keys(x: np.ndarray, a: float = -0.5) -> np.ndarray:
     """The cubic convolution of Keys (1981): -0.5 where pictures are resized, as in Pillow."""
     x = np.abs(x)
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-    far = a * (((x - 5.0) * x + 8.0) * x - 4.0)
+    far = ((a * x - 5.0 * a) * x + 8.0 * a) * x - 4.0 * a
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 

@@ -1,0 +1,301 @@
+"""Kimi K2.5: any size up to a number of patches, filled up to whole tokens, positions as taps on a
+learned grid, and videos as clips of frames that attend as one, each after its time in writing."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.processors import PICTURES, VIDEOS
+from lmcast.exporter.vision.files import (
+    PixelKeys,
+    ProcessorFiles,
+    Section,
+    pixels,
+    require_equal,
+)
+from lmcast.exporter.vision.patches import merged as merged_order
+from lmcast.exporter.vision.patches import numbers, patches, places, taps
+from lmcast.exporter.vision.processor import (
+    Clip,
+    Encoded,
+    Handling,
+    Kind,
+    Medium,
+    Processor,
+    Rate,
+    Side,
+)
+from lmcast.exporter.vision.resize import resize
+from lmcast.plugins.records import read
+
+PICTURE, VIDEO = "<|media_pad|>", "<|kimi_k25_video_placeholder|>"
+BEGIN, CONTENT, END = "<|media_begin|>", "<|media_content|>", "<|media_end|>"
+NESTED = "media_proc_cfg"  # of the files on the Hub
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """patches: most of a picture before it is filled up. side: most patches of its side. patch:
+    pixels of a patch's side. merge: patches of a token's side. rows, columns: of the grid of
+    positions."""
+
+    patches: Side
+    side: Side
+    patch: Side
+    merge: Side
+    rows: Side
+    columns: Side
+
+
+@dataclass(frozen=True)
+class VideoSizes:
+    """As Sizes, of every frame. frames: of a clip. rate: of frames that are taken, None: all."""
+
+    patches: Side
+    side: Side
+    patch: Side
+    merge: Side
+    rows: Side
+    columns: Side
+    frames: Side
+    rate: Rate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keys:
+    """Keys of the image processor."""
+
+    size: Mapping[str, Side] | None = None
+    max_patches: Side = 16384
+    patch_size: Side = 14
+    merge_size: Side = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoKeys:
+    """Keys of the video processor."""
+
+    size: Mapping[str, Side] | None = None
+    max_patches: Side = 4096
+    patch_size: Side = 14
+    merge_size: Side = 2
+    temporal_patch_size: Side = 4
+    fps: Rate = 2.0
+    do_sample_frames: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubKeys:
+    """Keys of media_proc_cfg, of the code beside the weights on the Hub."""
+
+    in_patch_limit: Side
+    in_patch_limit_each_frame: Side
+    patch_limit_on_one_side: Side
+    patch_size: Side
+    merge_kernel_size: Side
+    temporal_merge_kernel_size: Side
+    sample_fps: Rate
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    timestamp_mode: Literal["hh:mm:ss.fff"] = "hh:mm:ss.fff"
+    # Null alone, which is as good as none: other limits are not applied.
+    fixed_output_tokens: None = None
+    in_patch_limit_video: None = None
+    max_num_frames_each_video: None = None
+
+
+@dataclass(frozen=True)
+class OwnKeys:
+    """processor_config.json has nothing of its own."""
+
+
+def read_files(files: ProcessorFiles) -> Processor:
+    files.own.read(OwnKeys)
+    files.require_tokens(BEGIN, CONTENT, END)
+    (picture, how), (video, video_how) = hub(files) or (picture_sizes(files), video_sizes(files))
+    config = files.config
+    token = files.token("image_token", PICTURE)
+    return Processor(
+        kind="kimi_k25",
+        image=files.medium(
+            token,
+            config.image_token_id,
+            picture,
+            how,
+            written=f"{BEGIN}image{CONTENT}{token}{END}",
+        ),
+        video=files.medium(
+            files.token("video_token", VIDEO), config.video_token_id, video, video_how
+        ),
+    )
+
+
+def picture_sizes(files: ProcessorFiles) -> tuple[Sizes, Any]:
+    section = files.section("image_processor", PICTURES, types=("Kimi_K25ImageProcessor",))
+    how, rest = pixels(section, PixelKeys())
+    keys = rest.read(Keys)
+    side = longest(rest, keys.size)
+    cut = cutting(files, rest.at, keys.patch_size, keys.merge_size)
+    return Sizes(keys.max_patches, side, **cut), how
+
+
+def video_sizes(files: ProcessorFiles) -> tuple[VideoSizes, Any]:
+    types = ("Kimi_K25VideoProcessor",)
+    section = files.section("video_processor", VIDEOS, PICTURES, types=types)
+    how, rest = pixels(section, PixelKeys())
+    keys = rest.read(VideoKeys)
+    side = longest(rest, keys.size)
+    cut = cutting(files, rest.at, keys.patch_size, keys.merge_size)
+    frames = clip_frames(files, rest.at, keys.temporal_patch_size)
+    rate = keys.fps if keys.do_sample_frames else None
+    return VideoSizes(keys.max_patches, side, **cut, frames=frames, rate=rate), how
+
+
+def hub(files: ProcessorFiles) -> tuple[tuple[Sizes, Any], tuple[VideoSizes, Any]] | None:
+    """Return the sizes of a file as the Hub has it, None where it is none."""
+    nested = files.files.get(PICTURES, {}).get(NESTED)
+    if not isinstance(nested, dict):
+        return None
+    section = Section(f"{PICTURES}: {NESTED}.", nested)
+    keys = section.read(HubKeys, {"config_type"})
+    how, _ = pixels(
+        Section(section.at, {"image_mean": keys.image_mean, "image_std": keys.image_std}),
+        PixelKeys(),
+    )
+    cut = cutting(files, section.at, keys.patch_size, keys.merge_kernel_size)
+    side = keys.patch_limit_on_one_side
+    frames = clip_frames(files, section.at, keys.temporal_merge_kernel_size)
+    video = VideoSizes(
+        keys.in_patch_limit_each_frame, side, **cut, frames=frames, rate=keys.sample_fps
+    )
+    return (Sizes(keys.in_patch_limit, side, **cut), how), (video, how)
+
+
+def longest(section: Section, size: Mapping[str, int] | None) -> int:
+    """Return the most patches of a side of a `size`."""
+    given = {"max_height": 512, "max_width": 512} if size is None else size
+    sides = section.only("size", given, "max_height", "max_width")
+    if sides["max_height"] != sides["max_width"]:
+        raise CheckpointError(f"{section.at}size is {sides}; accepted: two equal sides")
+    return sides["max_height"]
+
+
+def cutting(files: ProcessorFiles, at: str, patch: int, merge: int) -> dict[str, int]:
+    """Return how pictures are cut, which the tower must agree with."""
+    vision = files.config.vision_config
+    require_equal(f"{at}patch_size", patch, "vision_config.patch_size", vision.patch_size)
+    for side in vision.merge_kernel_size:
+        require_equal(f"{at}merge_size", merge, "vision_config.merge_kernel_size", side)
+    rows, columns = vision.pos_emb_height, vision.pos_emb_width
+    return {"patch": patch, "merge": merge, "rows": rows, "columns": columns}
+
+
+def clip_frames(files: ProcessorFiles, at: str, frames: int) -> int:
+    """Return the frames of a clip, for each of which the tower has a time."""
+    times = files.config.vision_config.pos_emb_time
+    if frames > times:
+        raise CheckpointError(
+            f"{at}temporal_patch_size is {frames}; accepted: as vision_config.pos_emb_time, up to"
+            f" {times}"
+        )
+    return frames
+
+
+def resized(sizes: Sizes | VideoSizes, height: int, width: int) -> tuple[int, int]:
+    """Return the size of a picture, never enlarged, before it is filled up to whole tokens."""
+    most = sizes.side * sizes.patch
+    count = max(1, height // sizes.patch) * max(1, width // sizes.patch)
+    scale = min(1.0, math.sqrt(sizes.patches / count), most / height, most / width)
+    return min(max(1, int(height * scale)), most), min(max(1, int(width * scale)), most)
+
+
+def filled(sizes: Sizes | VideoSizes, height: int, width: int) -> tuple[int, int]:
+    """Return a size filled up to whole tokens."""
+    unit = sizes.patch * sizes.merge
+    return -(-height // unit) * unit, -(-width // unit) * unit
+
+
+def encode(processor: Processor, picture: np.ndarray) -> list[Encoded]:
+    image = processor.image
+    return [clip(read(Sizes, dict(image.sizes)), image, "image", [picture])]
+
+
+def encode_video(processor: Processor, given: Clip) -> list[Encoded]:
+    """Return clips of frames that attend as one; the last may be shorter."""
+    video = processor.video
+    assert video is not None
+    sizes = read(VideoSizes, dict(video.sizes))
+    found = []
+    for first in range(0, len(given.frames), sizes.frames):
+        made = clip(sizes, video, "video", given.frames[first : first + sizes.frames])
+        text = f"{stamp(given.seconds[first])}{BEGIN}video{CONTENT}{made.text}{END}"
+        found.append(replace(made, text=text, continued=first > 0))
+    return found
+
+
+def clip(
+    sizes: Sizes | VideoSizes,
+    medium: Medium,
+    name: Literal["image", "video"],
+    frames: Sequence[np.ndarray],
+) -> Encoded:
+    """Return what a picture, or the frames of a clip, become; the text is the tokens alone."""
+    assert medium.pixels is not None
+    height, width = resized(sizes, *frames[0].shape[:2])
+    full = filled(sizes, height, width)
+    shown = np.zeros((1, len(frames), 1, *full, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        shown[0, i, 0, :height, :width] = resize(frame, height, width, medium.pixels.resample)
+    grid = (len(frames), full[0] // sizes.patch, full[1] // sizes.patch)
+    merged = (grid[1] // sizes.merge, grid[2] // sizes.merge)
+    count = merged[0] * merged[1]
+    # The first row of the table of times is of single pictures.
+    times = np.arange(len(frames)) + (len(frames) > 1)
+    inputs = {
+        "patches": patches(shown, numbers(medium.pixels), sizes.patch, sizes.merge),
+        **places(grid, sizes.merge),
+        **taps(grid, sizes.merge, (sizes.rows, sizes.columns), "cubic"),
+        "frames": merged_order(np.broadcast_to(times[:, None, None], grid), sizes.merge),
+    }
+    return Encoded(name, grid, inputs, medium.token * count, merged, count)
+
+
+def stamp(seconds: float) -> str:
+    """Return a time as HH:MM:SS.mmm."""
+    return time.strftime("%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}"
+
+
+def features(processor: Processor, height: int, width: int) -> int:
+    sizes = read(Sizes, dict(processor.image.sizes))
+    height, width = filled(sizes, *resized(sizes, height, width))
+    return height * width // (sizes.patch * sizes.merge) ** 2
+
+
+def capped(raw: Mapping[str, Any], most_pixels: int) -> dict[str, Any]:
+    """A limit of patches: filling up to whole tokens may add a part of one on each side."""
+    return {**raw, "patches": min(raw["patches"], max(most_pixels // raw["patch"] ** 2, 1))}
+
+
+def frame_indices(raw: Mapping[str, Any], count: int, rate: float) -> np.ndarray:
+    """Return which frames of a video are taken, as many as `rate` a second give, spread evenly."""
+    sizes = read(VideoSizes, dict(raw))
+    if sizes.rate is None:
+        return np.arange(count)
+    taken = min(max(1, int(count / rate * sizes.rate)), count)
+    return np.arange(taken) * count // taken
+
+
+KIND = Kind(
+    name="kimi_k25",
+    models=("kimi_k25",),
+    read=read_files,
+    media={
+        "image": Handling(Sizes, encode, features, capped),
+        "video": Handling(VideoSizes, encode_video, capped=capped, indices=frame_indices),
+    },
+)
