@@ -30,29 +30,29 @@ def entry(*targets: Any) -> Callable[[Entry], Entry]:
     return register
 
 
-def _tensor(node: fx.Node) -> torch.Tensor:
+def tensor_of(node: fx.Node) -> torch.Tensor:
     traced: torch.Tensor = node.meta["val"]
     return traced
 
 
-def _operand(g: Lowering, arg: Any, dtype: torch.dtype) -> ir.Value:
+def operand_of(g: Lowering, arg: Any, dtype: torch.dtype) -> ir.Value:
     """Return a tensor or number as a value of `dtype`."""
     if not isinstance(arg, fx.Node):
         return g.constant(arg, dtype)
     value = g.value(arg)
     if isinstance(value, torch.Tensor):  # a constant of the definition
         return g.constant(value.to(dtype))
-    return g.cast(value, _tensor(arg).dtype, dtype)
+    return g.cast(value, tensor_of(arg).dtype, dtype)
 
 
 def _binary(op_type: str) -> Callable[..., Any]:
     def lower(g: Lowering, node: fx.Node, a: Any, b: Any, alpha: float = 1) -> ir.Value:
         if alpha != 1:
             raise g.refused(f"alpha is {alpha}")
-        dtype = _tensor(node).dtype
+        dtype = tensor_of(node).dtype
         # torch computes in fp32 with a number that 16 bits do not hold, and rounds once.
         kind = torch.float32 if any(_is_rounded(n, dtype) for n in (a, b)) else dtype
-        return g.cast(g.op(op_type, [_operand(g, a, kind), _operand(g, b, kind)]), kind, dtype)
+        return g.cast(g.op(op_type, [operand_of(g, a, kind), operand_of(g, b, kind)]), kind, dtype)
 
     return lower
 
@@ -76,7 +76,7 @@ for target, name in (
 
 def _unary(op_type: str) -> Callable[..., Any]:
     def lower(g: Lowering, node: fx.Node, x: fx.Node) -> ir.Value:
-        return g.op(op_type, [_operand(g, x, _tensor(node).dtype)])
+        return g.op(op_type, [operand_of(g, x, tensor_of(node).dtype)])
 
     return lower
 
@@ -101,20 +101,20 @@ for target, name in (
 
 @entry(aten.gt.Scalar)
 def greater(g: Lowering, node: fx.Node, a: fx.Node, b: float) -> ir.Value:
-    dtype = torch.result_type(_tensor(a), b)
-    return g.op("Greater", [_operand(g, a, dtype), g.constant(b, dtype)])
+    dtype = torch.result_type(tensor_of(a), b)
+    return g.op("Greater", [operand_of(g, a, dtype), g.constant(b, dtype)])
 
 
 @entry(aten.lt.Scalar)
 def less(g: Lowering, node: fx.Node, a: fx.Node, b: float) -> ir.Value:
-    dtype = torch.result_type(_tensor(a), b)
-    return g.op("Less", [_operand(g, a, dtype), g.constant(b, dtype)])
+    dtype = torch.result_type(tensor_of(a), b)
+    return g.op("Less", [operand_of(g, a, dtype), g.constant(b, dtype)])
 
 
 @entry(aten.le.Tensor)
 def not_above(g: Lowering, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
-    dtype = torch.result_type(_tensor(a), _tensor(b))
-    return g.op("LessOrEqual", [_operand(g, a, dtype), _operand(g, b, dtype)])
+    dtype = torch.result_type(tensor_of(a), tensor_of(b))
+    return g.op("LessOrEqual", [operand_of(g, a, dtype), operand_of(g, b, dtype)])
 
 
 @entry(aten.square.default)
@@ -144,9 +144,9 @@ def relu6(g: Lowering, node: fx.Node, x: fx.Node) -> ir.Value:
 
 @entry(aten.clamp.default)
 def clamp(g: Lowering, node: fx.Node, x: fx.Node, low: Any = None, high: Any = None) -> ir.Value:
-    dtype = _tensor(node).dtype
+    dtype = tensor_of(node).dtype
     bounds = [None if b is None else g.constant(b, dtype) for b in (low, high)]
-    return g.op("Clip", [_operand(g, x, dtype), *bounds])
+    return g.op("Clip", [operand_of(g, x, dtype), *bounds])
 
 
 @entry(aten.div.Tensor_mode)
@@ -155,8 +155,8 @@ def div_mode(
 ) -> ir.Value:
     if rounding_mode != "floor":
         raise g.refused(f"rounding_mode is {rounding_mode!r}")
-    dtype = _tensor(node).dtype
-    over, under = _operand(g, a, dtype), _operand(g, b, dtype)
+    dtype = tensor_of(node).dtype
+    over, under = operand_of(g, a, dtype), operand_of(g, b, dtype)
     if dtype.is_floating_point:
         return g.op("Floor", [g.op("Div", [over, under])])
     # ONNX divides integers towards zero; what is left after Mod divides without a rest.
@@ -183,7 +183,7 @@ def rms_norm(
     weight: fx.Node | None = None,
     eps: float | None = None,
 ) -> ir.Value:
-    traced = _tensor(x)
+    traced = tensor_of(x)
     scale = g.constant(torch.ones(shape, dtype=traced.dtype)) if weight is None else g.value(weight)
     epsilon = torch.finfo(traced.dtype).eps if eps is None else eps
     attributes = {"axis": -len(shape), "epsilon": epsilon}
@@ -213,111 +213,6 @@ def matmul(g: Lowering, node: fx.Node, a: fx.Node, b: fx.Node) -> ir.Value:
     return g.op("MatMul", [g.value(a), g.value(b)])
 
 
-@entry(aten.softmax.int)
-def softmax(
-    g: Lowering, node: fx.Node, x: fx.Node, axis: int, dtype: torch.dtype | None = None
-) -> ir.Value:
-    return g.op("Softmax", [_operand(g, x, _tensor(node).dtype)], {"axis": axis})
-
-
-@entry(aten.conv1d.default, aten.conv2d.default)
-def convolution(
-    g: Lowering,
-    node: fx.Node,
-    x: fx.Node,
-    weight: fx.Node,
-    bias: fx.Node | None = None,
-    strides: Sequence[int] = (),
-    padding: Sequence[int] = (),
-    dilation: Sequence[int] = (),
-    groups: int = 1,
-) -> ir.Value:
-    axes = _tensor(weight).dim() - 2
-    inputs = [g.value(x), g.value(weight), *([] if bias is None else [g.value(bias)])]
-    attributes = {
-        "strides": _each(strides, axes, 1),
-        "pads": 2 * _each(padding, axes, 0),
-        "dilations": _each(dilation, axes, 1),
-        "group": groups,
-    }
-    return g.op("Conv", inputs, attributes, main=True)
-
-
-def _each(given: Sequence[int], axes: int, usual: int) -> list[int]:
-    """Return one number for each axis; torch gives one alone where all are the same."""
-    return list(given) if len(given) == axes else [*given, usual][:1] * axes
-
-
-@entry(aten.avg_pool2d.default)
-def avg_pool2d(
-    g: Lowering,
-    node: fx.Node,
-    x: fx.Node,
-    kernel: Sequence[int],
-    strides: Sequence[int] = (),
-    padding: Sequence[int] = (),
-    *rounding: Any,
-) -> ir.Value:
-    if any(padding) or any(rounding):
-        raise g.refused("it pads")
-    sizes = _each(kernel, 2, 1)
-    attributes = {"kernel_shape": sizes, "strides": list(strides) or sizes}
-    return g.op("AveragePool", [g.value(x)], attributes)
-
-
-@entry(aten.upsample_nearest2d.vec)
-def upsample_nearest2d(g: Lowering, node: fx.Node, x: fx.Node, *sizes: Any) -> ir.Value:
-    before, after = list(_tensor(x).shape[2:]), list(_tensor(node).shape[2:])
-    pairs = list(zip(before, after, strict=True))
-    if not all(isinstance(n, int) for n in (*before, *after)) or any(b % a for a, b in pairs):
-        raise g.refused(f"it makes {before} places to {after}, which is no whole multiple")
-    scales = [1.0, 1.0, *(b / a for a, b in pairs)]
-    attributes = {
-        "mode": "nearest",
-        "nearest_mode": "floor",
-        "coordinate_transformation_mode": "asymmetric",
-    }
-    return g.op("Resize", [g.value(x), None, g.constant(scales, torch.float32)], attributes)
-
-
-@entry(aten.pad.default)
-def pad(
-    g: Lowering,
-    node: fx.Node,
-    x: fx.Node,
-    sizes: Sequence[int],
-    mode: str = "constant",
-    value: float | None = None,
-) -> ir.Value:
-    if mode != "constant":
-        raise g.refused(f"mode is {mode!r}")
-    axes = [-1 - i for i in range(len(sizes) // 2)]  # torch counts from the last axis
-    pads = g.constant([*sizes[::2], *sizes[1::2]])
-    filled = g.constant(value or 0, _tensor(node).dtype)
-    return g.op("Pad", [g.value(x), pads, filled, g.constant(axes)], {"mode": mode})
-
-
-@entry(aten.scaled_dot_product_attention.default)
-def attention(
-    g: Lowering,
-    node: fx.Node,
-    q: fx.Node,
-    k: fx.Node,
-    v: fx.Node,
-    mask: None = None,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *,
-    scale: float | None = None,
-) -> ir.Value:
-    if mask is not None or causal:
-        raise g.refused("it has a mask")
-    attributes = {"scale": _tensor(q).shape[-1] ** -0.5 if scale is None else scale}
-    # In fp32, as torch takes the softmax of fewer bits.
-    attributes["softmax_precision"] = 1
-    return g.op("Attention", [g.value(q), g.value(k), g.value(v)], attributes, main=True)
-
-
 @entry(aten.mean.dim)
 def mean(
     g: Lowering, node: fx.Node, x: fx.Node, axes: Sequence[int], keepdim: bool = False
@@ -344,7 +239,7 @@ def std(
 
 def _widened(g: Lowering, x: fx.Node) -> tuple[ir.Value, Callable[[ir.Value], ir.Value]]:
     """Return a value in the dtype that torch accumulates in, fp32 or wider, and the cast back."""
-    have = _tensor(x).dtype
+    have = tensor_of(x).dtype
     wide = torch.promote_types(have, torch.float32)
     return g.cast(g.value(x), have, wide), lambda value: g.cast(value, wide, have)
 
@@ -362,24 +257,24 @@ def embedding(
 
 @entry(aten.unflatten.int, aten.flatten.using_ints)
 def reshape(g: Lowering, node: fx.Node, x: fx.Node, *sizes: Any) -> ir.Value:
-    return g.reshape(g.value(x), _tensor(x).shape, _tensor(node).shape)
+    return g.reshape(g.value(x), tensor_of(x).shape, tensor_of(node).shape)
 
 
 @entry(aten.transpose.int)
 def transpose(g: Lowering, node: fx.Node, x: fx.Node, a: int, b: int) -> ir.Value:
-    axes = list(range(_tensor(x).dim()))
+    axes = list(range(tensor_of(x).dim()))
     axes[a], axes[b] = axes[b], axes[a]
     return g.op("Transpose", [g.value(x)], {"perm": axes})
 
 
 @entry(aten.unsqueeze.default)
 def unsqueeze(g: Lowering, node: fx.Node, x: fx.Node, axis: int) -> ir.Value:
-    return g.op("Unsqueeze", [g.value(x), g.constant([axis % _tensor(node).dim()])])
+    return g.op("Unsqueeze", [g.value(x), g.constant([axis % tensor_of(node).dim()])])
 
 
 @entry(aten.expand.default)
 def expand(g: Lowering, node: fx.Node, x: fx.Node, sizes: Sequence[Any]) -> ir.Value:
-    before, after = _tensor(x).shape, _tensor(node).shape
+    before, after = tensor_of(x).shape, tensor_of(node).shape
     lead = len(after) - len(before)
     target: list[Any] = []
     for i, size in enumerate(after):
@@ -423,8 +318,8 @@ def select(g: Lowering, node: fx.Node, x: fx.Node, axis: int, index: int) -> ir.
 
 @entry(aten.cat.default)
 def cat(g: Lowering, node: fx.Node, parts: Sequence[fx.Node], axis: int = 0) -> ir.Value:
-    dtype = _tensor(node).dtype
-    return g.op("Concat", [_operand(g, part, dtype) for part in parts], {"axis": axis})
+    dtype = tensor_of(node).dtype
+    return g.op("Concat", [operand_of(g, part, dtype) for part in parts], {"axis": axis})
 
 
 @entry(aten.split.Tensor, aten.split_with_sizes.default)
@@ -443,13 +338,13 @@ def gather(g: Lowering, node: fx.Node, x: fx.Node, axis: int, index: fx.Node) ->
 
 @entry(aten.where.self, aten.where.ScalarOther)
 def where(g: Lowering, node: fx.Node, condition: fx.Node, a: Any, b: Any) -> ir.Value:
-    dtype = _tensor(node).dtype
-    return g.op("Where", [g.value(condition), _operand(g, a, dtype), _operand(g, b, dtype)])
+    dtype = tensor_of(node).dtype
+    return g.op("Where", [g.value(condition), operand_of(g, a, dtype), operand_of(g, b, dtype)])
 
 
 @entry(aten.arange.default)
 def arange(g: Lowering, node: fx.Node, end: Any, **placement: Any) -> ir.Value:
-    dtype = _tensor(node).dtype
+    dtype = tensor_of(node).dtype
     if isinstance(end, fx.Node):
         end = g.cast(g.op("Squeeze", [g.value(end)]), torch.int64, dtype)
     else:
@@ -466,5 +361,5 @@ def sym_size(g: Lowering, node: fx.Node, x: fx.Node, axis: int) -> ir.Value:
 def to(g: Lowering, node: fx.Node, x: fx.Node, *args: Any, **kwargs: Any) -> Any:
     value = g.value(x)
     if isinstance(value, torch.Tensor):
-        return value.to(_tensor(node).dtype)
-    return g.cast(value, _tensor(x).dtype, _tensor(node).dtype)
+        return value.to(tensor_of(node).dtype)
+    return g.cast(value, tensor_of(x).dtype, tensor_of(node).dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from lmcast.exporter.dtypes import of_torch
-from lmcast.exporter.graph.aten import ATEN
+from lmcast.exporter.graph.aten_towers import ATEN
 from lmcast.exporter.graph.capture import SIZES, Part
 from lmcast.plugins.onnx_builder import ONNX_OPSET
 from lmcast.plugins.plugin import DOMAIN, REGISTRY
