@@ -3,6 +3,7 @@
 from lmcast.graphs.archs import qwen3_5_text
 from lmcast.graphs.archs.multimodal import Multimodal, Text
 from lmcast.graphs.config.inert import at_any_value
+from lmcast.graphs.towers import qwen_vision
 
 DEFAULTS = {
     "vocab_size": 248320,
@@ -11,12 +12,12 @@ DEFAULTS = {
     "num_hidden_layers": 32,
     "num_attention_heads": 16,
 }
-KEYS = "image_token_id video_token_id vision_config vision_end_token_id vision_start_token_id"
 
 ARCH = Multimodal(
     name="qwen3_5",
     texts={"qwen3_5_text": Text(qwen3_5_text.ARCH, DEFAULTS, theta=10000.0)},
-    inert=at_any_value(KEYS.split()),
-    beside=("visual",),
+    inert=at_any_value(qwen_vision.TOWER.keys),
+    beside=qwen_vision.TOWER.modules,
     tied=False,
+    tower=qwen_vision.TOWER,
 )

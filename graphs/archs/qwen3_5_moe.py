@@ -16,6 +16,7 @@ ARCH = Multimodal(
     name="qwen3_5_moe",
     texts={"qwen3_5_moe_text": Text(qwen3_5_moe_text.ARCH, DEFAULTS, theta=10000.0)},
     inert=qwen3_5.ARCH.inert,
-    beside=("visual",),
+    beside=qwen3_5.ARCH.beside,
     tied=False,
+    tower=qwen3_5.ARCH.tower,
 )

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmcast.graphs.blocks.norm import widen
+
 Axes = tuple[int | str, ...]
 Inputs = Mapping[str, tuple[Axes, torch.dtype]]
 
@@ -37,8 +39,8 @@ class Tower(nn.Module):
     positions: its inputs -> the tensors N,S,R that every block takes besides x; None for none.
     blocks: x and those tensors -> x.
     merger: x and its inputs -> features N*M,H.
-    deepstack: by the index of a block, a merger of what that gives to further features N*M,H, which
-        are outputs after the first in the order of the indices (Qwen3-VL).
+    deepstack: by the index of a block, in ascending order, a merger of what that gives to further
+        features N*M,H, which are outputs behind the first (Qwen3-VL).
     """
 
     def __init__(
@@ -56,9 +58,8 @@ class Tower(nn.Module):
         self.embed, self.positions = embed, positions
         self.blocks = nn.ModuleList(blocks)
         self.merger = merger
-        self.deepstack = nn.ModuleDict(
-            {str(index): part for index, part in sorted((deepstack or {}).items())}
-        )
+        self.depths = tuple(deepstack or ())
+        self.deepstack = nn.ModuleList((deepstack or {}).values())
 
     def forward(self, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the features, and a tuple of all where there is a deepstack."""
@@ -71,8 +72,8 @@ class Tower(nn.Module):
         further = []
         for index, block in enumerate(self.blocks):
             x = block(x, *shared)
-            if str(index) in self.deepstack:
-                merger = self.deepstack[str(index)]
+            if index in self.depths:
+                merger = self.deepstack[self.depths.index(index)]
                 further.append(merger(x, *given(merger)))
         features: Tensor = self.merger(x, *given(self.merger))
         return (features, *further) if further else features
@@ -129,6 +130,57 @@ class PatchEmbed(TowerPart):
         if self.places is not None:
             x = x + self.places(*inputs)
         return cast(Tensor, self.norm(x))
+
+
+class MixedRows(TowerPart):
+    """`sum of weights_j * table[taps_j]`: a learned grid of places, enlarged or reduced to another.
+
+    grid: axes of the table, whose rows are counted over all of them.
+    """
+
+    takes = ("taps", "weights")
+
+    def __init__(self, grid: tuple[int, ...], dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*grid, dim))
+
+    def forward(self, taps: Tensor, weights: Tensor) -> Tensor:
+        """taps M,K,J int64, weights M,K,J in fp32 -> S,D in the dtype of the table; the sum is
+        taken in fp32 or wider."""
+        rows, shares = taps.flatten(0, 1), weights.flatten(0, 1)[..., None]  # S,J and S,J,1
+        table = self.weight.flatten(0, -2)
+        # Row by row: all at once would take J times the memory.
+        mixed = shares[:, 0] * widen(F.embedding(rows[:, 0], table))
+        for j in range(1, taps.shape[-1]):
+            mixed = mixed + shares[:, j] * widen(F.embedding(rows[:, j], table))
+        return mixed.to(table.dtype)
+
+
+class ConcatMerger(TowerPart):
+    """Patches that merge into one token side by side, then a feed-forward with an exact GELU.
+
+    norm: of each patch. late_norm: of the patches side by side.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        merged: int,
+        out: int,
+        *,
+        norm: nn.Module | None = None,
+        late_norm: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.merged = merged
+        self.norm, self.late_norm = norm or nn.Identity(), late_norm or nn.Identity()
+        self.up = nn.Linear(merged * dim, merged * dim)
+        self.down = nn.Linear(merged * dim, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x).unflatten(1, (-1, self.merged)).flatten(2).flatten(0, 1)  # N*M,K*D
+        down: Tensor = self.down(F.gelu(self.up(self.late_norm(x))))
+        return down
 
 
 class TowerLayer(nn.Module):

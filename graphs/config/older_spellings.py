@@ -102,6 +102,18 @@ def rope(
     return out
 
 
+def axial_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `raw` with the rope_theta of its vision_config in rope_parameters there; raises
+    ConfigError where two spellings differ."""
+    vision = raw.get("vision_config")
+    if not isinstance(vision, Mapping) or "rope_theta" not in vision:
+        return dict(raw)
+    at = "vision_config.rope_parameters"
+    found = _object(parameters := dict(vision), "rope_parameters")
+    merged = _merge(found, {"rope_theta": parameters.pop("rope_theta")}, None, at)
+    return {**raw, "vision_config": {**parameters, "rope_parameters": merged}}
+
+
 def rotated_share(rotary_dim: Any, head_dim: Any) -> float:
     """Return the share of a head that rotates, by two values of a raw config; 1 if they fail."""
     counts = type(rotary_dim) is int and type(head_dim) is int and 0 < rotary_dim <= head_dim

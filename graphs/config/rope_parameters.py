@@ -87,6 +87,14 @@ class TemperedRope(FullRope):
     llama_4_scaling_beta: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class AxialRope:
+    """Of a vision tower, whose patches have places on two axes."""
+
+    rope_type: Literal["axial"] = "axial"
+    rope_theta: Positive = 10000.0
+
+
 # Stored there by Hugging Face.
 TEMPERED_INERT: Inert = {"rope_parameters.max_position_embeddings": int}
 

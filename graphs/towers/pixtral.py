@@ -2,7 +2,7 @@
 a learned merge of patches."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,18 +13,13 @@ from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.patch_attention import PatchAttention, PatchRope, frequencies
 from lmcast.graphs.blocks.rope import rotate
 from lmcast.graphs.blocks.tower import PatchEmbed, Tower, TowerLayer, TowerPart, tower_inputs
-from lmcast.graphs.config.older_spellings import renamed, rope
-from lmcast.graphs.config.reading import ConfigError, Count, Layers, Positive, Size
+from lmcast.graphs.config.older_spellings import axial_rope, renamed
+from lmcast.graphs.config.reading import ConfigError, Count, Layers, Size
+from lmcast.graphs.config.rope_parameters import AxialRope
 from lmcast.graphs.towers.record import TowerArch
 from lmcast.graphs.weights.bind import Table
 
 EPS = 1e-5  # of every norm of the tower; no key says it
-
-
-@dataclass(frozen=True, kw_only=True)
-class AxialRope:
-    rope_type: Literal["axial"] = "axial"
-    rope_theta: Positive = 10000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +34,7 @@ class VisionConfig:
     image_size: Size = 1024
     patch_size: Size = 16
     hidden_act: ActivationName = "gelu"
-    rope_parameters: AxialRope = AxialRope()
+    rope_parameters: AxialRope = field(default_factory=AxialRope)
 
     def __post_init__(self) -> None:
         width, rest = divmod(self.hidden_size, self.num_attention_heads)
@@ -84,23 +79,7 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
                 " list of one"
             )
         out["vision_feature_layer"] = chosen[0]
-    vision = out.get("vision_config")
-    if isinstance(vision, Mapping):
-        out["vision_config"] = axial_rope(vision)
-    return out
-
-
-def axial_rope(vision: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a vision_config with its rope_theta in rope_parameters; raises ConfigError where that
-    is said twice, unlike."""
-    try:
-        out = rope(vision, 10000.0)
-    except ConfigError as error:
-        message = str(error).replace("config.json: ", "config.json: vision_config.", 1)
-        raise ConfigError(message) from None
-    if out["rope_parameters"]["partial_rotary_factor"] == 1:  # what silence means
-        del out["rope_parameters"]["partial_rotary_factor"]
-    return out
+    return axial_rope(out)
 
 
 class Merger(TowerPart):

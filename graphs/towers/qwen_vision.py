@@ -1,0 +1,180 @@
+"""The tower of Qwen3.5 and Qwen3-VL: a learned grid of places that is interpolated, rotation on two
+axes, LayerNorms, and pairs of frames as patches."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from math import isqrt
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lmcast.graphs.blocks.ffn import ActivationName, PlainMLP
+from lmcast.graphs.blocks.patch_attention import PatchAttention, PatchRope, frequencies
+from lmcast.graphs.blocks.rope import rotate_wide
+from lmcast.graphs.blocks.tower import (
+    ConcatMerger,
+    MixedRows,
+    PatchEmbed,
+    Tower,
+    TowerLayer,
+    tower_inputs,
+)  # fmt: skip
+from lmcast.graphs.config.older_spellings import axial_rope
+from lmcast.graphs.config.reading import Count, Layers, Size
+from lmcast.graphs.config.rope_parameters import AxialRope
+from lmcast.graphs.towers.record import TowerArch
+from lmcast.graphs.weights.bind import Table
+from lmcast.graphs.weights.sources import View
+
+EPS = 1e-6  # of every norm; no key says it
+TAPS = 4  # bilinear
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    # Files have the name of the whole model, too, and that of the one without experts.
+    model_type: Literal[
+        "qwen3_5_vision", "qwen3_5", "qwen3_5_moe_vision", "qwen3_5_moe"
+    ] = "qwen3_5_vision"  # fmt: skip
+    depth: Layers = 27
+    hidden_size: Size = 1152
+    hidden_act: ActivationName = "gelu_pytorch_tanh"
+    intermediate_size: Size = 4304
+    num_heads: Size = 16
+    in_channels: Literal[3] = 3
+    patch_size: Size = 16
+    spatial_merge_size: Size = 2
+    temporal_patch_size: Size = 2
+    out_hidden_size: Size = 3584
+    num_position_embeddings: Size = 2304
+    rope_parameters: AxialRope = field(default_factory=AxialRope)
+
+    def __post_init__(self) -> None:
+        if isqrt(self.num_position_embeddings) ** 2 != self.num_position_embeddings:
+            raise ValueError(
+                f"num_position_embeddings is {self.num_position_embeddings}; accepted: the square"
+                " of a number, for places lie on a square grid"
+            )
+        if self.hidden_size % (4 * self.num_heads):
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}; accepted: a multiple of 4 times num_heads,"
+                f" {4 * self.num_heads}, for heads rotate in pairs on two axes"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    image_token_id: Count = 248056
+    video_token_id: Count = 248057
+    vision_start_token_id: Count = 248053
+    vision_end_token_id: Count = 248054
+    vision_config: VisionConfig = VisionConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepstackVisionConfig(VisionConfig):
+    """Of Qwen3-VL, whose features of some blocks are added behind the first layers of the text."""
+
+    model_type: Literal[
+        "qwen3_vl_vision", "qwen3_vl", "qwen3_vl_moe_vision", "qwen3_vl_moe"
+    ] = "qwen3_vl_vision"  # fmt: skip
+    deepstack_visual_indexes: tuple[Count, ...] = (8, 16, 24)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        found = self.deepstack_visual_indexes
+        if list(found) != sorted({*found}) or not all(index < self.depth for index in found):
+            raise ValueError(
+                f"deepstack_visual_indexes is {list(found)}; accepted: ascending indices below the"
+                f" depth, {self.depth}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepstackConfig:
+    image_token_id: Count = 151655
+    video_token_id: Count = 151656
+    vision_start_token_id: Count = 151652
+    vision_end_token_id: Count = 151653
+    vision_config: DeepstackVisionConfig = DeepstackVisionConfig()
+
+
+def _rope(width: int, theta: float) -> PatchRope:
+    """Rows turn the first half of the pairs, columns the second, by the same frequencies."""
+    own = frequencies(theta, width // 2)
+    still = torch.zeros_like(own)
+    return PatchRope(torch.cat([own, still]), torch.cat([still, own]))
+
+
+def build(c: Config | DeepstackConfig, text: Any) -> Tower:
+    """text: a Config with hidden_size."""
+    v = c.vision_config
+    if v.out_hidden_size != text.hidden_size:
+        raise ValueError(
+            f"vision_config.out_hidden_size is {v.out_hidden_size}; accepted: the hidden_size of"
+            f" text_config, {text.hidden_size}"
+        )
+    deepstack = v.deepstack_visual_indexes if isinstance(v, DeepstackVisionConfig) else ()
+    dim, patch, merged = v.hidden_size, v.patch_size, v.spatial_merge_size**2
+    kernel, side = (3, v.temporal_patch_size, patch, patch), isqrt(v.num_position_embeddings)
+
+    def norm(width: int = dim) -> nn.LayerNorm:
+        return nn.LayerNorm(width, EPS)
+
+    def layer() -> TowerLayer:
+        return TowerLayer(
+            pre_attention=norm(),
+            attention=PatchAttention(dim, v.num_heads, rotation=rotate_wide, bias=True),
+            pre_ffn=norm(),
+            ffn=PlainMLP(dim, v.intermediate_size, act=v.hidden_act, bias=True),
+        )
+
+    return Tower(
+        inputs=tower_inputs(3 * v.temporal_patch_size * patch * patch, merged, taps=TAPS),
+        embed=PatchEmbed(dim, kernel, bias=True, places=MixedRows((side * side,), dim)),
+        positions=_rope(dim // v.num_heads, v.rope_parameters.rope_theta),
+        blocks=[layer() for _ in range(v.depth)],
+        merger=ConcatMerger(dim, merged, text.hidden_size, norm=norm()),
+        deepstack={
+            index: ConcatMerger(dim, merged, text.hidden_size, late_norm=norm(merged * dim))
+            for index in deepstack
+        },
+    )
+
+
+def weights(c: Config | DeepstackConfig, tensors: Collection[str]) -> Table:
+    blocks, dim = "visual.blocks.{i}", c.vision_config.hidden_size
+    table: dict[str, Any] = {
+        "embed": "visual.patch_embed.proj",
+        "embed.places": "visual.pos_embed",
+        "blocks.{i}.pre_attention": f"{blocks}.norm1",
+        "blocks.{i}.pre_ffn": f"{blocks}.norm2",
+        "blocks.{i}.attention.o": f"{blocks}.attn.proj",
+        "blocks.{i}.ffn.up": f"{blocks}.mlp.linear_fc1",
+        "blocks.{i}.ffn.down": f"{blocks}.mlp.linear_fc2",
+    }
+    for leaf in ("weight", "bias"):
+        for n, part in enumerate("qkv"):
+            rows = (slice(n * dim, (n + 1) * dim),)
+            table[f"blocks.{{i}}.attention.{part}.{leaf}"] = View(f"{blocks}.attn.qkv.{leaf}", rows)
+    mergers = {"merger": "visual.merger", "deepstack.{i}": "visual.deepstack_merger_list.{i}"}
+    for ours, theirs in mergers.items():
+        norm = "norm" if ours == "merger" else "late_norm"
+        table |= {
+            f"{ours}.{norm}": f"{theirs}.norm",
+            f"{ours}.up": f"{theirs}.linear_fc1",
+            f"{ours}.down": f"{theirs}.linear_fc2",
+        }
+    return table
+
+
+TOWER = TowerArch(
+    name="qwen_vision",
+    config=Config,
+    build=build,
+    modules=("visual",),
+    weights=weights,
+    tidy=axial_rope,
+)
+DEEPSTACK = replace(TOWER, config=DeepstackConfig)
