@@ -9,6 +9,7 @@ from lmcast.graphs.archs.multimodal import Multimodal, Text
 from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.config.older_spellings import rope_with_local_base
 from lmcast.graphs.config.reading import ConfigError
+from lmcast.graphs.towers import siglip
 
 DEFAULTS = {
     "vocab_size": 262208,
@@ -17,10 +18,6 @@ DEFAULTS = {
     "num_hidden_layers": 26,
     "num_attention_heads": 8,
 }
-KEYS = """
-boi_token_id boi_token_index eoi_token_id eoi_token_index image_token_id image_token_index
-mm_tokens_per_image vision_config
-"""
 
 
 def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +33,8 @@ def tidy(raw: Mapping[str, Any]) -> dict[str, Any]:
 ARCH = Multimodal(
     name="gemma3",
     texts={"gemma3_text": Text(replace(gemma3_text.ARCH, tidy=tidy), DEFAULTS)},
-    inert=at_any_value(KEYS.split()),
-    beside=("vision_tower", "multi_modal_projector"),
+    inert=at_any_value((*siglip.TOKENS, *siglip.TOWER.keys)),
+    beside=siglip.TOWER.modules,
     tied=True,
+    tower=siglip.TOWER,
 )

@@ -3,6 +3,7 @@
 from lmcast.graphs.archs import llama4_text
 from lmcast.graphs.archs.multimodal import Multimodal, Text
 from lmcast.graphs.config.inert import at_any_value
+from lmcast.graphs.towers import llama4_vision
 
 DEFAULTS = {
     "vocab_size": 202048,
@@ -12,15 +13,12 @@ DEFAULTS = {
     "num_attention_heads": 40,
     "num_experts_per_tok": 1,
 }
-KEYS = """
-boi_token_id boi_token_index eoi_token_id eoi_token_index image_token_id image_token_index
-vision_config
-"""
 
 ARCH = Multimodal(
     name="llama4",
     texts={"llama4_text": Text(llama4_text.ARCH, DEFAULTS, theta=500000.0)},
-    inert=at_any_value(KEYS.split()),
-    beside=("vision_model", "multi_modal_projector"),
+    inert=at_any_value((*llama4_vision.TOKENS, *llama4_vision.TOWER.keys)),
+    beside=llama4_vision.TOWER.modules,
     tied=False,
+    tower=llama4_vision.TOWER,
 )
