@@ -22,6 +22,10 @@ def _none(places: np.ndarray, width: int) -> np.ndarray:
     return np.full(places.shape, -1, np.int64)
 
 
+def _own(places: np.ndarray, width: int) -> np.ndarray:
+    return places
+
+
 def _turned(places: np.ndarray, width: int) -> np.ndarray:
     return np.repeat(places[:, :, None], 3, 2)
 
@@ -30,6 +34,7 @@ def _turned(places: np.ndarray, width: int) -> np.ndarray:
 WITHOUT: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
     FEATURES: _zeros,
     "image_rows": _none,
+    "visible_ends": _own,
     "rope_positions": _turned,
 }
 

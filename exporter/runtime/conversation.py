@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from lmcast.exporter.backends.runner import Runner, SessionError
-from lmcast.exporter.runtime.session import Session, Tokens, as_ids, as_integers
+from lmcast.exporter.runtime.arrays import as_ids, as_integers
+from lmcast.exporter.runtime.images import as_images
+from lmcast.exporter.runtime.session import Session, Tokens
 from lmcast.plugins.arguments import checked, shown
 
 
@@ -28,7 +30,8 @@ class Conversation:
                 f"fresh gives {shown(self._session)}; accepted: a session of one row, as that of"
                 " Engine.conversation"
             )
-        self._held: list[int] | None = []  # token ids; None after a call that did not end
+        # Token ids, and what is in pictures; None after a call that did not end.
+        self._held: list[int] | None = []
         self._begins = True
 
     @property
@@ -55,8 +58,12 @@ class Conversation:
         """Let the next call be the prompt of an answer, with all that was said."""
         self._begins = True
 
-    def append(self, input_ids: Any, counts: Any = None) -> np.ndarray:
-        """As Session.append of one row, but for the first call after `begin`."""
+    def append(self, input_ids: Any, counts: Any = None, images: Any = None) -> np.ndarray:
+        """As Session.append of one row, but for the first call after `begin`.
+
+        Of that one's images, which are of all that was said, only the pictures of what is not
+        cached are seen by the tower.
+        """
         ids = as_ids(input_ids)
         if len(ids) != 1:
             raise SessionError(f"input_ids has {len(ids)} rows; a conversation has 1")
@@ -64,18 +71,21 @@ class Conversation:
             raise SessionError(f"counts is {shown(counts)}; accepted: [{ids.shape[1]}]")
         if ids.shape[1] > self.context:
             self.check_room(ids.shape[1])
+        (seen,) = as_images(images, 1)
         row, session, held = ids[0].tolist(), self._session, self._held
+        said = row if seen is None else seen.keys(row)
         if self._begins:
-            if held is None or len(held) >= len(row) or row[: len(held)] != held:
+            if held is None or len(held) >= len(said) or said[: len(held)] != held:
                 session, held = self._fresh(), []
-            row = row[len(held) :]
+            row, said = row[len(held) :], said[len(held) :]
+            seen = None if seen is None else seen.after(len(held))
         elif held is None:
             raise SessionError("the call before this one did not end; begin again")
         before, self._held = self._held, None
         try:
-            logits = session.append([row])
+            logits = session.append([row], None, [seen])
         except SessionError:  # before anything changed
             self._held = before
             raise
-        self._session, self._begins, self._held = session, False, held + row
+        self._session, self._begins, self._held = session, False, held + said
         return logits

@@ -26,6 +26,7 @@ from lmcast.exporter.engine.manifest import (
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
 from lmcast.exporter.engine.sealed import Problem
 from lmcast.exporter.engine.staging import recover
+from lmcast.exporter.runtime.arrays import as_ids, within
 from lmcast.exporter.runtime.chat import (
     Chat,
     Messages,
@@ -37,7 +38,7 @@ from lmcast.exporter.runtime.chat import (
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.sampling import Sampling, choose_sampling
-from lmcast.exporter.runtime.session import Session, as_ids, within
+from lmcast.exporter.runtime.session import Session
 from lmcast.exporter.runtime.summary import Summary
 from lmcast.exporter.runtime.text import Text
 from lmcast.exporter.targets import Target

@@ -7,9 +7,19 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from lmcast.exporter.backends.images import taken, without
+from lmcast.exporter.backends.images import taken
 from lmcast.exporter.backends.runner import Runner, SessionError, Shaped
 from lmcast.exporter.engine.description import Graph
+from lmcast.exporter.runtime.arrays import as_ids, as_integers, within
+from lmcast.exporter.runtime.given import (
+    IDS,
+    ROPE_POSITIONS,
+    Given,
+    History,
+    call_ends,
+    longest_picture,
+)
+from lmcast.exporter.runtime.images import Inputs
 from lmcast.plugins.annotations import Range, Rows
 from lmcast.plugins.arguments import checked
 
@@ -46,34 +56,37 @@ class Session:
         self._end = self._cut(self._most)
         self.context, self.batch = min(context, self._end or context), batch
         self.runner, self._graph, self._vocab = runner, graph, vocab
-        self._images = taken(graph)
+        self._inputs = Inputs(taken(graph))
         self._require_memory(context if self._limits else min(FIRST_CAPACITY, context))
         self.lengths = np.zeros(batch, np.int64)  # cached tokens per row
-        self._held: list[list[int]] = [[] for _ in range(batch)]  # the same, where rows begin anew
+        # What the rotation of a text token adds to its position: pictures take fewer than tokens.
+        self._turn = np.zeros(batch, np.int64)
+        self._held = [History() for _ in range(batch)]  # all tokens, where rows begin anew
         self._capacity = 0
         self._states: Any = []
         self._unfinished = False
 
-    def append(self, input_ids: Any, counts: Any = None) -> np.ndarray:
+    def append(self, input_ids: Any, counts: Any = None, images: Any = None) -> np.ndarray:
         """Add tokens to every row and return float32 B,V: logits at each row's last new token.
 
         input_ids: integers B,T; counts: integers B, how many of the T are valid (rows padded on
-        the right), None for all. Raises SessionError before anything changes; after any other
-        error some states may be of this call, and others of the one before, so no call follows.
+        the right), None for all. images: for each row Images or None, None for no pictures. Raises
+        SessionError before anything changes; after any other error some states may be of this
+        call, and others of the one before, so no call follows.
         """
-        ids, valid = self._checked(input_ids, counts)
-        return self._run(ids, valid, (valid - 1)[:, None])[:, 0]
+        given, valid = self._checked(input_ids, counts, images)
+        return self._run(given, valid, (valid - 1)[:, None])[:, 0]
 
-    def run(self, input_ids: Any, counts: Any, rows: Any) -> np.ndarray:
+    def run(self, input_ids: Any, counts: Any, rows: Any, images: Any = None) -> np.ndarray:
         """Add tokens as `append` does and return float32 B,R,V: logits at the positions `rows`,
         integers B,R from 0 to T - 1, of this call."""
-        ids, valid = self._checked(input_ids, counts)
+        given, valid = self._checked(input_ids, counts, images)
         wanted = as_integers("rows", rows)
         if wanted.ndim != 2 or wanted.shape[0] != self.batch or not wanted.size:
             raise SessionError(
                 f"rows has shape {list(wanted.shape)}; accepted: [{self.batch}, positions]"
             )
-        return self._run(ids, valid, within("rows", wanted, ids.shape[1]))
+        return self._run(given, valid, within("rows", wanted, given.tokens))
 
     @checked
     def check_room(self, tokens: Tokens) -> None:
@@ -104,7 +117,7 @@ class Session:
         """
         return min((n for n in self._anew if 0 < most <= n), default=None)
 
-    def _run(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _run(self, given: Given, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         longest = int((self.lengths + counts).max())
         most = self._piece(longest) if self._on_cpu else self._most
         if self._limits and rows.shape[1] > self._limits.logits:
@@ -115,71 +128,98 @@ class Session:
                     f"{rows.shape[1]} rows of logits of {longest} tokens; beyond {end} this plan"
                     f" gives up to {self._limits.logits} in a call"
                 )
-        self._reserve(int(self.lengths.max()) + ids.shape[1])
+        self._require_whole(given, counts, most)
+        self._reserve(int(self.lengths.max()) + given.tokens)
         self._unfinished = True
-        logits = self._in_calls(ids, counts, rows, most)
+        logits = self._in_calls(given, counts, rows, most)
+        if (positions := given.by_token.get(ROPE_POSITIONS)) is not None:
+            last = [int(row[:count].max()) for row, count in zip(positions, counts, strict=True)]
+            self._turn = np.array(last, np.int64) + 1 - self.lengths
         self._unfinished = False
         return logits
 
+    def _require_whole(self, given: Given, counts: np.ndarray, most: int) -> None:
+        """Refuse a picture that must be of one call and is longer than any; most: of this one."""
+        longest = longest_picture(given.closed(self.lengths), counts)
+        if self._limits and self._most >= longest > most:
+            raise SessionError(
+                f"a picture of {longest} tokens is of one call; this plan gives up to"
+                f" {self._limits.logits} rows of logits in one: ask for so many at most"
+            )
+        if 0 < self._most < longest:
+            remedy = "export with another --target"
+            if self._limits is not None:
+                remedy = f"`{self._limits.rebuild(max_tokens=longest)}` makes one that does"
+            raise SessionError(
+                f"a picture of {longest} tokens is of one call, and {self._most} are the most of"
+                f" one: {remedy}"
+            )
+
     def _in_calls(
-        self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray, most: int
+        self, given: Given, counts: np.ndarray, rows: np.ndarray, most: int
     ) -> np.ndarray:
         """Add tokens in calls of up to `most`; a row that outgrows a length begins anew."""
         anew = np.zeros(self.batch, bool)
         for length in self._anew:
             anew |= (self.lengths > 0) & (self.lengths <= length) & (self.lengths + counts > length)
         if not anew.any():
-            return self._in_parts(ids, counts, rows, most)
+            return self._in_parts(given, counts, rows, most)
         logits = np.empty((*rows.shape, self._vocab), np.float32)
         if not anew.all():
             rest, at = np.where(anew, 0, counts), np.where(anew[:, None], 0, rows)
-            logits[~anew] = self._in_parts(ids, rest, at, most)[~anew]
+            logits[~anew] = self._in_parts(given, rest, at, most)[~anew]
         for b in np.flatnonzero(anew).tolist():
-            logits[b] = self._begin_anew(b, ids[b, : counts[b]], rows[b], most)
+            added = given.rows(slice(b, b + 1), int(counts[b]))
+            logits[b] = self._begin_anew(b, added, rows[b], most)
         return logits
 
-    def _begin_anew(self, row: int, ids: np.ndarray, at: np.ndarray, most: int) -> np.ndarray:
+    def _begin_anew(self, row: int, added: Given, at: np.ndarray, most: int) -> np.ndarray:
         """Compute a row of a session from its first token on, with T more; return float32 R,V."""
-        before, self._held[row], self.lengths[row] = self._held[row], [], 0
+        before, history = int(self.lengths[row]), self._held[row]
+        self._held[row], self.lengths[row] = History(), 0
+        whole = history.followed_by(added)
         counts = np.zeros(self.batch, np.int64)
-        counts[row] = len(before) + len(ids)
-        whole = np.zeros((self.batch, counts[row]), np.int64)
-        whole[row] = [*before, *ids]
+        counts[row] = whole.tokens
         rows = np.zeros((self.batch, len(at)), np.int64)
-        rows[row] = np.minimum(at + len(before), counts[row] - 1)
-        logits: np.ndarray = self._in_parts(whole, counts, rows, most)[row]
+        rows[row] = np.minimum(at + before, whole.tokens - 1)
+        logits: np.ndarray = self._in_parts(whole.among(self.batch), counts, rows, most)[row]
         return logits
 
     def _in_parts(
-        self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray, most: int
+        self, given: Given, counts: np.ndarray, rows: np.ndarray, most: int
     ) -> np.ndarray:
         """Add tokens in calls of up to `most`, 0 for one call; as `run`."""
-        if not most or (self._limits is None and ids.shape[1] <= most):
-            return self._append(ids, counts, rows)
+        if not most or (self._limits is None and given.tokens <= most):
+            return self._append(given, counts, rows)
         logits = np.empty((*rows.shape, self._vocab), np.float32)
-        for start in range(0, ids.shape[1], most):
-            part = ids[:, start : start + most]
-            held = np.clip(counts - start, 0, part.shape[1])
-            inside = (rows >= start) & (rows < start + part.shape[1])  # B,R
-            wanted, places = distinct(rows - start, inside)
+        begins, closed = np.zeros(self.batch, np.int64), given.closed(self.lengths)
+        rows = np.minimum(rows, np.maximum(counts, 1)[:, None] - 1)  # of padding nobody asks
+        while (begins < counts).any():
+            ends = call_ends(begins, counts, most, closed)
+            held = ends - begins
+            inside = (rows >= begins[:, None]) & (rows < ends[:, None])  # B,R
+            wanted, places = distinct(rows - begins[:, None], inside)
+            part = given.cut(begins, int(held.max()))
             logits[inside] = self._append(part, held, wanted)[places]
+            begins = ends
         return logits
 
-    def _append(self, ids: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _append(self, given: Given, counts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Add tokens in one call, or in one for each few rows where it must be; as `run`."""
-        size, parts = self._rows_of_call(ids.shape[1], counts), []
+        size, parts = self._rows_of_call(given.tokens, counts), []
         for first in range(0, self.batch, size):
             # Rows' states are a contiguous slice: nothing is copied, and little padding computed.
             group = slice(first, first + size)
             count = int(counts[group].max())
             if count:
                 kept = np.minimum(rows[group], count - 1)
-                parts.append(self._call(group, ids[group, :count], counts[group], kept))
+                parts.append(self._call(group, given.rows(group, count), counts[group], kept))
             else:
                 parts.append(np.zeros((*rows[group].shape, self._vocab), np.float32))
         self.lengths += counts
-        for held, row, count in zip(self._held, ids, counts, strict=True) if self._anew else ():
-            held += row[:count].tolist()
+        for b in np.flatnonzero(counts).tolist() if self._anew else ():
+            piece = given.rows(slice(b, b + 1), int(counts[b]))
+            self._held[b].add(piece.used(counts[b : b + 1]))
         logits = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return logits.astype(np.float32, copy=False)
 
@@ -219,21 +259,20 @@ class Session:
         return not fresh if tokens > 1 else not counts.all()
 
     def _call(
-        self, rows: slice, ids: np.ndarray, counts: np.ndarray, wanted: np.ndarray
+        self, rows: slice, given: Given, counts: np.ndarray, wanted: np.ndarray
     ) -> np.ndarray:
         inputs = {
-            "input_ids": np.ascontiguousarray(ids),
+            **self._inputs.of_call(given.used(counts)),
             "cache_lengths": np.ascontiguousarray(self.lengths[rows]),
             "token_counts": np.ascontiguousarray(counts),
             "logit_rows": np.ascontiguousarray(wanted),
         }
-        inputs |= without(self._images, inputs["cache_lengths"], ids.shape[1])
         if self._graph.total_length:
-            longest = int(self.lengths[rows].max()) + ids.shape[1]
+            longest = int(self.lengths[rows].max()) + given.tokens
             inputs["total_length"] = np.array([longest], np.int32)
         return self.runner.run(inputs, self._states, rows=rows)[0]
 
-    def _checked(self, input_ids: Any, counts: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _checked(self, input_ids: Any, counts: Any, images: Any) -> tuple[Given, np.ndarray]:
         if self._unfinished:
             raise SessionError(
                 "a call of this session has failed, or is still running in another thread: begin"
@@ -258,7 +297,11 @@ class Session:
             valid = valid.astype(np.int64)
         longest = int((self.lengths + valid).max())
         self.check_room(longest - int(self.lengths.max()))
-        return within("input_ids", ids[:, : int(valid.max())], self._vocab), valid
+        given = self._inputs.fill(
+            ids[:, : int(valid.max())], valid, images, self.lengths, self._turn
+        )
+        given.by_token[IDS] = within("input_ids", given.by_token[IDS], self._vocab)
+        return given, valid
 
     @checked
     def reserve(self, tokens: Tokens) -> Any:
@@ -327,38 +370,3 @@ def distinct(rows: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, tuple[np
     batch, _ = np.nonzero(inside)
     columns = [np.searchsorted(at, r[k]) for at, r, k in zip(each, rows, inside, strict=True)]
     return wanted, (batch, np.concatenate(columns))
-
-
-def as_ids(input_ids: Any) -> np.ndarray:
-    """Return integers B,T of any dtype and value, not empty; raises SessionError."""
-    ids = as_integers("input_ids", input_ids)
-    if ids.ndim != 2 or not ids.size:
-        raise SessionError(
-            f"input_ids has shape {list(ids.shape)}; accepted: [rows, tokens], not empty"
-        )
-    return ids
-
-
-def within(name: str, values: np.ndarray, below: int) -> np.ndarray:
-    """Return integers of any dtype as int64; raises SessionError for any outside 0..below-1."""
-    least, most = int(values.min()), int(values.max())
-    if least < 0 or most >= below:
-        raise SessionError(
-            f"{name} holds {least if least < 0 else most}; accepted: 0 to {below - 1}"
-        )
-    return values.astype(np.int64)
-
-
-def as_integers(name: str, values: Any) -> np.ndarray:
-    """Return an array of integers, or an empty one; raises SessionError for anything else."""
-    if isinstance(values, np.ma.MaskedArray):  # whose mask np.asarray forgets
-        raise SessionError(f"{name} is a masked array; accepted: an array without a mask")
-    try:
-        array = np.asarray(values)
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
-            TypeError, ValueError) as error:  # fmt: skip  # what an object's __array__ may raise
-        said = " ".join(str(error).split())
-        raise SessionError(f"{name} is not a rectangular array of integers: {said:.200}") from None
-    if array.size and array.dtype.kind not in "iu":  # numpy makes floats of an empty list
-        raise SessionError(f"{name} holds {array.dtype}; accepted: integers")
-    return array
