@@ -238,13 +238,13 @@ def _lookup(name: str, table: Table) -> tuple[Entry, str]:
     index = re.search(r"\.(\d+)(?=\.|$)", name)
     plain = name if index is None else name[: index.start()] + ".{i}" + name[index.end() :]
     layer = "" if index is None else index[1]
-    if plain in table:
-        return table[plain], layer
-    module, _, leaf = plain.rpartition(".")
-    path = table.get(module)
-    if not isinstance(path, str):
-        raise AssertionError(f"the weight table has no entry for {plain}")
-    return f"{path.replace('{i}', layer)}.{leaf}", layer
+    for known in (name, plain):  # an entry may be of one layer
+        if known in table:
+            return table[known], layer
+        module, _, leaf = known.rpartition(".")
+        if isinstance(path := table.get(module), str):
+            return f"{path.replace('{i}', layer)}.{leaf}", layer
+    raise AssertionError(f"the weight table has no entry for {plain}")
 
 
 def _numbered(entry: Source | EachExpert, layer: str, experts: int) -> Source:
