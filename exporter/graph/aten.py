@@ -339,7 +339,8 @@ def gather(g: Lowering, node: fx.Node, x: fx.Node, axis: int, index: fx.Node) ->
 @entry(aten.where.self, aten.where.ScalarOther)
 def where(g: Lowering, node: fx.Node, condition: fx.Node, a: Any, b: Any) -> ir.Value:
     dtype = tensor_of(node).dtype
-    return g.op("Where", [g.value(condition), operand_of(g, a, dtype), operand_of(g, b, dtype)])
+    where = operand_of(g, condition, torch.bool)
+    return g.op("Where", [where, operand_of(g, a, dtype), operand_of(g, b, dtype)])
 
 
 @entry(aten.arange.default)

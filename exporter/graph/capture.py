@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 from lmcast.exporter.graph.fingerprint import fingerprint
 from lmcast.exporter.graph.results import known_shapes
 from lmcast.exporter.graph.unread import nothing_unread
-from lmcast.graphs.blocks.decoder import Decoder, embedded
+from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.step import (
     FEATURES,
     IMAGE_INPUTS,
@@ -21,6 +21,7 @@ from lmcast.graphs.blocks.step import (
     State,
     Step,
     Table,
+    embedded,
 )
 
 # Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.

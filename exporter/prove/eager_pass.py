@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.prove.by_rows import looked_up, multiplied
 from lmcast.graphs import Definition, fill
-from lmcast.graphs.blocks.decoder import embedded
-from lmcast.graphs.blocks.step import Images, Step, empty
+from lmcast.graphs.blocks.step import Images, Step, embedded, empty
 
 Watch = Callable[[int, nn.Module, torch.dtype], None]
 

@@ -16,11 +16,11 @@ from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.config.layer_types import head_width
 from lmcast.graphs.config.reading import Size
+from lmcast.graphs.config.rope_parameters import MRope
 from lmcast.graphs.families.delta_nets import (
     BESIDE,
     QWEN35_INERT,
     DeltaKeys,
-    MRope,
     SharedExpertKeys,
     sparse_weights,
     tidy,

@@ -10,10 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from lmcast.graphs.blocks.decoder import Past, ScaledEmbedding, Spreading, placed, rounded
+from lmcast.graphs.blocks.decoder import Past, ScaledEmbedding, rounded
 from lmcast.graphs.blocks.ffn import ACTIVATIONS, ActivationName
 from lmcast.graphs.blocks.norm import PerHead, WideRMSNorm, widen
-from lmcast.graphs.blocks.step import Handoff, Mixer, State, Step
+from lmcast.graphs.blocks.step import Handoff, Mixer, Spreading, State, Step, placed
 
 SMALLEST = 1e-5  # mean square that a projected stream is taken to have at least
 

@@ -21,6 +21,7 @@ from lmcast.graphs.blocks.step import (
     State,
     Step,
     Table,
+    embedded,
     empty,
 )
 
@@ -90,34 +91,6 @@ class WideScaledEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         x = super().forward(input)
         return (widen(x) * self.scale).to(x.dtype)
-
-
-class Spreading(nn.Module):
-    """An embedding that makes more of its tokens than B,T,H: features must stand among them before.
-
-    `forward(input_ids, *images)`, with features and rows or without, calls `placed` itself.
-    """
-
-
-def placed(x: Tensor, features: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-    """Return embeddings B,T,H in which features stand for tokens; without features, as they are.
-
-    features: F,H, at least one. rows: B,T int64, the feature that stands at each token, -1 for
-    none. The scale of an embedding is not the features'.
-    """
-    if features is None or rows is None:
-        return x
-    taken = F.embedding(rows.clamp(min=0), features.to(x.dtype))  # B,T,H
-    return torch.where((rows < 0)[..., None], x, taken)
-
-
-def embedded(embed: nn.Module, input_ids: Tensor, images: Images) -> Tensor:
-    """Return what the layers begin with: ids B,T int64, embedded, with features in their places."""
-    given = (images[FEATURES], images[ROWS]) if images else ()
-    if isinstance(embed, Spreading):
-        out: Tensor = embed(input_ids, *given)
-        return out
-    return placed(embed(input_ids), *given)
 
 
 class TiedHead(nn.Module):
@@ -197,12 +170,15 @@ class Decoder(nn.Module):
     def see(self, width: int, *inputs: str) -> None:
         """Take features of pictures from now on, of `width` numbers each.
 
-        inputs: those of IMAGE_INPUTS that it takes besides the features and their rows.
+        inputs: those of IMAGE_INPUTS that it takes besides the features and their rows. Raises
+        ValueError where a config is not of such a model.
         """
         taken = {FEATURES, ROWS, *inputs}
         assert taken <= IMAGE_INPUTS.keys(), inputs
         self.image_inputs = tuple(name for name in IMAGE_INPUTS if name in taken)
         self.image_width = width
+        for table in self.tables() if ROPE_POSITIONS in taken else ():
+            table.see()
 
     def states(self) -> list[tuple[State, ...]]:
         """Return what every layer carries from call to call."""

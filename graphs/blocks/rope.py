@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmcast.graphs.blocks.norm import widen
 from lmcast.graphs.blocks.step import Step, Table
-from lmcast.graphs.config.rope_parameters import RopeParameters, TemperedRope
+from lmcast.graphs.config.rope_parameters import MRope, RopeParameters, TemperedRope
 
 
 def _exponents(dim: int) -> Tensor:
@@ -110,6 +110,15 @@ class Rope(Table):
             )
             self.switch = None if torch.equal(frequency, self.long) else original
         self.frequency = frequency
+        self._sections = p if isinstance(p, MRope) else None
+        self.turned: tuple[Tensor, Tensor] | None = None  # pairs that turn by row, by column
+
+    def see(self) -> None:
+        """Turn pairs by `rope_positions` from now on; raises ValueError where they have no axes."""
+        if self._sections is None:
+            raise ValueError("rope_parameters have no mrope_section; pictures need one")
+        axes = torch.tensor(self._sections.axes(self.dim // 2), device="cpu")
+        self.turned = axes == 1, axes == 2
 
     def _factors(self, name: str, factors: tuple[float, ...] | None) -> Tensor:
         if factors is None or len(factors) != self.dim // 2:
@@ -132,8 +141,17 @@ class Rope(Table):
         base = theta * stretch ** (self.dim / (self.dim - 2))
         return 1.0 / base ** self.exponents.to(device)
 
+    def _places(self, step: Step) -> Tensor:
+        """Return the positions to turn by, in fp32: B,T,1, or B,T,R/2 where pairs differ."""
+        if step.rope_positions is None:
+            return step.positions[..., None].float()
+        assert self.turned is not None, "see() makes a rotation take rope_positions"
+        by_row, by_column = (pairs.to(step.positions.device) for pairs in self.turned)
+        time, row, column = step.rope_positions.float().split(1, -1)  # B,T,1 each
+        return torch.where(by_row, row, torch.where(by_column, column, time))
+
     def forward(self, step: Step) -> tuple[Tensor, Tensor]:
-        angle = step.positions[..., None].float() * self._frequency(step)  # B,T,R/2
+        angle = self._places(step) * self._frequency(step)  # B,T,R/2
         cos, sin = angle.cos(), angle.sin()
         return (cos * self.magnitude, sin * self.magnitude) if self.magnitude != 1 else (cos, sin)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Device = torch.device | str
 SLOTS = 2  # the axis of positions in a state with a window
@@ -74,6 +75,9 @@ class Table(nn.Module):
 
     outputs: tuple[str, ...]
 
+    def see(self) -> None:
+        """Take `rope_positions` of a step from now on, if it turns anything."""
+
 
 class Handoff(nn.Module):
     """Tensors that one part of a model leaves for later parts of the same call.
@@ -124,3 +128,31 @@ class Step:
     def take(self, handoff: Handoff) -> tuple[Tensor, ...]:
         """Return the tensors that an earlier part left; raises KeyError if none did."""
         return self._shared[id(handoff)]
+
+
+class Spreading(nn.Module):
+    """An embedding that makes more of its tokens than B,T,H: features must stand among them before.
+
+    `forward(input_ids, *images)`, with features and rows or without, calls `placed` itself.
+    """
+
+
+def placed(x: Tensor, features: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    """Return embeddings B,T,H in which features stand for tokens; without features, as they are.
+
+    features: F,H, at least one. rows: B,T int64, the feature that stands at each token, -1 for
+    none. The scale of an embedding is not the features'.
+    """
+    if features is None or rows is None:
+        return x
+    taken = F.embedding(rows.clamp(min=0), features.to(x.dtype))  # B,T,H
+    return torch.where((rows < 0)[..., None], x, taken)
+
+
+def embedded(embed: nn.Module, input_ids: Tensor, images: Images) -> Tensor:
+    """Return what the layers begin with: ids B,T int64, embedded, with features in their places."""
+    given = (images[FEATURES], images[ROWS]) if images else ()
+    if isinstance(embed, Spreading):
+        out: Tensor = embed(input_ids, *given)
+        return out
+    return placed(embed(input_ids), *given)

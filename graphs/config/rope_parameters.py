@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from lmcast.graphs.config.inert import Inert
-from lmcast.graphs.config.reading import Positive, Size
+from lmcast.graphs.config.reading import Count, Positive, Size
 from lmcast.plugins.annotations import Range
 
 NotNegative = Annotated[float, Range(0, 1e30)]
@@ -62,6 +62,33 @@ class LongRope(RopeParameters):
     """Of a family that rotates as always or by LongRoPE (Phi-3), also where files say "yarn"."""
 
     rope_type: Literal["default", "longrope"] = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MRope(RopeParameters):
+    """Also with how pairs divide among the positions in time, row and column of a picture (M-RoPE),
+    which are the same number wherever there is only text."""
+
+    mrope_section: tuple[Count, ...] = (11, 11, 10)
+    mrope_interleaved: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.mrope_section) != 3:
+            raise ValueError(f"mrope_section has {len(self.mrope_section)} entries; accepted: 3")
+
+    def axes(self, pairs: int) -> tuple[int, ...]:
+        """Return which of the three positions each of so many pairs turns by: 0, 1 or 2.
+
+        Raises ValueError for sections that are not interleaved, which no release has.
+        """
+        if not self.mrope_interleaved:
+            raise ValueError(
+                "rope_parameters.mrope_interleaved is False; accepted where pictures are taken:"
+                " true"
+            )
+        ends = [3 * section for section in self.mrope_section]
+        return tuple(pair % 3 if pair < ends[pair % 3] else 0 for pair in range(pairs))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from lmcast.graphs.config.inert import Inert
 from lmcast.graphs.config.layer_types import one_each
 from lmcast.graphs.config.older_spellings import renamed, rope
 from lmcast.graphs.config.reading import Count, Experts, Layers, Positive, Size
-from lmcast.graphs.config.rope_parameters import RopeParameters
 from lmcast.graphs.weights.bind import COMMON, HEAD_NORMS, Entry
 from lmcast.graphs.weights.experts import ROUTER, routed
 
@@ -57,21 +56,7 @@ class SharedExpertKeys:
     num_experts_per_tok: Experts
 
 
-@dataclass(frozen=True, kw_only=True)
-class MRope(RopeParameters):
-    """Also with how pairs divide among the positions in time, height and width (M-RoPE), which are
-    the same number wherever there is only text."""
-
-    mrope_section: tuple[Count, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mrope_section is not None and len(self.mrope_section) != 3:
-            raise ValueError(f"mrope_section has {len(self.mrope_section)} entries; accepted: 3")
-
-
 QWEN35_INERT: Inert = {
-    "rope_parameters.mrope_interleaved": bool,
     "attn_output_gate": Literal[True],
     "output_gate_type": Literal["silu", "swish"],  # of the norms of Gated DeltaNets
     "mamba_ssm_dtype": Literal["float32"],  # of their states
