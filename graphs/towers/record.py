@@ -27,6 +27,7 @@ class TowerArch:
     tidy: rewrites older spellings of a raw config into those of `config`.
     inert: further keys that change nothing, by their paths, as for an Arch.
     beside: modules within `modules` that are left out, or Config -> such modules.
+    text_inputs: what the text takes of pictures besides features and rows, as Decoder.see does.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TowerArch:
     tidy: Callable[[dict[str, Any]], dict[str, Any]] = dict
     inert: Inert = field(default_factory=dict)
     beside: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
+    text_inputs: tuple[str, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
