@@ -119,7 +119,6 @@ class Encoded:
     text: what its placeholder becomes, with `tokens` tokens of its medium.
     merged: rows and columns of the tokens of each of N.
     features: rows of features that the tower makes of it, N * M.
-    used: how many of these a prompt takes, from the first on; None: all.
     filled: tokens of its medium after these, which take none and are the medium's filler.
     continued: whether it goes on in the placeholder of the one before: clips of one video.
     """
@@ -130,14 +129,13 @@ class Encoded:
     text: str
     merged: tuple[int, int]
     features: int
-    used: int | None = None
     filled: int = 0
     continued: bool = False
 
     @property
     def tokens(self) -> int:
         """Tokens of its medium that its text has."""
-        return (self.features if self.used is None else self.used) + self.filled
+        return self.features + self.filled
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ class Kind:
 class Clip:
     """Frames of a video, uint8 [H, W, 3] of one size, and when each is shown, in seconds."""
 
-    frames: tuple[np.ndarray, ...]
+    frames: Sequence[np.ndarray]
     seconds: tuple[float, ...]
 
 
@@ -223,14 +221,8 @@ def encode_video(processor: Processor, clip: Clip) -> list[Encoded]:
     """
     if not clip.frames:
         raise PictureError("the video has no frames")
-    shapes = {frame.shape[:2] for frame in clip.frames}
-    if len(shapes) > 1:
-        (h, w), (other_h, other_w) = sorted(shapes)[:2]
-        raise PictureError(
-            f"the video has frames of {w}x{h} and of {other_w}x{other_h} pixels; give frames of one"
-            " size"
-        )
-    require_shape(*shapes.pop())
+    height, width = clip.frames[0].shape[:2]
+    require_shape(height, width)
     return _encoded(processor, "video", clip)
 
 

@@ -6,10 +6,13 @@ as in Pillow, but with as many bits as fit into 16 (the interpolation of uint8 t
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+
+from lmcast.exporter.vision.errors import PictureError
 
 Filter = Literal["bilinear", "bicubic"]
 REACH = {"bilinear": 1, "bicubic": 2}  # inputs on either side of a centre, at a scale of 1
@@ -23,6 +26,26 @@ def resize(picture: np.ndarray, height: int, width: int, how: Filter) -> np.ndar
     planes = _along_last(planes, width, how)
     turned = np.ascontiguousarray(planes.transpose(0, 2, 1))
     return np.ascontiguousarray(_along_last(turned, height, how).transpose(2, 1, 0))
+
+
+def resize_frames(
+    frames: Sequence[np.ndarray], height: int, width: int, how: Filter
+) -> list[np.ndarray]:
+    """Return frames of a video likewise; raises PictureError where they are not of one size."""
+    shape, found = None, []
+    for frame in frames:
+        if shape not in (None, frame.shape):
+            raise PictureError(
+                f"the video has frames of {_size(shape)} and of {_size(frame.shape)} pixels; give"
+                " frames of one size"
+            )
+        shape = frame.shape
+        found.append(resize(frame, height, width, how))
+    return found
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"
 
 
 def _along_last(planes: np.ndarray, size: int, how: Filter) -> np.ndarray:

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from lmcast.exporter.vision.processor import Kind
 
-NAMES = ("gemma3", "kimi_k25", "llama4", "mistral3", "qwen3_5")
+NAMES = ("gemma3", "gemma3n", "kimi_k25", "llama4", "mistral3", "qwen3_5")
 
 
 def get(name: str) -> Kind:

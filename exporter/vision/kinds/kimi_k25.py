@@ -30,7 +30,7 @@ from lmcast.exporter.vision.processor import (
     Rate,
     Side,
 )
-from lmcast.exporter.vision.resize import resize
+from lmcast.exporter.vision.resize import resize_frames
 from lmcast.plugins.records import read
 
 PICTURE, VIDEO = "<|media_pad|>", "<|kimi_k25_video_placeholder|>"
@@ -249,8 +249,7 @@ def clip(
     height, width = resized(sizes, *frames[0].shape[:2])
     full = filled(sizes, height, width)
     shown = np.zeros((1, len(frames), 1, *full, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        shown[0, i, 0, :height, :width] = resize(frame, height, width, medium.pixels.resample)
+    shown[0, :, 0, :height, :width] = resize_frames(frames, height, width, medium.pixels.resample)
     grid = (len(frames), full[0] // sizes.patch, full[1] // sizes.patch)
     merged = (grid[1] // sizes.merge, grid[2] // sizes.merge)
     count = merged[0] * merged[1]

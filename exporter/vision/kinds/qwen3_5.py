@@ -30,7 +30,7 @@ from lmcast.exporter.vision.processor import (
     Rate,
     Side,
 )
-from lmcast.exporter.vision.resize import resize
+from lmcast.exporter.vision.resize import resize, resize_frames
 from lmcast.plugins.records import read
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the class where a file is silent
@@ -257,7 +257,7 @@ def encode_video(processor: Processor, clip: Clip) -> list[Encoded]:
         )
     unit, how = sizes.patch * sizes.merge, video.pixels.resample
     height, width = resized_frames(sizes, clip.frames[0].shape[:2], len(clip.frames))
-    made = [resize(frame, height, width, how) for frame in clip.frames]
+    made = resize_frames(clip.frames, height, width, how)
     seconds = list(clip.seconds)
     missing = -len(made) % sizes.frames
     made, seconds = made + made[-1:] * missing, seconds + seconds[-1:] * missing
