@@ -13,6 +13,7 @@ from lmcast.exporter.graph.results import known_shapes
 from lmcast.exporter.graph.unread import nothing_unread
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.step import (
+    ENDS,
     FEATURES,
     IMAGE_INPUTS,
     ROPE_POSITIONS,
@@ -155,6 +156,8 @@ def capture(model: Decoder) -> Captured:
     tables = model.tables()
     turned = [images[ROPE_POSITIONS]] if ROPE_POSITIONS in images else []
     positions, shared = _positions(tables, turned) if tables else (None, {})
+    if model.visible is not None:
+        shared[id(model.visible)] = [images[ENDS]]
     side = _side(model.side, x, shared) if model.side is not None else None
 
     kinds: dict[str, Part] = {}

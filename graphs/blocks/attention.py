@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lmcast.graphs.blocks.keeps import All, Keeps, Scores
+from lmcast.graphs.blocks.keeps import All, Chunks, Keeps, Lend, Scores
 from lmcast.graphs.blocks.kv_cache_format import Cache, Fp8Cache
 from lmcast.graphs.blocks.projections import Projections
 from lmcast.graphs.blocks.rope import LogTemperature, Rope, Rotation, Temperature, rotate
-from lmcast.graphs.blocks.step import Mixer, Step
+from lmcast.graphs.blocks.step import Handoff, Mixer, Step
 
 
 class Positions(nn.Module):
@@ -92,6 +92,12 @@ class Attention(Mixer):
         self.temperature = temperature
         self.keeps, self.cache = keeps or All(), Cache()
         self.states = self.keeps.states(p)
+        self.visible: Handoff | None = None  # what says how far tokens see, where that may be ahead
+
+    def see(self, ends: Handoff) -> None:
+        if isinstance(self.keeps, Lend | Chunks):
+            raise ValueError("layers with chunks, and those that lend keys, see no token ahead")
+        self.visible = ends
 
     def hold(self, cache: Cache | Fp8Cache) -> None:
         """Cache keys and values in `cache` from now on; raises ValueError where they are lent."""
@@ -114,7 +120,9 @@ class Attention(Mixer):
         v = v.unflatten(-1, (p.kv_heads, p.value_width))  # B,T,G,V
         factor = None if self.temperature is None else step.table(self.temperature)[0]  # B,T
         key_scale, value_scale = self.cache(k, v)
-        scores = Scores(self.sink, key_scale, value_scale, factor, self.scale, self.softcap)
+        ends = None if self.visible is None else step.find(self.visible)  # B,T
+        more = factor, ends, self.scale, self.softcap
+        scores = Scores(self.sink, key_scale, value_scale, *more)
         y, present = self.keeps.attend(q, k, v, past, step, scores)
         y = y.flatten(-2)  # B,T,H*V
         if gate is not None:

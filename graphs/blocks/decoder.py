@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from lmcast.graphs.blocks.norm import widen
 from lmcast.graphs.blocks.step import (
+    ENDS,
     FEATURES,
     IMAGE_INPUTS,
     ROPE_POSITIONS,
     ROWS,
+    Handoff,
     Images,
     Mixer,
     State,
@@ -155,6 +157,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.final = Final(norm, head, softcap)
         self.image_inputs: tuple[str, ...] = ()
+        self.visible: Handoff | None = None
         self.image_width = 0
 
     def tables(self) -> list[Table]:
@@ -179,6 +182,10 @@ class Decoder(nn.Module):
         self.image_width = width
         for table in self.tables() if ROPE_POSITIONS in taken else ():
             table.see()
+        if ENDS in taken:
+            self.visible = Handoff(State(ENDS, ("B", "T"), torch.int64))
+            for layer in self.layers:
+                cast(Layer, layer).mixer.see(self.visible)
 
     def states(self) -> list[tuple[State, ...]]:
         """Return what every layer carries from call to call."""
@@ -194,7 +201,10 @@ class Decoder(nn.Module):
     ) -> Step:
         """Return what all parts share of a call of T tokens; images: empty for text alone."""
         turned = images.get(ROPE_POSITIONS)
-        return Step(cache_lengths, token_counts, tokens, rope_positions=turned)
+        step = Step(cache_lengths, token_counts, tokens, rope_positions=turned)
+        if self.visible is not None and images:
+            step.hand(self.visible, [images[ENDS]])
+        return step
 
     def step(
         self,

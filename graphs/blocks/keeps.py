@@ -27,13 +27,14 @@ class Scores(NamedTuple):
     """The last arguments of the attention operators, in order.
 
     sink H, factor B,T and softcap (0 for none) are as in plugins.attention.attend; key_scale and
-    value_scale () are of an FP8 cache.
+    value_scale () are of an FP8 cache; visible_ends B,T is as in cached_attention.
     """
 
     sink: Tensor | None
     key_scale: Tensor | None
     value_scale: Tensor | None
     factor: Tensor | None
+    visible_ends: Tensor | None
     scale: float
     softcap: float
 

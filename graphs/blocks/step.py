@@ -12,10 +12,12 @@ SLOTS = 2  # the axis of positions in a state with a window
 # What a call takes of pictures, by axes, in the order in which a graph does; F features that it
 # uses, H their width, which is that of the embedding. Features are in the dtype of the model, all
 # else int64. A family takes the first two, and of the others what it asks for.
-FEATURES, ROWS, ROPE_POSITIONS = "image_features", "image_rows", "rope_positions"
+FEATURES, ROWS = "image_features", "image_rows"
+ENDS, ROPE_POSITIONS = "visible_ends", "rope_positions"
 IMAGE_INPUTS: Mapping[str, tuple[int | str, ...]] = {
     FEATURES: ("F", "H"),
     ROWS: ("B", "T"),
+    ENDS: ("B", "T"),
     ROPE_POSITIONS: ("B", "T", 3),
 }
 Images = Mapping[str, Tensor]  # by these names; empty for a call without pictures
@@ -64,6 +66,11 @@ class Mixer(nn.Module):
 
     def limit(self, context: int) -> None:
         """Carry no more than rows of up to `context` tokens need, from now on."""
+
+    def see(self, ends: "Handoff") -> None:
+        """See up to the positions that `ends` hands over, from now on; raises ValueError where a
+        mixer cannot: one that carries a state computes tokens in their order."""
+        raise ValueError(f"{type(self).__name__} sees no token ahead")
 
 
 class Table(nn.Module):
@@ -124,6 +131,11 @@ class Step:
     def hand(self, handoff: Handoff, tensors: Sequence[Tensor]) -> None:
         """Leave tensors for the later parts that hold `handoff`."""
         self._shared[id(handoff)] = tuple(tensors)
+
+    def find(self, handoff: Handoff) -> Tensor | None:
+        """Return the one tensor that was left, None where nothing was."""
+        (tensor,) = self._shared.get(id(handoff), (None,))
+        return tensor
 
     def take(self, handoff: Handoff) -> tuple[Tensor, ...]:
         """Return the tensors that an earlier part left; raises KeyError if none did."""

@@ -25,10 +25,11 @@ def eager(
     key_scale: Tensor | None,
     value_scale: Tensor | None,
     factor: Tensor | None,
+    visible_ends: Tensor | None,
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Append keys and values to the cache, and attend causally to all of it.
+    """Append keys and values to the cache, and attend to all of it up to the token, or further.
 
     query: B,T,H,K.
     key, value: B,T,G,K and B,T,G,V; row b writes them at cache_lengths[b] .. + T - 1, so C must
@@ -39,6 +40,8 @@ def eager(
     sink, factor, scale, softcap: as in `attend`.
     key_scale, value_scale: () fp32, both or neither; with them the caches are float8_e4m3fn (see
         fp8_cache), and attention sees new tokens as they are stored.
+    visible_ends: B,T int64 or None; the last position that each token sees: its own, or a later one
+        of this call (Gemma 3, whose tokens of a picture see each other). None: its own.
 
     Returns B,T,H,V and both caches after the call. Of tokens beyond token_counts, output and cache
     are unspecified but finite.
@@ -54,7 +57,8 @@ def eager(
     value, past_value = codes(value, past_value, value_scale)
     present_key, present_value = write(past_key, key), write(past_value, value)
     held = torch.arange(past_key.shape[2], device=query.device)
-    mask = held <= position[:, :, None]  # B,T,C
+    last = position if visible_ends is None else visible_ends
+    mask = held <= last[:, :, None]  # B,T,C
     keys, values = numbers(present_key, key_scale), numbers(present_value, value_scale)
     return (
         attend(query, keys, values, mask, sink, factor, scale, softcap),
@@ -83,6 +87,7 @@ def body(
     key_scale: Value | None,
     value_scale: Value | None,
     factor: Value | None,
+    visible_ends: Value | None,
     scale: Attribute,
     softcap: Attribute,
 ) -> tuple[Value, Value, Value]:
@@ -100,7 +105,8 @@ def body(
     value, past_value = onnx_body.codes(op, value, past_value, value_scale, query)
     present_key = write(past_key, key, key_scale)
     present_value = write(past_value, value, value_scale)
-    mask = op.range(op.size(past_key, 2)) <= op.Unsqueeze(position, [2])  # B,T,C
+    last = position if visible_ends is None else visible_ends
+    mask = op.range(op.size(past_key, 2)) <= op.Unsqueeze(last, [2])  # B,T,C
     keys = onnx_body.numbers(op, present_key, key_scale, query)
     values = onnx_body.numbers(op, present_value, value_scale, query)
     return (
@@ -119,10 +125,12 @@ def case(
     sinks: bool = False,
     scales: tuple[float, float] | None = None,
     factors: bool = False,
+    pictures: tuple[tuple[int, int, int], ...] = (),
 ) -> tuple[Any, ...]:
     """Return arguments for rows of these lengths and counts; sizes: heads, groups, widths.
 
     scales: of keys and values in FP8. factors: whether tokens have one behind the softcap.
+    pictures: row, and the first and last of its new tokens that see each other.
     """
     heads, groups, width, value_width = sizes
     batch, tokens = len(lengths), max(counts)
@@ -142,9 +150,17 @@ def case(
         2 * torch.randn(heads) if sinks else None,
         *((None, None) if scales is None else map(torch.tensor, scales)),
         1 + torch.rand(batch, tokens) if factors else None,
+        _ends(lengths, tokens, pictures) if pictures else None,
         width**-0.5,
         cap,
     )
+
+
+def _ends(lengths: list[int], tokens: int, pictures: tuple[tuple[int, int, int], ...]) -> Tensor:
+    ends = torch.tensor(lengths)[:, None] + torch.arange(tokens)
+    for row, first, last in pictures:
+        ends[row, first : last + 1] = lengths[row] + last
+    return ends
 
 
 def cases() -> list[tuple[Any, ...]]:
@@ -164,6 +180,11 @@ def cases() -> list[tuple[Any, ...]]:
         case([3], [2], 8, (4, 4, 8, 8), factors=True),
         case([7, 2], [1, 1], 11, (6, 2, 24, 8), 3.0, sinks=True, factors=True),
         case([0, 3], [5, 2], 9, (4, 2, 16, 16), 3.0, scales=(0.01, 0.02), factors=True),
+        # A picture at the start, one at the end of a row that holds tokens; two in one row.
+        case([0, 3], [6, 5], 12, (4, 2, 16, 16), pictures=((0, 0, 3), (1, 1, 4))),
+        case([2], [9], 11, (6, 2, 24, 8), 3.0, pictures=((0, 1, 3), (0, 5, 8))),
+        case([7, 2], [1, 1], 11, (6, 2, 8, 8), pictures=((0, 0, 0),)),  # a step
+        case([0, 3], [5, 4], 9, (4, 2, 16, 16), sinks=True, pictures=((1, 0, 3),)),
     ]
 
 

@@ -27,23 +27,26 @@ def eager(
     key_scale: Tensor | None,
     value_scale: Tensor | None,
     factor: Tensor | None,
+    visible_ends: Tensor | None,
     scale: float,
     softcap: float,
     chunked: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend causally to the last W positions, whose keys and values live in a ring buffer.
+    """Attend to the last W positions, whose keys and values live in a ring buffer.
 
     query: B,T,H,K; T may exceed W.
     key, value: B,T,G,K and B,T,G,V; only valid tokens enter the ring.
     past_key, past_value: the ring, B,G,W,K and B,G,W,V; position p is in slot p modulo W.
     chunked: a token sees no position before the last multiple of W up to its own (Llama 4).
 
-    All other arguments are as in cached_attention. Returns B,T,H,V and the ring after the call.
+    All other arguments are as in cached_attention; visible_ends adds what lies behind a token to
+    the W positions that end with it, also where a picture is longer than W. Returns B,T,H,V and
+    the ring after the call.
     """
     key, past_key = codes(key, past_key, key_scale)
     value, past_value = codes(value, past_value, value_scale)
     given = key, value, past_key, past_value, cache_lengths, token_counts
-    keys, values, mask, ring_key, ring_value = see(*given, chunked)
+    keys, values, mask, ring_key, ring_value = see(*given, chunked, visible_ends)
     keys, values = numbers(keys, key_scale), numbers(values, value_scale)
     out = attend(query, keys, values, mask, sink, factor, scale, softcap)
     return out, stored(ring_key, key_scale), stored(ring_value, value_scale)
@@ -62,6 +65,7 @@ def body(
     key_scale: Value | None,
     value_scale: Value | None,
     factor: Value | None,
+    visible_ends: Value | None,
     scale: Attribute,
     softcap: Attribute,
     chunked: Attribute,
@@ -69,7 +73,8 @@ def body(
     key, past_key = onnx_body.codes(op, key, past_key, key_scale, query)
     value, past_value = onnx_body.codes(op, value, past_value, value_scale, query)
     given = key, value, past_key, past_value, cache_lengths, token_counts
-    keys, values, mask, ring_key, ring_value = see_body(op, *given, bool(chunked.value))
+    seen = see_body(op, *given, bool(chunked.value), visible_ends)
+    keys, values, mask, ring_key, ring_value = seen
     keys = onnx_body.numbers(op, keys, key_scale, query)
     values = onnx_body.numbers(op, values, value_scale, query)
     return (
@@ -98,6 +103,11 @@ def cases() -> list[tuple[Any, ...]]:
         (*case([6, 2], [9, 3], 4, equal, sinks=True, scales=(0.002, 400.0)), True),
         (*case([3, 11], [7, 2], 5, sizes, cap=2.0, factors=True), False),
         (*case([6, 2], [9, 3], 4, equal, sinks=True, scales=(0.01, 0.02), factors=True), True),
+        # Pictures that are shorter and longer than the window, at the start and behind tokens.
+        (*case([0, 3], [9, 5], 4, equal, pictures=((0, 1, 7), (1, 2, 3))), False),
+        (*case([11], [8], 5, sizes, cap=2.0, pictures=((0, 0, 1), (0, 3, 7))), False),
+        (*case([3, 11], [1, 1], 5, sizes, pictures=((0, 0, 0),)), False),
+        (*case([6, 2], [9, 3], 4, equal, sinks=True, pictures=((0, 2, 8),)), False),
     ]
 
 

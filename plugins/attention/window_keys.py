@@ -20,8 +20,10 @@ def see(
     cache_lengths: Tensor,
     token_counts: Tensor,
     chunked: bool,
+    visible_ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `eager`; chunked: no token sees a position before the last multiple of W up to its own."""
+    """As `eager`; chunked: no token sees a position before the last multiple of W up to its own.
+    visible_ends: as in cached_attention."""
     tokens, window = key.shape[1], past_key.shape[2]
     start = cache_lengths[:, None]  # B,1
     slot = torch.arange(window, device=key.device)
@@ -31,7 +33,8 @@ def see(
     at = torch.cat([held, new], 1)[:, None]  # B,1,W+T
     q_at = new[:, :, None]  # B,T,1
     oldest = q_at - q_at % window if chunked else q_at - window + 1
-    mask = (at >= 0) & (at <= q_at) & (at >= oldest)  # B,T,W+T
+    last = q_at if visible_ends is None else visible_ends[:, :, None]
+    mask = (at >= 0) & (at <= last) & (at >= oldest)  # B,T,W+T
 
     end = start + token_counts[:, None]
     latest = end - 1 - (end - 1 - slot) % window  # B,W: the position that the slot holds afterwards
@@ -90,6 +93,7 @@ def see_body(
     cache_lengths: Value,
     token_counts: Value,
     chunked: bool,
+    visible_ends: Value | None = None,
 ) -> tuple[Value, Value, Value, Value, Value]:
     """`see` in standard operators."""
     slots = op.size(past_key, 2)
@@ -104,7 +108,8 @@ def see_body(
     at = op.Unsqueeze(op.Concat(latest(start), new, axis=1), [1])  # B,1,W+T
     q_at = op.Unsqueeze(new, [2])  # B,T,1
     reach = q_at % window if chunked else window - 1
-    mask = (at >= 0) & (at <= q_at) & (at >= q_at - reach)  # B,T,W+T
+    until = q_at if visible_ends is None else op.Unsqueeze(visible_ends, [2])
+    mask = (at >= 0) & (at <= until) & (at >= q_at - reach)  # B,T,W+T
     last = latest(start + op.Unsqueeze(token_counts, [1]))
     kept = op.Where(last >= start, last - start + window, slot)  # B,W: where it lies in W+T
     index = op.Unsqueeze(kept, [1, 3])
