@@ -256,8 +256,18 @@ def embedding(
 
 
 @entry(aten.unflatten.int, aten.flatten.using_ints)
-def reshape(g: Lowering, node: fx.Node, x: fx.Node, *sizes: Any) -> ir.Value:
-    return g.reshape(g.value(x), tensor_of(x).shape, tensor_of(node).shape)
+def reshape(g: Lowering, node: fx.Node, x: fx.Node, axis: int = 0, to: Any = -1) -> ir.Value:
+    before, after = tensor_of(x).shape, tensor_of(node).shape
+    if isinstance(to, int) or not any(isinstance(size, fx.Node) for size in to):
+        return g.reshape(g.value(x), before, after)
+    # Sizes of another tensor come as values of shape [1]; ONNX: 0 copies the axis at its place.
+    axis %= len(before)
+    behind = after[axis + len(to) :]
+    if not all(isinstance(size, int) for size in behind):
+        raise g.refused("what follows the sizes of another tensor is dynamic, too")
+    target = [*[0] * axis, *(g.value(size) for size in to), *behind]
+    parts = [g.constant([part]) if isinstance(part, int) else part for part in target]
+    return g.op("Reshape", [g.value(x), g.op("Concat", parts, {"axis": 0})])
 
 
 @entry(aten.transpose.int)

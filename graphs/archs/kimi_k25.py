@@ -3,18 +3,14 @@
 from lmcast.graphs.archs import deepseek_v3, kimi_k2
 from lmcast.graphs.archs.multimodal import Multimodal, Text
 from lmcast.graphs.config.inert import at_any_value
-
-KEYS = """
-ignore_index image_token_id media_placeholder_token_id projection_hidden_size
-projection_layer_norm_eps use_unified_vision_chunk video_placeholder video_token_id vision_config
-vision_end_token_id vision_start_token_id
-"""
+from lmcast.graphs.towers import moonvit
 
 ARCH = Multimodal(
     name="kimi_k25",
     # Files of the hub name their own class, Hugging Face's the one that it reads them with.
     texts={"deepseek_v3": Text(deepseek_v3.ARCH, {}), "kimi_k2": Text(kimi_k2.ARCH, {})},
-    inert=at_any_value(KEYS.split()),
-    beside=("vision_tower", "mm_projector"),
+    inert=at_any_value(("media_placeholder_token_id", *moonvit.TOWER.keys)),
+    beside=moonvit.TOWER.modules,
     tied=True,
+    tower=moonvit.TOWER,
 )

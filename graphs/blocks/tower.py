@@ -58,8 +58,7 @@ class Tower(nn.Module):
         self.embed, self.positions = embed, positions
         self.blocks = nn.ModuleList(blocks)
         self.merger = merger
-        self.depths = tuple(deepstack or ())
-        self.deepstack = nn.ModuleList((deepstack or {}).values())
+        self.deepstack = nn.ModuleDict({str(i): part for i, part in (deepstack or {}).items()})
 
     def forward(self, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the features, and a tuple of all where there is a deepstack."""
@@ -72,8 +71,8 @@ class Tower(nn.Module):
         further = []
         for index, block in enumerate(self.blocks):
             x = block(x, *shared)
-            if index in self.depths:
-                merger = self.deepstack[self.depths.index(index)]
+            if str(index) in self.deepstack:
+                merger = self.deepstack[str(index)]
                 further.append(merger(x, *given(merger)))
         features: Tensor = self.merger(x, *given(self.merger))
         return (features, *further) if further else features

@@ -48,9 +48,6 @@ class VisionConfig:
     projector_input_dim: Size = 4096
     projector_output_dim: Size = 4096
     rope_parameters: Rope = field(default_factory=Rope)
-    hidden_act: Literal["gelu"] = "gelu"
-    vision_feature_select_strategy: Literal["default"] = "default"
-    multi_modal_projector_bias: Literal[False] = False
 
     @property
     def side(self) -> int:
@@ -190,5 +187,15 @@ TOWER = TowerArch(
     modules=("vision_model", "multi_modal_projector"),
     weights=WEIGHTS,
     tidy=tidy,
-    inert={"vision_config.norm_eps": float, "vision_config.projector_dropout": float},
+    inert={
+        f"vision_config.{key}": accepted
+        for key, accepted in {
+            "hidden_act": Literal["gelu"],
+            "multi_modal_projector_bias": Literal[False],
+            "norm_eps": float,
+            "projector_dropout": float,
+            "vision_feature_layer": Literal[-1],
+            "vision_feature_select_strategy": Literal["default"],
+        }.items()
+    },
 )

@@ -1,7 +1,6 @@
 """The tower of Qwen3.5 and Qwen3-VL: a learned grid of places that is interpolated, rotation on two
 axes, LayerNorms, and pairs of frames as patches."""
 
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from torch import nn
 from lmcast.graphs.blocks.ffn import ActivationName, PlainMLP
 from lmcast.graphs.blocks.patch_attention import PatchAttention, PatchRope, frequencies
 from lmcast.graphs.blocks.rope import rotate_wide
+from lmcast.graphs.blocks.step import ROPE_POSITIONS
 from lmcast.graphs.blocks.tower import (
     ConcatMerger,
     MixedRows,
@@ -23,9 +23,8 @@ from lmcast.graphs.blocks.tower import (
 from lmcast.graphs.config.older_spellings import axial_rope
 from lmcast.graphs.config.reading import Count, Layers, Size
 from lmcast.graphs.config.rope_parameters import AxialRope
-from lmcast.graphs.towers.record import TowerArch
-from lmcast.graphs.weights.bind import Table
-from lmcast.graphs.weights.sources import View
+from lmcast.graphs.towers.record import TowerArch, side_by_side
+from lmcast.graphs.weights.bind import Entry, Table
 
 EPS = 1e-6  # of every norm; no key says it
 TAPS = 4  # bilinear
@@ -143,9 +142,9 @@ def build(c: Config | DeepstackConfig, text: Any) -> Tower:
     )
 
 
-def weights(c: Config | DeepstackConfig, tensors: Collection[str]) -> Table:
+def weights(c: Config | DeepstackConfig) -> Table:
     blocks, dim = "visual.blocks.{i}", c.vision_config.hidden_size
-    table: dict[str, Any] = {
+    table: dict[str, Entry] = {
         "embed": "visual.patch_embed.proj",
         "embed.places": "visual.pos_embed",
         "blocks.{i}.pre_attention": f"{blocks}.norm1",
@@ -154,11 +153,11 @@ def weights(c: Config | DeepstackConfig, tensors: Collection[str]) -> Table:
         "blocks.{i}.ffn.up": f"{blocks}.mlp.linear_fc1",
         "blocks.{i}.ffn.down": f"{blocks}.mlp.linear_fc2",
     }
-    for leaf in ("weight", "bias"):
-        for n, part in enumerate("qkv"):
-            rows = (slice(n * dim, (n + 1) * dim),)
-            table[f"blocks.{{i}}.attention.{part}.{leaf}"] = View(f"{blocks}.attn.qkv.{leaf}", rows)
-    mergers = {"merger": "visual.merger", "deepstack.{i}": "visual.deepstack_merger_list.{i}"}
+    table |= side_by_side("blocks.{i}.attention", f"{blocks}.attn.qkv", dim)
+    mergers = {"merger": "visual.merger"}
+    if isinstance(c.vision_config, DeepstackVisionConfig):
+        for n, index in enumerate(c.vision_config.deepstack_visual_indexes):
+            mergers[f"deepstack.{index}"] = f"visual.deepstack_merger_list.{n}"
     for ours, theirs in mergers.items():
         norm = "norm" if ours == "merger" else "late_norm"
         table |= {
@@ -176,5 +175,6 @@ TOWER = TowerArch(
     modules=("visual",),
     weights=weights,
     tidy=axial_rope,
+    text_inputs=(ROPE_POSITIONS,),
 )
 DEEPSTACK = replace(TOWER, config=DeepstackConfig)

@@ -7,10 +7,12 @@ from typing import Any
 from lmcast.graphs.blocks.tower import Tower
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys, parse, without
-from lmcast.graphs.weights.bind import Binding, Table, WeightError, bind, moved
+from lmcast.graphs.weights.bind import Binding, Entry, Table, WeightError, bind, moved
 from lmcast.graphs.weights.quantized import Layout, Shapes
+from lmcast.graphs.weights.sources import View
 
 OF_TEXT = ("text_config", "tie_word_embeddings")
+MODEL = "model."  # what Hugging Face's modules since 4.52 are named below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,23 +24,24 @@ class TowerArch:
         of pictures; its field `vision_config` is a dataclass of those of the tower.
     build: the Config, and the Config of the text -> the tower.
     modules: of the checkpoint, as the hub names them, that hold the tower and its projector.
-    weights: the weight table, or the Config and the names of tensors -> the weight table; names as
-        on the hub, the files of which may have "model." before the modules or not.
+    weights: the weight table, or Config -> the weight table; names may have "model." before them.
     tidy: rewrites older spellings of a raw config into those of `config`.
     inert: further keys that change nothing, by their paths, as for an Arch.
     beside: modules within `modules` that are left out, or Config -> such modules.
     text_inputs: what the text takes of pictures besides features and rows, as Decoder.see does.
+    forms: the same tower stored in another way, by how only names of that way begin.
     """
 
     name: str
     config: type
     build: Callable[[Any, Any], Tower]
     modules: tuple[str, ...]
-    weights: Table | Callable[[Any, Collection[str]], Table]
+    weights: Table | Callable[[Any], Table]
     tidy: Callable[[dict[str, Any]], dict[str, Any]] = dict
     inert: Inert = field(default_factory=dict)
     beside: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     text_inputs: tuple[str, ...] = ()
+    forms: Mapping[str, "TowerArch"] = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -62,9 +65,14 @@ class TowerArch:
         except ConfigError as error:
             raise ConfigError(f"{family}: {error}") from None
 
+    def as_stored(self, names: Collection[str]) -> "TowerArch":
+        """Return the form of this tower that tensors of these names are of."""
+        own = [name.removeprefix(MODEL) for name in names]
+        return next((f for m, f in self.forms.items() if any(n.startswith(m) for n in own)), self)
+
     def stored(self, names: Collection[str]) -> list[str]:
         """Return those of these names of tensors that are the tower's."""
-        own = tuple(f"{before}{module}." for before in ("", "model.") for module in self.modules)
+        own = tuple(f"{before}{module}." for before in ("", MODEL) for module in self.modules)
         return [name for name in names if name.startswith(own)]
 
     def bind(
@@ -83,8 +91,7 @@ class TowerArch:
         """
         own = self.stored(shapes)
         prefix = _prefix(own)
-        names = [name.removeprefix(prefix) for name in own]
-        table = self.weights(config, names) if callable(self.weights) else self.weights
+        table = self.weights(config) if callable(self.weights) else self.weights
         spare = self.beside(config) if callable(self.beside) else self.beside
         left = (*beside, *(f"{prefix}{module}" for module in spare))
         binding = bind(
@@ -108,8 +115,8 @@ def _prefix(names: Collection[str]) -> str:
     """Return what stands before the modules; raises WeightError for two ways at once."""
     found = {
         prefix: min(of)
-        for prefix in ("", "model.")
-        if (of := [name for name in names if name.startswith("model.") == bool(prefix)])
+        for prefix in ("", MODEL)
+        if (of := [name for name in names if name.startswith(MODEL) == bool(prefix)])
     }
     if len(found) > 1:
         raise WeightError(
@@ -117,3 +124,13 @@ def _prefix(names: Collection[str]) -> str:
             " before every module of the vision tower, or before none"
         )
     return next(iter(found), "")
+
+
+def side_by_side(attention: str, stored: str, dim: int) -> dict[str, Entry]:
+    """Return the entries of a weight table for queries, keys and values that are stored as rows of
+    one matrix in this order, each of `dim`, with a bias."""
+    return {
+        f"{attention}.{part}.{leaf}": View(f"{stored}.{leaf}", (slice(n * dim, (n + 1) * dim),))
+        for leaf in ("weight", "bias")
+        for n, part in enumerate("qkv")
+    }

@@ -1,7 +1,7 @@
 """SigLIP of Gemma 3: learned places on a fixed grid, and the mean of blocks of patches."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any, Literal
 
@@ -121,16 +121,8 @@ def build(c: Config, text: Any) -> Tower:
     )
 
 
-HUB, LATER = "vision_tower.vision_model", "vision_tower"  # transformers 5 writes the second
-
-
-def root(tensors: Collection[str]) -> str:
-    hub = not tensors or any(name.startswith(f"{HUB}.") for name in tensors)
-    return HUB if hub else LATER
-
-
-def weights(c: Config, tensors: Collection[str]) -> Table:
-    tower = root(tensors)
+def weights(tower: str) -> Table:
+    """tower: the module within the checkpoint."""
     layers = f"{tower}.encoder.layers.{{i}}"
     return {
         "embed": f"{tower}.embeddings.patch_embedding",
@@ -147,12 +139,19 @@ def weights(c: Config, tensors: Collection[str]) -> Table:
     }
 
 
-TOWER = TowerArch(
+LATER = TowerArch(  # as transformers 5 writes it
     name="siglip",
     config=Config,
     build=build,
     modules=("vision_tower", "multi_modal_projector"),
-    weights=weights,
+    weights=weights("vision_tower"),
     tidy=tidy,
-    beside=(f"{HUB}.head", f"{LATER}.head"),
+    beside=("vision_tower.head",),
+)
+HUB = "vision_tower.vision_model"
+TOWER = replace(
+    LATER,
+    weights=weights(HUB),
+    beside=(f"{HUB}.head",),
+    forms={f"vision_tower.{module}.": LATER for module in ("embeddings", "encoder")},
 )

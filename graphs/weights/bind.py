@@ -41,7 +41,8 @@ class EachExpert:
 
 
 # An entry of a table: for one of our modules (a path) or one parameter (where it comes from; of
-# several forms the first that the checkpoint has). '{i}' is the number of the layer.
+# several forms the first that the checkpoint has). '{i}' is the number of the layer; an entry may
+# also be of one layer alone.
 Entry = str | Source | EachExpert | tuple[Source | EachExpert, ...]
 Table = Mapping[str, Entry]
 

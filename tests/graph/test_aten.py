@@ -118,6 +118,9 @@ CASES: dict[str, tuple[Callable, list[Input]]] = {
     "embedding": (Embed(), [(AT, I64)]),
     "unflatten": (lambda x: x.unflatten(-1, (2, 2)), [(X, F32)]),
     "unflatten, size left out": (lambda x: x.unflatten(2, (-1, 2)), [(X, F32)]),
+    "unflatten, sizes of another": (
+        lambda x, y: x.flatten(0, 1).unflatten(0, y.shape), [(("B", "T", 4), F32), (AT, I64)],
+    ),
     "flatten": (lambda x: x.flatten(-2), [(("B", "T", 2, 4), F32)]),
     "flatten the dynamic": (lambda x: x.flatten(0, 1), [(X, F32)]),
     "transpose": (lambda x: x.transpose(1, -1).transpose(0, 1) * 2, [(X, F32)]),
