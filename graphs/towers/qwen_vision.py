@@ -31,11 +31,7 @@ TAPS = 4  # bilinear
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig:
-    # Files have the name of the whole model, too, and that of the one without experts.
-    model_type: Literal[
-        "qwen3_5_vision", "qwen3_5", "qwen3_5_moe_vision", "qwen3_5_moe"
-    ] = "qwen3_5_vision"  # fmt: skip
+class VisionKeys:
     depth: Layers = 27
     hidden_size: Size = 1152
     hidden_act: ActivationName = "gelu_pytorch_tanh"
@@ -63,6 +59,14 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisionConfig(VisionKeys):
+    # Files have the name of the whole model, too, and that of the one without experts.
+    model_type: Literal[
+        "qwen3_5_vision", "qwen3_5", "qwen3_5_moe_vision", "qwen3_5_moe"
+    ] = "qwen3_5_vision"  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     image_token_id: Count = 248056
     video_token_id: Count = 248057
@@ -72,7 +76,7 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepstackVisionConfig(VisionConfig):
+class DeepstackVisionConfig(VisionKeys):
     """Of Qwen3-VL, whose features of some blocks are added behind the first layers of the text."""
 
     model_type: Literal[
