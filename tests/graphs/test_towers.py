@@ -1,0 +1,202 @@
+"""Towers of pictures against Hugging Face's eager code: features, names in every layout, keys."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import gap
+from tiny.towers import TEXT, TOWERS, Grid, Tiny
+from torch import Tensor
+
+from lmcast.exporter.vision.patches import places, taps
+from lmcast.graphs import WeightError, archs
+from lmcast.graphs.archs.multimodal import Multimodal
+from lmcast.graphs.blocks.tower import Tower
+from lmcast.graphs.towers.record import TowerArch
+from lmcast.graphs.weights.sources import load_into
+
+Tensors = dict[str, Tensor]
+BY_TINY = pytest.mark.parametrize("tiny", TOWERS, ids=lambda tiny: tiny.arch)
+BESIDE = ("language_model.", "model.language_model.", "lm_head.")
+# A few 1e-6 of features up to 5, of which as much is Hugging Face's own distance from fp64.
+FP32 = 2e-5
+
+
+def kind(arch: str) -> TowerArch:
+    found = archs.get(arch)
+    assert isinstance(found, Multimodal) and found.tower is not None
+    return found.tower
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Tiny], tuple[Any, dict, Tensors]]:
+    """Hugging Face's model, its config.json, and its tensors as the hub has them."""
+
+    @cache
+    def get(tiny: Tiny) -> tuple[Any, dict, Tensors]:
+        with torch.no_grad():
+            model = tiny.make()
+        directory: Path = tmp_path_factory.mktemp(tiny.arch)
+        model.save_pretrained(directory)
+        config = json.loads((directory / "config.json").read_text())
+        tensors = load_file(directory / "model.safetensors")
+        return model, config, {hub_name(tiny.arch, name): t for name, t in tensors.items()}
+
+    return get
+
+
+def hub_name(arch: str, name: str) -> str:
+    """Return a name that Hugging Face writes as files of the hub have it."""
+    if arch == "gemma3" and name.startswith("vision_tower."):
+        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    if arch == "kimi_k25":  # some names come back changed
+        name = name.removeprefix("model.") if "mm_projector" in name else name
+        return name.replace("vision_tower.encoder.patch_embed.", "vision_tower.patch_embed.")
+    return name
+
+
+def built(kind: TowerArch, config: dict[str, Any], family: str = "mistral3") -> Tower:
+    read = kind.read(config, family)
+    text = SimpleNamespace(hidden_size=TEXT["hidden_size"], rms_norm_eps=1e-6)
+    text.rms_norm_eps = config.get("text_config", {}).get("rms_norm_eps", 1e-6)
+    with torch.device("meta"):
+        return kind.build(read, text).eval()
+
+
+def filled(arch: str, config: dict[str, Any], tensors: Tensors) -> Tower:
+    """Return a tower with weights from these tensors."""
+    own = kind(arch).as_stored(tensors)
+    tower = built(own, config, arch)
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    binding = own.bind(own.read(config, arch), tower, shapes)
+    tower = tower.to_empty(device="cpu")
+    for name, parameter in tower.named_parameters():
+        load_into(parameter.data, binding.sources[name], tensors.__getitem__)
+    return tower
+
+
+def features(tiny: Tiny, config: dict[str, Any], tower: Tower, call: int) -> tuple[Tensor, ...]:
+    count, grid = tiny.calls[call]
+    given = {"patches": tiny.patches(tiny.pixels(count, grid)), **tables(tiny, config, grid)}
+    found = tower(**{name: given[name] for name in tower.inputs})
+    return found if isinstance(found, tuple) else (found,)
+
+
+def tables(tiny: Tiny, config: dict[str, Any], grid: Grid) -> dict[str, Tensor]:
+    """Return what a tower takes besides patches."""
+    found = places(grid, tiny.merge)
+    vision = config["vision_config"]
+    if "num_position_embeddings" in vision:
+        found |= taps(grid, tiny.merge, (5, 5), "linear")
+    if "pos_emb_height" in vision:
+        found |= taps(grid, tiny.merge, (5, 5), "cubic")
+    out = {name: torch.from_numpy(table) for name, table in found.items()}
+    frames = torch.arange(grid[0]) + int(grid[0] > 1)  # 0 is that of a picture
+    out["frames"] = frames.repeat_interleave(tiny.merge**2).expand_as(out["rows"])
+    return out
+
+
+@BY_TINY
+@torch.no_grad()
+def test_features_match_hugging_face(tiny, made, report):
+    model, config, tensors = made(tiny)
+    tower, exact = filled(tiny.arch, config, tensors), deepcopy(model).double()
+    for call, (count, grid) in enumerate(tiny.calls):
+        pixels = tiny.pixels(count, grid)
+        theirs, wide = tiny.theirs(model, pixels), tiny.theirs(exact, pixels.double())
+        for mine, want, true in zip(features(tiny, config, tower, call), theirs, wide, strict=True):
+            bound = min(1e-3, 4 * gap(want, true) + FP32)
+            row = {"tower": tiny.arch, "grid": str(grid), "error": gap(mine, want), "bound": bound}
+            report("Features against Hugging Face, fp32", row)
+            assert mine.shape == want.shape
+            assert want.std() > 0.1  # features that could hide nothing
+            assert gap(mine, want) <= bound
+
+
+@BY_TINY
+@torch.no_grad()
+def test_pictures_of_a_call_do_not_see_each_other(tiny, made):
+    _, config, tensors = made(tiny)
+    tower = filled(tiny.arch, config, tensors).double()
+    count, grid = tiny.calls[0]
+    given = {"patches": tiny.patches(tiny.pixels(count, grid)), **tables(tiny, config, grid)}
+    given = {name: given[name] for name in tower.inputs}
+    (whole, *_) = features(tiny, config, tower, 0)
+    alone = tower(**{**given, "patches": given["patches"][-1:]})
+    (last, *_) = alone if isinstance(alone, tuple) else (alone,)
+    # In fp64 another order of the same sums is about 1e-14 of features up to 5.
+    assert gap(whole[-len(last) :], last) < 1e-10
+
+
+def below_model(name: str) -> str:
+    return f"model.{name}"
+
+
+def without_vision_model(name: str) -> str:
+    return name.replace("vision_tower.vision_model.", "vision_tower.")
+
+
+LAYOUTS: list[tuple[str, Callable[[str], str]]] = [
+    *((arch, below_model) for arch in ("mistral3", "gemma3", "llama4", "kimi_k25")),
+    ("gemma3", without_vision_model),
+    ("gemma3", lambda name: below_model(without_vision_model(name))),
+    ("qwen3_5", lambda name: name.removeprefix("model.")),
+]
+
+
+@pytest.mark.parametrize(("arch", "rename"), LAYOUTS)
+@torch.no_grad()
+def test_names_in_other_layouts_are_read(arch, rename, made):
+    (tiny,) = (tiny for tiny in TOWERS if tiny.arch == arch)
+    _, config, tensors = made(tiny)
+    renamed = {rename(n): t for n, t in tensors.items() if not n.startswith(BESIDE)}
+    want = features(tiny, config, filled(arch, config, tensors), 0)
+    assert torch.equal(features(tiny, config, filled(arch, config, renamed), 0)[0], want[0])
+
+
+@BY_TINY
+@torch.no_grad()
+def test_names_of_hugging_faces_modules_are_read(tiny, made):
+    """Kimi's modules have queries and keys in halves, files of the hub in pairs."""
+    model, config, tensors = made(tiny)
+    for call in range(len(tiny.calls)):
+        want = features(tiny, config, filled(tiny.arch, config, tensors), call)
+        got = features(tiny, config, filled(tiny.arch, config, dict(model.state_dict())), call)
+        assert gap(got[0], want[0]) <= FP32
+
+
+def without(prefix: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {n: t for n, t in tensors.items() if not n.startswith(prefix)}
+
+
+WRONG_TENSORS: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
+    "one is missing": ("mistral3", without("vision_tower.ln_pre"), r"ln_pre.weight is missing"),
+    "one too many": (
+        "mistral3", lambda t: {**t, "vision_tower.ln_post.weight": torch.ones(32)},
+        r"vision_tower.ln_post.weight \[32\] belongs to the vision tower, but nothing reads it",
+    ),
+    "of another shape": (
+        "qwen3_5", lambda t: {**t, "model.visual.pos_embed.weight": torch.ones(9, 32)},
+        r"model.visual.pos_embed.weight has shape \[9, 32\]; config.json asks for \[25, 32\]",
+    ),
+    "in two layouts": (
+        "llama4", lambda t: {**t, "model.vision_model.extra": torch.ones(1)},
+        r"model.vision_model.extra are named in two ways",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_TENSORS)
+def test_tensors_that_do_not_fit_are_refused(case, made):
+    arch, change, message = WRONG_TENSORS[case]
+    (tiny,) = (tiny for tiny in TOWERS if tiny.arch == arch)
+    _, config, tensors = made(tiny)
+    with pytest.raises(WeightError, match=message):
+        filled(arch, config, change(tensors))
