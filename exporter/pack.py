@@ -20,7 +20,7 @@ from lmcast.exporter.clients.names import Program
 from lmcast.exporter.clients.write import FIELD
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, changed_sources, write_manifest
-from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE, WEIGHTS
+from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE, VISION, WEIGHTS
 from lmcast.exporter.engine.output import check_apart, check_outside, check_replaced
 from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
@@ -145,10 +145,11 @@ def contain(
     moved or changed.
     """
     engine, fields = source.directory, dict(source.manifest.fields)
-    graph = ir.load(engine / MODEL)
-    # Those within the graph and the engine stay there: machine code, and what passes have made.
+    # Those within a graph and the engine stay there: machine code, and what passes have made.
     own = {file.path for file in source.manifest.files}
-    weights = [v for v in graph.graph.initializers.values() if is_linked(v, own)]
+    graphs = {file: ir.load(engine / file) for file in (MODEL, VISION) if file in own}
+    all_weights = (v for graph in graphs.values() for v in graph.graph.initializers.values())
+    weights = [value for value in all_weights if is_linked(value, own)]
     entries = ordered(map(_entry, weights))
     total = sum(entry.nbytes for entry in entries)
     with progress.stage("copying weights", total) as step:
@@ -163,9 +164,10 @@ def contain(
             location(placed[name]), placed[name].offset, placed[name].nbytes, tensor.dtype,
             shape=tensor.shape, name=name, base_dir=str(directory),
         )  # fmt: skip
-    data = ir.to_proto(graph).SerializeToString(deterministic=True)
-    (directory / MODEL).write_bytes(data)
-    carried = {f.path: f.sha256 for f in source.manifest.files if f.path != MODEL}
+    for file, graph in graphs.items():
+        data = ir.to_proto(graph).SerializeToString(deterministic=True)
+        (directory / file).write_bytes(data)
+    carried = {f.path: f.sha256 for f in source.manifest.files if f.path not in graphs}
     for path in carried:
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(engine / path, directory / path)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -11,30 +11,27 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
-import onnx_ir as ir
 import torch
 
-from lmcast.exporter import passes, targets
-from lmcast.exporter.activations import ACTIVATIONS, chosen, settle
+from lmcast.exporter import targets
+from lmcast.exporter.activations import ACTIVATIONS, chosen
 from lmcast.exporter.backends.tensorrt.request import Request, Sizes, Sm
+from lmcast.exporter.cast import cast
 from lmcast.exporter.checkpoint import CheckpointError, identified
 from lmcast.exporter.checkpoint.files import read_capped
 from lmcast.exporter.checkpoint.identity import SourceFile
+from lmcast.exporter.checkpoint.processors import PICTURES, WHOLE
 from lmcast.exporter.checkpoint.strict_json import parse_object
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.checkpoint.tokenizers import KINDS
 from lmcast.exporter.clients.finish import finish
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
-from lmcast.exporter.engine.contract import describe
+from lmcast.exporter.engine.contract import describe, vision_contract
 from lmcast.exporter.engine.manifest import read_manifest
-from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, PARITY
+from lmcast.exporter.engine.names import ENGINE_JSON, PARITY
 from lmcast.exporter.engine.output import check_output
 from lmcast.exporter.engine.sealed import digests
 from lmcast.exporter.engine.staging import staged
-from lmcast.exporter.graph.assemble import assemble
-from lmcast.exporter.graph.capture import capture
-from lmcast.exporter.graph.context import set_context
-from lmcast.exporter.graph.requirements import require
 from lmcast.exporter.one_at_a_time import one_at_a_time
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.parity import check
@@ -42,10 +39,10 @@ from lmcast.exporter.prove.rounding_cost import rounding_cost
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.targets import Target
 from lmcast.exporter.texts import check_vocabulary, without_texts, write_texts
-from lmcast.exporter.weights.attach import attach
+from lmcast.exporter.vision.files import read_processor
+from lmcast.exporter.vision.processor import Processor
 from lmcast.exporter.weights.freed import give_back
 from lmcast.exporter.weights.kept_codes import lay_out
-from lmcast.exporter.weights.made import place_made
 from lmcast.exporter.weights.place import Mode, Placement, check_copies, place
 from lmcast.exporter.weights.quantized_forms import without_kernel
 from lmcast.exporter.weights.recipe_files import identity, open_recipe
@@ -82,20 +79,21 @@ def export(
     sizes: Sizes | None = None,
     widen: bool = False,
     clients: bool = True,
+    text_only: bool = False,
     force: bool = False,
     progress: Progress = silent,
 ) -> Engine:
     """Write `checkpoint`, as for open_checkpoint, as an engine at `output`; return it loaded.
 
     dtype: None: lossless. weights: None: linked if possible. parity: prove it if it runs here.
-    inert, untie: as for `define`. context: None: of config.json. full_check: read all linked
-    weights, None: up to 8 GiB. tokenizer: False for ids alone. activations: of ACTIVATIONS. widen:
-    few bits of GGUF. clients: for other programs. force: replace another's. Raises InputError,
-    CheckFailed: nothing is written."""
+    inert, untie, text_only: as for `define`. context: None: of config.json. full_check: read all
+    linked weights, None: up to 8 GiB. tokenizer: False for ids alone. widen: few bits of GGUF.
+    clients: for others. force: replace another's. Raises InputError, CheckFailed: none is written.
+    """
     (made_for := targets.get(target)).require_options(sms, sizes, activations)
-    source, identities = identified(checkpoint, revision, progress)
-    source = source if tokenizer else without_texts(source)
-    found = understand(source, inert, tokenizer, untie)
+    source, identities = opened(checkpoint, revision, tokenizer, progress)
+    found = understand(source, inert, tokenizer, untie, text_only)
+    processor = processor_of(found, source)
     found, source, part = take_parts(found, source, matformer, recipe, identities, progress)
     own = part | choices(found, inert, untie, context, made_for.choose(sms), progress)
     plan = made_for.order(sms, own["context"], sizes)
@@ -103,14 +101,22 @@ def export(
     kept, raw, mode = lay_out(found, source, made_for, format, weights, matformer, parity, widen)
     with staged(free(Path(output), source, identities, force), progress) as where:
         placed = place_weights(kept, raw, format, mode, made_for, where, full_check, progress)
-        graph, placed = cast(kept, raw, made_for, format, placed, where, own, activations, progress)
-        fields = own | describe(found, source, target, format, placed, graph, identities)
-        fields |= chosen(graph, activations)
+        made, placed = cast(kept, raw, made_for, format, placed, where, own, activations, progress)
+        fields = own | describe(found, source, target, format, placed, made, identities)
+        fields |= vision_contract(made, found, processor) | chosen(made.text, activations)
         fields |= write_texts(source, where, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(where, fields, plan, progress)
         proof = partial(prove, where, found, source, format, made_for, plan, progress)
-        finish(where, graph, fields, placed.hashes, clients, proof if parity else None)
+        finish(where, made.text, fields, placed.hashes, clients, proof if parity else None)
     return Engine(Path(output))
+
+
+def opened(
+    checkpoint: str | PathLike[str], revision: str | None, tokenizer: bool, progress: Progress
+) -> tuple[Checkpoint, list[SourceFile]]:
+    """Return a checkpoint, without its texts where no tokenizer is wanted, and its files."""
+    source, identities = identified(checkpoint, revision, progress)
+    return source if tokenizer else without_texts(source), identities
 
 
 def free(output: Path, source: Checkpoint, identities: Sequence[SourceFile], force: bool) -> Path:
@@ -120,7 +126,11 @@ def free(output: Path, source: Checkpoint, identities: Sequence[SourceFile], for
 
 
 def understand(
-    source: Checkpoint, inert: Collection[str], tokenizer: bool, untie: bool = False
+    source: Checkpoint,
+    inert: Collection[str],
+    tokenizer: bool,
+    untie: bool = False,
+    text_only: bool = False,
 ) -> Definition:
     """Define a checkpoint's model; raises InputError, also where a required tokenizer is
     missing."""
@@ -133,9 +143,29 @@ def understand(
             f"{source.path}: tokenizer.json is missing, and {', '.join(KINDS)} too; add one of"
             " them, or pass --no-tokenizer for an engine that takes token ids"
         )
-    found = defined(source.config, source.tensors, inert, untie)
+    found = defined(source.config, source.tensors, inert, untie, text_only)
     check_vocabulary(source, found.config.vocab_size)
     return found
+
+
+def processor_of(found: Definition, source: Checkpoint) -> Processor | None:
+    """Return how pictures are made for the tower of a definition, None without one.
+
+    Raises CheckpointError where the checkpoint does not say, or says what lmcast does not do.
+    """
+    if found.tower is None:
+        return None
+    if not source.texts.processors:
+        raise CheckpointError(
+            f"{source.path}: {PICTURES} is missing, and {WHOLE} too, which say how pictures are"
+            " prepared; add one of them, or pass --text-only for an engine that takes text alone"
+        )
+    try:
+        return read_processor(found.arch.name, source.config, source.texts)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{source.path}: {error}; or pass --text-only for an engine that takes text alone"
+        ) from None
 
 
 def take_parts(
@@ -193,15 +223,15 @@ def place_weights(
 
     Before the graph is made: that is said without waiting for a trace.
     """
-    check_copies(found.binding, source)
+    check_copies(found.weights, source)
     if found.left_out:
         progress.warn(f"left out {found.left_out}")
-    total = sum(source.tensors[tensor].nbytes for tensor in found.binding.tensors())
-    shapes = {n: tuple(p.shape) for n, p in found.model.named_parameters()}
+    total = sum(source.tensors[tensor].nbytes for tensor in found.weights.tensors())
+    shapes = {name: tuple(one.shape) for name, one in found.named_parameters().items()}
     name = "checking weights" if mode == "link" else "writing weights"
     with progress.stage(name, total) as step:
         placement = place(
-            found.binding, shapes, source, format, mode, directory,
+            found.weights, shapes, source, format, mode, directory,
             form=target.carried.weight_form, full_check=full_check, advance=step,
         )  # fmt: skip
     give_back()
@@ -237,7 +267,7 @@ def provable(
     why, remedy = "", ""
     if format.torch == torch.bfloat16:
         why, remedy = "no bfloat16", ", or give --dtype float16"
-    if strange := without_kernel(found.binding):
+    if strange := without_kernel(found.weights):
         why, remedy = f"no kernel for {strange}", ""
     if why:
         progress.warn(
@@ -296,9 +326,9 @@ def choose_format(
     """
     # Every accepted format fits into float32.
     name = asked or target.dtype or stored_format(found, source)
-    target.refuse(found.binding, name, runs)
-    quantized = found.binding.layouts  # of which all dtypes are right
-    for tensor in found.binding.tensors():
+    target.refuse(found.weights, name, runs)
+    quantized = found.weights.layouts  # of which all dtypes are right
+    for tensor in found.weights.tensors():
         stored = source.tensors[tensor]
         if tensor in quantized or computed(stored.dtype):
             continue
@@ -318,8 +348,8 @@ def stored_format(found: Definition, source: Checkpoint) -> str:
     Quantized weights do not count where there are others.
     """
     sizes = Counter[str]({"bfloat16": 0})
-    quantized = found.binding.layouts
-    for tensor in found.binding.tensors():
+    quantized = found.weights.layouts
+    for tensor in found.weights.tensors():
         if tensor in quantized:
             continue
         stored = source.tensors[tensor]
@@ -356,41 +386,3 @@ def choose_context(found: Definition, asked: int | None, progress: Progress = si
             " known of what the model makes of positions that it was not trained for"
         )
     return asked
-
-
-def trace(found: Definition, source: Checkpoint, format: DType) -> ir.Model:
-    """Return the portable graph of a definition; its weights have no data yet."""
-    dtypes = {name: stored.dtype for name, stored in source.tensors.items()}
-    model = found.shape_for(format.torch, dtypes)
-    return assemble(model, capture(model))
-
-
-def cast(
-    found: Definition,
-    source: Checkpoint,
-    target: Target,
-    format: DType,
-    placement: Placement,
-    directory: Path,
-    fields: Mapping[str, Any],
-    activations: str | None = None,
-    progress: Progress = silent,
-) -> tuple[ir.Model, Placement]:
-    """Write and return the graph of a definition for a target, with its weights attached.
-
-    fields: of engine.json: context, and sms where it has machine code. The placement that is
-    returned has the hashes of files with weights of the graph's own, too. activations: as settled.
-    """
-    with progress.stage("tracing"):
-        found.model.limit(fields["context"])
-        graph = trace(found, source, format)
-        set_context(graph, fields["context"])
-        attach(graph, found.binding, placement, source, directory)
-        anew, whole = found.anew_beyond(fields["context"]), found.same_up_to or 0
-        require(graph, anew_beyond=anew, whole_beyond=whole, **target.carried.requires)
-        passes.run(graph, target.carried.passes())
-        settle(graph, activations)
-        target.embed(graph, tuple(fields.get("sms", ())))
-        hashes = {**placement.hashes, **place_made(graph, directory)}
-    (directory / MODEL).write_bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
-    return graph, replace(placement, hashes=hashes)

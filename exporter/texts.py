@@ -50,7 +50,8 @@ def settle_texts(source: Checkpoint, rows: int, progress: Progress) -> list[int]
 
 def without_texts(source: Checkpoint) -> Checkpoint:
     """Return a checkpoint without tokenizer and templates, for an engine that takes token ids."""
-    return replace(source, texts=Texts(generation=source.texts.generation))
+    kept = source.texts
+    return replace(source, texts=Texts(generation=kept.generation, processors=kept.processors))
 
 
 def check_vocabulary(source: Checkpoint, rows: int) -> None:

@@ -11,122 +11,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmcast.graphs import archs
-from lmcast.graphs.archs.multimodal import TIE, Multimodal, as_stored
+from lmcast.graphs.archs.multimodal import TIE, Multimodal, as_stored, seeing
 from lmcast.graphs.archs.record import Arch
-from lmcast.graphs.blocks.decoder import Decoder, TiedHead
-from lmcast.graphs.blocks.moe import MoE
-from lmcast.graphs.blocks.rope import Rope
+from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys
+from lmcast.graphs.definition import OF_TOWER, Definition, Model, TowerDefinition
 from lmcast.graphs.layouts.catalogue import take
-from lmcast.graphs.layouts.tensors import Found, Tensors, is_activation
-from lmcast.graphs.weights.bind import Binding, WeightError, bind, not_a_copy, require_zeros, spared
-from lmcast.graphs.weights.sources import View, alike, load_into, plain, tensors_of
+from lmcast.graphs.layouts.tensors import Found, Tensors
+from lmcast.graphs.towers.record import TowerArch
+from lmcast.graphs.weights.bind import WeightError, bind, not_a_copy, require_zeros, spared
+from lmcast.graphs.weights.sources import View, alike, load_into, plain
 from lmcast.plugins.annotations import OneOf
 from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 
-__all__ = ["ConfigError", "Definition", "WeightError", "define", "defined", "fill", "load"]
+__all__ = [
+    "OF_TOWER", "ConfigError", "Definition", "TowerDefinition", "WeightError", "define", "defined",
+    "fill", "load",
+]  # fmt: skip
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Definition:
-    """What a checkpoint means: its architecture, config, model on meta, and where each weight comes
-    from."""
-
-    arch: Arch
-    config: Any
-    model: Decoder
-    binding: Binding
-
-    def shape_for(self, dtype: torch.dtype, stored: Mapping[str, torch.dtype]) -> Decoder:
-        """Return the model on meta, computing in `dtype`; `stored`: the dtypes of the tensors."""
-        model = self.model.to("meta", dtype)
-        for name in self.binding.wide:
-            source = self.binding.sources[name]
-            module, _, leaf = name.rpartition(".")
-            kept = self.binding.dtype(name, stored[tensors_of(source)[0]], dtype)
-            like = model.get_parameter(name)
-            value = nn.Parameter(torch.empty_like(like, dtype=kept), requires_grad=False)
-            setattr(model.get_submodule(module), leaf, value)
-        return model
-
-    @property
-    def left_out(self) -> str:
-        """Tensors that this model does not use, by module: '' or '3 tensors: 3 of visual'."""
-        counted: dict[str, int] = {}
-        beside = self.arch.modules_beside(self.config, self.binding.ignored)
-        for name in self.binding.ignored:
-            known = (module for module in beside if name.startswith(f"{module}."))
-            other = name.split(".")
-            alone = is_activation(name) or name in self.binding.zeros
-            module = next(known, other[-1] if alone else ".".join(other[:2]))
-            counted[module] = counted.get(module, 0) + 1
-        shown = [f"{count} of {module}" for module, count in sorted(counted.items())]
-        more = ", ..." if len(shown) > 6 else ""
-        total = len(self.binding.ignored)
-        return f"{total} tensors: {', '.join(shown[:6])}{more}" if counted else ""
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    @property
-    def active(self) -> int:
-        """The number of parameters that one token is multiplied with.
-
-        Of the experts, those it is routed to; the embedding, of which a token reads one row, counts
-        only where it is also the head.
-        """
-        heads = {id(m.embed) for m in self.model.modules() if isinstance(m, TiedHead)}
-        count = self.parameters
-        for module in self.model.modules():
-            if isinstance(module, MoE):
-                total = sum(p.numel() for p in module.experts.parameters())
-                experts = module.router.weight.shape[0]
-                count -= total // experts * (experts - module.router.top_k)
-            elif isinstance(module, nn.Embedding) and id(module) not in heads:
-                count -= module.weight.numel()
-        return count
-
-    @property
-    def context(self) -> int:
-        """The largest context that the model was made for, in tokens."""
-        longest: int = self.config.max_position_embeddings
-        # Dynamic scaling acts on what lies beyond the maximum; the others include it.
-        stretched = [int(longest * rope.dynamic[1]) for rope in self._ropes() if rope.dynamic]
-        return max([longest, *stretched])
-
-    @property
-    def same_up_to(self) -> int | None:
-        """The longest row whose logits do not depend on the calls it was cut into; None: any.
-
-        Beyond, dynamic scaling gives each call its frequencies, as Hugging Face's does.
-        """
-        return min((rope.dynamic[2] for rope in self._ropes() if rope.dynamic), default=None)
-
-    def _ropes(self) -> list[Rope]:
-        return [table for table in self.model.tables() if isinstance(table, Rope)]
-
-    def anew_beyond(self, context: int) -> tuple[int, ...]:
-        """Lengths below `context` beyond which every cached key of a row is another (LongRoPE): a
-        row that grows beyond one is computed anew in one call.
-
-        Raises ConfigError where layers carry what no call begins anew.
-        """
-        lengths = {rope.switch for rope in self._ropes() if rope.switch is not None}
-        reached = tuple(sorted(length for length in lengths if length < context))
-        carried = {s.name for states in self.model.states() for s in states if not s.begins_anew}
-        if reached and carried:
-            raise ConfigError(
-                f"{self.arch.name}: config.json: rope_type 'longrope' rotates by other factors"
-                f" beyond {reached[0]} tokens, and layers that carry {', '.join(sorted(carried))}"
-                f" begin no row anew; accepted: --context {reached[0]} or less"
-            )
-        return reached
 
 
 @checked
@@ -136,16 +41,19 @@ def define(
     inert: Collection[str] = (),
     dtypes: Mapping[str, torch.dtype] | None = None,
     untie: bool = False,
+    text_only: bool = False,
 ) -> Definition:
     """Read a config.json and bind tensors of these names and shapes to its model on meta.
 
     inert: config keys to ignore. dtypes: of the tensors, without which no quantized checkpoint is
     understood. untie: take the head that is stored, although config.json ties it to the embedding.
-    Raises ConfigError or WeightError naming what does not fit.
+    text_only: leave out a tower, and whatever config.json says of it. Raises ConfigError or
+    WeightError naming what does not fit.
     """
     name = archs.known(config)
     tensors = Tensors(shapes, dtypes or {})
-    arch, typed, quantized, within = _read(name, config, tensors, inert)
+    reading = _read(name, config, tensors, inert, text_only)
+    arch, typed, quantized, within = reading.arch, reading.config, reading.quantized, reading.within
     shapes = quantized.shapes(shapes)
     if untie:
         typed = untied(typed, within)
@@ -155,14 +63,19 @@ def define(
             f"config.json: {within}num_hidden_layers is {layers},"
             f" but the checkpoint has {len(shapes)} tensors"
         )
-    model = _on_meta(arch, typed, within)
+    model = _on_meta(arch.build, typed, f"{arch.name}: config.json: {within}")
     if not within:
         arch = as_stored(arch, typed, shapes)
     table = arch.table(typed)
     beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
     beside += tuple(quantized.beside)
     binding = bind(model, table, shapes, beside, quantized.layouts)
-    return Definition(arch, typed, model, binding)
+    if reading.tower is None:
+        return Definition(arch, typed, model, binding)
+    kind, own = reading.tower
+    tower = _on_meta(lambda c: kind.build(c, typed), own, f"{arch.name}: config.json: ")
+    bound = kind.bind(own, tower, shapes, quantized.layouts)
+    return Definition(arch, typed, model, binding, TowerDefinition(kind, own, tower, bound))
 
 
 _DRAWS = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
@@ -179,12 +92,14 @@ class _Undrawn(TorchFunctionMode):
         return given["tensor"] if func in _DRAWS else func(*args, **given)
 
 
-def _on_meta(arch: Arch, config: Any, within: str) -> Decoder:
-    """Return the model of a Config on meta; raises ConfigError where that describes none."""
-    at = f"{arch.name}: config.json: {within}"
+def _on_meta(build: Callable[[Any], Model], config: Any, at: str) -> Model:
+    """Return the model of a Config on meta; raises ConfigError where that describes none.
+
+    at: what begins messages: the architecture, and the path of its keys.
+    """
     try:
         with torch.device("meta"), _Undrawn():
-            return arch.build(config).eval()
+            return build(config).eval()
     except ConfigError:
         raise
     except ValueError as error:
@@ -193,15 +108,32 @@ def _on_meta(arch: Arch, config: Any, within: str) -> Decoder:
         if "overflow" not in str(error):
             raise
         raise ConfigError(
-            f"{at}{'' if within else 'it'} asks for a weight beyond any memory: {error}"
+            f"{at}{'it' if at.endswith(' ') else ''} asks for a weight beyond any memory: {error}"
         ) from None
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What a config.json says.
+
+    arch, config: of the text. within: the path of its keys. tower: its kind and its Config.
+    """
+
+    arch: Arch
+    config: Any
+    quantized: Found
+    within: str
+    tower: tuple[TowerArch, Any] | None
+
+
 def _read(
-    name: str, config: Mapping[str, Any], tensors: Tensors, inert: Collection[str]
-) -> tuple[Arch, Any, Found, str]:
-    """Return how the text of a checkpoint is built, its Config, what is quantized, and the path of
-    the text's keys in config.json.
+    name: str,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    inert: Collection[str],
+    text_only: bool,
+) -> _Reading:
+    """Return how a checkpoint is built.
 
     Raises ConfigError; where it is for keys that nothing reads, all of the file are named at once.
     """
@@ -210,11 +142,14 @@ def _read(
         ignored = {*inert, *unread}
         try:
             arch, within = archs.get(name), ""
-            multimodal = isinstance(arch, Multimodal)
+            multimodal, tower = isinstance(arch, Multimodal), None
             quantized, raw = take(name, config, tensors, multimodal, at_any_value(ignored))
             if isinstance(arch, Multimodal):
                 shapes = quantized.shapes(tensors.shapes)
+                if arch.tower is not None and not text_only:
+                    tower = arch.tower, arch.tower.read(raw, name, ignored)
                 arch, raw, within = *arch.text(raw, shapes, ignored), "text_config."
+                arch = seeing(arch, tower[0].text_inputs) if tower else arch
             text, typed = arch, arch.read(raw, ignored, within)
         except UnreadKeys as error:
             if error.keys.keys() <= ignored:
@@ -228,7 +163,7 @@ def _read(
             break
     if unread:
         raise ConfigError(f"{name}: {UnreadKeys('config.json: ', unread)}")
-    return text, typed, quantized, within
+    return _Reading(text, typed, quantized, within, tower)
 
 
 def untied(config: Any, within: str = "") -> Any:
@@ -257,15 +192,19 @@ def defined(
     tensors: Mapping[str, HasShape],
     inert: Collection[str] = (),
     untie: bool = False,
+    text_only: bool = False,
 ) -> Definition:
     """Read a config.json and bind the tensors of a checkpoint to its model on meta, as `define`."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    return define(config, shapes, inert, dtypes, untie)
+    return define(config, shapes, inert, dtypes, untie, text_only)
 
 
 def fill(
-    found: Definition, part: nn.Module, read: Callable[[str], Tensor], dtype: torch.dtype
+    found: Definition | TowerDefinition,
+    part: nn.Module,
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
 ) -> None:
     """Load weights into the meta parameters of `part`, in place, as `dtype`.
 
@@ -312,7 +251,7 @@ def load(
     """
     (reader,) = entry_points(group="lmcast.checkpoints", name="open")
     source = reader.load()(checkpoint)
-    found = defined(source.config, source.tensors, untie=untie)
+    found = defined(source.config, source.tensors, untie=untie, text_only=True)
     for copy, original in found.binding.copies:
         if not alike(source.read(copy), source.read(original)):
             raise WeightError(not_a_copy(copy, original))

@@ -60,7 +60,7 @@ def sliced(found: Definition, given: Mapping[str, Any], shown: str = "slice") ->
     whole = replace(found.binding, sources=sources)
     lost = {*found.binding.ignored, *found.binding.tensors()} - set(whole.tensors())
     binding = replace(whole, ignored=tuple(sorted(lost)))
-    return Definition(found.arch, config, model.eval(), binding)
+    return replace(found, config=config, model=model.eval(), binding=binding)
 
 
 def _kept(asked: Asked, layers: int) -> tuple[int, ...]:

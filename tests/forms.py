@@ -10,7 +10,7 @@ import onnx_ir as ir
 from tiny import CASES, Case, make
 
 from lmcast.calib.formats import WEIGHTS
-from lmcast.exporter import passes, pipeline, targets
+from lmcast.exporter import cast, passes, pipeline, targets
 from lmcast.exporter.backends.tensorrt.formats import NUMBERS, onnx
 from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.dtypes import DTYPES
@@ -76,7 +76,7 @@ def traced(checkpoint: Path, dtype: str) -> ir.Model:
     """Return the portable graph of a checkpoint, without its weights."""
     source = open_checkpoint(checkpoint)
     found = pipeline.understand(source, (), tokenizer=False)
-    return pipeline.trace(found, source, DTYPES[dtype])
+    return cast.trace(found, source, DTYPES[dtype])
 
 
 def rewritten(graph: ir.Model, target: str) -> Forms:

@@ -111,7 +111,7 @@ def calibrate(
     started = time.monotonic()
     _check_options(preset := _preset(recipe, observer, kv), bits, most_kl, head, kv)
     source, identities = identified(checkpoint, revision, progress)
-    found = understand(source, inert, tokenizer=False, untie=untie)
+    found = understand(source, inert, tokenizer=False, untie=untie, text_only=True)
     check_copies(found.binding, source)
     check_output(Path(output), source.path, RECIPE_JSON, identity(identities), force)
     with progress.stage("reading text"):

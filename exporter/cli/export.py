@@ -18,6 +18,7 @@ from lmcast.exporter.cli.options import (
     recipe,
     report,
     revision,
+    text_only,
     untie,
 )
 
@@ -53,6 +54,7 @@ from lmcast.exporter.cli.options import (
 @plan_options
 @click.option("--clients/--no-clients", default=True, show_default=True,
               help="Write what other programs need to open a self-contained engine.")  # fmt: skip
+@text_only
 @force
 @as_json
 def export(

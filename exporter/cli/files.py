@@ -16,6 +16,7 @@ from lmcast.exporter.cli.options import (
     report,
     revision,
     tell,
+    text_only,
     untie,
 )
 from lmcast.exporter.clients.names import PROGRAMS, Program
@@ -29,6 +30,7 @@ from lmcast.plugins.errors import escaped
 @inert
 @untie
 @revision
+@text_only
 @as_json
 def inspect(path: str, batch: int, context: int | None, as_json: bool, **given: Any) -> None:
     """Say what a checkpoint or an engine holds.

@@ -46,6 +46,11 @@ recipe = click.option(
     metavar="DIR",
     help="Low-precision weights and inputs, as `lmcast calibrate` wrote them.",
 )
+text_only = click.option(
+    "--text-only",
+    is_flag=True,
+    help="Leave out what a checkpoint has beside its text.",
+)
 force = click.option("--force", is_flag=True, help="Replace what is of another checkpoint.")
 portable = click.option(
     "--portable", is_flag=True, help="Run the graph on this CPU, where the engine has plans."

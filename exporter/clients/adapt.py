@@ -8,10 +8,12 @@ Some ten nodes ahead make the engine's inputs of what the program gives; states 
 those that it cannot hold as they are, are given another shape. Nothing is computed otherwise.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
+from lmcast.exporter.backends.images import FEATURES, WITHOUT
 from lmcast.exporter.clients.contract import CAPACITY, Contract, Held, Port, given, zeros
 from lmcast.exporter.engine.description import State
 from lmcast.exporter.graph.requirements import requirements
@@ -96,6 +98,9 @@ class Adapting:
         if self.contract.grows or TOTAL in own:
             now[TOTAL] = op.Cast(call.total, to=ir.DataType.INT32)
             give_total(self.model, now[TOTAL].ir)
+        now |= self.without_pictures(
+            {name: value for name, value in own.items() if name in WITHOUT}
+        )
         for name in now.keys() & own.keys():
             own[name].replace_all_uses_with(now[name].ir)
         self.give_lasts(now["token_counts"])
@@ -103,6 +108,27 @@ class Adapting:
             values = port.split(op, Value(op, past))
             for state, value in zip(port.held, values, strict=True):
                 state.past.replace_all_uses_with(self.roomy(state, value).ir)
+
+    def without_pictures(self, own: Mapping[str, ir.Value]) -> dict[str, Value]:
+        """Return what a graph takes of pictures in a call without any, as programs give none.
+
+        own: its inputs for them."""
+        op, call = self.ahead, self.call
+        if not own:
+            return {}
+        tokens = op.Shape(call.input_ids)  # B,T
+        positions = op.Unsqueeze(call.cache_lengths, [1]) + op.range(op.size(call.input_ids, 1))
+        features = own[FEATURES]
+        assert features.shape is not None
+        width = features.shape[-1]
+        assert isinstance(width, int)
+        nothing = np.zeros([1, width])
+        return {
+            FEATURES: op.constant(nothing, features.dtype),
+            "image_rows": op.Expand(-1, tokens),
+            "visible_ends": positions,
+            "rope_positions": op.Expand(op.Unsqueeze(positions, [2]), op.dims(tokens, 3)),
+        }
 
     def give_lasts(self, counts: Value) -> None:
         """Tell the kernel of attention where the last token of each row is; a row that has none in

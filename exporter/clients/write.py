@@ -8,7 +8,6 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter import targets
-from lmcast.exporter.backends.images import taken
 from lmcast.exporter.checkpoint.tokenizers import FILE_BYTES
 from lmcast.exporter.clients import genai, hub
 from lmcast.exporter.clients.adapt import Adapting
@@ -54,8 +53,6 @@ def unfit(about: Description) -> str:
         return f"they open engines of target {able}"
     if about.graph.weights == "link":
         return "they look for weights beside the graph: `lmcast pack` copies them into the engine"
-    if taken(about.graph):
-        return "they give a text no pictures, which this graph takes: export with --text-only"
     return ""
 
 

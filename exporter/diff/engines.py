@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from lmcast.exporter.engine.names import (
     TEMPLATE,
     TEMPLATES,
     TOKENIZER,
+    VISION,
+    VISION_FILES,
     WEIGHTS,
 )
 from lmcast.exporter.progress import Progress, silent
@@ -107,11 +109,11 @@ def diff(before: Path, after: Path, progress: Progress = silent) -> Difference:
     full, a few megabytes at a time. Raises EngineError for what is no whole engine.
     """
     old, new = Engine(before), Engine(after)
-    graphs = read_graph(old.manifest), read_graph(new.manifest)
+    graphs = _graphs(old), _graphs(new)
     values = _values(old, graphs[0]), _values(new, graphs[1])
     sections: dict[str, list[Found]] = {
-        "graph": list(graph_changes(graphs[0], graphs[1])),
-        "numbers": list(_numbers(graphs[0], graphs[1], progress)),
+        "graph": list(_graph_changes(*graphs)),
+        "numbers": list(_numbers(_weights(graphs[0]), _weights(graphs[1]), progress)),
         "formats": [],
         "texts": list(_texts(old, new)),
     }
@@ -124,16 +126,51 @@ def diff(before: Path, after: Path, progress: Progress = silent) -> Difference:
     return Difference(str(before), str(after), found)
 
 
-def _values(engine: Engine, graph: ir.Model) -> dict[str, Any]:
-    """Return the sections that are compared as values of JSON."""
-    contract = engine.manifest.fields["graph"]
+def _graphs(engine: Engine) -> dict[str, ir.Model]:
+    """Return the graphs of an engine by what they are called here: '' the one that all have."""
+    files = {"": MODEL} | ({VISION: VISION} if engine.manifest.about.vision else {})
+    return {name: read_graph(engine.manifest, file) for name, file in files.items()}
+
+
+def _graph_changes(
+    before: Mapping[str, ir.Model], after: Mapping[str, ir.Model]
+) -> Iterator[Found]:
+    for name in sorted(before.keys() | after.keys()):
+        if name not in before or name not in after:
+            yield Change(name, *("present" if name in side else ABSENT for side in (before, after)))
+            continue
+        for change in graph_changes(before[name], after[name]):
+            yield replace(change, place=_within(name, change.place))
+
+
+def _within(graph: str, name: str) -> str:
+    """Return a name of a graph as it is told apart from that of another."""
+    return f"{graph}: {name}" if graph else name
+
+
+def _weights(graphs: Mapping[str, ir.Model]) -> dict[str, ir.Value]:
     return {
-        "formats": formats(graph),
+        _within(graph, name): value
+        for graph, model in graphs.items()
+        for name, value in model.graph.initializers.items()
+    }
+
+
+def _values(engine: Engine, graphs: Mapping[str, ir.Model]) -> dict[str, Any]:
+    """Return the sections that are compared as values of JSON."""
+    contracts = {"": engine.manifest.fields["graph"], VISION: engine.manifest.fields.get("vision")}
+    each = [(name, contracts[name] or {}, graph) for name, graph in graphs.items()]
+    return {
+        "formats": {
+            _within(graph, name): format
+            for graph, model in graphs.items()
+            for name, format in formats(model).items()
+        },
         "settings": engine.generation_config,
         "versions": {
             "lmcast": engine.manifest.lmcast,
-            "onnxruntime": contract.get("onnxruntime"),
-            "graph": versions(graph),
+            **{_within(name, "onnxruntime"): c.get("onnxruntime") for name, c, _ in each},
+            **{_within(name, "graph"): versions(graph) for name, _, graph in each},
         },
         "engine": {},  # fields of engine.json, later
         "measured": _measured(engine),
@@ -148,8 +185,9 @@ def _measured(engine: Engine) -> dict[str, Any]:
     return measured
 
 
-def _numbers(before: ir.Model, after: ir.Model, progress: Progress) -> Iterator[Found]:
-    old, new = before.graph.initializers, after.graph.initializers
+def _numbers(
+    old: Mapping[str, ir.Value], new: Mapping[str, ir.Value], progress: Progress
+) -> Iterator[Found]:
     both = [name for name in new if name in old]
     sizes = (tensor.nbytes for name in both if (tensor := new[name].const_value) is not None)
     with progress.stage("comparing weights", sum(sizes)) as step:
@@ -186,8 +224,9 @@ def _is_text(name: str) -> bool:
 def _fields(engine: Engine) -> dict[str, Any]:
     """Return the fields of engine.json that no other section has."""
     fields = json.loads(json.dumps(dict(engine.manifest.fields)))
-    for name in ("onnxruntime", "opsets"):
-        fields["graph"].pop(name, None)
+    for contract in (fields["graph"], fields.get("vision") or {}):
+        for name in ("onnxruntime", "opsets"):
+            contract.pop(name, None)
     fields["graph"]["states"] = {s.pop("name"): s for s in fields["graph"]["states"]}
     for linked in fields["linked"]:
         linked.pop("path")
@@ -197,8 +236,9 @@ def _fields(engine: Engine) -> dict[str, Any]:
 
 def _other_files(engine: Engine) -> dict[str, str]:
     """Return the hashes of files that no other section has read, and of the signature."""
-    read = {MODEL, PARITY, GENERATION}
-    weights = tuple(f"{WEIGHTS}/{kind}-" for kind in (STORED, GRAPH))
+    read = {MODEL, VISION, PARITY, GENERATION}
+    kinds = (STORED, GRAPH, f"{VISION_FILES}{GRAPH}")
+    weights = tuple(f"{WEIGHTS}/{kind}-" for kind in kinds)
     found = {
         file.path: file.sha256
         for file in engine.manifest.files

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import onnx_ir as ir
@@ -10,9 +11,11 @@ from lmcast.exporter.checkpoint.hub import origin
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX, DType
-from lmcast.exporter.engine.names import MODEL
+from lmcast.exporter.engine.names import MODEL, VISION
+from lmcast.exporter.graph.graphs import Graphs
 from lmcast.exporter.graph.oldest_onnxruntime import oldest_onnxruntime, opsets
 from lmcast.exporter.graph.requirements import requirements
+from lmcast.exporter.vision.processor import Processor
 from lmcast.exporter.weights.place import Placement
 from lmcast.graphs import Definition
 from lmcast.graphs.weights.quantized_parts import parameter_of
@@ -26,7 +29,7 @@ def describe(
     target: str,
     format: DType,
     placement: Placement,
-    graph: ir.Model,
+    graphs: Graphs,
     identities: Sequence[SourceFile],
 ) -> dict[str, Any]:
     """Return the fields of engine.json."""
@@ -39,10 +42,10 @@ def describe(
         "parameters": found.parameters,
         "active_parameters": found.active,
         "layers": len(found.model.layers),
-        "weights": count_weights(graph, placement),
+        "weights": count_weights(graphs, placement),
         "dtype": format.name,
         "target": target,
-        "graph": contract(placement, graph),
+        "graph": contract(placement, graphs.text),
         **({} if made_from is None else {"hub": made_from}),
         "source": [
             {"name": s.path.name, "size": s.size, "header_sha256": s.header_sha256}
@@ -56,14 +59,14 @@ def describe(
     }
 
 
-def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, int]]:
-    """Return tensors and bytes by format, as the graph has them; quantized ones with scales."""
+def count_weights(graphs: Graphs, placement: Placement) -> dict[str, dict[str, int]]:
+    """Return tensors and bytes by format, as the graphs have them; quantized ones with scales."""
     counted: dict[str, dict[str, int]] = {}
     for name, weight in placement.packed.items():
         entry = counted.setdefault(weight.format, {"tensors": 0, "bytes": 0})
         entry["tensors"] += 1
         entry["bytes"] += sum(placement.placed[part.of(name)].nbytes for part in weight.parts)
-    for name, value in graph.graph.initializers.items():
+    for name, value in chain(*(graph.graph.initializers.items() for graph in graphs)):
         if parameter_of(name) in placement.packed:
             continue
         tensor = value.const_value
@@ -77,6 +80,37 @@ def count_weights(graph: ir.Model, placement: Placement) -> dict[str, dict[str, 
     return counted
 
 
+def vision_contract(
+    graphs: Graphs, found: Definition, processor: Processor | None
+) -> dict[str, Any]:
+    """Return the field of engine.json about the graph of a tower; none where there is none."""
+    graph, tower = graphs.vision, found.tower
+    if graph is None or tower is None or processor is None:
+        return {}
+    required = requirements(graph)
+    vision = {
+        "file": VISION,
+        **_ends(graph),
+        "text_inputs": list(found.model.image_inputs),
+        "processor": asdict(processor),
+        "parameters": tower.parameters,
+        "optimized": required.optimized,
+        "folded": required.folded,
+        "onnxruntime": oldest_onnxruntime(graph),
+        "opsets": opsets(graph),
+    }
+    return {"vision": vision}
+
+
+def _ends(graph: ir.Model) -> dict[str, list[Any]]:
+    """Return the inputs and outputs of a graph, with their axes."""
+    ends = {"inputs": graph.graph.inputs, "outputs": graph.graph.outputs}
+    return {
+        what: [[v.name, list(map(str, v.shape or []))] for v in values]
+        for what, values in ends.items()
+    }
+
+
 def contract(placement: Placement, graph: ir.Model) -> dict[str, Any]:
     """Return the contract of the graph: what a runtime must know to run it."""
     return {
@@ -85,8 +119,7 @@ def contract(placement: Placement, graph: ir.Model) -> dict[str, Any]:
         **requirements(graph).as_json(),
         "onnxruntime": oldest_onnxruntime(graph),
         "opsets": opsets(graph),
-        "inputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.inputs],
-        "outputs": [[v.name, list(map(str, v.shape or []))] for v in graph.graph.outputs],
+        **_ends(graph),
         "states": [
             {
                 "name": str(value.name).removesuffix(PAST),

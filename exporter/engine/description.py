@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from lmcast.exporter.engine.names import GraphFile
+from lmcast.exporter.engine.names import GraphFile, VisionFile
+from lmcast.exporter.vision.processor import Processor
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.records import (
     Axis,
@@ -79,6 +80,27 @@ class Graph:
     most_tokens: Count = 0
     anew_beyond: tuple[Positive, ...] = ()
     whole_beyond: Count = 0
+    onnxruntime: Annotated[str, Pattern(r"(\d+\.\d+)?", "a version")] = ""
+    opsets: Mapping[str, Positive] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """The graph of the tower, and how pictures become what it takes.
+
+    text_inputs: what the text's graph takes of pictures, besides what every graph takes.
+    parameters: of the tower, which Description.parameters does not count.
+    optimized, folded, onnxruntime, opsets: as of a Graph.
+    """
+
+    file: VisionFile
+    inputs: tuple[tuple[Name, tuple[Name, ...]], ...]
+    outputs: tuple[tuple[Name, tuple[Name, ...]], ...]
+    text_inputs: tuple[Name, ...]
+    processor: Processor
+    parameters: Positive
+    optimized: bool
+    folded: bool = False
     onnxruntime: Annotated[str, Pattern(r"(\d+\.\d+)?", "a version")] = ""
     opsets: Mapping[str, Positive] = field(default_factory=dict)
 
@@ -185,6 +207,7 @@ class Description:
     sms: tuple[Positive, ...] = ()  # GPUs that the graph has machine code for
     # Other programs -> why there are no files for one; '' where there are, {} where not asked for.
     clients: Mapping[str, str] = field(default_factory=dict)
+    vision: Vision | None = None  # None: it takes text alone
 
     def __post_init__(self) -> None:
         if (self.graph.weights == "link") != bool(self.linked):

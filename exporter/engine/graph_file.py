@@ -1,4 +1,4 @@
-"""The graph of an engine, for those that look at it or run another over the same weights."""
+"""A graph of an engine, for those that look at it or run another over the same weights."""
 
 import onnx_ir as ir
 
@@ -6,12 +6,12 @@ from lmcast.exporter.engine.manifest import Manifest
 from lmcast.exporter.engine.names import MODEL, ROOT
 
 
-def read_graph(manifest: Manifest) -> ir.Model:
-    """Return the graph of an engine; no weight of it is read.
+def read_graph(manifest: Manifest, file: str = MODEL) -> ir.Model:
+    """Return a graph of an engine, MODEL or VISION; no weight of it is read.
 
     What a linked one points at is named by its absolute path, in the engine itself too.
     """
-    graph = ir.load(manifest.directory / MODEL)
+    graph = ir.load(manifest.directory / file)
     if manifest.about.graph.weights == "link":
         own = {file.path: str(manifest.directory.absolute() / file.path) for file in manifest.files}
         for value in graph.graph.initializers.values():

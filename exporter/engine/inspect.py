@@ -13,13 +13,19 @@ from lmcast.exporter.engine.description import said_of
 from lmcast.exporter.engine.manifest import is_engine, read_manifest
 from lmcast.exporter.engine.names import TOKENIZER, templates
 from lmcast.exporter.progress import Progress, silent
+from lmcast.exporter.vision.processor import Processor, features
 from lmcast.plugins.annotations import Count, Rows
 from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError, escaped
 
 if TYPE_CHECKING:
-    from lmcast.exporter.checkpoint.tensors import StoredTensor
+    from lmcast.exporter.checkpoint.tensors import Checkpoint, StoredTensor
+    from lmcast.graphs import Definition
     from lmcast.graphs.weights.bind import Binding
+
+
+SIDE = 1024  # pixels of a picture whose tokens are told
+SQUARE = f"tokens_{SIDE}x{SIDE}"
 
 
 class InspectError(InputError):
@@ -62,6 +68,7 @@ class Inspection:
     hub: dict[str, str] | None = None  # repository, revision
     recipe: dict[str, Any] | None = None  # that an engine was made with, as MadeWith
     chat_templates: tuple[str, ...] = ()  # names, "default" among them as a rule
+    tower: dict[str, int] | None = None  # its parameters, and the tokens of a square picture
     ignored: tuple[str, ...] = ()
     left_out: str = ""  # the same in short
     clients: dict[str, str] | None = None  # other programs, as Description has them
@@ -76,6 +83,7 @@ class Inspection:
             f"{self.path}: {self.kind}",
             f"architecture  {self.architecture}, {self.layers} layers, {self.vocab_size:,} ids",
             f"parameters    {self.parameters:,}, of which a token uses {self.active_parameters:,}",
+            *self._tower(),
             *(
                 f"weights       {name}: {w['tensors']} tensors, {w['bytes']:,} bytes"
                 for name, w in sorted(self.weights.items())
@@ -102,6 +110,14 @@ class Inspection:
         lines += [f"{f['what']:<14}{f['path']} ({f['bytes']:,} bytes)" for f in self.files]
         return "\n".join(map(escaped, lines))  # a line each, whatever files are called
 
+    def _tower(self) -> list[str]:
+        if self.tower is None:
+            return []
+        lines = [f"pictures      {self.tower['parameters']:,} parameters besides"]
+        if SQUARE in self.tower:
+            lines.append(f"              {self.tower[SQUARE]:,} tokens for {SIDE} x {SIDE} pixels")
+        return lines
+
     def _recipe(self) -> list[str]:
         if self.recipe is None:
             return []
@@ -121,18 +137,21 @@ def inspect(
     inert: Collection[str] = (),
     untie: bool = False,
     revision: str | None = None,
+    text_only: bool = False,
     progress: Progress = silent,
 ) -> Inspection:
     """Describe a checkpoint or an engine; state sizes are for `batch` rows of `context` tokens.
 
-    path: also a model of the Hub. context None means the longest the model takes. inert,
-    untie, revision: of a checkpoint, as for `export`. Raises InputError where the path is neither.
+    path: also a model of the Hub. context None means the longest the model takes. inert, untie,
+    revision, text_only: of a checkpoint, as for `export`. Raises InputError where the path is
+    neither.
     """
     if not is_engine(Path(path)):
-        return _checkpoint(path, batch, context, inert, untie, revision, progress)
-    if inert or untie or revision is not None:
+        return _checkpoint(path, batch, context, inert, untie, revision, progress, text_only)
+    if inert or untie or revision is not None or text_only:
         raise InspectError(
-            f"{path}: is an engine; --inert, --untie and --revision are for checkpoints"
+            f"{path}: is an engine; --inert, --untie, --revision and --text-only are for"
+            " checkpoints"
         )
     return _engine(Path(path), batch, context)
 
@@ -186,7 +205,16 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         recipe=None if about.recipe is None else asdict(about.recipe),
         chat_templates=tuple(sorted(templates(names))),
         clients=dict(about.clients),
+        tower=None
+        if about.vision is None
+        else _tower(about.vision.parameters, about.vision.processor),
     )
+
+
+def _tower(parameters: int, processor: Processor | None) -> dict[str, int]:
+    """Return what Inspection says of a tower."""
+    tokens = None if processor is None else features(processor, SIDE, SIDE)
+    return {"parameters": parameters} | ({} if tokens is None else {SQUARE: tokens})
 
 
 def _checkpoint(
@@ -197,6 +225,7 @@ def _checkpoint(
     untie: bool,
     revision: str | None,
     progress: Progress,
+    text_only: bool,
 ) -> Inspection:
     from lmcast.exporter.checkpoint import open_checkpoint
 
@@ -205,10 +234,10 @@ def _checkpoint(
     from lmcast.exporter.checkpoint.hub import origin
     from lmcast.graphs import defined
 
-    found = defined(source.config, source.tensors, inert, untie=untie)
+    found = defined(source.config, source.tensors, inert, untie, text_only)
     found.model.limit(found.context)
-    stored = [source.tensors[name] for name in found.binding.tensors()]
-    weights = count_weights(stored, found.binding)
+    stored = [source.tensors[name] for name in found.weights.tensors()]
+    weights = count_weights(stored, found.weights)
     plain = [name for name in weights if name in COMPUTED] or ["float32"]
     format = max(plain, key=lambda name: weights.get(name, {"bytes": 0})["bytes"])
     states: list[State] = [
@@ -217,7 +246,6 @@ def _checkpoint(
         for s in carried
     ]
     tokens = _tokens(context, found.context)
-    sizes = {f: f.stat().st_size for t in source.tensors.values() for f in t.files}
     return Inspection(
         path=str(path),
         kind="checkpoint",
@@ -231,12 +259,31 @@ def _checkpoint(
         state=_state_size(states, batch, tokens),
         batch=batch,
         tokens=tokens,
-        files=[{"path": str(f), "bytes": n, "what": "weights"} for f, n in sorted(sizes.items())],
+        files=_files(source),
         tokenizer=source.texts.tokenizer is not None,
         hub=origin(source.path),
         chat_templates=tuple(sorted(source.texts.chat_templates)),
-        ignored=found.binding.ignored,
+        tower=_tower_of(found, source),
+        ignored=found.weights.ignored,
         left_out=found.left_out,
+    )
+
+
+def _files(source: "Checkpoint") -> list[dict[str, Any]]:
+    sizes = {f: f.stat().st_size for t in source.tensors.values() for f in t.files}
+    return [{"path": str(f), "bytes": n, "what": "weights"} for f, n in sorted(sizes.items())]
+
+
+def _tower_of(found: "Definition", source: "Checkpoint") -> dict[str, int] | None:
+    """Return what Inspection says of a checkpoint's tower: no tokens where there are no files of
+    processors, which an export refuses."""
+    from lmcast.exporter.vision.files import read_processor
+
+    if found.tower is None:
+        return None
+    texts, known = source.texts, (found.arch.name, source.config)
+    return _tower(
+        found.tower.parameters, read_processor(*known, texts) if texts.processors else None
     )
 
 

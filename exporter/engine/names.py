@@ -7,7 +7,10 @@ ENGINE_JSON = "engine.json"
 RECIPE_JSON = "recipe.json"  # in a recipe
 SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
 GraphFile = Literal["engine.onnx"]  # model.onnx is what other programs look for
+VisionFile = Literal["vision.onnx"]
 MODEL: str = get_args(GraphFile)[0]
+VISION: str = get_args(VisionFile)[0]
+VISION_FILES = "vision-"  # how the names of files of weights begin that it alone reads
 PARITY = "parity.json"
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"  # the default; others by name, as transformers stores them
@@ -16,15 +19,23 @@ GENERATION = "generation_config.json"
 CARD = "README.md"
 WEIGHTS = "weights"  # the folder of safetensors files
 # How their names begin: weights of the checkpoint, those that passes have made, machine code.
-STORED, GRAPH, KERNELS = "model", "graph", "kernels"
+STORED, GRAPH, KERNELS = "model", "graph", "kernels"  # the first, of both graphs
 ROOT = "/"  # a graph names linked weights by their absolute path without it
 
 
 def is_read_whole(path: str) -> bool:
-    """Whether a file is the graph, machine code or a text: what is read in full wherever it is
+    """Whether a file is a graph, machine code or a text: what is read in full wherever it is
     used, however large. A tokenizer.json of 30 MB is hashed in a fiftieth of a second."""
-    texts = (MODEL, PARITY, TOKENIZER, TEMPLATE, GENERATION)
-    return path in texts or path.startswith((f"{TEMPLATES}/", f"{WEIGHTS}/{KERNELS}-"))
+    texts = (MODEL, VISION, PARITY, TOKENIZER, TEMPLATE, GENERATION)
+    code = tuple(f"{WEIGHTS}/{graph}{KERNELS}-" for graph in ("", VISION_FILES))
+    return path in texts or path.startswith((f"{TEMPLATES}/", *code))
+
+
+def is_read_by(path: str, graph: str) -> bool:
+    """Whether a file of weights may hold some of a graph, MODEL or VISION."""
+    own = path.removeprefix(f"{WEIGHTS}/")
+    of_vision = own.startswith(VISION_FILES)
+    return own != path and (own.startswith(f"{STORED}-") or of_vision == (graph == VISION))
 
 
 def templates(paths: Iterable[str]) -> dict[str, str]:

@@ -11,14 +11,17 @@ import numpy as np
 
 from lmcast.exporter.dtypes import OF_SAFETENSORS
 from lmcast.exporter.engine.manifest import EngineError, Manifest
-from lmcast.exporter.engine.names import WEIGHTS
+from lmcast.exporter.engine.names import MODEL, is_read_by
 
 
-def own_weights(manifest: Manifest) -> dict[str, np.ndarray]:
-    """Return them by name, without reading them; raises EngineError for a damaged file."""
+def own_weights(manifest: Manifest, graph: str = MODEL) -> dict[str, np.ndarray]:
+    """Return those of a graph by name, without reading them; raises EngineError for a damaged file.
+
+    graph: MODEL or VISION. Of an engine that is not linked, those of the other are among them.
+    """
     found: dict[str, np.ndarray] = {}
     for file in manifest.files:
-        if not file.path.startswith(f"{WEIGHTS}/"):
+        if not is_read_by(file.path, graph):
             continue
         path = manifest.directory / file.path
         try:

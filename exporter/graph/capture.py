@@ -28,6 +28,21 @@ from lmcast.graphs.blocks.step import (
 # Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.
 SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13, "N": 17, "M": 19, "F": 23}
 
+
+@dataclass(frozen=True)
+class Multiple:
+    """An axis of some multiple of `step`, and `more` beyond it, as an example of `count` times."""
+
+    step: int
+    more: int
+    count: int
+
+    def __int__(self) -> int:
+        return self.step * self.count + self.more
+
+
+Sizes = Mapping[str, int | Multiple]
+
 # Programs that a process keeps, the last used: calibration and export trace the same model, and two
 # sizes of one family share parts. A program takes about 0.8 MB: at most 100 MB.
 KEPT = 128
@@ -278,16 +293,20 @@ def trace(
     outputs: Sequence[str],
     kind: str | None = None,
     nesting: Nesting | None = None,
+    sizes: Sizes = SIZES,
 ) -> Part:
     """Return a part that computes `outputs` of `inputs`, traced unless its like has been.
 
-    kind: the fingerprint of a layer. nesting: how its inputs group into tuples; None: not.
+    kind: the fingerprint of a layer. nesting: how its inputs group into tuples; None: not. sizes:
+    of the axes as examples.
     """
     kind = fingerprint(module, {}) if kind is None else kind
     shapes = tuple((axes, dtype) for _, axes, dtype in inputs)
+    used = {axis: sizes[axis] for axes, _ in shapes for axis in axes if isinstance(axis, str)}
+    modes = torch.get_default_dtype(), torch.is_grad_enabled()
     program = _programs.get(
-        (kind, shapes, nesting, torch.get_default_dtype(), torch.is_grad_enabled()),
-        lambda: _export(module, shapes, nesting),
+        (kind, shapes, nesting, *modes, tuple(used.items())),
+        lambda: _export(module, shapes, nesting, used),
     )
     return Part(
         name, program, tuple(i[0] for i in inputs), tuple(i[1] for i in inputs), tuple(outputs)
@@ -321,13 +340,17 @@ def _export(
     module: nn.Module,
     inputs: Sequence[tuple[tuple[int | str, ...], torch.dtype]],
     nesting: Nesting | None,
+    sizes: Sizes,
 ) -> ExportedProgram:
-    """Trace `module` on meta tensors of these axes and dtypes."""
+    """Trace `module` on meta tensors of these axes, with these sizes as examples, and dtypes."""
     args: list[Any] = [
-        torch.empty([_size(n) for n in axes], dtype=dtype, device="meta") for axes, dtype in inputs
-    ]
+        torch.empty([int(n if isinstance(n, int) else sizes[n]) for n in axes], dtype=dtype,
+                    device="meta")
+        for axes, dtype in inputs
+    ]  # fmt: skip
+    dims = {n: _dim(n, size) for n, size in sizes.items()}
     shapes: list[Any] = [
-        {i: Dim.AUTO for i, n in enumerate(axes) if isinstance(n, str)} for axes, _ in inputs
+        {i: dims[n] for i, n in enumerate(axes) if isinstance(n, str)} for axes, _ in inputs
     ]
     if nesting is not None:
         args, shapes = (_nest(iter(values), nesting) for values in (args, shapes))
@@ -335,8 +358,12 @@ def _export(
         return torch.export.export(module, tuple(args), dynamic_shapes=tuple(shapes), strict=False)
 
 
-def _size(axis: int | str) -> int:
-    return axis if isinstance(axis, int) else SIZES[axis]
+def _dim(axis: str, size: int | Multiple) -> Any:
+    """Return what torch.export is told of an axis."""
+    if isinstance(size, int):
+        return Dim.AUTO
+    count = size.step * Dim(f"count_of_{axis}")
+    return count + size.more if size.more else count
 
 
 def _nest(values: Iterator[Any], nesting: Nesting) -> list[Any]:

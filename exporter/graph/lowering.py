@@ -116,7 +116,7 @@ class Lowering:
     def reshape(self, x: ir.Value, before: Sequence[Any], after: Sequence[Any]) -> ir.Value:
         """Reshape between traced sizes: integers or symbols."""
         target: list[int] = []
-        for i, size in enumerate(after):
+        for i, size in enumerate(map(known, after)):
             if isinstance(size, int):
                 target.append(size)
             elif i < len(before) and str(before[i]) == str(size):
@@ -223,7 +223,9 @@ class Lowering:
 
     def _describe_one(self, value: ir.Value, traced: torch.Tensor) -> None:
         value.type = ir.TensorType(onnx_dtype(traced.dtype))
-        sizes = [s if isinstance(s, int) else self._axes.get(str(s)) for s in traced.shape]
+        sizes = [
+            n if isinstance(n, int) else self._axes.get(str(n)) for n in map(known, traced.shape)
+        ]
         value.shape = ir.Shape(sizes)
 
     def _unique(self, name: str) -> str:
@@ -233,6 +235,12 @@ class Lowering:
 
 OPSETS = {"": ONNX_OPSET, DOMAIN: 1}
 assert len(set(SIZES.values())) == len(SIZES)
+
+
+def known(size: int | torch.SymInt) -> int | torch.SymInt:
+    """Return a traced size as a number where it is one, whatever it was made of: (4*s)//s."""
+    symbolic = isinstance(size, torch.SymInt) and not size.node.expr.is_number
+    return size if symbolic else int(size)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

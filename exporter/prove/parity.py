@@ -279,7 +279,8 @@ def _made_from(
         raise EngineError(
             f"{loaded.directory}: was made from another config.json than that of {against}"
         )
-    found = defined(source.config, source.tensors, about.inert, about.untie)
+    alone = about.vision is None
+    found = defined(source.config, source.tensors, about.inert, about.untie, text_only=alone)
     if about.matformer is not None:
         found = sliced(found, about.matformer)
     return source, identities, found

@@ -128,7 +128,7 @@ def _definition(engine: Engine, source: Checkpoint) -> Definition:
     The engine may come from a quantized copy of the checkpoint, with another config.json.
     """
     about = engine.manifest.about
-    found = defined(source.config, source.tensors, about.inert, about.untie)
+    found = defined(source.config, source.tensors, about.inert, about.untie, text_only=True)
     if about.matformer is not None:
         found = sliced(found, about.matformer)
     for what, theirs, ours in (

@@ -23,15 +23,19 @@ class Summary:
     plans: tuple[dict[str, Any], ...] = ()  # file, SMs, bytes
     activations: str = ""  # as engine.json has it
     clients: Mapping[str, str] = field(default_factory=dict)  # the same
+    tower: int | None = None  # parameters of what takes pictures
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def _tower(self) -> str:
+        return f" and {self.tower:,} for pictures" if self.tower else ""
+
     def text(self) -> str:
         """Return a few lines; the last says whether the engine stands alone."""
         lines = [
-            f"{self.architecture}, {self.parameters:,} parameters, computes in {self.dtype},"
-            f" target {self.target}"
+            f"{self.architecture}, {self.parameters:,} parameters{self._tower()}, computes in"
+            f" {self.dtype}, target {self.target}"
         ]
         lines += [
             f"plan for {', '.join(f'SM{sm}' for sm in plan['sms'])}: {plan['file']},"

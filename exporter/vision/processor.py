@@ -203,6 +203,14 @@ class Clip:
     seconds: tuple[float, ...]
 
 
+def features(processor: Processor, height: int, width: int) -> int | None:
+    """Return how many features a picture of this size becomes; None where that is not known."""
+    from lmcast.exporter.vision import kinds
+
+    count = kinds.get(processor.kind).media["image"].features
+    return None if count is None else count(processor, height, width)
+
+
 def encode(processor: Processor, pictures: Sequence[np.ndarray]) -> list[Encoded]:
     """Return what pictures become, uint8 [H, W, 3] each, one for one.
 

@@ -39,7 +39,7 @@ def lay_out(
     its bytes are linked or copied; runs: whether the engine is to run here."""
     kept, raw = keep_codes(found, source, target, widen)
     asked = asked or ("copy" if matformer else None)  # linked, every call would cut it out anew
-    return kept, raw, choose_mode(kept.binding, raw, format, asked, *target.links(runs))
+    return kept, raw, choose_mode(kept.weights, raw, format, asked, *target.links(runs))
 
 
 def keep_codes(

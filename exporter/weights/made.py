@@ -16,10 +16,11 @@ from lmcast.exporter.weights.place import Entry, WeightsError, aligned, write
 LEAST = 1 << 16  # bytes of a weight that is not kept in the graph
 
 
-def place_made(graph: ir.Model, directory: Path) -> dict[str, str]:
+def place_made(graph: ir.Model, directory: Path, files: str = "") -> dict[str, str]:
     """Write the large weights that are in no file into the engine, one after the other in memory.
 
-    Returns the sha256 of each new file. Raises WeightsError where a linked file has its name.
+    files: how the names of new files begin, where the graph is not the text's. Returns the sha256
+    of each new file. Raises WeightsError where a linked file has its name.
     """
     values = list(graph.graph.initializers.values())
     stored = [v.const_value for v in values if isinstance(v.const_value, ir.ExternalTensor)]
@@ -32,7 +33,7 @@ def place_made(graph: ir.Model, directory: Path) -> dict[str, str]:
         if not made:
             continue
         entries = aligned(map(_entry, made))
-        placed, more = write(entries, directory, prefix=prefix)
+        placed, more = write(entries, directory, prefix=files + prefix)
         if same := taken & more.keys():
             raise WeightsError(
                 f"/{same.pop()}: an engine has a file of that name for itself, so this one cannot"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.older_spellings import with_theta
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys, refuse_unread
@@ -101,6 +102,18 @@ class Multimodal:
                 " no lm_head is stored that would settle it; make them equal"
             )
         return self.tied and not stored
+
+
+def seeing(arch: Arch, inputs: Collection[str]) -> Arch:
+    """Return a text architecture whose model takes features of pictures, of the text's width, and
+    these inputs besides."""
+
+    def build(config: Any) -> Decoder:
+        model = arch.build(config)
+        model.see(config.hidden_size, *inputs)
+        return model
+
+    return replace(arch, build=build)
 
 
 def as_stored(arch: Arch, config: Any, shapes: Shapes) -> Arch:

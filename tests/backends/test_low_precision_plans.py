@@ -17,7 +17,7 @@ from tiny import case
 
 from lmcast.calib.formats import WEIGHTS, WeightFormat
 from lmcast.calib.formats.scales import quotients, times
-from lmcast.exporter import Engine, export, pipeline
+from lmcast.exporter import Engine, cast, export
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import build, formats
 from lmcast.exporter.backends.tensorrt.low_precision import MADE, rewrite
@@ -66,7 +66,7 @@ def traced() -> dict[InputFormat | None, ir.Model]:
 @pytest.fixture
 def make(checkpoint, builder, traced, tmp_path, monkeypatch) -> Make:
     """Return a function that exports with weights in a format, and inputs rounded as given."""
-    source, trace = checkpoint(LLAMA), pipeline.trace
+    source, trace = checkpoint(LLAMA), cast.trace
     monkeypatch.setattr(build, "run", builder.run)
 
     def run(
@@ -77,7 +77,7 @@ def make(checkpoint, builder, traced, tmp_path, monkeypatch) -> Make:
                 traced[inputs] = trace(*given)
             return traced[inputs].clone()
 
-        monkeypatch.setattr(pipeline, "trace", once)
+        monkeypatch.setattr(cast, "trace", once)
         ends = {f"{name}.weight": format for name in SHAPES}
         recipe = write_packed(source, tmp_path / "recipe", ends, inputs)
         options = {"parity": False, "tokenizer": False, "recipe": recipe, **options}

@@ -108,7 +108,7 @@ def fork(job: Job) -> Ended:
 
 
 def export(job: Job, pipe: int) -> None:
-    from lmcast.exporter import pipeline
+    from lmcast.exporter import cast, pipeline
     from lmcast.exporter.progress import Progress, Step
 
     class Told(Progress):
@@ -129,13 +129,13 @@ def export(job: Job, pipe: int) -> None:
         GRAPHS.append(graph.clone())  # the rest of the export rewrites what it was given
         return graph
 
-    trace = pipeline.trace
+    trace = cast.trace
     if job.traced:
-        pipeline.trace = lambda *arguments: GRAPHS[0]  # of this fork alone
+        cast.trace = lambda *arguments: GRAPHS[0]  # of this fork alone
     elif not GRAPHS:
-        pipeline.trace = trace_and_keep
+        cast.trace = trace_and_keep
     pipeline.export(job.checkpoint, job.output, weights=job.weights, progress=Told())
-    pipeline.trace = trace
+    cast.trace = trace
 
 
 def serve(checkpoint: str) -> None:

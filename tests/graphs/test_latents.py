@@ -19,11 +19,11 @@ from tiny.llama import WEIGHTS, tiny_llama, write_json
 from torch import Tensor
 
 from lmcast.exporter import export
+from lmcast.exporter.cast import trace
 from lmcast.exporter.checkpoint import open_checkpoint
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.inspect import inspect
 from lmcast.exporter.passes.latents_by_length import latents_by_length
-from lmcast.exporter.pipeline import trace
 from lmcast.graphs.blocks.mla import EPS
 from lmcast.graphs.blocks.rope import rotate_interleaved
 from lmcast.plugins.latent import sparse_attention, sparse_index
