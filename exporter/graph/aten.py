@@ -169,9 +169,10 @@ def linear(
     g: Lowering, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None
 ) -> ir.Value:
     transposed = g.op("Transpose", [g.value(weight)], {"perm": [1, 0]})
+    inputs = [operand_of(g, x, tensor_of(x).dtype), transposed]
     if bias is None:
-        return g.op("MatMul", [g.value(x), transposed], main=True)
-    return g.op("Add", [g.op("MatMul", [g.value(x), transposed]), g.value(bias)], main=True)
+        return g.op("MatMul", inputs, main=True)
+    return g.op("Add", [g.op("MatMul", inputs), g.value(bias)], main=True)
 
 
 @entry(aten.rms_norm.default)

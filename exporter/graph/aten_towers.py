@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,3 +122,26 @@ def attention(
     # In fp32, as torch takes the softmax of fewer bits.
     attributes["softmax_precision"] = 1
     return g.op("Attention", [g.value(q), g.value(k), g.value(v)], attributes, main=True)
+
+
+@entry(aten.cumsum.default)
+def cumsum(g: Lowering, node: fx.Node, x: fx.Node, axis: int) -> ir.Value:
+    dtype = tensor_of(node).dtype
+    if dtype not in (torch.float32, torch.float64):  # torch adds up in more bits than these
+        raise g.refused(f"it adds up {dtype}")
+    return g.op("CumSum", [operand_of(g, x, dtype), g.constant(axis)])
+
+
+OF_SIZES = {
+    operator.add: "Add",
+    operator.sub: "Sub",
+    operator.mul: "Mul",
+    operator.floordiv: "Div",  # the same of what is not negative
+}
+
+
+@entry(*OF_SIZES)
+def of_sizes(g: Lowering, node: fx.Node, a: Any, b: Any) -> ir.Value:
+    """A size that follows from sizes of axes."""
+    inputs = [g.value(n) if isinstance(n, fx.Node) else g.constant([n]) for n in (a, b)]
+    return g.op(OF_SIZES[node.target], inputs)

@@ -35,15 +35,22 @@ def _projections(dim: int, streams: int) -> nn.ModuleList:
 
 
 class Spread(Spreading):
-    """Ids B,T -> streams B,T,A*D: the embedding, and projections of it at its magnitude."""
+    """Ids B,T -> streams B,T,A*D: the embedding, and projections of it at its magnitude.
+
+    others: `other(input_ids, x)` embeds ids of other models anew, one after the other.
+    """
 
     def __init__(self, tokens: ScaledEmbedding, streams: int):
         super().__init__()
         self.tokens = tokens
         self.projections = _projections(tokens.embedding_dim, streams)
+        self.others = nn.ModuleList()
 
     def forward(self, input_ids: Tensor, *images: Tensor) -> Tensor:
-        x = placed(self.tokens(input_ids), *images)
+        x = self.tokens(input_ids)
+        for other in self.others:
+            x = other(input_ids, x)
+        x = placed(x, *images)
         size = _magnitude(x)
         return torch.cat([x, *(_project(x, by, size) for by in self.projections)], -1)
 

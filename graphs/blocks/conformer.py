@@ -98,6 +98,16 @@ class HalfFeedForward(nn.Module):
         return x + self.post(self.clamp(y)) * self.share
 
 
+def _signal(dim: int, past: int, future: int) -> Tensor:
+    """Return sines and cosines of the distances from `past` down to -`future`, P,D in fp32."""
+    pairs = dim // 2
+    step = math.log(1e4) / max(pairs - 1, 1)
+    rates = torch.exp(torch.arange(pairs, device="cpu") * -step)
+    places = torch.arange(past, -future - 1, -1, device="cpu").float()
+    angle = places[:, None] * rates
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
 class NearAttention(nn.Module):
     """Attention of each frame to `past` frames before it, itself, and `future` ones behind it, by
     content and by how far each lies away (Transformer-XL, arXiv 1901.02860); N,S,D.
@@ -118,12 +128,14 @@ class NearAttention(nn.Module):
         self.position = nn.Linear(dim, dim, bias=False)
         self.scales = nn.Parameter(torch.empty(self.width))
         self.scale = self.width**-0.5 / math.log(2)  # log(2): softplus of 0
+        self.signal = _signal(dim, past, future)
 
     def forward(self, x: Tensor) -> Tensor:
         scales = F.softplus(self.scales)
         q = self._heads(self.q(x)) * self.scale * scales  # N,h,S,d
         k, v = self._heads(self.k(x)), self._heads(self.v(x))
-        away = self._places(self.position(self._signal(x)))  # h,d,P
+        signal = self.signal.to(x.device).to(x.dtype)  # P,D
+        away = self._heads(self.position(signal)).transpose(1, 2)  # h,d,P
         frames = torch.arange(x.shape[1], device=x.device)
         ahead = frames[None] - frames[:, None]  # S,S: how far a key lies behind its query
         index = (ahead + self.past).clamp(0, self.past + self.future)
@@ -140,19 +152,6 @@ class NearAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """...,S,D -> ...,h,S,d."""
         return x.unflatten(-1, (self.heads, self.width)).transpose(-3, -2)
-
-    def _places(self, x: Tensor) -> Tensor:
-        """P,D -> h,d,P."""
-        return self._heads(x).transpose(-2, -1)
-
-    def _signal(self, like: Tensor) -> Tensor:
-        """Return sines and cosines of the distances from `past` down to -`future`, P,D."""
-        pairs = self.dim // 2
-        step = math.log(1e4) / max(pairs - 1, 1)
-        rates = torch.exp(torch.arange(pairs, device="cpu") * -step)
-        places = torch.arange(self.past, -self.future - 1, -1, device="cpu").float()
-        angle = places[:, None] * rates
-        return torch.cat([angle.sin(), angle.cos()], -1).to(like.device, like.dtype)
 
 
 class LightConv(nn.Module):

@@ -104,6 +104,14 @@ CASES: dict[str, tuple[Callable, list[Input]]] = {
     "rms_norm bare": (lambda x: F.rms_norm(x, (4,)), [(X, F32)]),
     "rms_norm of two axes": (lambda x: F.rms_norm(x, (2, 4), eps=1e-5), [(("B", 2, 4), F32)]),
     "rms_norm half": (lambda x: F.rms_norm(x, (4,), None, 1e-3), [(X, F16)]),
+    "linear of a constant": (
+        lambda x, w: x[..., :1] * F.linear(CONSTANT, w), [(X, F32), ((4, 4), F32)]
+    ),
+    "cumsum": (lambda x: x.cumsum(1), [(X, F32)]),
+    "cumsum of int in single": (lambda x: x.float().cumsum(-1), [(AT, I64)]),
+    "sizes that follow": (
+        lambda x: torch.arange((3 * (x.shape[0] + 1) * x.shape[1] - 1) // 2) * 2, [(X, F32)]
+    ),
     "softmax": (lambda x: torch.softmax(x, -2), [(X, F32)]),
     "softmax of half in single": (lambda x: torch.softmax(x, -1, F32), [(X, F16)]),
     "conv1d by channel": (nn.Conv1d(4, 4, 3, groups=4, padding=1), [(("B", 4, "T"), F32)]),
@@ -252,7 +260,7 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
         "it has a mask",
     ),
-    "unknown": (lambda x: x.cumsum(1), r"aten\.cumsum\.default at mixer .*exporter/graph/aten\.py"),
+    "unknown": (lambda x: x.cumprod(1), r"aten\.cumprod\.default at mixer .*exporter/graph/aten\.py"),
     "alpha": (lambda x: torch.add(x, x, alpha=2), r"aten\.add\.Tensor at mixer .*alpha is 2"),
     "rounding": (
         lambda x: torch.div(x, 3, rounding_mode="trunc"),
@@ -272,6 +280,7 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         lambda x: F.interpolate(x.unflatten(-1, (2, 2)), (3, 2)),
         r"aten\.upsample_nearest2d.*no whole multiple",
     ),
+    "cumsum of half": (lambda x: x.half().cumsum(1), r"aten\.cumsum\.default.*float16"),
     "two sizes": (
         lambda x: x[:, 1:].flatten(0, 1).unflatten(0, (x.shape[0], x.shape[1] - 1)),
         r"at mixer",
@@ -295,7 +304,7 @@ def test_module_path_is_that_of_the_model():
 
 def test_a_value_that_no_output_needs_is_left_out():
     def function(x: Any) -> Any:
-        x.cumsum(1)  # has no entry
+        x.cumprod(1)  # has no entry
         return x + 1
 
     assert [n.op_type for n in Lowering(trace(function, [(X, F32)])).run()] == ["Constant", "Add"]
