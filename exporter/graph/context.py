@@ -14,3 +14,8 @@ def context(model: ir.Model) -> int:
     """Return the most tokens of a row; raises KeyError where nobody has said."""
     found: int = model.meta[KEY]
     return found
+
+
+def is_text(model: ir.Model) -> bool:
+    """Whether rows of tokens go through a graph, and somebody has said how many; not of a tower."""
+    return KEY in model.meta

@@ -54,7 +54,7 @@ def _rewritten(model: ir.Model, node: ir.Node) -> bool:
 def _decompose(model: ir.Model, node: ir.Node, cap: float) -> None:
     slope, given = node.attributes["scale"].as_float() / (cap or 1.0), _with_mask(node)
     write = partial(plain, slope=slope, cap=cap or None, added=_is_added(given[3]))
-    replace(model, node, written(model, node, write, *given))
+    replace(model, node, written(model, node, write, *given, label="plain"))
 
 
 def _with_mask(node: ir.Node) -> list[ir.Value | None]:

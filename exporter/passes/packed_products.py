@@ -5,7 +5,9 @@ after:  y = GroupQueryAttention(x qkv, , , ...), one weight over the bytes of th
 before: Mul(QuickGelu(x gate), x up)
 after:  lmcast.gated_activation <activation = "silu"> (x both)
 
-Weights have to lie side by side in a file. In a linked one, where queries, keys and values are a
+Gates are of texts alone: launch plans of the operator count tokens, and in a tower, whose calls are
+thousands of patches, the products take nearly all of the time. Weights have to lie side by side in a
+file. In a linked one, where queries, keys and values are a
 tenth of most models and lie apart, those are written into the engine. Biases, which are small, are
 joined.
 """
@@ -14,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lmcast.exporter.engine.names import ROOT
+from lmcast.exporter.graph.context import is_text
 from lmcast.exporter.passes.evaluate import evaluate
 from lmcast.exporter.passes.rewrite import insert, nodes_of, replace
 from lmcast.exporter.passes.side_by_side import alike, packed, side_by_side, tensors_of
@@ -26,7 +29,8 @@ from lmcast.plugins.plugin import DOMAIN
 def packed_products(model: ir.Model) -> int:
     found = nodes_of(model, "GroupQueryAttention")
     changes = sum(pack_attention(model, n, computed=False) for n in found)
-    return changes + sum(_feed_forward(model, n) for n in nodes_of(model, "Mul"))
+    gates = nodes_of(model, "Mul") if is_text(model) else ()
+    return changes + sum(_feed_forward(model, n) for n in gates)
 
 
 def pack_attention(model: ir.Model, node: ir.Node, computed: bool = True) -> bool:

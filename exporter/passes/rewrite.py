@@ -96,18 +96,19 @@ def constant(
 
 
 def written(
-    model: ir.Model, before: ir.Node, write: Block, *given: ir.Value | None
+    model: ir.Model, before: ir.Node, write: Block, *given: ir.Value | None, label: str = ""
 ) -> list[ir.Value]:
     """Insert the nodes that `write` writes; return what it returns.
 
-    It takes a Builder and the given values. Nodes are named after the one that they stand before.
+    It takes a Builder and the given values. Nodes are named after the one that they stand before,
+    and a label, where that has the name of a module that others are named after, too.
     """
-    op = Builder()
+    op, at = Builder(), f"{before.name}.{label}" if label else before.name
     results = write(op, *(None if value is None else Value(op, value) for value in given))
     for node in op.nodes:
-        node.name = f"{before.name}.{node.name}"
+        node.name = f"{at}.{node.name}"
         for value in node.outputs:
-            value.name = f"{before.name}.{value.name}"
+            value.name = f"{at}.{value.name}"
         model.graph.insert_before(before, node)
     model.graph.opset_imports.update(op.domains)
     return [value.ir for value in ([results] if isinstance(results, Value) else results)]
