@@ -6,10 +6,9 @@ before: Mul(QuickGelu(x gate), x up)
 after:  lmcast.gated_activation <activation = "silu"> (x both)
 
 Gates are of texts alone: launch plans of the operator count tokens, and in a tower, whose calls are
-thousands of patches, the products take nearly all of the time. Weights have to lie side by side in a
-file. In a linked one, where queries, keys and values are a
-tenth of most models and lie apart, those are written into the engine. Biases, which are small, are
-joined.
+thousands of patches, the products take nearly all of the time. Weights have to lie side by side in
+a file. In a linked one, where queries, keys and values are a tenth of most models and lie apart,
+those are written into the engine. Biases, which are small, are joined.
 """
 
 import numpy as np
