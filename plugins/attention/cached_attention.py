@@ -40,14 +40,13 @@ def eager(
     sink, factor, scale, softcap: as in `attend`.
     key_scale, value_scale: () fp32, both or neither; with them the caches are float8_e4m3fn (see
         fp8_cache), and attention sees new tokens as they are stored.
-    visible_ends: B,T int64 or None; the last position that each token sees: its own, or a later one
-        of this call (Gemma 3, whose tokens of a picture see each other). None: its own.
+    visible_ends: B,T int64 or None; the last position that each token sees, up to the last of this
+        call (Gemma 3, whose tokens of a picture see each other). None: its own.
 
     Returns B,T,H,V and both caches after the call. Of tokens beyond token_counts, output and cache
     are unspecified but finite.
     """
-    tokens = query.shape[1]
-    position = cache_lengths[:, None] + torch.arange(tokens, device=query.device)  # B,T
+    position = cache_lengths[:, None] + torch.arange(query.shape[1], device=query.device)  # B,T
 
     def write(past: Tensor, new: Tensor) -> Tensor:
         index = position[:, None, :, None].expand(-1, past.shape[1], -1, past.shape[3])
@@ -58,10 +57,9 @@ def eager(
     present_key, present_value = write(past_key, key), write(past_value, value)
     held = torch.arange(past_key.shape[2], device=query.device)
     last = position if visible_ends is None else visible_ends
-    mask = held <= last[:, :, None]  # B,T,C
-    keys, values = numbers(present_key, key_scale), numbers(present_value, value_scale)
+    given = numbers(present_key, key_scale), numbers(present_value, value_scale)
     return (
-        attend(query, keys, values, mask, sink, factor, scale, softcap),
+        attend(query, *given, held <= last[:, :, None], sink, factor, scale, softcap),
         stored(present_key, key_scale),
         stored(present_value, value_scale),
     )
