@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lmcast.graphs.blocks.ffn import ActivationName, PlainMLP
 from lmcast.graphs.blocks.norm import WideRMSNorm
 from lmcast.graphs.blocks.patch_attention import PatchAttention
+from lmcast.graphs.blocks.step import ENDS
 from lmcast.graphs.blocks.tower import PatchEmbed, Tower, TowerLayer, TowerPart, tower_inputs
 from lmcast.graphs.config.older_spellings import renamed
 from lmcast.graphs.config.reading import Count, Layers, Positive, Size
@@ -147,6 +148,7 @@ LATER = TowerArch(  # as transformers 5 writes it
     weights=weights("vision_tower"),
     tidy=tidy,
     beside=("vision_tower.head",),
+    text_inputs=(ENDS,),
 )
 HUB = "vision_tower.vision_model"
 TOWER = replace(
