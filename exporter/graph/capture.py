@@ -26,7 +26,7 @@ from lmcast.graphs.blocks.step import (
 )
 
 # Example sizes of the dynamic axes: distinct, and above 1, so that torch.export keeps them apart.
-SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13, "N": 17, "M": 19, "F": 23}
+SIZES = {"B": 2, "T": 3, "C": 7, "R": 5, "S": 11, "K": 13, "N": 17, "M": 19, "F": 23, "L": 29}
 
 
 @dataclass(frozen=True)

@@ -48,20 +48,22 @@ class _Capture:
         self.kinds: dict[str, Part] = {}
         self.sizes: Sizes = SIZES
         self.embed = self.call("Embed", tower.embed, "embed", ["x"])
-        (embedded,) = _results(self.embed.part)
-        self.sizes = {**SIZES, "S": self._tokens(embedded.shape[1].node.hint)}
-        self.x: Input = ("x", ("N", "S", embedded.shape[-1]), self.dtype)
+        self.sizes = {**SIZES, "S": self._tokens()}
+        x = self._x(self.embed)
         self.positions, self.shared = self._positions()
-        taken = [self.x, *self.shared]
-        self.blocks = [
-            self.call("Block", block, f"blocks.{index}", ["x"], taken)
-            for index, block in enumerate(tower.blocks)
-        ]
-        self.deepstack = {
-            int(index): self.call("Deepstack", part, f"deepstack.{index}", [FEATURES], [self.x])
-            for index, part in tower.deepstack.items()
-        }
-        self.merger = self.call("Merger", tower.merger, "merger", [FEATURES], [self.x])
+        self.blocks, self.deepstack = list[Call](), dict[int, Call]()
+        self.kept: dict[int, Input] = {}
+        for index, block in enumerate(tower.blocks):
+            taken = [x, *self.shared]
+            self.blocks.append(self.call("Block", block, f"blocks.{index}", ["x"], taken))
+            x = self._x(self.blocks[-1])
+            if index in tower.keeps:
+                self.kept[index] = (f"kept.{index}", *x[1:])
+            if str(index) in tower.deepstack:
+                part, at = tower.deepstack[str(index)], f"deepstack.{index}"
+                self.deepstack[index] = self.call("Deepstack", part, at, [FEATURES], [x])
+        taken = [x, *self.kept.values()]
+        self.merger = self.call("Merger", tower.merger, "merger", [FEATURES], taken)
 
     def call(
         self, kind: str, module: nn.Module, at: str, gives: list[str], before: Sequence[Input] = ()
@@ -69,7 +71,7 @@ class _Capture:
         """Trace a part unless its like has been; before: what it takes ahead of inputs by name."""
         named = module.takes if isinstance(module, TowerPart) else ()
         inputs = [*before, *(self.given[name] for name in named)]
-        key = f"{kind} {[name for name, _, _ in inputs]} {fingerprint(module, {})}"
+        key = f"{kind} {inputs} {fingerprint(module, {})}"
         if key not in self.kinds:
             name = f"{kind}{sum(known.startswith(f'{kind} ') for known in self.kinds)}"
             nesting = ((None,) * len(inputs),)
@@ -78,10 +80,19 @@ class _Capture:
             )
         return Call(self.kinds[key], at, module)
 
-    def _tokens(self, example: int) -> int | Multiple:
-        """Return what is known of S, which is `example` for the sizes of a trace: M * K, and a few
-        more where there are tokens besides patches."""
-        merged = self.tower.inputs["patches"][0][2]
+    def _x(self, call: Call) -> Input:
+        """Return what a part gives, as an input of the next: N,S,D, or places of fixed sizes."""
+        (made,) = _results(call.part)
+        axes = tuple(n if isinstance(n, int) else "NS"[i] for i, n in enumerate(made.shape))
+        return "x", axes, made.dtype
+
+    def _tokens(self) -> int | Multiple:
+        """Return what is known of S: M * K, and a few more where there are tokens besides patches;
+        else an example."""
+        (embedded,) = _results(self.embed.part)
+        size = embedded.shape[1]
+        example = size if isinstance(size, int) else int(size.node.hint)
+        merged = self.tower.inputs["patches"][0][2] if "patches" in self.tower.inputs else "K"
         if isinstance(merged, str):
             return example
         return Multiple(merged, example - SIZES["M"] * merged, SIZES["M"])
@@ -110,6 +121,8 @@ class _Capture:
         outputs: dict[str, ir.Value] = {}
         for index, block in enumerate(self.blocks):
             (x,) = graph.call(block, block.prefix, {**graph.given, "x": x})
+            if index in self.kept:
+                graph.given[self.kept[index][0]] = x
             if (deep := self.deepstack.get(index)) is not None:
                 (outputs[deep.prefix],) = graph.call(deep, deep.prefix, {**graph.given, "x": x})
         (features,) = graph.call(self.merger, self.merger.prefix, {**graph.given, "x": x})

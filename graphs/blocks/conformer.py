@@ -144,8 +144,8 @@ class NearAttention(nn.Module):
         scores = torch.matmul(q, k.transpose(2, 3)) + scores  # N,h,S,S
         scores = widen(torch.tanh(scores / self.cap) * self.cap)
         least = torch.finfo(scores.dtype).min
-        scores = torch.where(ahead < -self.past, least, scores)
-        scores = torch.where(ahead > self.future, least, scores)
+        scores = torch.where(ahead > -self.past - 1, scores, least)
+        scores = torch.where(ahead < self.future + 1, scores, least)
         y = torch.matmul(torch.softmax(scores, -1).to(x.dtype), v)  # N,h,S,d
         return y.transpose(1, 2).flatten(2)
 

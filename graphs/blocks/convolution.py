@@ -180,9 +180,11 @@ class MultiQueryAttention(nn.Module):
         k, v = self.k(normed), self.v(normed)  # N,d,places
         q = self.q(normed).flatten(2).unflatten(1, (self.heads, self.width))  # N,h,d,R*Q
         q = q.transpose(2, 3).flatten(1, 2)  # N,h*R*Q,d: to one key, heads are more queries
-        q, k, v = q[:, None], k.transpose(1, 2)[:, None], v.transpose(1, 2)[:, None]
+        parts = (q, k.transpose(1, 2), v.transpose(1, 2))
+        q, k, v = (part.unflatten(-1, (1, self.width)).transpose(1, 2) for part in parts)
         y = F.scaled_dot_product_attention(q, k, v, scale=self.width**-0.5)  # N,1,h*R*Q,d
-        y = y.flatten(0, 1).unflatten(1, (self.heads, -1)).transpose(2, 3)  # N,h,d,R*Q
+        y = y.transpose(1, 2).flatten(2)
+        y = y.unflatten(1, (self.heads, -1)).transpose(2, 3)  # N,h,d,R*Q
         y = y.flatten(1, 2).unflatten(2, x.shape[2:])  # N,h*d,R,Q
         return x + self.scale(self.o(y))
 

@@ -38,7 +38,8 @@ class Tower(nn.Module):
     embed: its inputs -> x N,S,D.
     positions: its inputs -> the tensors N,S,R that every block takes besides x; None for none.
     blocks: x and those tensors -> x.
-    merger: x and its inputs -> features N*M,H.
+    merger: x, what blocks `keeps` gave, and its inputs -> features N*M,H.
+    keeps: indices of blocks whose x the merger also takes.
     deepstack: by the index of a block, in ascending order, a merger of what that gives to further
         features N*M,H, which are outputs behind the first (Qwen3-VL).
     """
@@ -51,13 +52,14 @@ class Tower(nn.Module):
         positions: TowerPart | None,
         blocks: Sequence[nn.Module],
         merger: TowerPart,
+        keeps: Sequence[int] = (),
         deepstack: Mapping[int, TowerPart] | None = None,
     ):
         super().__init__()
         self.inputs = inputs
         self.embed, self.positions = embed, positions
         self.blocks = nn.ModuleList(blocks)
-        self.merger = merger
+        self.merger, self.keeps = merger, tuple(keeps)
         self.deepstack = nn.ModuleDict({str(i): part for i, part in (deepstack or {}).items()})
 
     def forward(self, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -68,13 +70,15 @@ class Tower(nn.Module):
 
         x = self.embed(*given(self.embed))
         shared = () if self.positions is None else self.positions(*given(self.positions))
-        further = []
+        further, kept = [], []
         for index, block in enumerate(self.blocks):
             x = block(x, *shared)
+            if index in self.keeps:
+                kept.append(x)
             if str(index) in self.deepstack:
                 merger = self.deepstack[str(index)]
                 further.append(merger(x, *given(merger)))
-        features: Tensor = self.merger(x, *given(self.merger))
+        features: Tensor = self.merger(x, *kept, *given(self.merger))
         return (features, *further) if further else features
 
 

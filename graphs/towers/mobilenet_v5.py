@@ -129,20 +129,17 @@ class Stem(TowerPart):
 
 
 class Merger(TowerPart):
-    """The last stage, its fusion with the states x before it, and the way into the text."""
+    """The last two stages in one, and the way into the text."""
 
-    def __init__(self, stage: list[nn.Module], fusion: Fusion, into: SoftTokens):
+    def __init__(self, fusion: Fusion, into: SoftTokens):
         super().__init__()
-        self.stage = nn.ModuleList(stage)
         self.fusion, self.into = fusion, into
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x N,C,R,R -> N*M,H."""
-        before = x
-        for block in self.stage:
-            x = block(x)
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """x: of the last stage; before: of that before it; N,C,R,R -> N*M,H."""
         x = self.fusion(before, x).flatten(2).transpose(1, 2).flatten(0, 1)  # N*M,2048
-        return self.into(x * FEATURES**0.5)
+        y: Tensor = self.into(x * FEATURES**0.5)
+        return y
 
 
 def build(c: Config, text: Any) -> Tower:
@@ -152,30 +149,27 @@ def build(c: Config, text: Any) -> Tower:
     side = arguments.msfa_output_resolution
     pixels = side * POOLS * SHRINKS
     stem = max(STEM, arguments.channels(STEM))
-    *first, last = _stages(arguments, stem)
     fused = sum(arguments.channels(usual) for usual, _ in STAGES[-2:])
     return Tower(
         inputs={"pixels": (("N", 3, pixels, pixels), torch.float32)},
         embed=Stem(stem),
         positions=None,
-        blocks=[block for stage in first for block in stage],
+        blocks=list(_blocks(arguments, stem)),
+        keeps=[sum(len(makers) for _, makers in STAGES[:-1]) - 1],
         merger=Merger(
-            last,
             Fusion(fused, FEATURES, EPS, side),
             SoftTokens(FEATURES, text.hidden_size, v.rms_norm_eps),
         ),
     )
 
 
-def _stages(arguments: Arguments, channels: int) -> Iterator[list[nn.Module]]:
-    """Yield the blocks of each stage; channels: of what goes into the first."""
+def _blocks(arguments: Arguments, channels: int) -> Iterator[nn.Module]:
+    """Yield the blocks of all stages; channels: of what goes into the first."""
     for usual, makers in STAGES:
-        stage = []
         for make in makers:
             out = arguments.channels(usual)
-            stage.append(make(channels, out, EPS))
+            yield make(channels, out, EPS)
             channels = out
-        yield stage
 
 
 # Parts of a block here and in timm.
@@ -207,24 +201,14 @@ EDGE = {
 TIMM = "vision_tower.timm_model"
 
 
-def _numbered() -> Iterator[tuple[int, int, int]]:
-    """Yield the number of each block before the last stage, and its stage and number there."""
-    places = [(s, b) for s, (_, blocks) in enumerate(STAGES[:-1]) for b in range(len(blocks))]
-    for number, (stage, block) in enumerate(places):
-        yield number, stage, block
-
-
+PLACES = [(s, b) for s, (_, makers) in enumerate(STAGES) for b in range(len(makers))]
 WEIGHTS: Table = {
     "embed.conv.conv": f"{TIMM}.conv_stem.conv",
     "embed.conv.norm": f"{TIMM}.conv_stem.bn",
     **{
         f"blocks.{number}.{ours}": f"{TIMM}.blocks.{stage}.{block}.{theirs}"
-        for number, stage, block in _numbered()
+        for number, (stage, block) in enumerate(PLACES)
         for ours, theirs in (PARTS if stage else EDGE).items()
-    },
-    **{
-        f"merger.stage.{{i}}.{ours}": f"{TIMM}.blocks.{len(STAGES) - 1}.{{i}}.{theirs}"
-        for ours, theirs in PARTS.items()
     },
     **{f"merger.fusion.mix.{ours}": f"{TIMM}.msfa.ffn.{theirs}" for ours, theirs in PARTS.items()},
     "merger.fusion.norm": f"{TIMM}.msfa.norm",

@@ -1,6 +1,6 @@
 """The Universal Speech Model (arXiv 2303.01037): the sound of Gemma 3n, by a conformer.
 
-Letters: N clips of one length, T frames of 10 ms, S frames within the tower, M tokens of a clip, D
+Letters: N clips of one length, L frames of 10 ms, S frames within the tower, M tokens of a clip, D
 width of the tower, H width of the text.
 """
 
@@ -55,7 +55,7 @@ class Config:
 
 
 class Stem(TowerPart):
-    """Log-mel frames N,T,Q in fp32 -> N,S,D: two convolutions that stride, and a linear map."""
+    """Log-mel frames N,L,Q in fp32 -> N,S,D: two convolutions that stride, and a linear map."""
 
     takes = ("mel",)
 
@@ -112,7 +112,7 @@ def build(c: Config, text: Any) -> Tower:
         return ConformerBlock(attention, conv, dim, a.conf_residual_weight, most)
 
     return Tower(
-        inputs={"mel": (("N", "T", a.input_feat_size), torch.float32)},
+        inputs={"mel": (("N", "L", a.input_feat_size), torch.float32)},
         embed=Stem(a),
         positions=None,
         blocks=[block() for _ in range(a.conf_num_hidden_layers)],

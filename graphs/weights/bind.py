@@ -346,7 +346,8 @@ def not_a_copy(copy: str, original: str) -> str:
 def root_of(table: Table) -> str:
     """Return the module of the checkpoint that holds the layers: 'model'."""
     paths = (entry for name, entry in table.items() if ".{i}" in name)
-    return next(p.partition(".{i}")[0].rpartition(".")[0] for p in paths if isinstance(p, str))
+    known = (p for p in paths if isinstance(p, str))
+    return next((p.partition(".{i}")[0].rpartition(".")[0] for p in known), "")
 
 
 def _ancestors(name: str, root: str) -> list[str]:

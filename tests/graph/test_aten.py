@@ -260,7 +260,10 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
         "it has a mask",
     ),
-    "unknown": (lambda x: x.cumprod(1), r"aten\.cumprod\.default at mixer .*exporter/graph/aten\.py"),
+    "unknown": (
+        lambda x: x.cumprod(1),
+        r"aten\.cumprod\.default at mixer .*exporter/graph/aten\.py",
+    ),
     "alpha": (lambda x: torch.add(x, x, alpha=2), r"aten\.add\.Tensor at mixer .*alpha is 2"),
     "rounding": (
         lambda x: torch.div(x, 3, rounding_mode="trunc"),
