@@ -1,4 +1,5 @@
-"""Benchmark of an engine: load, prefill and decode speed, memory, share of the read bandwidth.
+"""Benchmark of an engine: load, prefill and decode speed, memory, share of the read bandwidth; of a
+picture, how long it takes to its features.
 
 The engine runs alone in a fresh process, so that the peaks are its own. Peak private memory is
 anonymous memory (RssAnon): weights read from a mapped file are page cache, which processes share
@@ -25,6 +26,7 @@ import numpy as np
 
 from lmcast.exporter.cores import usable
 from lmcast.exporter.runtime.engine import Engine
+from lmcast.exporter.runtime.prepare import Prepared
 from lmcast.exporter.runtime.session import Session
 from lmcast.plugins.annotations import Count, Rows, Runs, Threads
 from lmcast.plugins.arguments import checked
@@ -62,6 +64,11 @@ class BenchReport:
     weight_bytes_per_step: int  # read in a decoding step of one row; rows share all but experts
     read_bandwidth: float  # bytes a second, by the same number of threads in the same process
     bandwidth_share: float  # of it, what reading the weights in decode reaches
+    # Of a picture before these tokens; None where there is none.
+    image: str | None = None
+    image_tokens: int | None = None
+    prepare_seconds: float | None = None  # from the file to what the tower takes
+    encode_seconds: float | None = None  # in the tower; the first of it loads its graph
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,8 +86,14 @@ class BenchReport:
             "weights read": f"{self.weight_bytes_per_step / MB:.0f} MB a step,"
             f" {self.bandwidth_share:.0%} of {self.read_bandwidth / GB:.1f} GB/s read bandwidth",
         }
+        if self.encode_seconds is not None:
+            rows["picture"] = (
+                f"{self.prepare_seconds:.3f} s to prepare, {self.encode_seconds:.3f} s in the"
+                f" tower: {self.image_tokens} tokens"
+            )
+        before = "" if self.image_tokens is None else f"a picture of {self.image_tokens} and "
         setting = (
-            f"{self.batch} x {self.prompt_tokens} + {self.new_tokens} tokens,"
+            f"{self.batch} x {before}{self.prompt_tokens} + {self.new_tokens} tokens,"
             f" {self.gpu or f'{self.threads} threads'}, median of {self.runs}"
         )
         return "\n".join([setting, *(f"{name:<13} {value}" for name, value in rows.items())])
@@ -97,11 +110,13 @@ def bench(
     prepack: bool = False,
     portable: bool = False,
     exact: bool = False,
+    image: str | PathLike[str] | None = None,
 ) -> BenchReport:
     """Measure an engine in a process of its own, on random token ids and greedy sampling.
 
     threads: at most the processors of this process; None for all of them. prepack, portable,
-    exact: as for Engine. Raises BenchError for a process that dies, EngineError for a directory
+    exact: as for Engine. image: a picture that stands before the tokens of every row; it is seen
+    anew in each run. Raises BenchError for a process that dies, EngineError for a directory
     that is no whole engine.
     """
     engine = Engine(engine_dir, threads, prepack, portable, exact=exact)
@@ -111,15 +126,12 @@ def bench(
         "batch": batch,
     }
     setting |= {"threads": engine.threads or usable(), "runs": runs}
-    if prompt_tokens + new_tokens > engine.context:
-        raise BenchError(
-            f"{prompt_tokens} prompt_tokens and {new_tokens} new_tokens are more than the context"
-            f" of this engine, {engine.context}"
-        )
+    require_context(engine, image, prompt_tokens, new_tokens)
     directory = str(engine.directory)
     measured = measured_apart(
         {"directory": directory, "prepack": prepack, "portable": portable, "exact": exact}
         | setting
+        | {"image": image if image is None else str(image)}
         | ({} if "threads" in engine.target.loads else {"threads": None})
     )
     weight_bytes = weight_bytes_per_step(engine)
@@ -129,6 +141,7 @@ def bench(
         engine=directory,
         **setting,
         **measured["once"],
+        **({} if image is None else of_picture(str(image), measured)),
         prefill_tokens_per_second=median(measured["prefill"]),
         decode_tokens_per_second=median(measured["decode"]),
         weight_bytes_per_step=weight_bytes,
@@ -240,11 +253,70 @@ def loaded(request: Mapping[str, Any]) -> Engine:
     return Engine(request["directory"], request["threads"], request["prepack"], request["portable"])
 
 
+def require_context(
+    engine: Engine, image: str | PathLike[str] | None, prompt_tokens: int, new_tokens: int
+) -> None:
+    """Refuse more tokens than the context; raises BenchError."""
+    shown = 0 if image is None else len(begin(engine, str(image)).ids)
+    if shown + prompt_tokens + new_tokens > engine.context:
+        of_image = f"{shown} tokens of the picture, " if shown else ""
+        raise BenchError(
+            f"{of_image}{prompt_tokens} prompt_tokens and {new_tokens} new_tokens are more than the"
+            f" context of this engine, {engine.context}"
+        )
+
+
+def begin(engine: Engine, image: str) -> Prepared:
+    """Return the beginning of a prompt: a picture, and nothing else."""
+    (ready,) = engine.prepare("", [image], chat=False)
+    return ready
+
+
+def of_picture(image: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the report says of a picture."""
+    return {
+        "image": image,
+        "image_tokens": measured["image_tokens"],
+        "prepare_seconds": median(measured["prepare"]),
+        "encode_seconds": median(measured["encode"]),
+    }
+
+
 def prepare(request: Mapping[str, Any]) -> Peaks:
     """Import what the engine needs, which is not part of loading; return what watches memory."""
     engine = loaded(request)
     gpu = engine.target.prepare(engine.manifest)
     return Peaks() if gpu is None else GpuPeaks(gpu)
+
+
+class Seen:
+    """The picture of a measurement, and the seconds that each run took to its features."""
+
+    def __init__(self, image: str | None):
+        self.image, self.tokens = image, 0
+        self.prepare: list[float] = []
+        self.encode: list[float] = []
+
+    def measured(self) -> dict[str, Any]:
+        """Return what a report is made of."""
+        return {"prepare": self.prepare, "encode": self.encode, "image_tokens": self.tokens}
+
+    def shown(self, engine: Engine, ids: np.ndarray) -> tuple[np.ndarray, Any, float]:
+        """Return ids B,T behind the picture, the images of the rows, and the seconds it took."""
+        if self.image is None:
+            return ids, None, 0.0
+        start = time.perf_counter()
+        ready = begin(engine, self.image)
+        assert ready.images is not None
+        self.prepare.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        engine.tower.see(ready.images.pictures)
+        self.encode.append(time.perf_counter() - start)
+        (self.tokens,) = ready.images.tokens
+        images = ready.images.followed_by(ids.shape[1])
+        before = np.repeat(np.array([ready.ids]), len(ids), axis=0)
+        took = self.prepare[-1] + self.encode[-1]
+        return np.concatenate([before, ids], axis=1), [images] * len(ids), took
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,20 +326,22 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     prefill: list[float] = []
     decode: list[float] = []
     bandwidth: list[float] = []
+    seen = Seen(request["image"])
 
     def run() -> tuple[float, Session]:
         """Prefill and decode once; return the seconds to the first token, and what held the
         states."""
         ids = np.random.default_rng(0).integers(0, engine.vocab_size, (batch, prompt))
+        ids, images, before = seen.shown(engine, ids)
         start = time.perf_counter()
         session = engine.session(batch)
-        picked = session.append(ids).argmax(-1)
+        picked = session.append(ids, None, images).argmax(-1)
         first = time.perf_counter() - start
         for _ in range(new):
             picked = session.append(picked[:, None]).argmax(-1)
-        prefill.append(batch * prompt / first)
+        prefill.append(ids.size / first)
         decode.append(batch * new / (time.perf_counter() - start - first))
-        return first, session
+        return before + first, session
 
     with peaks.watching():
         wall, cpu = time.perf_counter(), time.process_time()
@@ -293,7 +367,8 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         "gpu": None if gpu is None else gpu.name,
         "peak_gpu": peaks.taken if isinstance(peaks, GpuPeaks) else None,
     }
-    return {"once": once, "prefill": prefill, "decode": decode, "bandwidth": bandwidth}
+    measured = {"once": once, "prefill": prefill, "decode": decode, "bandwidth": bandwidth}
+    return measured | seen.measured()
 
 
 def main() -> None:

@@ -161,7 +161,7 @@ def processor_of(found: Definition, source: Checkpoint) -> Processor | None:
             " prepared; add one of them, or pass --text-only for an engine that takes text alone"
         )
     try:
-        return read_processor(found.arch.name, source.config, source.texts)
+        return read_processor(found.arch.name, found.tower.config, source.texts)
     except CheckpointError as error:
         raise CheckpointError(
             f"{source.path}: {error}; or pass --text-only for an engine that takes text alone"

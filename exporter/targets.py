@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from lmcast.exporter.backends.cuda import Cuda
-    from lmcast.exporter.backends.runner import Loading, Runner
+    from lmcast.exporter.backends.runner import Loading, Runner, RunTower
     from lmcast.exporter.backends.tensorrt.request import Request, Sizes
     from lmcast.exporter.passes import Pass
     from lmcast.exporter.progress import Progress
@@ -81,6 +81,7 @@ class Target:
         Of plans, the request says that.
     prepare: import what the engine's runner needs; return the GPU at hand, None for the CPU.
     run: load the graph or the plan of an engine; raises InputError where it cannot run here.
+    run_tower: the same of the tower of one that takes pictures.
     plans: how plans are compiled; None where the engine's own graph is run.
     options: those that change something for it.
     loads: those of a load that do, or say what is done anyway.
@@ -100,6 +101,7 @@ class Target:
     absent: "Callable[[Manifest], str]" = lambda manifest: ""
     prepare: "Callable[[Manifest], Cuda | None]"
     run: "Callable[[Manifest, Loading], Runner]"
+    run_tower: "Callable[[Manifest, Loading], RunTower]"
     plans: Plans | None = None
     options: frozenset[Option] = frozenset()
     loads: frozenset[Loads] = frozenset()
@@ -236,6 +238,15 @@ def _cuda_refuses(binding: "Binding", dtype: str, runs: bool) -> None:
     kernels.require(binding, dtype)
 
 
+def _late(module: str, name: str) -> Callable[..., Any]:
+    """Return a function of a backend, which is imported when that is called."""
+
+    def call(*given: Any) -> Any:
+        return getattr(import_module(f"lmcast.exporter.backends.{module}"), name)(*given)
+
+    return call
+
+
 def _prepare_onnxruntime(manifest: Manifest) -> None:
     import_module("lmcast.exporter.backends.onnxruntime")
 
@@ -256,36 +267,6 @@ def _run_tensorrt(manifest: Manifest, loading: "Loading") -> "Runner":
     from lmcast.exporter.backends.tensorrt import runner
 
     return runner.open_runner(manifest)
-
-
-def _no_cuda(manifest: Manifest) -> str:
-    from lmcast.exporter.backends.cuda_provider import runner
-
-    return runner.absent(manifest)
-
-
-def _prepare_cuda(manifest: Manifest) -> "Cuda":
-    from lmcast.exporter.backends.cuda_provider import runner
-
-    return runner.prepare(manifest)
-
-
-def _run_cuda(manifest: Manifest, loading: "Loading") -> "Runner":
-    from lmcast.exporter.backends.cuda_provider import runner
-
-    return runner.open_runner(manifest, loading)
-
-
-def _choose_sms(asked: tuple[int, ...]) -> tuple[int, ...]:
-    from lmcast.exporter.backends.cuda_provider import kernels
-
-    return kernels.choose_sms(asked)
-
-
-def _embed_kernels(graph: "ir.Model", sms: tuple[int, ...]) -> None:
-    from lmcast.exporter.backends.cuda_provider import kernels
-
-    kernels.embed(graph, sms)
 
 
 def _tensorrt(name: str, about: str) -> Target:
@@ -310,6 +291,7 @@ def _tensorrt(name: str, about: str) -> Target:
         refuse=_tensorrt_refuses,
         prepare=_prepare_tensorrt,
         run=_run_tensorrt,
+        run_tower=_late("onnxruntime_tower", "open_tower"),
         plans=Plans(order, compiled),
         options=frozenset({"sms", "sizes"}),
         loads=frozenset({"portable"}),
@@ -332,6 +314,7 @@ TARGETS: dict[str, Target] = {
             refuse=_cpu_refuses,
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,
+            run_tower=_late("onnxruntime_tower", "open_tower"),
             loads=ON_CPUS,
             clients=True,
         ),
@@ -344,6 +327,7 @@ TARGETS: dict[str, Target] = {
             refuse=_portable_refuses,
             prepare=_prepare_onnxruntime,
             run=_run_onnxruntime,
+            run_tower=_late("onnxruntime_tower", "open_tower"),
             loads=ON_CPUS,
             clients=True,
         ),
@@ -355,10 +339,14 @@ TARGETS: dict[str, Target] = {
             computes_weights=False,
             requires={"optimized": True, "onnxruntime": "1.31"},  # the one that it was tried with
             refuse=_cuda_refuses,
-            absent=_no_cuda,
-            prepare=_prepare_cuda,
-            run=_run_cuda,
-            machine_code=MachineCode(_choose_sms, _embed_kernels),
+            absent=_late("cuda_provider.runner", "absent"),
+            prepare=_late("cuda_provider.runner", "prepare"),
+            run=_late("cuda_provider.runner", "open_runner"),
+            run_tower=_late("cuda_provider.runner", "open_tower"),
+            machine_code=MachineCode(
+                _late("cuda_provider.kernels", "choose_sms"),
+                _late("cuda_provider.kernels", "embed"),
+            ),
             options=frozenset({"sms"}),
             clients=True,
         ),

@@ -27,6 +27,7 @@ from lmcast.exporter.prove.quality import quality
 from lmcast.exporter.runtime.chat import TextError
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import read_prompts
+from lmcast.exporter.runtime.prepare import Pictured
 from lmcast.exporter.runtime.sampling import Sampling
 from lmcast.exporter.runtime.text import Text
 from lmcast.graphs import define, defined
@@ -53,8 +54,10 @@ OBJECTS = [3, "x", b"x", [], {}, True]
 MAPPINGS = [3, "x", [], [("a", 1)], {3: 1}, {b"a": 1}, True]
 PROMPTS = [3, None, b"x", True, {"a": 1}, [3.0], [True], [None], [[b"a"]], [["a"]], ITSELF,
            {"a"}, object(), np.zeros(3), np.float64(3), [["a", 1]]]  # fmt: skip
+IMAGES = [3, True, NAN, {"a": 1}, {"a.png"}, object(), [3], [None], [[3]], [[[b""]]], "", ITSELF]
 USER = [{"role": "user", "content": "x"}]
 MESSAGES = [3, "x", b"x", True, None, USER[0], ["x"], [3], [USER], [{3: 1}], {"a"}, ITSELF]
+CHATS = [3, "x", {"a": 1}, None, [3], ["x"], [[3]], USER]
 LISTS = [3, "x", b"x", True, {"name": "f"}, ["x"], [3], [None], [print], [{3: 1}]]
 DTYPES = [torch.int64, torch.float8_e4m3fn, "float32", np.float32, 32, None]
 
@@ -73,12 +76,17 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     Engine: {"directory": PATHS, **LOADS, "variant": OBJECTS, "whole": FLAGS},
     Engine.session: {"batch": COUNTS},
     Engine.encode: {"prompts": PROMPTS, "chat": FLAGS[:4], "chat_kwargs": MAPPINGS},
+    Engine.prepare: {
+        "prompts": PROMPTS, "images": IMAGES, "chat": FLAGS[:4], "chat_kwargs": MAPPINGS,
+    },
+    Engine.picture: {"source": [*IMAGES, [np.zeros((1, 1, 3))]], "max_pixels": COUNTS},
     Engine.generate: {
         "prompts": PROMPTS, "max_new_tokens": COUNTS, "sampling": WORDS,
         "stop": [3, b"x", [3], [b"x"], {"x": 1}, None], "chat": FLAGS[:4],
         "chat_kwargs": MAPPINGS, "on_token": OBJECTS, "conversation": OBJECTS,
+        "images": IMAGES, "max_pixels": COUNTS,
     },
-    Text.encode: {"text": [*TEXTS, None]},
+    Text.encode: {"text": [*TEXTS, None], "special": FLAGS},
     Text.decode: {"ids": ["1", b"1", 1, [-1], [1.0], [True], [1 << 32], [HUGE], None, {1}]},
     Text.id_of: {"token": [*TEXTS, None]},
     Text: {
@@ -86,7 +94,9 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "special_tokens": [*MAPPINGS, {"a": 3}],
     },
     Text.chat: {"messages": MESSAGES},
-    Text.chats: {"chats": [3, "x", {"a": 1}, None, [3], ["x"], [[3]], USER], "most": COUNTS},
+    Text.chats: {"chats": CHATS, "most": COUNTS},
+    Text.rendered: {"chats": CHATS, "most": COUNTS},
+    Pictured: {"prompt": [], "images": [*IMAGES[:-1], "a.png", b"", [[b""]], None]},
     Chat: {
         "messages": MESSAGES, "tools": LISTS, "documents": LISTS, "template": TEXTS,
         "continue_final_message": [0, 1, None, [], b"content", np.bool_(True)],
@@ -114,7 +124,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     },
     bench: {
         "engine_dir": PATHS, "prompt_tokens": COUNTS, "new_tokens": COUNTS, "batch": COUNTS,
-        "runs": [*COUNTS, 10**6], **LOADS,
+        "runs": [*COUNTS, 10**6], "image": SOME_PATHS, **LOADS,
     },
     inspect_path: {
         "path": PATHS, "batch": COUNTS, "context": COUNTS, "inert": NAMES, "untie": FLAGS,
@@ -162,7 +172,8 @@ GIVEN: dict[str, Any] = {
     "engine_dir": "/nowhere", "directory": "/nowhere", "key": "/nowhere", "against": "/nowhere",
     "path": "/nowhere", "before": "/nowhere", "after": "/nowhere", "target": "cpu",
     "program": "genai", "config": {}, "shapes": {}, "tensors": {}, "prompts": "x",
-    "messages": USER, "given": {}, "chats": [],
+    "messages": USER, "given": {}, "chats": [], "source": "a.png", "text": "x", "images": [],
+    "prompt": "x",
     "tokenizer": b"", "chat_templates": {}, "special_tokens": {},
 }  # fmt: skip
 

@@ -16,9 +16,9 @@ from lmcast.exporter.backends.large_pages import in_large_pages
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.backends.runner import Loading, Shaped
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
-from lmcast.exporter.engine.description import Description, Graph
+from lmcast.exporter.engine.description import Description, Graph, Vision
 from lmcast.exporter.engine.manifest import EngineError, Manifest
-from lmcast.exporter.engine.names import ENGINE_JSON, ROOT
+from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT
 from lmcast.exporter.engine.own_weights import own_weights
 from lmcast.plugins.errors import InputError
 
@@ -201,7 +201,7 @@ def _padded(state: Shaped) -> int:
     return -(-math.prod(shape) * DTYPES[dtype].bytes // ALIGNED) * ALIGNED
 
 
-def session_options(manifest: Manifest, graph: Graph) -> ort.SessionOptions:
+def session_options(manifest: Manifest, graph: Graph | Vision) -> ort.SessionOptions:
     """Return what is asked of ONNX Runtime for a graph of an engine, whatever runs it."""
     options = ort.SessionOptions()
     # Errors reach the user as exceptions; the runtime's own log would print them again.
@@ -219,24 +219,30 @@ def session_options(manifest: Manifest, graph: Graph) -> ort.SessionOptions:
     # Planning which values may share memory takes time by the square of the number of those of
     # unknown size (ONNX Runtime 1.31: 3 s for four layers of 128 experts), and saves nothing: of
     # the values of the experts most are empty.
-    options.enable_mem_reuse = not graph.split_experts
+    options.enable_mem_reuse = isinstance(graph, Vision) or not graph.split_experts
     # A memory pattern is a second place for the values of calls: a prompt of 1,024 tokens of
     # SmolLM2-135M peaks at 329 MB without, at 363 with it, at the same speed. It begins with room
     # for all weights, although they are mapped: a model larger than memory fails to load.
     options.enable_mem_pattern = False
-    folder = ROOT if graph.weights == "link" else str(manifest.directory.absolute())
+    linked = manifest.about.graph.weights == "link"
+    folder = ROOT if linked else str(manifest.directory.absolute())
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     return options
 
 
 def opened(
-    manifest: Manifest, model: bytes | None, options: ort.SessionOptions, providers: list[Any]
+    manifest: Manifest,
+    model: bytes | None,
+    options: ort.SessionOptions,
+    providers: list[Any],
+    file: str = MODEL,
 ) -> ort.InferenceSession:
-    """Return the graph of an engine, or one given as bytes, loaded; raises BackendError."""
-    path, given = manifest.directory / manifest.about.graph.file, dict[str, ort.OrtValue]()
+    """Return a graph of an engine, MODEL or VISION, or one given as bytes, loaded; raises
+    BackendError."""
+    path, given = manifest.directory / file, dict[str, ort.OrtValue]()
     if manifest.about.graph.weights == "link" and model is None:
         # There is one folder for all files; the engine, which has the rest, may lie anywhere.
-        given = {name: value_of(array) for name, array in own_weights(manifest).items()}
+        given = {name: value_of(array) for name, array in own_weights(manifest, file).items()}
         options.add_external_initializers([*given], [*given.values()])
     try:
         # Without a fallback: with one, what another provider says hides what is wrong with this.

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 STDIN_BYTES = 64 << 20  # far more than a context holds
 HELP = "/exit or Ctrl-D ends, /new begins another conversation"
+SHOWING = "/image FILE shows a picture with the next message"
 
 
 def is_chat(prompt: str | None, file: Path | None, chat: bool | None, other: bool) -> bool:
@@ -53,11 +55,21 @@ def read_stdin() -> str:
     return text
 
 
-def talk(engine: "Engine", system: str | None, options: dict[str, Any]) -> None:
+@dataclass
+class Shown:
+    """The pictures that a person shows: those to come with the next message, and how large."""
+
+    waiting: list[Any]
+    max_pixels: int | None
+
+
+def talk(engine: "Engine", system: str | None, options: dict[str, Any], shown: Shown) -> None:
     """Answer line by line until the end; what was said stays cached.
 
     options: of Engine.generate. Raises InputError for an engine that cannot chat.
     """
+    from lmcast.exporter.runtime.chat import user
+
     if not engine.text.chat_templates:
         raise InputError(
             f"{engine.directory}: this engine has no chat template, so there is no chat; give a"
@@ -65,9 +77,10 @@ def talk(engine: "Engine", system: str | None, options: dict[str, Any]) -> None:
         )
     with suppress(ImportError):
         import readline  # noqa: F401 (lines can be edited, and found again)
-    click.echo(HELP, err=True)
+    help = f"{HELP}, {SHOWING}" if engine.has_tower else HELP
+    click.echo(help, err=True)
     opening = [] if system is None else [{"role": "system", "content": system}]
-    messages, conversation = list(opening), engine.conversation()
+    messages, pictures, conversation = list(opening), list[Any](), engine.conversation()
     while True:
         try:
             line = input("> ")
@@ -77,15 +90,34 @@ def talk(engine: "Engine", system: str | None, options: dict[str, Any]) -> None:
         if line.strip() == "/exit":
             return
         if line.strip() == "/new":
-            messages, conversation = list(opening), engine.conversation()
+            messages, pictures, conversation = list(opening), [], engine.conversation()
+        elif (line.split() or [""])[0] == "/image":
+            show(engine, line.strip().removeprefix("/image").strip(), shown)
         elif line.strip():
-            said = [*messages, {"role": "user", "content": line}]
-            if (text := answer(engine, said, conversation, options)) is not None:
+            said = [*messages, user(line, len(shown.waiting))]
+            seen = [*pictures, *shown.waiting]
+            given = options | {"images": seen or None, "conversation": conversation}
+            if (text := answer(engine, said, given, help)) is not None:
                 messages = [*said, {"role": "assistant", "content": text}]
+                pictures, shown.waiting = seen, []
+
+
+def show(engine: "Engine", file: str, shown: Shown) -> None:
+    """Let a picture come with the next message; say what it takes, or why it cannot."""
+    if not file:
+        click.echo(f"error: which file? ({SHOWING})", err=True)
+        return
+    try:
+        picture = engine.picture(Path(file).expanduser(), shown.max_pixels)
+    except InputError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return
+    shown.waiting.append(picture)
+    click.echo(f"({picture.rows} tokens, with the next message)", err=True)
 
 
 def answer(
-    engine: "Engine", messages: list[dict[str, str]], conversation: Any, options: dict[str, Any]
+    engine: "Engine", messages: list[dict[str, Any]], options: dict[str, Any], help: str
 ) -> str | None:
     """Print the answer to the last message as it comes, and return it; None where it failed."""
     try:
@@ -93,10 +125,9 @@ def answer(
             [messages],
             **options,
             on_token=lambda _row, piece: click.echo(piece, nl=False),
-            conversation=conversation,
         )
     except InputError as error:
-        click.echo(f"error: {' '.join(str(error).split())} ({HELP})", err=True)
+        click.echo(f"error: {' '.join(str(error).split())} ({help})", err=True)
         return None
     click.echo()
     if result.finish_reason == "length":

@@ -6,7 +6,7 @@ arguments, and returns them under the names of the library's function.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,18 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
+def image_options(command: Command) -> Command:
+    """Add the pictures of a prompt."""
+    for option in (
+        click.option("--max-pixels", type=int, help="Make pictures smaller that have more."),
+        click.option(
+            "--image", type=PATH, multiple=True, metavar="FILE", help="A picture. Repeatable."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
@@ -202,13 +214,17 @@ def parse_ids(prompt: Any) -> list[int]:
     return [int(word) for word in words]
 
 
-def with_system(prompt: Any, system: str) -> Any:
-    """Return a prompt, a text or a chat, as a chat behind a message of the system."""
-    from lmcast.exporter.runtime.chat import Chat
+def with_system(prompt: Any, system: str, images: Sequence[Any]) -> Any:
+    """Return a prompt, a text or a chat, as a chat behind a message of the system; images: those of
+    a text."""
+    from lmcast.exporter.runtime.chat import Chat, user
+    from lmcast.exporter.runtime.prepare import Pictured
 
+    if isinstance(prompt, Pictured):
+        return replace(prompt, prompt=with_system(prompt.prompt, system, prompt.images))
     if isinstance(prompt, list):
         raise click.UsageError("--system is for chats, not for token ids.")
-    chat = Chat([{"role": "user", "content": prompt}]) if isinstance(prompt, str) else prompt
+    chat = Chat([user(prompt, len(images))]) if isinstance(prompt, str) else prompt
     return replace(chat, messages=[{"role": "system", "content": system}, *chat.messages])
 
 

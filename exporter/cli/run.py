@@ -12,6 +12,7 @@ from lmcast.exporter.cli.options import (
     PATH,
     as_json,
     chat_options,
+    image_options,
     of_chat,
     of_run,
     of_sampling,
@@ -28,6 +29,7 @@ from lmcast.exporter.cli.options import (
 @click.argument("prompt", required=False)
 @click.option("--file", type=PATH, help="Prompts: a .txt with one a line, or .jsonl.")
 @click.option("--ids", is_flag=True, help="PROMPT is token ids; print token ids.")
+@image_options
 @chat_options
 @click.option("-n", "--max-new-tokens", type=int, help="[default: 256, or what is left]")
 @sampling_options
@@ -39,6 +41,7 @@ def generate(
     engine: Path,
     prompt: str | None,
     file: Path | None,
+    image: tuple[Path, ...],
     ids: bool,
     system: str | None,
     max_new_tokens: int | None,
@@ -51,14 +54,16 @@ def generate(
     Without a PROMPT, or with -, it is read from standard input; on a terminal there is a chat.
 
     Example: lmcast generate engine "The capital of France is" -n 32
+
+    With a picture: lmcast generate engine "What is this?" --image cat.jpg
     """
-    from lmcast.exporter.cli.chat import is_chat, talk
+    from lmcast.exporter.cli.chat import Shown, is_chat, talk
     from lmcast.exporter.progress import Terminal
     from lmcast.exporter.runtime.engine import load
 
     chatting = is_chat(prompt, file, given["chat"], ids or as_json)
-    prompts = [] if chatting else read(prompt, file, ids, system, given["chat"])
-    chats = of_chat(given)
+    prompts = [] if chatting else read(prompt, file, ids, system, given["chat"], image)
+    chats, most_pixels = of_chat(given), given.pop("max_pixels")
     verifies = given.pop("verify")
     with Terminal().stage("hashing") if verifies else nullcontext():
         loaded = load(engine, **of_run(given), verify=verifies)
@@ -69,28 +74,35 @@ def generate(
         **chats,
     }
     if chatting:
-        talk(loaded, system, options)
+        shown = [loaded.picture(source, most_pixels) for source in image]
+        talk(loaded, system, options, Shown(shown, most_pixels))
         return
-    streaming = len(prompts) == 1 and not (as_json or ids)
-    shown = (lambda _row, piece: click.echo(piece, nl=False)) if streaming else None
-    results = loaded.generate(prompts, **options, on_token=shown)
-    if streaming:
+    options |= {"max_pixels": most_pixels, "images": image or None}
+    if len(prompts) == 1 and not (as_json or ids):
+        loaded.generate(prompts, **options, on_token=lambda _, piece: click.echo(piece, nl=False))
         click.echo()
-    elif as_json:
-        for result in results:
+        return
+    for result in loaded.generate(prompts, **options):
+        if as_json:
             click.echo(json.dumps(asdict(result)))
-    else:
-        for result in results:
+        else:
             click.echo(" ".join(map(str, result.ids)) if ids else result.text)
 
 
 def read(
-    prompt: str | None, file: Path | None, ids: bool, system: str | None, chat: bool | None
+    prompt: str | None,
+    file: Path | None,
+    ids: bool,
+    system: str | None,
+    chat: bool | None,
+    images: tuple[Path, ...],
 ) -> list[Any]:
     """Return the prompts of the command line, of a file or of standard input."""
     from lmcast.exporter.cli.chat import read_stdin
     from lmcast.exporter.runtime.generate import read_prompts
 
+    if images and file is not None:
+        raise click.UsageError('--image is for a PROMPT: a line of a .jsonl may have "images".')
     if prompt is not None and file is not None:
         raise click.UsageError("give either a PROMPT or --file, not both.")
     if system is not None and (ids or chat is False):
@@ -102,7 +114,7 @@ def read(
         prompts = [read_stdin()]
     if ids:
         return [parse_ids(p) for p in prompts]
-    return prompts if system is None else [with_system(p, system) for p in prompts]
+    return prompts if system is None else [with_system(p, system, images) for p in prompts]
 
 
 @click.command()
@@ -110,13 +122,14 @@ def read(
 @click.option("--prompt-tokens", type=int, default=128, show_default=True)
 @click.option("--new-tokens", type=int, default=32, show_default=True)
 @click.option("--batch", type=int, default=1, show_default=True)
+@click.option("--image", type=PATH, metavar="FILE", help="A picture before these tokens.")
 @run_options
 @click.option("--runs", type=int, default=3, show_default=True)
 @as_json
 def bench(engine: Path, as_json: bool, **given: Any) -> None:
     """Measure the speed and memory of ENGINE.
 
-    Load time, prefill and decode tokens/s, peak memory.
+    Load time, prefill and decode tokens/s, peak memory; of a picture, the time to its features.
 
     Example: lmcast bench engine --prompt-tokens 512
     """

@@ -281,7 +281,7 @@ def _tower_of(found: "Definition", source: "Checkpoint") -> dict[str, int] | Non
 
     if found.tower is None:
         return None
-    texts, known = source.texts, (found.arch.name, source.config)
+    texts, known = source.texts, (found.arch.name, found.tower.config)
     return _tower(
         found.tower.parameters, read_processor(*known, texts) if texts.processors else None
     )

@@ -38,6 +38,7 @@ CHAT_KEYS = (
     "reasoning_effort",
     "chat_kwargs",
 )
+IMAGE = {"type": "image"}  # the part of a message that says where a picture stands
 # Marks where the last message ends. The space behind it tells whether the template trims.
 END_TAG = "LMCAST_CONTINUES_HERE "
 
@@ -160,12 +161,18 @@ class Chat:
         return templates[name]
 
 
-def as_chat(prompt: Any, given: Mapping[str, Any]) -> Chat | list[Any]:
-    """Return a prompt as a chat, where it is not a list of token ids."""
+def user(text: str, images: int = 0) -> dict[str, Any]:
+    """Return the message of a user, with so many pictures before its text."""
+    parts = [*[IMAGE] * images, {"type": "text", "text": text}]
+    return {"role": "user", "content": parts if images else text}
+
+
+def as_chat(prompt: Any, given: Mapping[str, Any], images: int = 0) -> Chat | list[Any]:
+    """Return a prompt as a chat, where it is not a list of token ids; images: those of a text."""
     if isinstance(prompt, Chat):
         return prompt.with_defaults(given)
     if isinstance(prompt, str):
-        return Chat.of([{"role": "user", "content": prompt}], given)
+        return Chat.of([user(prompt, images)], given)
     items = list(prompt)
     return Chat.of(items, given) if items and isinstance(items[0], Mapping) else items
 

@@ -83,7 +83,7 @@ class Conversation:
             raise SessionError("the call before this one did not end; begin again")
         before, self._held = self._held, None
         try:
-            logits = session.append([row], None, [seen])
+            logits = session.append([row], None, *([] if seen is None else [[seen]]))
         except SessionError:  # before anything changed
             self._held = before
             raise

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from lmcast.exporter import targets
-from lmcast.exporter.backends.runner import Loading, Runner
+from lmcast.exporter.backends.runner import Loading, Runner, RunTower
 from lmcast.exporter.checkpoint.tokenizers import FILE_BYTES
 from lmcast.exporter.cores import limited
 from lmcast.exporter.engine.description import Graph
@@ -26,32 +26,29 @@ from lmcast.exporter.engine.manifest import (
 from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
 from lmcast.exporter.engine.sealed import Problem
 from lmcast.exporter.engine.staging import recover
-from lmcast.exporter.runtime.arrays import as_ids, within
-from lmcast.exporter.runtime.chat import (
-    Chat,
-    Messages,
-    TextError,
-    as_chat,
-    as_template,
-    too_long,
-)
+from lmcast.exporter.runtime.arrays import as_ids
+from lmcast.exporter.runtime.chat import as_template
 from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
+from lmcast.exporter.runtime.images import Picture
+from lmcast.exporter.runtime.prepare import (
+    Pictures,
+    Prepared,
+    Prompts,
+    Source,
+    no_tower,
+    prepare,
+)
 from lmcast.exporter.runtime.sampling import Sampling, choose_sampling
 from lmcast.exporter.runtime.session import Session
 from lmcast.exporter.runtime.summary import Summary
 from lmcast.exporter.runtime.text import Text
+from lmcast.exporter.runtime.tower import Tower
 from lmcast.exporter.targets import Target
 from lmcast.plugins.annotations import Count, Rows, Threads
 from lmcast.plugins.arguments import checked
 
 NEW_TOKENS = 256
-TOKEN_CHARACTERS = 512  # of the longest token; those in use have 128 spaces, or 256
-Prompt = str | Messages | Chat | Sequence[int]
-Prompts = Annotated[
-    Sequence[Prompt] | Prompt,
-    "texts, lists of messages, Chats or lists of token ids, one or several",
-]
 
 
 @dataclass(frozen=True)
@@ -195,6 +192,31 @@ class Engine:
         """What the checkpoint's generation_config.json says, {} without one."""
         return self._object(GENERATION) or {}
 
+    @property
+    def has_tower(self) -> bool:
+        """Whether it takes pictures."""
+        return self.manifest.about.vision is not None
+
+    @cached_property
+    def tower(self) -> Tower:
+        """What it does with pictures; the graph is loaded with the first. Raises InputError where
+        it takes none."""
+        vision = self.manifest.about.vision
+        if vision is None:
+            raise no_tower(self)
+        return Tower(vision.processor, lambda inputs: self._run_tower(inputs))
+
+    @cached_property
+    def _run_tower(self) -> RunTower:
+        loading = Loading(self.threads, self._prepack, self.exact)
+        return self.target.run_tower(self.manifest, loading)
+
+    @checked
+    def picture(self, source: Source, max_pixels: Count | None = None) -> Picture:
+        """Return a picture for the images of several calls: it is prepared, and its features are
+        computed, once. max_pixels: make it smaller where it has more. Raises InputError."""
+        return source if isinstance(source, Picture) else self.tower.picture(source, max_pixels)
+
     @checked
     def session(self, batch: Rows = 1) -> Session:
         """Return `batch` empty sequences."""
@@ -227,6 +249,8 @@ class Engine:
         chat_kwargs: Mapping[str, Any] | None = None,
         on_token: Callable[[int, str], None] | None = None,
         conversation: Conversation | None = None,
+        images: Pictures = None,
+        max_pixels: Count | None = None,
     ) -> list[Generated]:
         """Continue prompts: texts, lists of messages, Chats, or lists of token ids.
 
@@ -235,43 +259,57 @@ class Engine:
         sampling: "greedy", which None is too; "model" for what generation_config.json asks for.
         stop: strings that end a text.
         chat: put a text into the chat template as a user's message; None: if there is a template.
-        chat_kwargs: of every chat, as of transformers' apply_chat_template: tools, documents,
-            chat_template (a name), continue_final_message, and variables that the template reads,
-            such as enable_thinking and reasoning_effort. What a Chat has of its own counts first.
+        chat_kwargs: of every chat, as of Text.chat. What a Chat has of its own counts first.
         on_token: called with a row and its new piece of text.
         conversation: of this engine, for one prompt that says again what was said in it.
+        images: of one prompt, or lists of those of each; a part {"type": "image"} of a message
+            says where, else they come first. max_pixels: make smaller what has more.
 
         Raises InputError before anything runs.
         """
         if isinstance(sampling, str):
             sampling, _ = choose_sampling(self.generation_config, sampling, {})
-        ids = self.encode(prompts, chat, chat_kwargs)
-        session: Session | Conversation = conversation or self.session(max(1, len(ids)))
-        if conversation is not None:
-            self._begin(conversation, len(ids))
-        longest = max(map(len, ids), default=0)
+        ready = prepare(self, prompts, images, chat, chat_kwargs, max_pixels)
+        session: Session | Conversation = conversation or self.session(max(1, len(ready)))
+        self._begin(conversation, len(ready))
+        longest = max((len(one.ids) for one in ready), default=0)
         if max_new_tokens is None:
             max_new_tokens = max(1, min(NEW_TOKENS, session.context - longest))
         if session.context < self.context:
             session.check_room(longest + max_new_tokens)  # says how to build a larger plan
         return generate(
             session,
-            ids,
+            [one.ids for one in ready],
             max_new_tokens=max_new_tokens,
             sampling=sampling or Sampling(),
             eos_ids=self.eos_ids,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             text=self.text if self._has_tokenizer else None,
             on_token=on_token,
+            images=[one.images for one in ready],
         )
 
-    def _begin(self, conversation: Conversation, prompts: int) -> None:
-        """Begin an answer in a conversation; raises EngineError where that cannot be."""
+    def _begin(self, conversation: Conversation | None, prompts: int) -> None:
+        """Begin an answer in a conversation, if any; raises EngineError where that cannot be."""
+        if conversation is None:
+            return
         if prompts != 1:
             raise EngineError(f"conversation: {prompts} prompts; accepted: one")
         if conversation.runner is not self.runner:
             raise EngineError("conversation: is one of another engine; accepted: of this one")
         conversation.begin()
+
+    @checked
+    def prepare(
+        self,
+        prompts: Prompts,
+        images: Pictures = None,
+        chat: bool | None = None,
+        chat_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Prepared]:
+        """Return the token ids of prompts, and where their pictures stand in them, for a session;
+        in any of the forms that `generate` takes."""
+        return prepare(self, prompts, images, chat, chat_kwargs)
 
     @checked
     def encode(
@@ -280,31 +318,12 @@ class Engine:
         chat: bool | None = None,
         chat_kwargs: Mapping[str, Any] | None = None,
     ) -> list[list[int]]:
-        """Return the token ids of prompts, in any of the forms that `generate` takes."""
-        if chat is None:
-            chat = bool(self.chat_templates)
-        # Known before a text is tokenized, which takes a hundred times its memory.
-        most = self.context * TOKEN_CHARACTERS
-        ids: list[list[int]] = []
-        chats: dict[int, Chat] = {}
-        for prompt in as_prompts(prompts):
-            if isinstance(prompt, str) and len(prompt) > most:
-                raise too_long(most)
-            if isinstance(prompt, str) and not chat:
-                ids.append(self.text.encode(prompt))
-            elif isinstance(made := as_chat(prompt, chat_kwargs or {}), Chat):
-                chats[len(ids)] = made
-                ids.append([])
-            else:
-                ids.append(within("input_ids", as_ids([made]), self.vocab_size)[0].tolist())
-        if chat_kwargs and not chats:
-            raise TextError(f"chat_kwargs: {', '.join(chat_kwargs)} is for chats; no prompt is one")
-        # All at once: a template is rendered in a process of its own, which takes a while to start.
-        for index, rendered in zip(
-            chats, self.text.chats(chats.values(), most) if chats else [], strict=True
-        ):
-            ids[index] = rendered
-        return ids
+        """Return the token ids of prompts without pictures, in any of the forms that `generate`
+        takes."""
+        ready = prepare(self, prompts, None, chat, chat_kwargs)
+        if any(one.images is not None for one in ready):
+            raise EngineError("prompts: some have pictures; Engine.prepare returns those too")
+        return [one.ids for one in ready]
 
 
 def changes(manifest: Manifest, whole: bool) -> list[Problem]:
@@ -319,14 +338,6 @@ def changes(manifest: Manifest, whole: bool) -> list[Problem]:
     hashed = {file.path for file in manifest.linked if file.sha256 is not None}
     unhashed = [problem for problem in problems if problem.path not in hashed]
     return unhashed + verify(manifest.directory, times=False)
-
-
-def as_prompts(prompts: Any) -> Sequence[Any]:
-    """Return several prompts: of one, a list of that one."""
-    if isinstance(prompts, str | Chat | Mapping):
-        return [prompts]
-    one = len(prompts) > 0 and isinstance(prompts[0], int | np.integer | Mapping)
-    return [prompts] if one else prompts
 
 
 @checked

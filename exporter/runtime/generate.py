@@ -15,6 +15,8 @@ import numpy as np
 
 from lmcast.exporter.checkpoint import strict_json
 from lmcast.exporter.runtime.chat import CHAT_KEYS, Chat
+from lmcast.exporter.runtime.images import Images
+from lmcast.exporter.runtime.prepare import Pictured
 from lmcast.exporter.runtime.sampling import Sampler, Sampling
 from lmcast.exporter.runtime.text import Text, TextStream
 from lmcast.plugins.annotations import Count, Rows
@@ -37,8 +39,14 @@ class Session(Protocol):
     @property
     def context(self) -> int | None: ...
 
-    def append(self, input_ids: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-        """input_ids int64 B,T; counts int64 B -> float32 B,V: logits at each last valid token."""
+    def append(
+        self,
+        input_ids: np.ndarray,
+        counts: np.ndarray | None = None,
+        images: Sequence[Images | None] | None = None,
+    ) -> np.ndarray:
+        """input_ids int64 B,T; counts int64 B; images: of each row -> float32 B,V: logits at each
+        last valid token."""
         ...
 
 
@@ -50,6 +58,7 @@ class Generated:
     ids: tuple[int, ...]  # every token picked; the one that ended the row included
     text: str | None  # of ids, without the end token, up to a stop string; None without a tokenizer
     finish_reason: Literal["eos", "stop", "length"]
+    image_tokens: tuple[int, ...] = ()  # tokens of the prompt that each of its pictures takes
 
 
 @checked
@@ -63,6 +72,7 @@ def generate(
     stop: tuple[str, ...] = (),
     text: Text | None = None,
     on_token: Callable[[int, str], None] | None = None,
+    images: Sequence[Images | None] | None = None,
 ) -> list[Generated]:
     """Continue each prompt until an id of eos_ids, a stop string or max_new_tokens.
 
@@ -71,22 +81,20 @@ def generate(
     text: the tokenizer, None for ids only.
     on_token: called with a row and its new text as soon as that is certain; the pieces of a row
         join to its text, and contain no part of a stop string.
+    images: the pictures of each prompt, None for none.
 
     Raises GenerateError before anything runs, SamplingError for logits that are not finite.
     """
     if text is None and on_token is not None:
         raise GenerateError("on_token: text needs a tokenizer, which the engine lacks")
-    check_request(session.context, prompts, max_new_tokens, stop, text)
+    seen = images or [None] * len(prompts)
+    check_request(session.context, prompts, max_new_tokens, stop, text, seen)
     sampler = Sampler(sampling, len(prompts))
     rows = [
         Row(list(prompt), Shown(text.stream(), stop) if text is not None else None)
         for prompt in prompts
     ]
-    counts = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    ids = np.full((len(rows), counts.max()), FILLER, dtype=np.int64)  # B,T
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    logits = session.append(ids, counts)
+    logits = session.append(*padded(prompts), *([seen] if any(seen) else []))
     while True:
         open_rows = [i for i, row in enumerate(rows) if row.reason is None]
         histories = [rows[i].history for i in open_rows]
@@ -100,7 +108,19 @@ def generate(
         if all(row.reason is not None for row in rows):
             break
         logits = session.append(ids, None)
-    return [row.result(len(prompt)) for row, prompt in zip(rows, prompts, strict=True)]
+    return [
+        row.result(len(prompt), () if own is None else own.tokens)
+        for row, prompt, own in zip(rows, prompts, seen, strict=True)
+    ]
+
+
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return prompts as int64 B,T, filled on the right, and int64 B: how many tokens each has."""
+    counts = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    ids = np.full((len(prompts), counts.max()), FILLER, dtype=np.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return ids, counts
 
 
 def check_request(
@@ -109,6 +129,7 @@ def check_request(
     max_new_tokens: int,
     stop: tuple[str, ...],
     text: Text | None,
+    images: Sequence[Images | None],
 ) -> None:
     """Refuse what cannot run, before anything is allocated."""
     if not prompts:
@@ -117,14 +138,17 @@ def check_request(
         raise GenerateError("stop: an empty string would stop at once; give some text")
     if stop and text is None:
         raise GenerateError("stop: stop strings need a tokenizer, which the engine lacks")
-    for i, prompt in enumerate(prompts):
+    for i, (prompt, seen) in enumerate(zip(prompts, images, strict=True)):
         if not len(prompt):
             raise GenerateError(f"prompt {i}: is empty; give at least one token")
         total = len(prompt) + max_new_tokens
         if context is not None and total > context:
+            taken = [] if seen is None else list(map(str, seen.tokens))
+            of_images = f", of which its pictures take {', '.join(taken)}," if taken else ""
             raise GenerateError(
-                f"prompt {i}: its {len(prompt)} tokens and {max_new_tokens} new ones make {total}, "
-                f"over the context of {context}; shorten the prompt or lower max_new_tokens"
+                f"prompt {i}: its {len(prompt)} tokens{of_images} and {max_new_tokens} new ones"
+                f" make {total}, over the context of {context}; shorten the prompt or lower"
+                " max_new_tokens"
             )
 
 
@@ -155,7 +179,7 @@ class Row:
             self.reason = "stop"
         return piece
 
-    def result(self, prompt_length: int) -> Generated:
+    def result(self, prompt_length: int, image_tokens: tuple[int, ...]) -> Generated:
         """Return the finished row."""
         assert self.reason is not None
         return Generated(
@@ -163,6 +187,7 @@ class Row:
             ids=tuple(self.history[prompt_length:]),
             text="".join(self.shown.pieces) if self.shown else None,
             finish_reason=self.reason,
+            image_tokens=image_tokens,
         )
 
 
@@ -210,8 +235,11 @@ class Shown:
         return 0
 
 
+Read = str | Chat | Pictured | list[int]
+
+
 @checked
-def read_prompts(path: Path, most: Rows = MOST_PROMPTS) -> list[str | Chat | list[int]]:
+def read_prompts(path: Path, most: Rows = MOST_PROMPTS) -> list[Read]:
     """Read prompts: a line each of a .txt file, or a JSON value each of a .jsonl file.
 
     Values are as `parse_prompt` takes them; blank lines are skipped. Raises GenerateError that
@@ -223,8 +251,8 @@ def read_prompts(path: Path, most: Rows = MOST_PROMPTS) -> list[str | Chat | lis
     lines = list(islice(read_lines(path), most + 1))
     if len(lines) > most:
         raise GenerateError(f"{path}: holds more than {most} prompts; split it")
-    prompts: list[str | Chat | list[int]] = [
-        parse_prompt(line, f"{path}:{number}") if kind == ".jsonl" else line
+    prompts: list[Read] = [
+        parse_prompt(line, f"{path}:{number}", path.parent) if kind == ".jsonl" else line
         for number, line in lines
     ]
     if not prompts:
@@ -263,11 +291,12 @@ def _decoded(line: bytes, number: int, path: Path) -> str:
         raise GenerateError(f"{path}:{number}: is not UTF-8; save the file as UTF-8") from error
 
 
-def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
+def parse_prompt(line: str, where: str, folder: Path) -> Read:
     """Return the prompt of one line of JSON.
 
-    {"prompt": text or token ids}, or {"messages": [...]} with what CHAT_KEYS names beside; or a
-    text, a list of messages or a list of token ids by itself.
+    {"prompt": text or token ids}, or {"messages": [...]} with what CHAT_KEYS names beside; either
+    with "images": files, from `folder` on; or a text, a list of messages or a list of token ids by
+    itself.
     """
     try:
         value = strict_json.parse_value(line)
@@ -275,6 +304,25 @@ def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
         raise GenerateError(f"{where}: is not JSON: {str(error) or 'nested too deeply'}") from error
     if not isinstance(value, dict):
         return parse_value(value, where)
+    if "images" in value:
+        images = find_images(value.pop("images"), where, folder)
+        return Pictured(parse_object(value, where), images)
+    return parse_object(value, where)
+
+
+def find_images(names: Any, where: str, folder: Path) -> list[Path]:
+    """Return the files that "images" names; raises GenerateError where one is not there."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise GenerateError(f'{where}: "images" must be a list of files, not {names!r:.80}')
+    files = [folder / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise GenerateError(f'{where}: "images": there is no file {str(file)!r:.200}')
+    return files
+
+
+def parse_object(value: dict[str, Any], where: str) -> str | Chat | list[int]:
+    """Return the prompt of an object; raises GenerateError for keys that are not read."""
     if ("prompt" in value) == ("messages" in value):
         found = str(sorted(value))
         raise GenerateError(
@@ -283,7 +331,8 @@ def parse_prompt(line: str, where: str) -> str | Chat | list[int]:
         )
     accepted = CHAT_KEYS if "messages" in value else ()
     if unknown := sorted(value.keys() - {"prompt", "messages", *accepted}):
-        beside = f'"messages" with {", ".join(accepted)}' if accepted else '"prompt" alone'
+        what = "messages" if accepted else "prompt"
+        beside = f'"{what}" with {", ".join((*accepted, "images"))}'
         raise GenerateError(f"{where}: has {', '.join(unknown)}, which is not read; {beside} is")
     if accepted:
         try:

@@ -93,6 +93,13 @@ class Images:
         held = sum(picture.rows for picture in self.pictures)
         within(ROWS, self.image_rows + 1, held + 1)
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """How many tokens stand for each picture."""
+        ends = np.cumsum([0, *(picture.rows for picture in self.pictures)])
+        stands = self.image_rows[:, None]
+        return tuple(((stands >= ends[:-1]) & (stands < ends[1:])).sum(axis=0).tolist())
+
     def features(self) -> np.ndarray:
         """Return float F,W: the features of all pictures; those that have none see the tower."""
         unseen = [picture for picture in self.pictures if picture.features is None]
@@ -122,6 +129,18 @@ class Images:
             None if positions is None else positions[tokens:],
             self.see,
         )
+
+    def followed_by(self, tokens: int) -> "Images":
+        """Return the images of the same tokens with so many of text behind them, none before."""
+        ends, turned, count = self.visible_ends, self.rope_positions, len(self.image_rows)
+        more = np.arange(tokens)
+        if ends is not None:
+            ends = np.concatenate([ends, count + more])
+        if turned is not None:
+            behind = np.repeat(turned.max() + 1 + more[:, None], 3, axis=1)
+            turned = np.concatenate([turned, behind])
+        rows = np.concatenate([self.image_rows, np.full(tokens, -1)])
+        return replace(self, image_rows=rows, visible_ends=ends, rope_positions=turned)
 
     def keys(self, ids: Sequence[int]) -> list[int]:
         """Return T numbers that are equal where tokens are: the ids, and of pictures negative
@@ -177,7 +196,8 @@ class Inputs:
                 continue
             count, at = int(counts[b]), sum(map(len, tables))
             self._check(seen, count, int(before[b]), f"images: row {b}")
-            tables.append(self._table(seen, f"images: row {b}"))
+            if seen.pictures:  # a turn may have none of those before it
+                tables.append(self._table(seen, f"images: row {b}"))
             rows = seen.image_rows
             filled[ROWS][b, :count] = np.where(rows < 0, -1, rows + at)
             filled[IDS][b, :count][rows >= 0] = 0

@@ -43,9 +43,18 @@ class Text:
         self.special_tokens = dict(special_tokens)
 
     @checked
-    def encode(self, text: str) -> list[int]:
-        """Return token ids, with the special tokens that the tokenizer puts around a text."""
-        return self._encode(text, special=True)
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Return token ids, with the special tokens that the tokenizer puts around a text, or, as
+        of one that a template has written them into, without."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(
+                f"text: character {error.start} is half of a surrogate pair, not Unicode text; "
+                "give text that was valid UTF-8"
+            ) from error
+        with refusing(unusable):
+            return self._tokenizer.encode(text, add_special_tokens=special).ids
 
     def prefix(self) -> list[int]:
         """Return the special tokens that the tokenizer puts before a text: BOS, or none."""
@@ -87,25 +96,17 @@ class Text:
 
         most: characters of each; None for any number that can be rendered.
         """
+        return [self.encode(text, special=False) for text in self.rendered(chats, most)]
+
+    @checked
+    def rendered(self, chats: Collection[Chat | Messages], most: Count | None = None) -> list[str]:
+        """Return the text of each chat, ending where an answer begins; most: as of `chats`."""
         given = [chat if isinstance(chat, Chat) else Chat(chat) for chat in chats]
-        texts = render_chats(self.chat_templates, self.special_tokens, given, most=most)
-        # The template has written the special tokens already.
-        return [self._encode(text, special=False) for text in texts]
+        return render_chats(self.chat_templates, self.special_tokens, given, most=most)
 
     def stream(self) -> "TextStream":
         """Return a fresh detokenizer for one sequence of ids."""
         return TextStream(self._tokenizer)
-
-    def _encode(self, text: str, *, special: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise TextError(
-                f"text: character {error.start} is half of a surrogate pair, not Unicode text; "
-                "give text that was valid UTF-8"
-            ) from error
-        with refusing(unusable):
-            return self._tokenizer.encode(text, add_special_tokens=special).ids
 
 
 class TextStream:

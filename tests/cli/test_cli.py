@@ -214,7 +214,7 @@ def test_generate_text(made: Path, lmcast):
     assert out.endswith("\n")
     _, line, _ = lmcast("generate", made / "engine", "hello", "-n", 5, "--json")
     result = json.loads(line)
-    assert result.keys() == {"prompt", "ids", "text", "finish_reason"}
+    assert result.keys() == {"prompt", "ids", "text", "finish_reason", "image_tokens"}
     assert result["text"] + "\n" == out
     assert result["prompt"] == [2 + ord(letter) - 32 for letter in "hello"]
     assert 1 <= len(result["ids"]) <= 5

@@ -13,6 +13,7 @@ from lmcast.exporter.runtime.generate import (
     GenerateError,
     read_prompts,
 )
+from lmcast.exporter.runtime.prepare import Pictured
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -69,6 +70,25 @@ def test_prompt_files(tmp_path: Path, name: str, content: str, expected: list):
     assert read_prompts(write(tmp_path / name, content.encode())) == expected
 
 
+def test_images_lie_beside_the_file(tmp_path: Path):
+    """Or where an absolute path says; messages and token ids may have some, too."""
+    (tmp_path / "there").mkdir()
+    for name in ("a.png", "there/b.png"):
+        (tmp_path / name).write_bytes(b"")
+    files = ["a.png", "there/b.png", str(tmp_path / "a.png")]
+    lines = [
+        {"prompt": "what?", "images": files[:1]},
+        {"messages": CHAT, "enable_thinking": False, "images": files[1:]},
+        {"prompt": [5, 6], "images": []},
+    ]
+    path = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    first, second, third = read_prompts(path)
+    assert first == Pictured("what?", [tmp_path / "a.png"])
+    chat = Chat(CHAT, variables={"enable_thinking": False})
+    assert second == Pictured(chat, [tmp_path / "there/b.png", tmp_path / "a.png"])
+    assert third == Pictured([5, 6], [])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -83,7 +103,7 @@ def test_prompt_files(tmp_path: Path, name: str, content: str, expected: list):
         (
             "a.jsonl",
             b'{"prompt": "a", "top_k": 3}',
-            ':1: has top_k, which is not read; "prompt" al',
+            ':1: has top_k, which is not read; "prompt" with images is',
         ),
         (
             "a.jsonl",
@@ -100,6 +120,25 @@ def test_prompt_files(tmp_path: Path, name: str, content: str, expected: list):
             "a.jsonl",
             b'{"messages": [{"role": "x"}], "chat_kwargs": {"add_generation_prompt": false}}',
             ":1: chat: add_generation_prompt is always true",
+        ),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "images": "a.jsonl"}',
+            ":1: \"images\" must be a list of files, not 'a.jsonl'",
+        ),
+        ("a.jsonl", b'{"prompt": "a", "images": [""]}', ':1: "images" must be a list of files'),
+        ("a.jsonl", b'{"prompt": "a", "images": [3]}', ':1: "images" must be a list of files'),
+        (
+            "a.jsonl",
+            b'[3]\n{"prompt": "a", "images": ["a.jsonl", "b\\u0000"]}',
+            ':2: "images": there is no file .*b.x00',
+        ),
+        ("a.jsonl", b'{"prompt": "a", "images": ["."]}', ':1: "images": there is no file'),
+        ("a.jsonl", b'{"images": ["a.jsonl"]}', r":1: must be an object with either .* keys \[\]"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "images": ["a.jsonl"], "image": 3}',
+            ":1: has image, which is not read",
         ),
         ("a.jsonl", b"[true]", ":1: must be an object with either"),
         ("a.jsonl", b'""', ":1: must be an object with either"),

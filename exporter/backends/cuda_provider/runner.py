@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lmcast.exporter.backends import native
+from lmcast.exporter.backends import native, onnxruntime_tower
 from lmcast.exporter.backends.cuda import Array, Cuda, DeviceError, OutOfMemory
 from lmcast.exporter.backends.cuda_provider.machine import PROVIDER, operators, usable
 from lmcast.exporter.backends.gpu_call import Call, no_room, sizes_of
@@ -31,8 +31,8 @@ from lmcast.exporter.backends.onnxruntime import (
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.backends.runner import Loading, SessionError, Shaped
 from lmcast.exporter.dtypes import DTYPES
-from lmcast.exporter.engine.description import Graph
 from lmcast.exporter.engine.manifest import Manifest
+from lmcast.exporter.engine.names import MODEL, VISION
 from lmcast.plugins.errors import InputError
 
 MOST_GRAPHS = 64  # of an engine: each keeps memory of the driver's; steps beyond run without
@@ -72,6 +72,33 @@ def prepare(manifest: Manifest) -> Cuda:
 def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
     """Return the graph of an engine, loaded on the GPU; raises InputError where it cannot be."""
     return Runner(manifest, prepare(manifest), loading.model)
+
+
+def open_tower(manifest: Manifest, loading: Loading) -> "Tower":
+    """Return the tower of an engine, loaded on the GPU; raises InputError where it cannot be."""
+    return Tower(manifest, prepare(manifest))
+
+
+class Tower:
+    """A loaded tower. Its inputs and outputs are copied there and back by ONNX Runtime."""
+
+    def __init__(self, manifest: Manifest, gpu: Cuda):
+        self._gpu, self._manifest = gpu, manifest
+        with gpu.active():
+            self._run = onnxruntime_tower.Tower(manifest, _loaded(manifest, gpu, None, VISION))
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs, float32 F,H each; inputs: float32 and int64, by name."""
+        try:
+            with self._gpu.active():
+                return self._run(inputs)
+        except BackendError as error:
+            if not any(words in str(error) for words in NO_MEMORY):
+                raise
+            raise OutOfMemory(
+                f"a picture needs more memory than this GPU ({self._gpu.name}) has free: make it"
+                " smaller"
+            ) from None
 
 
 @dataclass(eq=False)
@@ -276,13 +303,15 @@ class Runner:
             ) from None
 
 
-def _loaded(manifest: Manifest, gpu: Cuda, model: bytes | None) -> ort.InferenceSession:
-    """Return the graph on the GPU; raises BackendError."""
-    path = manifest.directory / manifest.about.graph.file
+def _loaded(
+    manifest: Manifest, gpu: Cuda, model: bytes | None, file: str = MODEL
+) -> ort.InferenceSession:
+    """Return a graph, MODEL or VISION, on the GPU; raises BackendError."""
+    path = manifest.directory / file
     # What CUDA refuses is said there, once more or where it is no error: by no session's own log.
     ort.set_default_logger_severity(FATAL)
     try:
-        return opened(manifest, model, *_provider(manifest, gpu))
+        return opened(manifest, model, *_provider(manifest, gpu, file), file)
     except BackendError as error:
         said = str(error)
     if any(words in said for words in NO_MEMORY):
@@ -297,10 +326,11 @@ def _loaded(manifest: Manifest, gpu: Cuda, model: bytes | None) -> ort.Inference
     raise BackendError(why)
 
 
-def _provider(manifest: Manifest, gpu: Cuda) -> tuple[ort.SessionOptions, list[Any]]:
+def _provider(manifest: Manifest, gpu: Cuda, file: str) -> tuple[ort.SessionOptions, list[Any]]:
     """Return the options of a session, and its provider with its own."""
-    graph: Graph = manifest.about.graph
-    options = session_options(manifest, graph)
+    about = manifest.about
+    seen = about.vision if file == VISION else None
+    options = session_options(manifest, seen or about.graph)
     # A node without a kernel for GPUs would be run by the CPU, with copies there and back.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     # What calls need is taken in few large pieces: by their exact sizes, which no other call's need
@@ -309,7 +339,7 @@ def _provider(manifest: Manifest, gpu: Cuda) -> tuple[ort.SessionOptions, list[A
     if manifest.about.sms:
         options.register_custom_ops_library(operators())
     own = {
-        "enable_cuda_graph": "1",
+        "enable_cuda_graph": "01"[file == MODEL],
         "user_compute_stream": str(gpu.stream),
         "arena_extend_strategy": "kNextPowerOfTwo",
     }

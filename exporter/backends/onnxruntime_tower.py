@@ -1,0 +1,75 @@
+"""The graph of a tower in ONNX Runtime.
+
+Letters: N pictures of one grid, M merged tokens, F = N * M features of width H.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lmcast.exporter.backends.onnxruntime import (
+    NAMED,
+    REFUSALS,
+    BackendError,
+    opened,
+    require_kernels,
+    session_options,
+    value_of,
+)
+from lmcast.exporter.backends.ort import ort
+from lmcast.exporter.backends.runner import Loading
+from lmcast.exporter.dtypes import DTYPES
+from lmcast.exporter.engine.manifest import Manifest
+from lmcast.exporter.engine.names import ENGINE_JSON
+
+
+def open_tower(manifest: Manifest, loading: Loading) -> "Tower":
+    """Return the tower of an engine, loaded for this CPU; raises InputError where it cannot run."""
+    require_kernels(manifest.about.dtype)
+    vision = manifest.about.vision
+    assert vision is not None
+    options = session_options(manifest, vision)
+    if loading.threads is not None:
+        options.intra_op_num_threads = loading.threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.disable_prepacking", "01"[not loading.prepack])
+    # Called now and then: what its values take is given back between calls.
+    options.enable_cpu_mem_arena = False
+    session = opened(manifest, None, options, ["CPUExecutionProvider"], vision.file)
+    return Tower(manifest, session)
+
+
+class Tower:
+    """A loaded graph; raises BackendError for another one than engine.json describes."""
+
+    def __init__(self, manifest: Manifest, session: ort.InferenceSession):
+        vision = manifest.about.vision
+        assert vision is not None
+        self._session, self._path = session, manifest.directory / vision.file
+        given, made = session.get_inputs(), session.get_outputs()
+        found = {value.name: [str(n) for n in value.shape] for value in (*given, *made)}
+        wanted = {name: list(axes) for name, axes in (*vision.inputs, *vision.outputs)}
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise BackendError(
+                    f"{self._path}: is not the graph of its {ENGINE_JSON}: {name} is"
+                    f" {found.get(name)} there, and {wanted.get(name)} in {ENGINE_JSON}; export"
+                    " again"
+                )
+        self._kinds = {value.name: DTYPES[NAMED[value.type]].numpy for value in given}
+        self._outputs = [name for name, _ in vision.outputs]
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs, float32 F,H each; inputs: float32 and int64, by name."""
+        given = {
+            name: value_of(np.ascontiguousarray(array, self._kinds[name]))
+            for name, array in inputs.items()
+        }
+        try:
+            made = self._session.run_with_ort_values(self._outputs, given)
+        except REFUSALS as error:
+            said = " ".join(str(error).split())
+            raise BackendError(
+                f"{self._path}: ONNX Runtime {ort.__version__} does not run it: {said}"
+            ) from None
+        return [value.numpy().astype(np.float32) for value in made]

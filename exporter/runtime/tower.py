@@ -1,0 +1,147 @@
+"""The tower of an engine: pictures to the tokens of a prompt, and to what a text graph takes.
+
+Letters: N pictures of one grid, M merged tokens, K patches of a token, F features of width H.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lmcast.exporter.backends.runner import RunTower
+from lmcast.exporter.runtime.images import Images, Picture
+from lmcast.exporter.vision import prompts
+from lmcast.exporter.vision.errors import PictureError
+from lmcast.exporter.vision.processor import Encoded, Places, Processor
+
+# Of one call: as many pictures of one grid as have fewer, whose values take memory by their number.
+PATCHES = 4096
+
+
+class Tower:
+    """What an engine with a tower does with pictures.
+
+    processor: how they are prepared. run: the graph of the tower, inputs by name -> its outputs,
+    float F,H each; it is loaded when first called.
+    """
+
+    def __init__(self, processor: Processor, run: RunTower):
+        self.processor, self._run = processor, run
+
+    def picture(self, source: Any, max_pixels: int | None = None) -> Picture:
+        """Return a picture as the tower takes it; raises PictureError.
+
+        source: a path, the bytes of a file, a PIL image or an array uint8 [height, width, 3].
+        max_pixels: make it smaller where it would have more.
+        """
+        from lmcast.exporter.vision.pictures import open_picture
+        from lmcast.exporter.vision.processor import encode
+
+        processor = self.processor
+        if max_pixels is not None:
+            processor = capped(processor, max_pixels)
+        return Picture.of(encode(processor, [open_picture(source)]))
+
+    def see(self, pictures: Sequence[Picture]) -> None:
+        """Compute the features of pictures that have none; one grid a call.
+
+        Raises PictureError for features that are not finite.
+        """
+        unseen = {id(p): p for p in pictures if p.features is None}
+        parts = [(p, part) for p in unseen.values() for part in p.encoded]
+        alike: dict[Any, list[int]] = {}
+        for i, (_, part) in enumerate(parts):
+            alike.setdefault((part.medium, part.grid), []).append(i)
+        found: dict[int, np.ndarray] = {}
+        for places in alike.values():
+            for some in _portions(places, [part for _, part in parts]):
+                each = self._features([parts[i][1] for i in some])
+                found |= dict(zip(some, each, strict=True))
+        for picture in unseen.values():
+            own = [found[i] for i, (other, _) in enumerate(parts) if other is picture]
+            features = np.concatenate(own)
+            if not np.isfinite(features).all():
+                raise PictureError(
+                    "a picture's features hold NaN or Inf, so the tower's computation overflowed;"
+                    " export with --dtype float32"
+                )
+            picture.seen(features)
+
+    def _features(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """Return the features of each, float rows,W, from one call; all are of one grid."""
+        inputs = dict(encoded[0].inputs)
+        inputs["patches"] = np.concatenate([each.inputs["patches"] for each in encoded])
+        outputs = np.concatenate(self._run(inputs), axis=-1)
+        ends = np.cumsum([each.features for each in encoded])
+        if len(outputs) != ends[-1]:
+            raise PictureError(
+                f"the tower gives {len(outputs)} features, and {ends[-1]} tokens wait for some:"
+                " vision.onnx is not of this engine; export again"
+            )
+        return np.split(outputs, ends[:-1])
+
+    def written(self, pictures: Sequence[Picture]) -> str:
+        """Return the placeholders of pictures as a chat template writes them."""
+        return prompts.written(self.processor, encoded_of(pictures))
+
+    def refuse_tokens(self, text: str, where: str) -> None:
+        """Refuse a text that takes the place of a picture; raises PictureError."""
+        prompts.refuse_tokens(self.processor, text, where)
+
+    def expand(self, text: str, pictures: Sequence[Picture]) -> str:
+        """Return a prompt with what pictures become in the place of their placeholders; raises
+        PictureError where there are not as many."""
+        return prompts.expand(self.processor, text, encoded_of(pictures))
+
+    def require_context(self, pictures: Sequence[Picture], tokens: int, context: int) -> None:
+        """Refuse a prompt of more tokens than the context, and say what its pictures take; raises
+        PictureError."""
+        if pictures:
+            prompts.require_context(encoded_of(pictures), tokens, context)
+
+    def place(self, ids: Sequence[int], pictures: Sequence[Picture]) -> tuple[list[int], Images]:
+        """Return the ids of a prompt, and where its pictures stand among them.
+
+        Raises PictureError where the prompt does not take as many features as the pictures have.
+        """
+        places: Places = prompts.places(self.processor, ids, encoded_of(pictures))
+        rows = places.image_rows
+        # Of those that take features a caller sees the ids; no graph does.
+        kept = np.where(rows < 0, places.input_ids, ids).tolist()
+        ends, turned = places.visible_ends, places.rope_positions
+        return kept, Images(tuple(pictures), rows, ends, turned, self.see)
+
+
+def encoded_of(pictures: Sequence[Picture]) -> list[Encoded]:
+    """Return what all pictures become, in order."""
+    return [each for picture in pictures for each in picture.encoded]
+
+
+def capped(processor: Processor, pixels: int) -> Processor:
+    """Return a processor that makes no picture of more pixels; raises PictureError where its
+    pictures are all of one size."""
+    from lmcast.exporter.vision import kinds
+
+    image = processor.image
+    cap = kinds.get(processor.kind).media["image"].capped
+    if cap is None:
+        raise PictureError(
+            f"max_pixels changes nothing: every picture of {processor.kind} becomes as many"
+            " tokens; leave it out"
+        )
+    return replace(processor, image=replace(image, sizes=cap(image.sizes, pixels)))
+
+
+def _portions(places: Sequence[int], encoded: Sequence[Encoded]) -> list[list[int]]:
+    """Return the pictures of each call, all of one grid: PATCHES in all, or one picture."""
+    portions: list[list[int]] = []
+    room = 0
+    for i in places:
+        count, tokens, patches = encoded[i].inputs["patches"].shape[:3]
+        if not portions or count * tokens * patches > room:
+            portions.append([])
+            room = PATCHES
+        portions[-1].append(i)
+        room -= count * tokens * patches
+    return portions
