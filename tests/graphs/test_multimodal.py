@@ -68,7 +68,9 @@ def test_an_engine_of_the_other_layout(checkpoint, tmp_path):
     config, tensors = read(checkpoint("gemma3/linear on full"))
     (tmp_path / "checkpoint").mkdir()
     source = write(tmp_path / "checkpoint", config, {as_modules(n): t for n, t in tensors.items()})
-    engine = export(source, tmp_path / "engine", parity=True, tokenizer=False, context=64)
+    engine = export(
+        source, tmp_path / "engine", parity=True, tokenizer=False, context=64, text_only=True
+    )
     assert engine.manifest.fields["architecture"] == "gemma3"
     with torch.no_grad():
         want = load(source)(prompt())

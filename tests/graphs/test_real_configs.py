@@ -116,7 +116,7 @@ def test_quantized_releases_are_read(name: str, release: Settings):
         else {**config, place: section}
     )
     shapes, dtypes = ({n: both[i] for n, both in stored.items()} for i in (0, 1))
-    found = define(whole, shapes, (), dtypes)
+    found = define(whole, shapes, (), dtypes, text_only=True)
     assert found.parameters == released.size(plain)
     read = [leaf for source in found.binding.sources.values() for leaf in leaves(source)]
     assert {leaf.values.tensor for leaf in read if isinstance(leaf, Packed)} == weights

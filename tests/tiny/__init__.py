@@ -159,8 +159,13 @@ def read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, load_file(directory / "model.safetensors")
 
 
-def defined(config: dict[str, Any], tensors: dict[str, Tensor], untie: bool = False) -> Definition:
-    return graphs.defined(config, tensors, untie=untie)
+def defined(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    untie: bool = False,
+    text_only: bool = True,
+) -> Definition:
+    return graphs.defined(config, tensors, untie=untie, text_only=text_only)
 
 
 def ours(
