@@ -30,9 +30,11 @@ from lmcast.exporter.passes.nbits_matmul import rounded_products
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.prove.baseline import read_baseline, require_same, subject_of, with_changes
 from lmcast.exporter.prove.bisect import find_divergence, inner_errors, of_layers
+from lmcast.exporter.prove.compare import compare
 from lmcast.exporter.prove.decided import decided_rows
-from lmcast.exporter.prove.parity_report import TIMES, Report, Result, bound
+from lmcast.exporter.prove.parity_report import TIMES, Report, Result
 from lmcast.exporter.prove.picked import Picked, pick
+from lmcast.exporter.prove.pictures import compare_pictures
 from lmcast.exporter.prove.recorded import measure_again, recorded
 from lmcast.exporter.prove.references import (
     LONG,
@@ -112,6 +114,8 @@ def check(
         rows = decided_rows((plain, rough), source, rows, engine.vocab_size, format.torch)
         reference = refer()
     results = tuple(_results(engine, reference, rows, format.name, client))
+    if client is None:  # no program gives a text pictures
+        results += tuple(compare_pictures(engine, plain, rough, source))
     longest = max(map(len, rows))
     beyond = longest > max(windows) if windows else None
     subject = subject_of(engine, prompts)
@@ -135,7 +139,7 @@ def _results(
         else:
             got = run_exactly(engine, ask) if name == EXACT else ask(engine)
         seconds = perf_counter() - begin
-        yield replace(_compare(name, got, expected, format), seconds=seconds)
+        yield replace(compare(name, got, expected, format), seconds=seconds)
 
 
 def ran(engine: Engine, client: str | None) -> str:
@@ -166,40 +170,6 @@ def _run(
             logits = session.append(*padded(call))
             got |= {place: logits[i] for i, place in enumerate(places)}
     return got
-
-
-def _compare(scenario: str, got: Logits, reference: Reference, format: str) -> Result:
-    places = [place for place in got if place in reference.exact]
-    errors, same, kl = [], [], []
-    for place in places:  # one by one: of a large vocabulary each has megabytes of logits
-        ours, exact = got[place].astype(np.float64), reference.exact[place]
-        errors.append(np.abs(ours - exact).max())
-        same.append(ours.argmax() == exact.argmax())
-        kl.append(_kl(exact, ours))
-    return Result(
-        scenario=scenario,
-        positions=len(places),
-        error=float(np.max(errors)),
-        eager_error=reference.error,
-        bound=bound(reference.error, format),
-        nothing=reference.nothing,
-        top1=float(np.mean(same)),
-        kl=float(np.mean(kl)),
-        errors=tuple((*place, float(e)) for place, e in zip(places, errors, strict=True)),
-    )
-
-
-def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Kullback-Leibler divergence of softmax(q) from softmax(p), ...,V -> ..., never below 0."""
-    log_p, log_q = _log_softmax(p), _log_softmax(q)
-    divergence: np.ndarray = np.maximum((np.exp(log_p) * (log_p - log_q)).sum(-1), 0)
-    return divergence
-
-
-def _log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x - x.max(-1, keepdims=True)
-    normalized: np.ndarray = x - np.log(np.exp(x).sum(-1, keepdims=True))
-    return normalized
 
 
 def shows_inner_values(engine: Engine) -> bool:
