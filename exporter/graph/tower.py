@@ -16,14 +16,14 @@ from lmcast.exporter.graph.capture import SIZES, Call, Input, Multiple, Part, Si
 from lmcast.exporter.graph.fingerprint import fingerprint
 from lmcast.graphs.blocks.tower import Tower, TowerPart
 
-FEATURES, DEEPSTACK = "features", "deepstack"  # outputs; of deepstack with the number of the block
+FEATURES = "features"
+CLIP = Multiple(4, 0, 3)  # K where it is dynamic: two by two patches of each frame
 
 
 def tower_graph(tower: Tower, prefix: str) -> ir.Model:
     """Return the portable graph of a tower on meta, in the dtype of its parameters.
 
-    prefix: of the names of its weights, which are initializers without data. Outputs: features F,H,
-    and those of a deepstack.
+    prefix: of the names of its weights, which are initializers without data. Output: features F,H.
     """
     return _Capture(tower).graph(prefix)
 
@@ -46,12 +46,12 @@ class _Capture:
         self.tower, self.dtype = tower, next(tower.parameters()).dtype
         self.given: dict[str, Input] = {n: (n, *given) for n, given in tower.inputs.items()}
         self.kinds: dict[str, Part] = {}
-        self.sizes: Sizes = SIZES
+        self.sizes: Sizes = {**SIZES, "K": CLIP}
         self.embed = self.call("Embed", tower.embed, "embed", ["x"])
-        self.sizes = {**SIZES, "S": self._tokens()}
+        self.sizes = {**self.sizes, "S": self._tokens()}
         x = self._x(self.embed)
         self.positions, self.shared = self._positions()
-        self.blocks, self.deepstack = list[Call](), dict[int, Call]()
+        self.blocks = list[Call]()
         self.kept: dict[int, Input] = {}
         for index, block in enumerate(tower.blocks):
             taken = [x, *self.shared]
@@ -59,9 +59,6 @@ class _Capture:
             x = self._x(self.blocks[-1])
             if index in tower.keeps:
                 self.kept[index] = (f"kept.{index}", *x[1:])
-            if str(index) in tower.deepstack:
-                part, at = tower.deepstack[str(index)], f"deepstack.{index}"
-                self.deepstack[index] = self.call("Deepstack", part, at, [FEATURES], [x])
         taken = [x, *self.kept.values()]
         self.merger = self.call("Merger", tower.merger, "merger", [FEATURES], taken)
 
@@ -118,19 +115,14 @@ class _Capture:
         if self.positions:
             tables = graph.call(self.positions, self.positions.prefix, graph.given)
             graph.given.update(zip(self.positions.part.outputs, tables, strict=True))
-        outputs: dict[str, ir.Value] = {}
         for index, block in enumerate(self.blocks):
             (x,) = graph.call(block, block.prefix, {**graph.given, "x": x})
             if index in self.kept:
                 graph.given[self.kept[index][0]] = x
-            if (deep := self.deepstack.get(index)) is not None:
-                (outputs[deep.prefix],) = graph.call(deep, deep.prefix, {**graph.given, "x": x})
         (features,) = graph.call(self.merger, self.merger.prefix, {**graph.given, "x": x})
-        outputs = {FEATURES: features, **outputs}
-        for name, value in outputs.items():
-            assert value.shape is not None
-            value.name, value.shape = name, ir.Shape(["F", value.shape[-1]])
-        return graph.finish(list(outputs.values()), "vision")
+        assert features.shape is not None
+        features.name, features.shape = FEATURES, ir.Shape(["F", features.shape[-1]])
+        return graph.finish([features], "vision")
 
 
 def _results(part: Part) -> list[Any]:

@@ -67,14 +67,14 @@ class PatchRope(TowerPart):
     ):
         super().__init__()
         self.row_frequency, self.column_frequency = row_frequency, column_frequency
-        self.first, self.unturned = first, unturned
+        self.first = first
+        self.still = torch.zeros(unturned, len(row_frequency), device="cpu") if unturned else None
 
     def forward(self, patches: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """patches N,M,K,E, of which only N counts; rows, columns M,K int64."""
         angle = self._angle(rows, self.row_frequency) + self._angle(columns, self.column_frequency)
-        if self.unturned:
-            still = torch.zeros(self.unturned, angle.shape[-1], device="cpu")
-            angle = torch.cat([angle, still.to(angle.device)])
+        if self.still is not None:
+            angle = torch.cat([angle, self.still.to(angle.device)])
         cos, sin = angle.cos()[None], angle.sin()[None]  # 1,S,R
         pictures = patches.shape[0]
         return cos.expand(pictures, -1, -1), sin.expand(pictures, -1, -1)

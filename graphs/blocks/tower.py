@@ -40,8 +40,6 @@ class Tower(nn.Module):
     blocks: x and those tensors -> x.
     merger: x, what blocks `keeps` gave, and its inputs -> features N*M,H.
     keeps: indices of blocks whose x the merger also takes.
-    deepstack: by the index of a block, in ascending order, a merger of what that gives to further
-        features N*M,H, which are outputs behind the first (Qwen3-VL).
     """
 
     def __init__(
@@ -53,33 +51,28 @@ class Tower(nn.Module):
         blocks: Sequence[nn.Module],
         merger: TowerPart,
         keeps: Sequence[int] = (),
-        deepstack: Mapping[int, TowerPart] | None = None,
     ):
         super().__init__()
         self.inputs = inputs
         self.embed, self.positions = embed, positions
         self.blocks = nn.ModuleList(blocks)
         self.merger, self.keeps = merger, tuple(keeps)
-        self.deepstack = nn.ModuleDict({str(i): part for i, part in (deepstack or {}).items()})
 
-    def forward(self, **inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return the features, and a tuple of all where there is a deepstack."""
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Return the features."""
 
         def given(part: nn.Module) -> list[Tensor]:
             return [inputs[name] for name in cast(TowerPart, part).takes]
 
         x = self.embed(*given(self.embed))
         shared = () if self.positions is None else self.positions(*given(self.positions))
-        further, kept = [], []
+        kept = []
         for index, block in enumerate(self.blocks):
             x = block(x, *shared)
             if index in self.keeps:
                 kept.append(x)
-            if str(index) in self.deepstack:
-                merger = self.deepstack[str(index)]
-                further.append(merger(x, *given(merger)))
         features: Tensor = self.merger(x, *kept, *given(self.merger))
-        return (features, *further) if further else features
+        return features
 
 
 def tower_inputs(

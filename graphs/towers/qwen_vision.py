@@ -1,12 +1,13 @@
 """The tower of Qwen3.5 and Qwen3-VL: a learned grid of places that is interpolated, rotation on two
 axes, LayerNorms, and pairs of frames as patches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmcast.graphs.blocks.ffn import ActivationName, PlainMLP
 from lmcast.graphs.blocks.patch_attention import PatchAttention, PatchRope, frequencies
@@ -18,6 +19,7 @@ from lmcast.graphs.blocks.tower import (
     PatchEmbed,
     Tower,
     TowerLayer,
+    TowerPart,
     tower_inputs,
 )  # fmt: skip
 from lmcast.graphs.config.older_spellings import axial_rope
@@ -103,6 +105,20 @@ class DeepstackConfig:
     vision_config: DeepstackVisionConfig = DeepstackVisionConfig()
 
 
+class DeepMerger(TowerPart):
+    """The features of the last block, and behind them on the last axis those of earlier blocks,
+    each merged by weights of its own: N*M,H for each."""
+
+    def __init__(self, last: ConcatMerger, deep: Sequence[ConcatMerger]):
+        super().__init__()
+        self.last, self.deep = last, nn.ModuleList(deep)
+
+    def forward(self, x: Tensor, *kept: Tensor) -> Tensor:
+        """x, kept: N,S,D -> N*M,(1 + depth)*H."""
+        features = [merger(of) for merger, of in zip(self.deep, kept, strict=True)]
+        return torch.cat([self.last(x), *features], -1)
+
+
 def _rope(width: int, theta: float) -> PatchRope:
     """Rows turn the first half of the pairs, columns the second, by the same frequencies."""
     own = frequencies(theta, width // 2)
@@ -133,16 +149,17 @@ def build(c: Config | DeepstackConfig, text: Any) -> Tower:
             ffn=PlainMLP(dim, v.intermediate_size, act=v.hidden_act, bias=True),
         )
 
+    def deep() -> ConcatMerger:
+        return ConcatMerger(dim, merged, text.hidden_size, late_norm=norm(merged * dim))
+
+    merger = ConcatMerger(dim, merged, text.hidden_size, norm=norm())
     return Tower(
         inputs=tower_inputs(3 * v.temporal_patch_size * patch * patch, merged, taps=TAPS),
         embed=PatchEmbed(dim, kernel, bias=True, places=MixedRows((side * side,), dim)),
         positions=_rope(dim // v.num_heads, v.rope_parameters.rope_theta),
         blocks=[layer() for _ in range(v.depth)],
-        merger=ConcatMerger(dim, merged, text.hidden_size, norm=norm()),
-        deepstack={
-            index: ConcatMerger(dim, merged, text.hidden_size, late_norm=norm(merged * dim))
-            for index in deepstack
-        },
+        merger=DeepMerger(merger, [deep() for _ in deepstack]) if deepstack else merger,
+        keeps=deepstack,
     )
 
 
@@ -158,14 +175,15 @@ def weights(c: Config | DeepstackConfig) -> Table:
         "blocks.{i}.ffn.down": f"{blocks}.mlp.linear_fc2",
     }
     table |= side_by_side("blocks.{i}.attention", f"{blocks}.attn.qkv", dim)
-    mergers = {"merger": "visual.merger"}
-    if isinstance(c.vision_config, DeepstackVisionConfig):
-        for n, index in enumerate(c.vision_config.deepstack_visual_indexes):
-            mergers[f"deepstack.{index}"] = f"visual.deepstack_merger_list.{n}"
+    mergers = {
+        "merger": "visual.merger",
+        "merger.last": "visual.merger",
+        "merger.deep.{i}": "visual.deepstack_merger_list.{i}",
+    }
     for ours, theirs in mergers.items():
-        norm = "norm" if ours == "merger" else "late_norm"
         table |= {
-            f"{ours}.{norm}": f"{theirs}.norm",
+            f"{ours}.norm": f"{theirs}.norm",
+            f"{ours}.late_norm": f"{theirs}.norm",
             f"{ours}.up": f"{theirs}.linear_fc1",
             f"{ours}.down": f"{theirs}.linear_fc2",
         }

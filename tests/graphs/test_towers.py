@@ -82,11 +82,11 @@ def filled(arch: str, config: dict[str, Any], tensors: Tensors) -> Tower:
     return tower
 
 
-def features(tiny: Tiny, config: dict[str, Any], tower: Tower, call: int) -> tuple[Tensor, ...]:
+def features(tiny: Tiny, config: dict[str, Any], tower: Tower, call: int) -> Tensor:
     count, grid = tiny.calls[call]
     given = {"patches": tiny.patches(tiny.pixels(count, grid)), **tables(tiny, config, grid)}
-    found = tower(**{name: given[name] for name in tower.inputs})
-    return found if isinstance(found, tuple) else (found,)
+    found: Tensor = tower(**{name: given[name] for name in tower.inputs})
+    return found
 
 
 def tables(tiny: Tiny, config: dict[str, Any], grid: Grid) -> dict[str, Tensor]:
@@ -110,14 +110,14 @@ def test_features_match_hugging_face(tiny, made, report):
     tower, exact = filled(tiny.arch, config, tensors), deepcopy(model).double()
     for call, (count, grid) in enumerate(tiny.calls):
         pixels = tiny.pixels(count, grid)
-        theirs, wide = tiny.theirs(model, pixels), tiny.theirs(exact, pixels.double())
-        for mine, want, true in zip(features(tiny, config, tower, call), theirs, wide, strict=True):
-            bound = min(1e-3, 4 * gap(want, true) + FP32)
-            row = {"tower": tiny.arch, "grid": str(grid), "error": gap(mine, want), "bound": bound}
-            report("Features against Hugging Face, fp32", row)
-            assert mine.shape == want.shape
-            assert want.std() > 0.1  # features that could hide nothing
-            assert gap(mine, want) <= bound
+        want, true = tiny.theirs(model, pixels), tiny.theirs(exact, pixels.double())
+        mine = features(tiny, config, tower, call)
+        bound = min(1e-3, 4 * gap(want, true) + FP32)
+        row = {"tower": tiny.arch, "grid": str(grid), "error": gap(mine, want), "bound": bound}
+        report("Features against Hugging Face, fp32", row)
+        assert mine.shape == want.shape
+        assert want.std() > 0.1  # features that could hide nothing
+        assert gap(mine, want) <= bound
 
 
 @BY_TINY
@@ -128,9 +128,8 @@ def test_pictures_of_a_call_do_not_see_each_other(tiny, made):
     count, grid = tiny.calls[0]
     given = {"patches": tiny.patches(tiny.pixels(count, grid)), **tables(tiny, config, grid)}
     given = {name: given[name] for name in tower.inputs}
-    (whole, *_) = features(tiny, config, tower, 0)
-    alone = tower(**{**given, "patches": given["patches"][-1:]})
-    (last, *_) = alone if isinstance(alone, tuple) else (alone,)
+    whole = features(tiny, config, tower, 0)
+    last = tower(**{**given, "patches": given["patches"][-1:]})
     # In fp64 another order of the same sums is about 1e-14 of features up to 5.
     assert gap(whole[-len(last) :], last) < 1e-10
 
@@ -158,7 +157,7 @@ def test_names_in_other_layouts_are_read(arch, rename, made):
     _, config, tensors = made(tiny)
     renamed = {rename(n): t for n, t in tensors.items() if not n.startswith(BESIDE)}
     want = features(tiny, config, filled(arch, config, tensors), 0)
-    assert torch.equal(features(tiny, config, filled(arch, config, renamed), 0)[0], want[0])
+    assert torch.equal(features(tiny, config, filled(arch, config, renamed), 0), want)
 
 
 @BY_TINY
@@ -169,7 +168,7 @@ def test_names_of_hugging_faces_modules_are_read(tiny, made):
     for call in range(len(tiny.calls)):
         want = features(tiny, config, filled(tiny.arch, config, tensors), call)
         got = features(tiny, config, filled(tiny.arch, config, dict(model.state_dict())), call)
-        assert gap(got[0], want[0]) <= FP32
+        assert gap(got, want) <= FP32
 
 
 def without(prefix: str) -> Callable[[Tensors], Tensors]:

@@ -43,8 +43,8 @@ class Tiny:
     """A model with a tower.
 
     arch: its model_type. model: Hugging Face's class. settings: for the class of its config.
-    calls: N and the grid of each call. frames: f. theirs: the model and pixels N,t,f,3,H,W -> what
-    it makes of them, features first.
+    calls: N and the grid of each call. frames: f. theirs: the model and pixels N,t,f,3,H,W ->
+    features.
     """
 
     arch: str
@@ -52,7 +52,7 @@ class Tiny:
     settings: dict[str, Any]
     merge: int
     calls: tuple[tuple[int, Grid], ...]
-    theirs: Callable[[Any, Tensor], tuple[Tensor, ...]]
+    theirs: Callable[[Any, Tensor], Tensor]
     frames: int = 1
 
     @property
@@ -95,31 +95,32 @@ class Tiny:
         return cut.reshape(n, rows * columns, t * k * k, 3 * f * p * p)
 
 
-def _images(model: Any, pixels: Tensor, **given: Any) -> tuple[Tensor, ...]:
+def _images(model: Any, pixels: Tensor, **given: Any) -> Tensor:
     found = model.model.get_image_features(pixels[:, 0, 0], **given, return_dict=True)
-    return (torch.cat([features.flatten(0, -2) for features in found.pooler_output]),)
+    return torch.cat([features.flatten(0, -2) for features in found.pooler_output])
 
 
-def _pixtral(model: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+def _pixtral(model: Any, pixels: Tensor) -> Tensor:
     sizes = torch.tensor([list(pixels.shape[-2:])] * len(pixels))
     return _images(model, pixels, image_sizes=sizes)
 
 
-def _llama4(model: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+def _llama4(model: Any, pixels: Tensor) -> Tensor:
     seen = model.vision_model(pixels[:, 0, 0]).last_hidden_state
-    return (model.multi_modal_projector(seen.flatten(0, 1)),)
+    features: Tensor = model.multi_modal_projector(seen.flatten(0, 1))
+    return features
 
 
-def _qwen(model: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+def _qwen(model: Any, pixels: Tensor) -> Tensor:
     of_model = _of(model)
     patches = of_model.patches(pixels).flatten(0, 2)
     side = of_model.patch
     grid = [1, pixels.shape[-2] // side, pixels.shape[-1] // side]
     seen = model.model.visual(patches, torch.tensor([grid] * len(pixels)))
-    return (seen.pooler_output, *getattr(seen, "deepstack_features", ()))
+    return torch.cat([seen.pooler_output, *(seen.get("deepstack_features") or ())], -1)
 
 
-def _kimi(model: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+def _kimi(model: Any, pixels: Tensor) -> Tensor:
     side = _of(model).patch
     found = []
     for clip in pixels:  # of several it mixes the rows up
@@ -129,7 +130,7 @@ def _kimi(model: Any, pixels: Tensor) -> tuple[Tensor, ...]:
         grid = torch.tensor([[frames, height // side, width // side]])
         seen = model.model.vision_tower(rows.unflatten(1, (3, side, side)), grid_thw=grid)
         found.append(model.model.mm_projector(seen.pooler_output).flatten(0, 1))
-    return (torch.cat(found),)
+    return torch.cat(found)
 
 
 def _of(model: Any) -> Tiny:
