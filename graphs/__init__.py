@@ -74,7 +74,7 @@ def define(
         return Definition(arch, typed, model, binding)
     kind, own = reading.tower
     tower = _on_meta(lambda c: kind.build(c, typed), own, f"{arch.name}: config.json: ")
-    bound = kind.bind(own, tower, shapes, quantized.layouts)
+    bound = kind.bind(own, tower, shapes, quantized.layouts, quantized.beside)
     return Definition(arch, typed, model, binding, TowerDefinition(kind, own, tower, bound))
 
 
@@ -147,7 +147,8 @@ def _read(
             if isinstance(arch, Multimodal):
                 shapes = quantized.shapes(tensors.shapes)
                 if arch.tower is not None and not text_only:
-                    tower = arch.tower, arch.tower.read(raw, name, ignored)
+                    kind = arch.tower.as_stored(shapes)
+                    tower = kind, kind.read(raw, name, ignored)
                 arch, raw, within = *arch.text(raw, shapes, ignored), "text_config."
                 arch = seeing(arch, tower[0].text_inputs) if tower else arch
             text, typed = arch, arch.read(raw, ignored, within)

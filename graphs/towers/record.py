@@ -90,6 +90,11 @@ class TowerArch:
         for one of the tower's that nothing reads, and for names in two layouts.
         """
         own = self.stored(shapes)
+        if not own:
+            raise WeightError(
+                f"no tensor of {' or '.join(self.modules)} is stored, but config.json is of a model"
+                " with a vision tower; give --text-only for the text alone"
+            )
         prefix = _prefix(own)
         table = self.weights(config) if callable(self.weights) else self.weights
         spare = self.beside(config) if callable(self.beside) else self.beside

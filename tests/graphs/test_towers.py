@@ -185,6 +185,10 @@ WRONG_TENSORS: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
         "qwen3_5", lambda t: {**t, "model.visual.pos_embed.weight": torch.ones(9, 32)},
         r"model.visual.pos_embed.weight has shape \[9, 32\]; config.json asks for \[25, 32\]",
     ),
+    "none is stored": (
+        "gemma3", lambda t: {"language_model.model.norm.weight": torch.ones(20)},
+        r"no tensor of vision_tower or multi_modal_projector is stored.*--text-only",
+    ),
     "in two layouts": (
         "llama4", lambda t: {**t, "model.vision_model.extra": torch.ones(1)},
         r"model.vision_model.extra are named in two ways",
