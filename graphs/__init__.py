@@ -1,6 +1,7 @@
 """Reference architectures in pure PyTorch."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from os import PathLike
@@ -73,8 +74,9 @@ def define(
     if reading.tower is None:
         return Definition(arch, typed, model, binding)
     kind, own = reading.tower
-    tower = _on_meta(lambda c: kind.build(c, typed), own, f"{arch.name}: config.json: ")
-    bound = kind.bind(own, tower, shapes, quantized.layouts, quantized.beside)
+    with _or_text_only():
+        tower = _on_meta(lambda c: kind.build(c, typed), own, f"{arch.name}: config.json: ")
+        bound = kind.bind(own, tower, shapes, quantized.layouts, quantized.beside)
     return Definition(arch, typed, model, binding, TowerDefinition(kind, own, tower, bound))
 
 
@@ -112,6 +114,21 @@ def _on_meta(build: Callable[[Any], Model], config: Any, at: str) -> Model:
         ) from None
 
 
+TEXT_ONLY = "; or give --text-only, which leaves out all but the text"
+
+
+@contextmanager
+def _or_text_only() -> Iterator[None]:
+    """Say of what is wrong with a tower that the text can do without."""
+    try:
+        yield
+    except UnreadKeys:
+        raise
+    except (ConfigError, WeightError) as error:
+        known = "--text-only" in str(error)
+        raise type(error)(f"{error}{'' if known else TEXT_ONLY}") from None
+
+
 @dataclass(frozen=True)
 class _Reading:
     """What a config.json says.
@@ -147,8 +164,9 @@ def _read(
             if isinstance(arch, Multimodal):
                 shapes = quantized.shapes(tensors.shapes)
                 if arch.tower is not None and not text_only:
-                    kind = arch.tower.as_stored(shapes)
-                    tower = kind, kind.read(raw, name, ignored)
+                    with _or_text_only():
+                        kind = arch.tower.as_stored(shapes)
+                        tower = kind, kind.read(raw, name, ignored)
                 arch, raw, within = *arch.text(raw, shapes, ignored), "text_config."
                 arch = seeing(arch, tower[0].text_inputs) if tower else arch
             text, typed = arch, arch.read(raw, ignored, within)
@@ -163,7 +181,9 @@ def _read(
         else:
             break
     if unread:
-        raise ConfigError(f"{name}: {UnreadKeys('config.json: ', unread)}")
+        beside = any(not key.startswith("text_config.") for key in unread)
+        way_out = TEXT_ONLY if beside and multimodal and not text_only else ""
+        raise ConfigError(f"{name}: {UnreadKeys('config.json: ', unread)}{way_out}")
     return _Reading(text, typed, quantized, within, tower)
 
 

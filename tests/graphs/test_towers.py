@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,10 @@ from tiny import gap
 from tiny.towers import TEXT, TOWERS, Grid, Tiny
 from torch import Tensor
 
+from lmcast.exporter import passes
+from lmcast.exporter.backends.ort import ort
+from lmcast.exporter.graph.lowering import PARTS
+from lmcast.exporter.graph.tower import tower_graph
 from lmcast.exporter.vision.patches import places, taps
 from lmcast.graphs import WeightError, archs
 from lmcast.graphs.archs.multimodal import Multimodal
@@ -203,3 +208,34 @@ def test_tensors_that_do_not_fit_are_refused(case, made):
     _, config, tensors = made(tiny)
     with pytest.raises(WeightError, match=message):
         filled(arch, config, change(tensors))
+
+
+# What shapes of later values would depend on, or a runtime would run apart.
+DYNAMIC = {"If", "Loop", "Scan", "NonZero", "Unique", "Compress", "ScatterND", "ScatterElements"}
+
+
+@BY_TINY
+@torch.no_grad()
+def test_a_graph_has_each_part_once_and_computes_the_same(tiny, made):
+    """As any runtime gets it, and as ONNX Runtime's CPU does."""
+    _, config, tensors = made(tiny)
+    tower = filled(tiny.arch, config, tensors)
+    portable = tower_graph(deepcopy(tower).to("meta"), "vision.")
+    kinds = [name for domain, name, _ in portable.functions if domain == PARTS]
+    assert len(kinds) == len(set(kinds)) <= 4
+    calls = [node.op_type for node in portable.graph if node.domain == PARTS]
+    assert calls.count("Block0") == len(tower.blocks) > 1
+    for name, parameter in tower.named_parameters():
+        value = portable.graph.initializers[f"vision.{name}"]
+        value.const_value = ir.tensor(parameter.numpy(), name=value.name)
+    for rewrites in (passes.PORTABLE, passes.CPU):
+        model = portable.clone()
+        passes.run(model, rewrites)
+        nodes = [n for part in (model.graph, *model.functions.values()) for n in part.all_nodes()]
+        assert not DYNAMIC & {node.op_type for node in nodes}
+        session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+        for call, (count, grid) in enumerate(tiny.calls):
+            given = {"patches": tiny.patches(tiny.pixels(count, grid))}
+            given |= tables(tiny, config, grid)
+            (got,) = session.run(None, {name: given[name].numpy() for name in tower.inputs})
+            assert gap(torch.from_numpy(got), features(tiny, config, tower, call)) <= FP32
