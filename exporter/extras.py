@@ -1,6 +1,11 @@
 """The extra of lmcast that installs a missing module."""
 
-EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export"}  # module -> extra
+EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "PIL": "vision",
+}  # module -> extra
 
 
 def remedy(error: ModuleNotFoundError) -> str | None:

@@ -159,6 +159,7 @@ OWNED = {
     "onnx_ir": ("exporter/", "plugins/onnx_builder.py", "plugins/plugin.py"),
     "onnx": "plugins/onnx_builder.py",  # reads the schemas of operators
     "triton": "plugins/",
+    "PIL": "exporter/vision/pictures.py",
     "transformers": "nowhere",
     "safetensors": "nowhere",  # its reader checks less than exporter/checkpoint does
 }
@@ -177,6 +178,7 @@ def test_libraries_stay_where_they_belong():
 # What runs engines, and is installed without PyTorch: these files with all that they import.
 RUNS = [
     *sorted((ROOT / "exporter/runtime").glob("*.py")),
+    *sorted((ROOT / "exporter/vision").rglob("*.py")),
     *(ROOT / f"exporter/backends/{file}.py" for file in ("onnxruntime", "cuda", "native")),
     *(ROOT / f"exporter/backends/{room}/runner.py" for room in ("cuda_provider", "tensorrt")),
     ROOT / "exporter/bench.py",
@@ -188,7 +190,7 @@ OPENS = [ROOT / "exporter/engine/inspect.py", ROOT / "exporter/cli/__init__.py"]
 # What a record refers to imports what it needs: most of that is for casting.
 RECORDS = [ROOT / "exporter/targets.py", ROOT / "exporter/dtypes.py"]
 BASE = {"numpy", "ml_dtypes", "onnxruntime", "tokenizers", "jinja2", "click", "rich"}
-SIGNS = {"model_signing", "cryptography"}  # an extra that needs no torch
+EXTRAS = {"model_signing", "cryptography", "PIL"}  # that need no torch
 
 
 def imported(node: ast.AST, whole: bool) -> Iterator[str]:
@@ -234,7 +236,7 @@ def test_engines_run_without_torch():
             first = module.partition(".")[0]
             if first == "lmcast":
                 waiting += [(file, deep and whole, way) for file, deep in found_at(module)]
-            elif first not in BASE | SIGNS | set(sys.stdlib_module_names):
+            elif first not in BASE | EXTRAS | set(sys.stdlib_module_names):
                 wrong.append(f"{way} imports {module}")
     assert not wrong, "\n".join(wrong)
 

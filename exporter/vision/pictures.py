@@ -121,8 +121,10 @@ def content(source: Any, usual: str) -> tuple[str, bytes | None]:
         raise PictureError(f"{name:.80}: is a URL, and nothing here downloads; give a file")
     try:
         return name, read_capped(Path(name), MOST_BYTES)
-    except (CheckpointError, ValueError) as error:  # the last for a zero byte in the name
+    except CheckpointError as error:
         raise PictureError(str(error)) from None
+    except ValueError as error:  # a zero byte in the name
+        raise PictureError(f"{name!r:.80}: is no path: {error}") from None
 
 
 def _array(source: np.ndarray, limit: int) -> np.ndarray:

@@ -227,7 +227,7 @@ def encode_video(processor: Processor, clip: Clip) -> list[Encoded]:
     Raises PictureError where the model takes no videos, for one without frames, for frames of
     several sizes, and as `encode`.
     """
-    if not clip.frames:
+    if not len(clip.frames):
         raise PictureError("the video has no frames")
     height, width = clip.frames[0].shape[:2]
     require_shape(height, width)

@@ -32,9 +32,8 @@ def open_sound(source: Any, rate: int) -> np.ndarray:
             count = file.getnframes()
             raw = file.readframes(count)
     except (wave.Error, EOFError, ValueError, RuntimeError, struct.error) as error:
-        raise PictureError(
-            f"{name}: is no WAV file of plain PCM ({error or 'it ends early'}); {remedy}"
-        ) from None
+        said = str(error) or "it ends early"
+        raise PictureError(f"{name}: is no WAV file of plain PCM ({said}); {remedy}") from None
     if len(raw) < count * channels * width:
         raise PictureError(
             f"{name}: ends {count * channels * width - len(raw)} bytes early; it is damaged"

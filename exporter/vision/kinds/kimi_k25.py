@@ -221,8 +221,7 @@ def filled(sizes: Sizes | VideoSizes, height: int, width: int) -> tuple[int, int
 
 
 def encode(processor: Processor, picture: np.ndarray) -> list[Encoded]:
-    image = processor.image
-    return [clip(read(Sizes, dict(image.sizes)), image, "image", [picture])]
+    return clips(read(Sizes, dict(processor.image.sizes)), processor.image, "image", [picture], 1)
 
 
 def encode_video(processor: Processor, given: Clip) -> list[Encoded]:
@@ -230,33 +229,48 @@ def encode_video(processor: Processor, given: Clip) -> list[Encoded]:
     video = processor.video
     assert video is not None
     sizes = read(VideoSizes, dict(video.sizes))
-    found = []
-    for first in range(0, len(given.frames), sizes.frames):
-        made = clip(sizes, video, "video", given.frames[first : first + sizes.frames])
-        text = f"{stamp(given.seconds[first])}{BEGIN}video{CONTENT}{made.text}{END}"
-        found.append(replace(made, text=text, continued=first > 0))
-    return found
+    made = clips(sizes, video, "video", given.frames, sizes.frames)
+    times = map(stamp, given.seconds[:: sizes.frames])
+    return [
+        replace(
+            each, text=f"{time}{BEGIN}video{CONTENT}{each.text}{END}", continued=each is not made[0]
+        )
+        for time, each in zip(times, made, strict=True)
+    ]
 
 
-def clip(
+def clips(
     sizes: Sizes | VideoSizes,
     medium: Medium,
     name: Literal["image", "video"],
     frames: Sequence[np.ndarray],
-) -> Encoded:
-    """Return what a picture, or the frames of a clip, become; the text is the tokens alone."""
+    together: int,
+) -> list[Encoded]:
+    """Return what frames become, some `together` in each; the text is the tokens alone."""
     assert medium.pixels is not None
     height, width = resized(sizes, *frames[0].shape[:2])
-    full = filled(sizes, height, width)
-    shown = np.zeros((1, len(frames), 1, *full, 3), np.uint8)
-    shown[0, :, 0, :height, :width] = resize_frames(frames, height, width, medium.pixels.resample)
-    grid = (len(frames), full[0] // sizes.patch, full[1] // sizes.patch)
+    made = resize_frames(frames, height, width, medium.pixels.resample)
+    shown = np.zeros((len(made), *filled(sizes, height, width), 3), np.uint8)
+    shown[:, :height, :width] = made
+    return [
+        clip(sizes, medium, name, shown[first : first + together])
+        for first in range(0, len(frames), together)
+    ]
+
+
+def clip(
+    sizes: Sizes | VideoSizes, medium: Medium, name: Literal["image", "video"], shown: np.ndarray
+) -> Encoded:
+    """Return what frames uint8 [t, H, W, 3] of whole tokens become."""
+    assert medium.pixels is not None
+    grid = (len(shown), shown.shape[1] // sizes.patch, shown.shape[2] // sizes.patch)
     merged = (grid[1] // sizes.merge, grid[2] // sizes.merge)
     count = merged[0] * merged[1]
     # The first row of the table of times is of single pictures.
-    times = np.arange(len(frames)) + (len(frames) > 1)
+    times = np.arange(len(shown)) + (len(shown) > 1)
+    table = numbers(medium.pixels)
     inputs = {
-        "patches": patches(shown, numbers(medium.pixels), sizes.patch, sizes.merge),
+        "patches": patches(shown[None, :, None], table, sizes.patch, sizes.merge),
         **places(grid, sizes.merge),
         **taps(grid, sizes.merge, (sizes.rows, sizes.columns), "cubic"),
         "frames": merged_order(np.broadcast_to(times[:, None, None], grid), sizes.merge),

@@ -1,0 +1,1 @@
+"""Imported by transformers, and not called here: nothing is decoded."""
