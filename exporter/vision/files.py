@@ -186,7 +186,7 @@ class ProcessorFiles:
         Raises CheckpointError where the token has another id than the model looks for.
         """
         placeholder = placeholder or token
-        self.require_tokens(placeholder, token)
+        self.require_tokens(token)
         if self.has_tokenizer and (found := self.token_id(token)) != id:
             raise CheckpointError(
                 f"the tokenizer has {token!r} as token {found}, and config.json takes features at"
@@ -194,10 +194,14 @@ class ProcessorFiles:
             )
         return Medium(placeholder, written or placeholder, token, id, dict(vars(sizes)), how)
 
+    def has(self, token: str) -> bool:
+        """Return whether the tokenizer has a token; True without a tokenizer."""
+        return not self.has_tokenizer or self.token_id(token) is not None
+
     def require_tokens(self, *texts: str) -> None:
         """Refuse a tokenizer that has no such tokens, which would go to the model as letters."""
         for text in texts:
-            if self.has_tokenizer and self.token_id(text) is None:
+            if not self.has(text):
                 raise CheckpointError(
                     f"the tokenizer has no token {text!r}, which the processor puts into prompts"
                 )

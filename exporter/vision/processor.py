@@ -113,9 +113,8 @@ class Encoded:
     """A picture, a clip of a video or a sound, as the graph of a tower and a prompt take it.
 
     grid: frames, rows and columns of the patches that attend to each other (of sound: 1, 1 and its
-    frames). Those of one medium and grid may share a call: `patches` are joined on axis 0, the
-    other inputs are equal.
-    inputs: of the graph, float32 and int64.
+    frames). Those of one medium and grid may share a call, see `joined`.
+    inputs: of the graph, float32 and int64; of the first N is axis 0.
     text: what its placeholder becomes, with `tokens` tokens of its medium.
     merged: rows and columns of the tokens of each of N.
     features: rows of features that the tower makes of it, N * M.
@@ -203,14 +202,6 @@ class Clip:
     seconds: tuple[float, ...]
 
 
-def features(processor: Processor, height: int, width: int) -> int | None:
-    """Return how many features a picture of this size becomes; None where that is not known."""
-    from lmcast.exporter.vision import kinds
-
-    count = kinds.get(processor.kind).media["image"].features
-    return None if count is None else count(processor, height, width)
-
-
 def encode(processor: Processor, pictures: Sequence[np.ndarray]) -> list[Encoded]:
     """Return what pictures become, uint8 [H, W, 3] each, one for one.
 
@@ -242,8 +233,19 @@ def encode_audio(processor: Processor, samples: np.ndarray) -> list[Encoded]:
     return _encoded(processor, "audio", samples)
 
 
-def features_of(processor: Processor, height: int, width: int) -> int:
-    """Return how many tokens of a prompt take features of a picture of that size."""
+def joined(encoded: Sequence[Encoded]) -> dict[str, np.ndarray]:
+    """Return the inputs of one call of the tower for several of one medium and grid.
+
+    The first input has the axis N, patches, pixels or frames of sound; the tables after it are the
+    same of all.
+    """
+    first, *tables = encoded[0].inputs
+    together = np.concatenate([each.inputs[first] for each in encoded])
+    return {first: together, **{name: encoded[0].inputs[name] for name in tables}}
+
+
+def features(processor: Processor, height: int, width: int) -> int:
+    """Return how many features a picture of that size becomes, each for a token of the prompt."""
     count = _handling(processor, "image").features
     assert count is not None, f"{processor.kind} does not say how many features a picture has"
     return count(processor, height, width)
@@ -261,8 +263,9 @@ def frame_indices(processor: Processor, count: int, rate: float) -> np.ndarray:
 
 
 def capped(processor: Processor, most_pixels: int) -> Processor:
-    """Return a processor whose pictures, and frames of videos, have at most that many pixels.
+    """Return a processor whose pictures, and videos, have at most that many pixels.
 
+    But for long ones whose shorter side is a single token: Qwen's rule leaves them their length.
     Raises PictureError for a model that takes pictures of one size alone, or of larger ones.
     """
     found: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def expand(processor: Processor, text: str, encoded: Sequence[Encoded]) -> str:
         waiting[group[0].medium].append("".join(each.text for each in group))
     named = {name: _placeholder(processor, name) for name in processor.media}
     pattern = re.compile("|".join(f"(?P<{name}>{found})" for name, found in named.items()))
-    found = [match.lastgroup for match in pattern.finditer(text)]
+    found = [cast(MediumName, match.lastgroup) for match in pattern.finditer(text)]
     for name, texts in waiting.items():
         if found.count(name) != len(texts):
             placeholders = f"{found.count(name)} placeholder{'s' * (found.count(name) != 1)}"
@@ -69,8 +70,20 @@ def expand(processor: Processor, text: str, encoded: Sequence[Encoded]) -> str:
                 f"{_named(processor, name)}, and {counted(len(texts), name)}"
                 f" {'is' if len(texts) == 1 else 'are'} given; give one for each"
             )
+    if len({processor.media[name].id for name in found}) < len(set(found)):
+        _require_order(found, encoded)
     made = {str(name): iter(texts) for name, texts in waiting.items()}
     return pattern.sub(lambda match: next(made[str(match.lastgroup)]), text)
+
+
+def _require_order(found: Sequence[MediumName], encoded: Sequence[Encoded]) -> None:
+    """Refuse media whose tokens are the same in another order than their placeholders have."""
+    given = [group[0].medium for group in groups(encoded)]
+    if given != found:
+        raise PictureError(
+            f"{', '.join(given)} are given, and the prompt has placeholders of"
+            f" {', '.join(found)}; give them in the order of the prompt"
+        )
 
 
 def _named(processor: Processor, name: MediumName) -> str:
@@ -121,20 +134,23 @@ def places(
     sent = tokens.copy()
     first = np.cumsum([0, *(each.features for each in encoded)])
     pieces: list[Piece] = []
-    for name, medium in processor.media.items():
-        own = [(i, each) for i, each in enumerate(encoded) if each.medium == name]
-        at = np.flatnonzero(tokens == medium.id)
+    media = processor.media
+    for id in dict.fromkeys(medium.id for medium in media.values()):
+        own = [(i, each) for i, each in enumerate(encoded) if media[each.medium].id == id]
+        named = {name: medium for name, medium in media.items() if medium.id == id}
+        at = np.flatnonzero(tokens == id)
         if len(at) != (needed := sum(each.tokens for _, each in own)):
+            plural = " and ".join(WORDS[name][1] for name in named)
+            token = next(iter(named.values())).token
             raise PictureError(
-                f"the prompt has {len(at)} tokens {medium.token!r}, and the {WORDS[name][1]} that"
-                f" are given take {needed}; give one placeholder for each, and no such token in the"
-                " text"
+                f"the prompt has {len(at)} tokens {token!r}, and the {plural} that are given take"
+                f" {needed}; give one placeholder for each, and no such token in the text"
             )
         taken = 0
         for i, each in own:
             held, filled = np.split(at[taken : taken + each.tokens], [each.tokens - each.filled])
             rows[held] = first[i] + np.arange(len(held))
-            sent[held], sent[filled] = 0, medium.filler or 0
+            sent[held], sent[filled] = 0, media[each.medium].filler or 0
             height, width = each.merged
             if not each.filled:
                 pieces += [Piece(one, height, width) for one in held.reshape(-1, height * width)]

@@ -109,7 +109,7 @@ def test_processors(folder: Path, name: str) -> None:
             for one, other in zip(ours, theirs(processor.kind, number, found), strict=True):
                 np.testing.assert_array_equal(one, other)
         if isinstance(given[0], tuple) and len(given[0]) == 2:
-            counts = [vision.features_of(processor, *size) for size in given]
+            counts = [vision.features(processor, *size) for size in given]
             assert counts == [each.features for each in made]
         at = prompts.places(processor, ids, made)
         types = found.get(f"{number} mm_token_type_ids", found.get(f"{number} token_type_ids"))

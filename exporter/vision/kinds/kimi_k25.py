@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
-from lmcast.exporter.checkpoint.processors import PICTURES, VIDEOS
+from lmcast.exporter.checkpoint.processors import PICTURES, VIDEOS, WHOLE
 from lmcast.exporter.vision.files import (
     PixelKeys,
     ProcessorFiles,
@@ -118,20 +118,14 @@ def read_files(files: ProcessorFiles) -> Processor:
     files.own.read(OwnKeys)
     files.require_tokens(BEGIN, CONTENT, END)
     (picture, how), (video, video_how) = hub(files) or (picture_sizes(files), video_sizes(files))
-    config = files.config
-    token = files.token("image_token", PICTURE)
+    token, id = files.token("image_token", PICTURE), files.config.image_token_id
+    shown = files.token("video_token", VIDEO)
+    # The tokenizer on the Hub has no token of videos: their features stand at that of pictures.
+    of_video = (shown, files.config.video_token_id) if files.has(shown) else (token, id)
     return Processor(
         kind="kimi_k25",
-        image=files.medium(
-            token,
-            config.image_token_id,
-            picture,
-            how,
-            written=f"{BEGIN}image{CONTENT}{token}{END}",
-        ),
-        video=files.medium(
-            files.token("video_token", VIDEO), config.video_token_id, video, video_how
-        ),
+        image=files.medium(token, id, picture, how, written=f"{BEGIN}image{CONTENT}{token}{END}"),
+        video=files.medium(*of_video, video, video_how, placeholder=shown),
     )
 
 
@@ -159,7 +153,7 @@ def video_sizes(files: ProcessorFiles) -> tuple[VideoSizes, Any]:
 def hub(files: ProcessorFiles) -> tuple[tuple[Sizes, Any], tuple[VideoSizes, Any]] | None:
     """Return the sizes of a file as the Hub has it, None where it is none."""
     nested = files.files.get(PICTURES, {}).get(NESTED)
-    if not isinstance(nested, dict):
+    if not isinstance(nested, dict) or "image_processor" in files.files.get(WHOLE, {}):
         return None
     section = Section(f"{PICTURES}: {NESTED}.", nested)
     keys = section.read(HubKeys, {"config_type"})

@@ -75,7 +75,7 @@ def read_files(files: ProcessorFiles) -> Processor:
         "vision_config.pixel_shuffle_ratio",
         vision.pixel_shuffle_ratio,
     )
-    files.require_tokens(BEGIN, END, BETWEEN, AFTER)
+    files.require_tokens(PICTURE, BEGIN, END, BETWEEN, AFTER)
     sizes = Sizes(side, keys.max_patches, vision.patch_size, merge, keys.resize_to_max_canvas)
     return Processor(
         kind="llama4",
