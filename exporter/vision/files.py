@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NESTED = ("image_processor", "video_processor", "feature_extractor")
-# Says nothing of pixels, or of what is done anyway: pictures are RGB, in arrays of one layout.
+# Says nothing of pixels, or what is done anyway: pictures are RGB, in arrays of one layout; lengths
+# of prompts count in the file of the whole processor alone.
 HARMLESS = {
-    "auto_map", "chat_template", "data_format", "default_to_square", "device", "disable_grouping",
-    "do_convert_rgb", "input_data_format", "processor_class", "return_metadata", "return_tensors",
-    "_valid_processor_keys",
+    "audio_seq_length", "auto_map", "chat_template", "data_format", "default_to_square", "device",
+    "disable_grouping", "do_convert_rgb", "image_seq_length", "input_data_format",
+    "processor_class", "return_metadata", "return_tensors", "_valid_processor_keys",
 }  # fmt: skip
 TYPES = ("image_processor_type", "video_processor_type", "feature_extractor_type")
 SUFFIX = re.compile("(Fast|Pil)$")  # of the same class for other libraries
@@ -52,7 +53,8 @@ class Section:
         fields = fields_of(cast(Any, keys))
         values = {}
         for name, value in self.raw.items():
-            if value is None or name in HARMLESS or name in harmless:
+            known = name in HARMLESS or name in harmless
+            if value is None or (known and name not in fields):
                 continue
             if name not in fields:
                 raise CheckpointError(

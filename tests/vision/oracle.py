@@ -7,7 +7,6 @@ In a process of its own, because transformers asks only once whether torchvision
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,46 +28,49 @@ QWEN, KIMI = "<|vision_start|><|image_pad|><|vision_end|>", "<|media_content|><|
 KIMI_VIDEO = "<|kimi_k25_video_placeholder|>"
 
 
-def config(image: str, audio: int | None = None, video: str = "", **given: Any) -> SimpleNamespace:
-    """What a tower's Config says of pictures, with the id of the token under all its names."""
-    vision = {k: v for k, v in given.items() if k != "top"}
-    ids = {"image_token_id": IDS[image], "image_token_index": IDS[image]}
-    ids |= {"video_token_id": IDS.get(video), "audio_token_id": audio}
-    return SimpleNamespace(vision_config=SimpleNamespace(**vision), **ids, **given.get("top", {}))
-
-
 SMALL = {"patch_size": 4, "merge_size": 2}
 BOUNDS = {"shortest_edge": 512, "longest_edge": 1600}
 HALVES = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.2, 0.4]}
-QWEN_CONFIG = config(
-    "<|image_pad|>", video="<|video_pad|>", patch_size=4, spatial_merge_size=2,
-    temporal_patch_size=2, num_position_embeddings=16,
-)  # fmt: skip
-KIMI_CONFIG = config(
-    "<|media_pad|>", video=KIMI_VIDEO, patch_size=4, merge_kernel_size=(2, 2), pos_emb_height=4,
-    pos_emb_width=6, pos_emb_time=4,
-)  # fmt: skip
-GEMMA_CONFIG = config(
-    "<image_soft_token>", image_size=56, patch_size=14, top={"mm_tokens_per_image": 4}
-)
-AUDIO = SimpleNamespace(
-    audio_token_id=IDS["<audio_soft_token>"],
-    audio_soft_tokens_per_image=6,
-    audio_config=SimpleNamespace(
-        input_feat_size=128,
-        sscp_conv_stride_size=((2, 2), (2, 2)),
-        conf_reduction_factor=4,
-        vocab_offset=40,
-        vocab_size=16,
-    ),
-)
-# Case -> model_type, class of the image processor, its settings, class of the processor, its
-# settings, the tower's config, and prompts: each with sizes of pictures, and what else is called.
+QWEN_CONFIG = {
+    "image_token_id": IDS["<|image_pad|>"],
+    "video_token_id": IDS["<|video_pad|>"],
+    "vision_config": {"patch_size": 4, "num_position_embeddings": 16},
+}
+KIMI_CONFIG = {
+    "image_token_id": IDS["<|media_pad|>"],
+    "video_token_id": IDS[KIMI_VIDEO],
+    "vision_config": {"patch_size": 4, "pos_emb_height": 6, "pos_emb_width": 6},
+}
+MISTRAL_CONFIG = {"image_token_index": IDS["[IMG]"], "vision_config": {"patch_size": 14}}
+GEMMA_CONFIG = {
+    "image_token_index": IDS["<image_soft_token>"],
+    "mm_tokens_per_image": 4,
+    "vision_config": {"image_size": 56, "patch_size": 14},
+}
+LLAMA_CONFIG = {
+    "image_token_index": IDS["<|patch|>"],
+    "vision_config": {
+        "hidden_size": 64, "intermediate_size": 256, "image_size": 56, "patch_size": 14,
+        "projector_input_dim": 32, "projector_output_dim": 32, "vision_output_dim": 32,
+    },
+}  # fmt: skip
+GEMMA3N_CONFIG = {
+    "image_token_id": IDS["<image_soft_token>"],
+    "vision_soft_tokens_per_image": 4,
+    "vision_config": {"model_args": {"msfa_output_resolution": 2}},
+}
+AUDIO_CONFIG = {
+    "audio_token_id": IDS["<audio_soft_token>"],
+    "audio_soft_tokens_per_image": 6,
+    "audio_config": {"vocab_offset": 40, "vocab_size": 16},
+}
+# Case -> classes of processors with their settings, what config.json says of the tower, and prompts:
+# each with sizes of pictures (frames of a video and its rate; samples of a sound).
 CASES: dict[str, dict[str, Any]] = {
     "mistral3": {
         "image": ("PixtralImageProcessor", {"size": {"longest_edge": 112}, "patch_size": 14}),
         "processor": ("PixtralProcessor", {"patch_size": 14, "spatial_merge_size": 2}),
-        "config": config("[IMG]", patch_size=14, top={"spatial_merge_size": 2}),
+        "config": MISTRAL_CONFIG,
         "prompts": [
             ("a [IMG]?", (41, 67)),
             ("[IMG] b [IMG] [IMG]", (150, 211), (29, 57), (600, 9)),
@@ -97,7 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
     "llama4": {
         "image": ("Llama4ImageProcessor", {"size": {"height": 56, "width": 56}, "max_patches": 6}),
         "processor": ("Llama4Processor", {"patch_size": 14, "pixel_shuffle_ratio": 0.5}),
-        "config": config("<|patch|>", image_size=56, patch_size=14, pixel_shuffle_ratio=0.5),
+        "config": LLAMA_CONFIG,
         "prompts": [
             ("a <|image|>", (41, 67)),
             ("<|image|> <|image|> <|image|>", (60, 171), (30, 31), (400, 300)),
@@ -109,7 +111,7 @@ CASES: dict[str, dict[str, Any]] = {
             {"size": {"height": 56, "width": 56}, "resize_to_max_canvas": True, **HALVES},
         ),
         "processor": ("Llama4Processor", {"patch_size": 14, "pixel_shuffle_ratio": 0.5}),
-        "config": config("<|patch|>", image_size=56, patch_size=14, pixel_shuffle_ratio=0.5),
+        "config": LLAMA_CONFIG,
         "prompts": [("a <|image|><|image|>", (41, 67), (150, 20))],
     },
     "qwen3_5": {
@@ -164,8 +166,8 @@ CASES: dict[str, dict[str, Any]] = {
         ),
         "sound": ("Gemma3nAudioFeatureExtractor", {}),
         "processor": ("Gemma3nProcessor", {"audio_seq_length": 6, "image_seq_length": 4}),
-        "config": config("<image_soft_token>", top={"vision_soft_tokens_per_image": 4}),
-        "audio": AUDIO,
+        "config": GEMMA3N_CONFIG,
+        "audio": AUDIO_CONFIG,
         "prompts": [
             ("see <image_soft_token>", (41, 67)),
             ("hear <audio_soft_token>", 5200),
@@ -194,6 +196,12 @@ def sound(count: int) -> np.ndarray:
     return (0.4 * np.sin(np.arange(count) / 9) + noise).astype(np.float32)
 
 
+def image_id(config: dict[str, Any]) -> int:
+    """Return the id of a config.json's token of pictures, which goes by two names."""
+    found: int = config.get("image_token_id", config.get("image_token_index"))
+    return found
+
+
 def tokenizer(image: str) -> Any:
     """Return one token for each byte and special text, and names for those of a family."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -216,7 +224,7 @@ def make(name: str, folder: Path) -> None:
     from PIL import Image
 
     case = CASES[name]
-    image = next(t for t, id in IDS.items() if id == case["config"].image_token_id)
+    image = next(t for t, id in IDS.items() if id == image_id(case["config"]))
     words = tokenizer(image)
 
     def made(key: str) -> Any:

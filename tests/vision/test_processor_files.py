@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import oracle
 import pytest
+from tower_configs import configs
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.vision import kinds, prompts
@@ -55,25 +55,16 @@ def files(kind: str, **changes: Any) -> ProcessorFiles:
     said = {name: dict(held) for name, held in SAID[kind].items()}
     said.setdefault(PICTURES, {}).update(changes.pop("said", {}))
     said.setdefault(WHOLE, {}).update(changes.pop("own", {}))
-    case = oracle.CASES[kind]
+    config, audio = configs(kind)
+    image = oracle.image_id(oracle.CASES[kind]["config"])
     found = ProcessorFiles(
         files=said,
-        config=case["config"],
-        named={"image_token": tokens(case["config"].image_token_id)},
+        config=config,
+        named={"image_token": next(text for text, id in oracle.IDS.items() if id == image)},
         token_id=oracle.IDS.get,
-        audio=case.get("audio"),
+        audio=audio,
     )
     return replace(found, **changes)
-
-
-def tokens(id: int) -> str:
-    return next(text for text, other in oracle.IDS.items() if other == id)
-
-
-def other_config(kind: str, **vision_keys: Any) -> SimpleNamespace:
-    config = oracle.CASES[kind]["config"]
-    held = SimpleNamespace(**{**vars(config.vision_config), **vision_keys})
-    return SimpleNamespace(**{**vars(config), "vision_config": held})
 
 
 @pytest.mark.parametrize("kind", kinds.NAMES)
@@ -158,7 +149,7 @@ OWN: dict[str, tuple[str, Callable[[], dict[str, Any]], str]] = {
     ),
     "more frames than times": (
         "kimi_k25",
-        lambda: {"config": other_config("kimi_k25", pos_emb_time=3)},
+        lambda: {"config": configs("kimi_k25", pos_emb_time=3)[0]},
         "temporal_patch_size is 4; accepted: as vision_config.pos_emb_time, up to 3",
     ),
     "a limit that is not applied": (

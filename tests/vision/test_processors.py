@@ -12,6 +12,7 @@ import oracle
 import pytest
 import torch
 from tokenizers import Tokenizer
+from tower_configs import configs
 
 from lmcast.exporter.checkpoint.files import Folder
 from lmcast.exporter.checkpoint.texts import read_texts
@@ -36,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read(folder: Path, name: str) -> Processor:
     case, texts = oracle.CASES[name], read_texts(Folder.at(folder))
-    found = read_processor(name.split()[0].strip(","), case["config"], texts, case.get("audio"))
+    kind = name.split()[0].strip(",")
+    config, audio = configs(kind)
+    found = read_processor(kind, config, texts, audio)
     return vision.changed(found, "image", **case.get("sizes", {}))
 
 

@@ -20,7 +20,6 @@ CALLS = {
     "pan_and_scan_min_crop_size",
     "pan_and_scan_max_num_crops",
     "pan_and_scan_min_ratio_to_activate",
-    "image_seq_length",  # of another file
 }
 
 

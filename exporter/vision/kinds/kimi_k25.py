@@ -12,6 +12,7 @@ import numpy as np
 from lmcast.exporter.checkpoint.errors import CheckpointError
 from lmcast.exporter.checkpoint.processors import PICTURES, VIDEOS, WHOLE
 from lmcast.exporter.vision.files import (
+    TYPES,
     PixelKeys,
     ProcessorFiles,
     Section,
@@ -155,6 +156,7 @@ def hub(files: ProcessorFiles) -> tuple[tuple[Sizes, Any], tuple[VideoSizes, Any
     nested = files.files.get(PICTURES, {}).get(NESTED)
     if not isinstance(nested, dict) or "image_processor" in files.files.get(WHOLE, {}):
         return None
+    Section(f"{PICTURES}: ", files.files[PICTURES]).without((*TYPES, NESTED)).read(OwnKeys)
     section = Section(f"{PICTURES}: {NESTED}.", nested)
     keys = section.read(HubKeys, {"config_type"})
     how, _ = pixels(
