@@ -64,7 +64,7 @@ AUDIO_CONFIG = {
     "audio_soft_tokens_per_image": 6,
     "audio_config": {"vocab_offset": 40, "vocab_size": 16},
 }
-# Case -> classes of processors with their settings, what config.json says of the tower, and prompts:
+# Case -> classes of processors with their settings, what config.json says of the tower, prompts:
 # each with sizes of pictures (frames of a video and its rate; samples of a sound).
 CASES: dict[str, dict[str, Any]] = {
     "mistral3": {
