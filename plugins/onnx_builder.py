@@ -193,9 +193,18 @@ class Builder:
         self, condition: Value, then: Callable[[], Value], otherwise: Callable[[], Value]
     ) -> Value:
         """Return what `then` or, where the condition [] is false, `otherwise` returns."""
+        return self.branches(condition, then, otherwise)[0]
+
+    def branches(
+        self,
+        condition: Value,
+        then: Callable[[], Value | Sequence[Value]],
+        otherwise: Callable[[], Value | Sequence[Value]],
+    ) -> tuple[Value, ...]:
+        """Return what `then` or `otherwise` returns: both as many values."""
         taken, other = self._subgraph("then", then, {}), self._subgraph("else", otherwise, {})
         graphs = {"then_branch": taken, "else_branch": other}
-        return self._append("If", [condition.ir], graphs, "", 1)[0]
+        return self._append("If", [condition.ir], graphs, "", len(taken.outputs))
 
     def scan(
         self,

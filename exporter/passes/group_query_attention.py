@@ -5,9 +5,10 @@ after:  y, key, value = com.microsoft.GroupQueryAttention(q, k, v, past_key, pas
         lengths + counts - 1, max(lengths) + T)
 
 window_attention becomes the same with the window as its buffer (`sliding_window_cache`), and sinks
-become its `head_sink`. What the kernel does not do, values of another width than the keys, chunks,
-a window of one token, and factors behind the softcap, keeps the operator and its body; the kernel
-for CPUs has no cache in FP8 either. It takes rows of different lengths in single tokens only.
+become its `head_sink`; where tokens may see others ahead, it is one branch (attention_ahead). What
+the kernel does not do, values of another width than the keys, chunks, a window of one token, and
+factors behind the softcap, keeps the operator and its body; the kernel for CPUs has no cache in FP8
+either. It takes rows of different lengths in single tokens only.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lmcast.exporter.graph.requirements import require
+from lmcast.exporter.passes.attention_ahead import causal, either
 from lmcast.exporter.passes.rewrite import MICROSOFT, constant, insert, nodes_of, replace
 
 # One scale for all keys of a layer, and one for its values.
@@ -22,24 +24,27 @@ FP8 = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit
 
 
 def group_query_attention(model: ir.Model) -> int:
-    return fused(model, codes=False)
+    return fused(model, codes=False, branches=True)
 
 
-def fused(model: ir.Model, codes: bool) -> int:
-    """Fuse all that the kernel does; codes: whether it takes caches in FP8."""
-    changes = 0
+def fused(model: ir.Model, codes: bool, branches: bool = False) -> int:
+    """Fuse all that the kernel does; codes: whether it takes caches in FP8; branches: whether an If
+    may choose it for calls in which no token sees one ahead."""
+    changes, condition = 0, dict[ir.Value, ir.Value]()
     for node in nodes_of(model, "cached_attention", "window_attention"):
         query, key, value, past_key, past_value, lengths, counts, *more = node.inputs
-        sink, scales, factors = more[:1], more[1:3], more[3:]
+        sink, *scales, factor, ends = [*more, *[None] * 5][:5]
+        scaled = None not in scales
         assert query is not None and query.shape is not None
         assert past_key is not None and past_key.shape is not None
         assert past_value is not None and past_value.shape is not None
         attributes, width = _attributes(node, query.shape, past_key.shape), past_key.shape[-1]
         assert isinstance(width, int)
-        unknown = factors or (scales and not codes)
+        unknown = factor is not None or (scaled and not codes)
+        unknown |= ends is not None and not branches
         if width != past_value.shape[-1] or width % 8 or attributes is None or unknown:
             continue
-        if scales:
+        if scaled:
             attributes |= FP8
         name = str(node.name)
         inputs: list[ir.Value | None] = [
@@ -47,18 +52,18 @@ def fused(model: ir.Model, codes: bool) -> int:
             for v, n in zip((query, key, value), "qkv", strict=True)
         ]
         inputs += [past_key, past_value, *_lengths(model, node, lengths, counts)]
-        if more:  # behind what the kernel could rotate with, and a bias
-            inputs += [None, None, None, None, *sink, *scales]
-        out, *present = insert(
-            model,
-            node,
-            "GroupQueryAttention",
-            inputs,
-            attributes,
-            name=name,
-            outputs=3,
-            domain=MICROSOFT,
-        )
+        if scaled or sink is not None:  # behind what the kernel could rotate with, and a bias
+            inputs += [None, None, None, None, sink, *(scales if scaled else ())]
+        if ends is None:
+            made = insert(
+                model, node, "GroupQueryAttention", inputs, attributes, name=name, outputs=3,
+                domain=MICROSOFT,
+            )  # fmt: skip
+        else:
+            if ends not in condition:
+                condition[ends] = causal(model, node, lengths, ends)
+            made = either(model, node, condition[ends], inputs, attributes)
+        out, *present = made
         shape = constant(
             model,
             node,

@@ -69,11 +69,13 @@ def body(
     scale: Attribute,
     softcap: Attribute,
     chunked: Attribute,
+    ordered: bool = False,
 ) -> tuple[Value, Value, Value]:
+    """ordered: as of see_body."""
     key, past_key = onnx_body.codes(op, key, past_key, key_scale, query)
     value, past_value = onnx_body.codes(op, value, past_value, value_scale, query)
     given = key, value, past_key, past_value, cache_lengths, token_counts
-    seen = see_body(op, *given, bool(chunked.value), visible_ends)
+    seen = see_body(op, *given, bool(chunked.value), visible_ends, ordered)
     keys, values, mask, ring_key, ring_value = seen
     keys = onnx_body.numbers(op, keys, key_scale, query)
     values = onnx_body.numbers(op, values, value_scale, query)

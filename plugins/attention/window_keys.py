@@ -94,14 +94,26 @@ def see_body(
     token_counts: Value,
     chunked: bool,
     visible_ends: Value | None = None,
+    ordered: bool = False,
 ) -> tuple[Value, Value, Value, Value, Value]:
-    """`see` in standard operators."""
+    """`see` in standard operators.
+
+    ordered: slots hold the last positions in their order, from slot 0 on, and not each where the
+    ring has it.
+    """
     slots = op.size(past_key, 2)
     slot, window = op.range(slots), op.Squeeze(slots)
     start = op.Unsqueeze(cache_lengths, [1])  # B,1
 
+    def first(end: Value) -> Value:
+        """The position that slot 0 holds before `end`, if slots are in order."""
+        return end - op.Min(end, window)
+
     def latest(end: Value) -> Value:
-        """The latest position before `end` B,1 that every slot can hold, B,W."""
+        """The latest position before `end` B,1 that every slot can hold, B,W; below 0: none."""
+        if ordered:
+            at = first(end) + slot
+            return op.Where(at < end, at, -1)
         return (end - 1) - ((end - 1) - slot) % window
 
     new = start + op.range(op.size(key, 1))  # B,T
@@ -111,7 +123,8 @@ def see_body(
     until = q_at if visible_ends is None else op.Unsqueeze(visible_ends, [2])
     mask = (at >= 0) & (at <= until) & (at >= q_at - reach)  # B,T,W+T
     last = latest(start + op.Unsqueeze(token_counts, [1]))
-    kept = op.Where(last >= start, last - start + window, slot)  # B,W: where it lies in W+T
+    before = op.Max(last - first(start), 0) if ordered else slot
+    kept = op.Where(last >= start, last - start + window, before)  # B,W: where it lies in W+T
     index = op.Unsqueeze(kept, [1, 3])
 
     def extend(past: Value, fresh: Value) -> tuple[Value, Value]:

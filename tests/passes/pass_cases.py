@@ -24,10 +24,14 @@ def attention(
     cap: float = 0.0,
     sink: bool = False,
     chunked: bool = False,
+    ends: str = "",
 ) -> str:
-    """Return the graph of one attention; width: of the values."""
+    """Return the graph of one attention; width: of the values; ends: the input that says which
+    positions tokens see."""
     more = f", chunked = {int(chunked)}" if op is window_attention else ""
     given, name = (", float[4] sink", ", sink") if sink else ("", "")
+    if ends:
+        given, name = f", int64[B,T] {ends}", f", , , , , {ends}"
     return ATTENTION.format(
         op=op.name, c=room, v=width, cap=cap, more=more, sink=given, sink_name=name
     )
@@ -46,6 +50,8 @@ SHORT = (
     " (q, k, v, key, value, lengths, counts, , ks, vs) }"
 )
 GQA = ["Reshape"] * 4 + ["GroupQueryAttention"]
+# Lengths for the kernel, and whether every token sees its own position as the last.
+AHEAD = ["Reshape"] * 4 + ["Add"] * 3 + ["Unsqueeze", "Range", "Equal", "ReduceMin", "If"]
 
 
 # (pass, graph, changes, operators that it leaves behind besides Constant and arithmetic on lengths)
@@ -395,5 +401,16 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
         attention(cached_attention, "C", width=8),
         0, ["cached_attention"],
     ),
+    **{
+        f"group_query_attention, {what} tokens ahead": (
+            "group_query_attention", attention(op, room, ends=ends), 1, AHEAD,
+        )
+        for what, op, room, ends in (
+            ("all in reach of", cached_attention, "C", "own"),
+            ("a picture of", cached_attention, "C", "picture"),
+            ("a ring in reach of", window_attention, 5, "own"),
+            ("a ring with a picture of", window_attention, 5, "picture"),
+        )
+    },
     "group_query_attention, codes": ("group_query_attention", SHORT, 0, ["cached_attention"]),
 }  # fmt: skip
