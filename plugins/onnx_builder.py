@@ -189,19 +189,8 @@ class Builder:
 
     # -- operators with subgraphs
 
-    def branch(
-        self, condition: Value, then: Callable[[], Value], otherwise: Callable[[], Value]
-    ) -> Value:
+    def branch(self, condition: Value, then: Block, otherwise: Block) -> tuple[Value, ...]:
         """Return what `then` or, where the condition [] is false, `otherwise` returns."""
-        return self.branches(condition, then, otherwise)[0]
-
-    def branches(
-        self,
-        condition: Value,
-        then: Callable[[], Value | Sequence[Value]],
-        otherwise: Callable[[], Value | Sequence[Value]],
-    ) -> tuple[Value, ...]:
-        """Return what `then` or `otherwise` returns: both as many values."""
         taken, other = self._subgraph("then", then, {}), self._subgraph("else", otherwise, {})
         graphs = {"then_branch": taken, "else_branch": other}
         return self._append("If", [condition.ir], graphs, "", len(taken.outputs))

@@ -375,8 +375,8 @@ def test_every_pass_is_of_a_target():
     listed = {apply.__name__ for apply in every.union(passes.EXACT)}
     # What several passes use.
     shared = {
-        "evaluate", "expert_products", "expert_routes", "expert_stacks", "nbits", "nbits_inputs",
-        "nth", "rewrite", "side_by_side", "transposed_products",
+        "attention_ahead", "evaluate", "expert_products", "expert_routes", "expert_stacks", "nbits",
+        "nbits_inputs", "nth", "rewrite", "side_by_side", "transposed_products",
     }  # fmt: skip
     assert files("exporter/passes") - shared == listed
 

@@ -60,9 +60,10 @@ def either(
 
         def ahead() -> Sequence[Value]:
             tensors = dict.fromkeys(names) | dict(zip(names, given, strict=False))
-            out, *present = operator.body(op, **tensors, **plain | numbers | order)
-            return op.Reshape(out, [0, 0, -1]), *present
+            made = operator.body(op, **tensors, **plain | numbers | order)
+            assert not isinstance(made, Value)
+            return op.Reshape(made[0], [0, 0, -1]), *made[1:]
 
-        return op.branches(condition, fused, ahead)
+        return op.branch(condition, fused, ahead)
 
     return written(model, node, write, condition, *kernel, *node.inputs)

@@ -64,13 +64,8 @@ def fused(model: ir.Model, codes: bool, branches: bool = False) -> int:
                 condition[ends] = causal(model, node, lengths, ends)
             made = either(model, node, condition[ends], inputs, attributes)
         out, *present = made
-        shape = constant(
-            model,
-            node,
-            [0, 0, query.shape[2], past_value.shape[-1]],
-            ir.DataType.INT64,
-            f"{name}.heads",
-        )
+        sizes = [0, 0, query.shape[2], past_value.shape[-1]]
+        shape = constant(model, node, sizes, ir.DataType.INT64, f"{name}.heads")
         out.type = query.type
         out.shape = ir.Shape([*query.shape[:2], query.shape[2] * past_value.shape[-1]])
         split = insert(model, node, "Reshape", [out, shape], name=f"{name}.Reshape")[0]

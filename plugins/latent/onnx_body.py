@@ -161,11 +161,12 @@ class Heads:
             return self.style.seen(self.op, present, slots, 1)
 
         self.by_head()  # written ahead of both branches, which share it
-        return self.op.branch(
+        (out,) = self.op.branch(
             self.absorbs(slots),
             lambda: self.absorbed(rows(), mask),
             lambda: self.expanded(rows(), mask),
         )
+        return out
 
 
 def last_seen(op: Builder, cache_lengths: Value, tokens: Value) -> Value:

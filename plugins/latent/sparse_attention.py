@@ -104,9 +104,9 @@ def body(
 
     few, absorbs = gathers(op, tokens, chosen, capacity), heads.absorbs(slots)
     none = op.Expand(op.CastLike(0.0, query), op.dims(batch, tokens, head_count, value_width))
-    out = op.branch(few, lambda: gathered(heads, held, chosen, until), lambda: none)
-    either = op.branch(~few & absorbs, lambda: heads.absorbed(rows(), mask), lambda: out)
-    last = op.branch(few | absorbs, lambda: either, lambda: heads.expanded(rows(), mask))
+    (out,) = op.branch(few, lambda: gathered(heads, held, chosen, until), lambda: none)
+    (either,) = op.branch(~few & absorbs, lambda: heads.absorbed(rows(), mask), lambda: out)
+    (last,) = op.branch(few | absorbs, lambda: either, lambda: heads.expanded(rows(), mask))
     return last, present
 
 

@@ -1,8 +1,9 @@
 """Graphs for the passes of target cuda for weights and caches in few bits, as in pass_cases.py."""
 
+from attention_cases import GQA
 from cuda_pass_cases import ALWAYS, ANGLES, ATTENTION, BY_LENGTH, GROUPS, LENGTHS, TURNED, WIDTH
 from cuda_pass_cases import HEADS as ALL_HEADS
-from pass_cases import GQA, STORED, product
+from pass_cases import STORED, product
 
 TURN = "turned = Transpose <perm = [1, 0]> (w) y = MatMul (x, turned) }"
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from attention_cases import CASES as ATTENTION_CASES
 from cuda_pass_cases import CASES as CUDA_CASES
 from cuda_twins import SHORT, norms_outside, widen
 from few_bits import caches_outside, few_bits_outside
@@ -32,7 +33,7 @@ from lmcast.exporter.targets import TARGETS
 from lmcast.graphs import define
 from lmcast.plugins.plugin import DOMAIN
 
-CASES = {**OTHER_CASES, **CUDA_CASES, **FEW_BITS_CASES, **TOWER_CASES}
+CASES = {**OTHER_CASES, **ATTENTION_CASES, **CUDA_CASES, **FEW_BITS_CASES, **TOWER_CASES}
 PLUMBING = {"Constant", "Cast", "Shape", "Squeeze", "ReduceMax", "Sub"}
 # One row: GroupQueryAttention takes several tokens behind held ones in one row alone.
 SIZES = {"B": 1, "T": 3, "C": 12, None: 6}

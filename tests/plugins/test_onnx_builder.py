@@ -82,7 +82,7 @@ def test_a_branch_sees_what_was_written_before_and_hides_what_it_writes():
     def write(op: Builder, x: Value) -> tuple[Value, Value]:
         before = op.Exp(x)
         condition = op.Squeeze(op.size(x, 0) > 2)
-        out = op.branch(condition, lambda: op.Exp(x) + op.Neg(x), lambda: before)
+        (out,) = op.branch(condition, lambda: op.Exp(x) + op.Neg(x), lambda: before)
         return out, op.Neg(x)
 
     found = graph(write, FP32)
