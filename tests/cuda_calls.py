@@ -111,7 +111,7 @@ class Rows:
         import onnxruntime as ort
         from onnx import TensorProto
 
-        axes = {"B": len(self.lengths), "T": tokens, "R": 1, "C": self.room}
+        axes = {"B": len(self.lengths), "T": tokens, "R": 1, "C": self.room, "F": 1}
         shape = [n if isinstance(n, int) else axes[n] for n in value.shape]
         kind = {"float": "FLOAT"}.get(value.type[7:-1], value.type[7:-1].upper())
         return ort.OrtValue.ortvalue_from_shape_and_type(

@@ -24,6 +24,8 @@ from lmcast.exporter.backends.tensorrt.request import Request, Sizes, resolve
 from lmcast.exporter.backends.tensorrt.worker import Job
 from lmcast.exporter.engine.names import ROOT
 from lmcast.exporter.progress import Progress
+from lmcast.exporter.vision.processor import Processor, features
+from lmcast.plugins import records
 
 WORKER = Job.__module__
 # Of a build: tests/benchmarks/plans.py measures both, on two cores.
@@ -31,6 +33,7 @@ BASE_BYTES, TIMES_WEIGHTS = 500_000_000, 5
 BASE_SECONDS, SECONDS_OF_LAYER = 5, 0.6
 # Weights that --widen makes twice as large, as engine.json names them.
 NARROW = [name for name, format in WEIGHTS.items() if NUMBERS[onnx(format.scheme.element)].wider]
+AHEAD = "visible_ends"  # the input by which tokens see others behind them
 KEPT_LINES = 5  # of the output of a process before it ends
 
 
@@ -55,6 +58,7 @@ def build_plan(
     weights = weight_bytes(fields) + request.widen * weight_bytes(fields, NARROW)
     memory, seconds = estimate(weights, layers)
     require_memory(weights)
+    require_pictures(fields, request)
     progress.say(
         f"building a plan of {layers} layers and {weights / 1e9:.1f} GB of weights: about"
         f" {memory / 1e9:.1f} GB of memory and {seconds:.0f} s"
@@ -96,6 +100,19 @@ def require_memory(weights: int) -> None:
         raise BackendError(
             f"a plan of {weights:,} bytes of weights needs about {need:,} bytes of memory to be"
             f" built; this machine has {have:,}: build on a larger one with `lmcast build`"
+        )
+
+
+def require_pictures(fields: Mapping[str, Any], request: Request) -> None:
+    """Refuse calls that hold no picture, where its tokens see each other: they are of one call."""
+    vision = fields.get("vision")
+    if vision is None or AHEAD not in vision["text_inputs"]:
+        return
+    tokens = features(records.read(Processor, vision["processor"]), 1, 1) or 0  # of any size
+    if request.max_tokens < tokens:
+        raise BackendError(
+            f"--max-tokens is {request.max_tokens}; a picture of this model has {tokens} tokens,"
+            f" which one call must hold: give {tokens} or more, or an engine of --text-only"
         )
 
 
