@@ -3,7 +3,7 @@
 before: y, key, value = lmcast.cached_attention(q, k, v, past_key, past_value, lengths, counts,
         visible_ends), or window_attention
 after:  y, key, value = If <then: GroupQueryAttention(q, k, v, past_key, past_value, ...),
-        else: the operator's body> (all visible_ends are the tokens' own positions)
+        else: the operator's body> (no visible_ends are beyond the tokens' own positions)
 
 The kernel is causal, and no mask adds keys to it. States stay in place through either branch; of a
 window, both have the last positions in their order, as the kernel does. On one core a step of 1,000
@@ -28,8 +28,8 @@ def causal(
 
     def write(op: Builder, lengths: Value, ends: Value) -> Value:
         own = op.Unsqueeze(lengths, [1]) + op.range(op.size(ends, 1))  # B,T
-        same = op.Cast(op.Equal(ends, own), to=DataType.INT32)
-        return op.Cast(op.ReduceMin(same, keepdims=0), to=DataType.BOOL)
+        behind = op.Cast(ends <= own, to=DataType.INT32)
+        return op.Cast(op.ReduceMin(behind, keepdims=0), to=DataType.BOOL)
 
     return written(model, at, write, lengths, ends)[0]
 

@@ -41,7 +41,7 @@ def eager(
     key_scale, value_scale: () fp32, both or neither; with them the caches are float8_e4m3fn (see
         fp8_cache), and attention sees new tokens as they are stored.
     visible_ends: B,T int64 or None; the last position that each token sees, up to the last of this
-        call (Gemma 3, whose tokens of a picture see each other). None: its own.
+        call (Gemma 3, whose tokens of a picture see each other). None, or an earlier one: its own.
 
     Returns B,T,H,V and both caches after the call. Of tokens beyond token_counts, output and cache
     are unspecified but finite.
@@ -56,7 +56,7 @@ def eager(
     value, past_value = codes(value, past_value, value_scale)
     present_key, present_value = write(past_key, key), write(past_value, value)
     held = torch.arange(past_key.shape[2], device=query.device)
-    last = position if visible_ends is None else visible_ends
+    last = position if visible_ends is None else torch.maximum(visible_ends, position)
     given = numbers(present_key, key_scale), numbers(present_value, value_scale)
     return (
         attend(query, *given, held <= last[:, :, None], sink, factor, scale, softcap),
@@ -103,7 +103,7 @@ def body(
     value, past_value = onnx_body.codes(op, value, past_value, value_scale, query)
     present_key = write(past_key, key, key_scale)
     present_value = write(past_value, value, value_scale)
-    last = position if visible_ends is None else visible_ends
+    last = position if visible_ends is None else op.Max(visible_ends, position)
     mask = op.range(op.size(past_key, 2)) <= op.Unsqueeze(last, [2])  # B,T,C
     keys = onnx_body.numbers(op, present_key, key_scale, query)
     values = onnx_body.numbers(op, present_value, value_scale, query)
@@ -156,6 +156,7 @@ def case(
 
 def _ends(lengths: list[int], tokens: int, pictures: tuple[tuple[int, int, int], ...]) -> Tensor:
     ends = torch.tensor(lengths)[:, None] + torch.arange(tokens)
+    ends[:, -1] = 0  # as behind the end of a row, where anything may be said
     for row, first, last in pictures:
         ends[row, first : last + 1] = lengths[row] + last
     return ends

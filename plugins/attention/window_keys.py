@@ -33,7 +33,7 @@ def see(
     at = torch.cat([held, new], 1)[:, None]  # B,1,W+T
     q_at = new[:, :, None]  # B,T,1
     oldest = q_at - q_at % window if chunked else q_at - window + 1
-    last = q_at if visible_ends is None else visible_ends[:, :, None]
+    last = q_at if visible_ends is None else torch.maximum(visible_ends[:, :, None], q_at)
     mask = (at >= 0) & (at <= last) & (at >= oldest)  # B,T,W+T
 
     end = start + token_counts[:, None]
@@ -120,7 +120,7 @@ def see_body(
     at = op.Unsqueeze(op.Concat(latest(start), new, axis=1), [1])  # B,1,W+T
     q_at = op.Unsqueeze(new, [2])  # B,T,1
     reach = q_at % window if chunked else window - 1
-    until = q_at if visible_ends is None else op.Unsqueeze(visible_ends, [2])
+    until = q_at if visible_ends is None else op.Max(op.Unsqueeze(visible_ends, [2]), q_at)
     mask = (at >= 0) & (at <= until) & (at >= q_at - reach)  # B,T,W+T
     last = latest(start + op.Unsqueeze(token_counts, [1]))
     before = op.Max(last - first(start), 0) if ordered else slot

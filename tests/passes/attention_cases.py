@@ -14,7 +14,7 @@ SHORT = (
 )
 GQA = ["Reshape"] * 4 + ["GroupQueryAttention"]
 # Lengths for the kernel, and whether every token sees its own position as the last.
-AHEAD = ["Reshape"] * 4 + ["Add"] * 3 + ["Unsqueeze", "Range", "Equal", "ReduceMin", "If"]
+AHEAD = ["Reshape"] * 4 + ["Add"] * 3 + ["Unsqueeze", "Range", "LessOrEqual", "ReduceMin", "If"]
 
 # (pass, graph, changes, operators that it leaves behind besides Constant and arithmetic on lengths)
 CASES = {

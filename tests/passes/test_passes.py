@@ -69,7 +69,7 @@ def feed(model: ir.Model) -> dict[str, np.ndarray]:
         "lengths": np.array([4]), "counts": np.array([3]),
         "cache_lengths": np.array([4]), "token_counts": np.array([3]),
         "total_length": np.array([7], np.int32), "input_ids": np.zeros((1, 3), np.int64),
-        "own": np.array([[4, 5, 6]]), "picture": np.array([[4, 6, 6]]),
+        "own": np.array([[4, 5, 0]]), "picture": np.array([[4, 6, 6]]),
     }  # fmt: skip
     for value in model.graph.inputs:
         if value.name not in given:

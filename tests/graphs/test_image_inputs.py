@@ -1,0 +1,195 @@
+"""What texts take of pictures, against Hugging Face on the same features; whole and in pieces."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import case, gap, oracle_model, prompt, read
+from torch import Tensor
+
+from lmcast import graphs
+from lmcast.graphs import fill
+from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.step import ENDS, FEATURES, ROPE_POSITIONS, ROWS
+from lmcast.graphs.config.rope_parameters import MRope
+from lmcast.graphs.towers import qwen_vision, siglip
+
+TOKENS = 37
+# Of each row, where its pictures begin, and their rows and columns. Windows have 8 tokens: pictures
+# are shorter and longer than those, at the start, and one behind the other but for a token.
+PICTURES = [[(3, 3, 4), (16, 1, 2), (19, 2, 5)], [(0, 2, 2), (5, 5, 3)]]
+# Case of the text -> what it takes besides features and rows.
+CASES = {
+    "gemma3/linear on full": (ENDS,),
+    "gemma3/untied": (ENDS,),
+    "qwen3_5_text/plain": (ROPE_POSITIONS,),
+    "qwen3_5_moe_text/plain": (ROPE_POSITIONS,),
+    "mistral3/mistral, untied": (),
+}
+BY_CASE = pytest.mark.parametrize("name", CASES)
+# Tokens of each row in each call; none ends within a picture. Rows are padded.
+CALLS = {
+    "whole": [(37, 37)],
+    "pieces": [(15, 4), (3, 1), (1, 15), (10, 0), (1, 1), (1, 1), (6, 15)],
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A batch: ids B,T, and what stands for pictures by name, features of all rows together."""
+
+    ids: Tensor
+    images: dict[str, Tensor]
+
+
+def given(width: int) -> Given:
+    batch = len(PICTURES)
+    rows = torch.full((batch, TOKENS), -1)
+    ends = torch.arange(TOKENS).repeat(batch, 1)
+    turned = torch.zeros(batch, TOKENS, 3, dtype=torch.int64)
+    used = 0
+    for b, pictures in enumerate(PICTURES):
+        at = place = 0
+        for start, high, wide in pictures:
+            turned[b, at:start] = (place + torch.arange(start - at))[:, None]
+            place += start - at
+            size, at = high * wide, start + high * wide
+            rows[b, start:at] = used + torch.arange(size)
+            ends[b, start:at] = at - 1
+            grid = torch.stack([torch.arange(size) // wide, torch.arange(size) % wide], 1)
+            turned[b, start:at, 0] = place
+            turned[b, start:at, 1:] = place + grid
+            place, used = place + max(high, wide), used + size
+        turned[b, at:] = (place + torch.arange(TOKENS - at))[:, None]
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(used, width, generator=generator)
+    images = {FEATURES: features, ROWS: rows, ENDS: ends, ROPE_POSITIONS: turned}
+    return Given(prompt(batch, TOKENS), images)
+
+
+@cache
+def text_of(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    config, tensors = read(directory)
+    found = graphs.defined(config, tensors, text_only=True)
+    found.model.see(found.config.hidden_size, *CASES[name])
+    fill(found, found.model, tensors.__getitem__, dtype)
+    return found.model
+
+
+@torch.no_grad()
+def theirs(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return Hugging Face's logits B,T,V of one pass over embeddings with features among them."""
+    model = oracle_model(case(name), directory, dtype)
+    x = model.get_input_embeddings()
+    width = x.weight.shape[1]
+    batch = given(width)
+    seen = batch.images[ROWS] >= 0
+    embedded = x(batch.ids)
+    embedded[seen] = batch.images[FEATURES].to(dtype)
+    how: dict[str, Any] = {}
+    if ENDS in CASES[name]:
+        how["token_type_ids"] = seen.long()
+    if ROPE_POSITIONS in CASES[name]:
+        how["position_ids"] = batch.images[ROPE_POSITIONS].permute(2, 0, 1)
+    logits: Tensor = model(inputs_embeds=embedded, use_cache=False, **how).logits
+    return logits
+
+
+def cut(images: dict[str, Tensor], starts: Tensor, tokens: int) -> dict[str, Tensor]:
+    """Return T tokens of each row from where it starts; behind its end, any that is in reach."""
+    at = (starts[:, None] + torch.arange(tokens)).clamp(max=TOKENS - 1)
+    rows = torch.arange(len(starts))[:, None]
+    return {n: v if n == FEATURES else v[rows, at] for n, v in images.items()}
+
+
+@torch.no_grad()
+def logits(model: Decoder, calls: list[tuple[int, ...]], *without: str) -> Tensor:
+    """Return logits B,T,V in these calls; without: inputs to leave as those of a text."""
+    batch, out = given(model.image_width), []
+    images = {name: batch.images[name] for name in model.image_inputs}
+    own = torch.arange(TOKENS).repeat(len(batch.ids), 1)
+    texts = {ENDS: own, ROPE_POSITIONS: own[..., None].repeat(1, 1, 3), ROWS: own * 0 - 1}
+    images |= {name: texts[name] for name in without}
+    past, lengths = model.empty_states(len(batch.ids), 2 * TOKENS), torch.zeros_like(own[:, 0])
+    taken: list[list[Tensor]] = [[] for _ in batch.ids]
+    for counts in calls:
+        tokens = max(counts)
+        ids = batch.ids[
+            torch.arange(len(batch.ids))[:, None],
+            (lengths[:, None] + torch.arange(tokens)).clamp(max=TOKENS - 1),
+        ]
+        part = cut(images, lengths, tokens)
+        ids = torch.where(part[ROWS] < 0, ids, 0)  # as placeholders may lie outside the vocabulary
+        new, past = model.step(ids, lengths, torch.tensor(counts), past, part)
+        for row, count in enumerate(counts):
+            taken[row].append(new[row, :count])
+        lengths = lengths + torch.tensor(counts)
+    out = [torch.cat(parts) for parts in taken]
+    return torch.stack(out)
+
+
+@BY_CASE
+def test_pictures_are_hugging_faces(name: str, checkpoint: Any, report: Any):
+    directory = checkpoint(case(name))
+    wanted, exact = theirs(name, directory), theirs(name, directory, torch.float64)
+    bound = min(1e-3, 4 * gap(wanted, exact) + 2e-5)
+    model = text_of(name, directory)
+    for way, calls in CALLS.items():
+        error = gap(logits(model, calls), wanted)
+        report("Texts with pictures against Hugging Face, fp32",
+               {"case": name, "calls": way, "error": error, "bound": bound})  # fmt: skip
+        assert error <= bound, way
+    for input in (ROWS, *CASES[name]):  # each of them counts
+        assert gap(logits(model, CALLS["whole"], input), wanted) > 0.1, input
+
+
+@BY_CASE
+def test_pieces_are_one_pass(name: str, checkpoint: Any):
+    model = text_of(name, checkpoint(case(name)), torch.float64)
+    whole, pieces = (logits(model, calls) for calls in CALLS.values())
+    assert gap(whole, pieces) < 1e-10  # fp64 leaves about 1e-14
+
+
+@BY_CASE
+@torch.no_grad()
+def test_a_text_is_what_it_was(name: str, checkpoint: Any):
+    """Bit for bit, without inputs for pictures and with those of a text."""
+    model = text_of(name, checkpoint(case(name)))
+    ids = given(model.image_width).ids
+    images = {n: v for n, v in given(model.image_width).images.items() if n in model.image_inputs}
+    own = torch.arange(TOKENS).repeat(len(ids), 1)
+    images |= {ROWS: own * 0 - 1, FEATURES: torch.zeros(1, model.image_width)}
+    images |= {ENDS: own} if ENDS in images else {}
+    images |= {ROPE_POSITIONS: own[..., None].repeat(1, 1, 3)} if ROPE_POSITIONS in images else {}
+    lengths = torch.zeros(len(ids), dtype=torch.int64)
+    states, counts = model.empty_states(len(ids), TOKENS), torch.full_like(lengths, TOKENS)
+    assert torch.equal(model.step(ids, lengths, counts, states, images)[0], model(ids))
+
+
+def test_towers_say_what_their_texts_take():
+    assert siglip.TOWER.text_inputs == (ENDS,)
+    assert qwen_vision.TOWER.text_inputs == (ROPE_POSITIONS,)
+
+
+def sections() -> Iterator[tuple[tuple[int, ...], int, str]]:
+    """Sections, pairs, and the axis of each pair: t time, r row, c column."""
+    yield (11, 11, 10), 32, "trc" * 10 + "tr"
+    yield (2, 1, 1), 4, "trct"
+    yield (4, 4, 0), 8, "trttrttr"
+    yield (24, 20, 20), 64, "trc" * 20 + "tttt"  # Qwen3-VL
+
+
+@pytest.mark.parametrize(("section", "pairs", "wanted"), [*sections()], ids=str)
+def test_pairs_turn_by_turns(section: tuple[int, ...], pairs: int, wanted: str):
+    found = MRope(mrope_section=section).axes(pairs)
+    assert "".join("trc"[axis] for axis in found) == wanted
+
+
+def test_sections_one_behind_the_other_are_refused():
+    parameters = MRope(mrope_section=(1, 1, 1), mrope_interleaved=False)
+    with pytest.raises(ValueError, match="mrope_interleaved is False; accepted where pictures"):
+        parameters.axes(3)
