@@ -168,7 +168,7 @@ def _read(
                         kind = arch.tower.as_stored(shapes)
                         tower = kind, kind.read(raw, name, ignored)
                 arch, raw, within = *arch.text(raw, shapes, ignored), "text_config."
-                arch = seeing(arch, tower[0].text_inputs) if tower else arch
+                arch = seeing(arch, *tower) if tower else arch
             text, typed = arch, arch.read(raw, ignored, within)
         except UnreadKeys as error:
             if error.keys.keys() <= ignored:

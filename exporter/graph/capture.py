@@ -173,6 +173,8 @@ def capture(model: Decoder) -> Captured:
     positions, shared = _positions(tables, turned) if tables else (None, {})
     if model.visible is not None:
         shared[id(model.visible)] = [images[ENDS]]
+    if model.deep is not None:
+        shared[id(model.deep)] = [images[FEATURES], images[ROWS]]
     side = _side(model.side, x, shared) if model.side is not None else None
 
     kinds: dict[str, Part] = {}

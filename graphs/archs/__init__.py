@@ -52,6 +52,8 @@ NAMES = (
     "qwen3_5_text",
     "qwen3_moe",
     "qwen3_next",
+    "qwen3_vl",
+    "qwen3_vl_moe",
     "smollm3",
 )
 

@@ -104,13 +104,13 @@ class Multimodal:
         return self.tied and not stored
 
 
-def seeing(arch: Arch, inputs: Collection[str]) -> Arch:
-    """Return a text architecture whose model takes features of pictures, of the text's width, and
-    these inputs besides."""
+def seeing(arch: Arch, tower: TowerArch, own: Any) -> Arch:
+    """Return a text architecture whose model takes the features of pictures that a tower of this
+    Config gives."""
 
     def build(config: Any) -> Decoder:
         model = arch.build(config)
-        model.see(config.hidden_size, *inputs)
+        model.see(config.hidden_size, *tower.text_inputs, deep=tower.depth(own))
         return model
 
     return replace(arch, build=build)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmcast.graphs.blocks.deepstack import Deepstack
 from lmcast.graphs.blocks.norm import widen
 from lmcast.graphs.blocks.step import (
     ENDS,
@@ -47,11 +48,13 @@ class Layer(nn.Module):
         self.pre_mixer, self.post_mixer = pre_mixer or nn.Identity(), post_mixer or nn.Identity()
         self.pre_ffn, self.post_ffn = pre_ffn or nn.Identity(), post_ffn or nn.Identity()
         self.mixer, self.ffn = mixer, ffn
+        self.deep: Deepstack | None = None
 
     def forward(self, x: Tensor, step: Step, past: Past) -> tuple[Tensor, Past]:
         y, present = self.mixer(self.pre_mixer(x), step, past)
         x = x + self.post_mixer(y)
-        return x + self.post_ffn(self.ffn(self.pre_ffn(x))), present
+        x = x + self.post_ffn(self.ffn(self.pre_ffn(x)))
+        return x if self.deep is None else self.deep(x, step), present
 
 
 def rounded(factor: float) -> dict[torch.dtype, float]:
@@ -139,7 +142,7 @@ class Decoder(nn.Module):
     besides x; None where they take nothing.
 
     image_inputs: what it takes for pictures, by the names of IMAGE_INPUTS and in their order; ()
-        for text alone. image_width: H, numbers of a feature.
+        for text alone. image_width: numbers of a feature.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class Decoder(nn.Module):
         self.final = Final(norm, head, softcap)
         self.image_inputs: tuple[str, ...] = ()
         self.visible: Handoff | None = None
+        self.deep: Handoff | None = None
         self.image_width = 0
 
     def tables(self) -> list[Table]:
@@ -170,16 +174,25 @@ class Decoder(nn.Module):
         for layer in self.layers:
             cast(Layer, layer).mixer.limit(context)
 
-    def see(self, width: int, *inputs: str) -> None:
+    def see(self, width: int, *inputs: str, deep: int = 0) -> None:
         """Take features of pictures from now on, of `width` numbers each.
 
-        inputs: those of IMAGE_INPUTS that it takes besides the features and their rows. Raises
+        inputs: those of IMAGE_INPUTS that it takes besides the features and their rows. deep: how
+        many of the first layers add features of their own, which come behind the others. Raises
         ValueError where a config is not of such a model.
         """
         taken = {FEATURES, ROWS, *inputs}
         assert taken <= IMAGE_INPUTS.keys(), inputs
         self.image_inputs = tuple(name for name in IMAGE_INPUTS if name in taken)
-        self.image_width = width
+        self.image_width = (1 + deep) * width
+        if deep:
+            features = State(FEATURES, ("F", self.image_width))
+            self.deep = Handoff(features, State(ROWS, ("B", "T"), torch.int64))
+            if deep > len(self.layers):
+                raise ValueError(f"{len(self.layers)} layers do not take {deep} features each")
+            for index in range(deep):
+                first = (1 + index) * width
+                cast(Layer, self.layers[index]).deep = Deepstack(self.deep, first)
         for table in self.tables() if ROPE_POSITIONS in taken else ():
             table.see()
         if ENDS in taken:
@@ -204,6 +217,8 @@ class Decoder(nn.Module):
         step = Step(cache_lengths, token_counts, tokens, rope_positions=turned)
         if self.visible is not None and images:
             step.hand(self.visible, [images[ENDS]])
+        if self.deep is not None and images:
+            step.hand(self.deep, [images[FEATURES], images[ROWS]])
         return step
 
     def step(

@@ -137,6 +137,10 @@ class Step:
         (tensor,) = self._shared.get(id(handoff), (None,))
         return tensor
 
+    def holds(self, handoff: Handoff) -> bool:
+        """Tell whether an earlier part left the tensors of a handoff."""
+        return id(handoff) in self._shared
+
     def take(self, handoff: Handoff) -> tuple[Tensor, ...]:
         """Return the tensors that an earlier part left; raises KeyError if none did."""
         return self._shared[id(handoff)]
@@ -152,11 +156,14 @@ class Spreading(nn.Module):
 def placed(x: Tensor, features: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
     """Return embeddings B,T,H in which features stand for tokens; without features, as they are.
 
-    features: F,H, at least one. rows: B,T int64, the feature that stands at each token, -1 for
-    none. The scale of an embedding is not the features'.
+    features: F,H, at least one, of which H numbers are for the embedding where there are more.
+    rows: B,T int64, the feature that stands at each token, -1 for none. The scale of an embedding
+    is not the features'.
     """
     if features is None or rows is None:
         return x
+    if features.shape[-1] > x.shape[-1]:
+        features = features[:, : x.shape[-1]]
     taken = F.embedding(rows.clamp(min=0), features.to(x.dtype))  # B,T,H
     return torch.where((rows < 0)[..., None], x, taken)
 

@@ -92,6 +92,13 @@ class MRope(RopeParameters):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeMRope(MRope, FullRope):
+    """Of Qwen3-VL, whose heads rotate whole, always by interleaved sections."""
+
+    mrope_section: tuple[Count, ...] = (24, 20, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeByLayerType:
     """Of a family whose windowed layers have positions of their own."""
 

@@ -199,4 +199,10 @@ TOWER = TowerArch(
     tidy=axial_rope,
     text_inputs=(ROPE_POSITIONS,),
 )
-DEEPSTACK = replace(TOWER, config=DeepstackConfig)
+
+
+def depth(c: DeepstackConfig) -> int:
+    return len(c.vision_config.deepstack_visual_indexes)
+
+
+DEEPSTACK = replace(TOWER, config=DeepstackConfig, depth=depth)

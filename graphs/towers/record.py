@@ -29,6 +29,7 @@ class TowerArch:
     inert: further keys that change nothing, by their paths, as for an Arch.
     beside: modules within `modules` that are left out, or Config -> such modules.
     text_inputs: what the text takes of pictures besides features and rows, as Decoder.see does.
+    depth: Config -> how many of the text's first layers add features of their own.
     forms: the same tower stored in another way, by how only names of that way begin.
     """
 
@@ -41,6 +42,7 @@ class TowerArch:
     inert: Inert = field(default_factory=dict)
     beside: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ()
     text_inputs: tuple[str, ...] = ()
+    depth: Callable[[Any], int] = lambda _: 0
     forms: Mapping[str, "TowerArch"] = field(default_factory=dict)
 
     @property

@@ -1,7 +1,7 @@
 """Binding the tensors of a checkpoint to our parameters, by table, strict on both sides."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -192,7 +192,7 @@ def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) ->
     stored = dict.fromkeys(first for s in found if (first := tensors_of(s)[0]) in shapes)
     if len(stored) > 1:
         raise WeightError(f"tensors {' and '.join(stored)} are forms of the same; accepted is one")
-    source = next((s for s in found if tensors_of(s)[0] in shapes), found[0])
+    source = next(iter(_fitting(found, tuple(parameter.shape), shapes)), found[0])
     for tensor in tensors_of(source):
         if tensor not in shapes:
             near = [n for n in shapes if n.rpartition(".")[0] == tensor.rpartition(".")[0]]
@@ -209,6 +209,21 @@ def _source(name: str, parameter: nn.Parameter, table: Table, shapes: Shapes) ->
             f" config.json asks for {list(parameter.shape)}"
         )
     return source
+
+
+def _fitting(forms: Sequence[Source], shape: tuple[int, ...], shapes: Shapes) -> Iterator[Source]:
+    """Yield the forms that are stored: where several read one tensor, those of this shape first."""
+    stored = [form for form in forms if tensors_of(form)[0] in shapes]
+    if len(stored) > 1:
+        yield from (f for f in stored if {*tensors_of(f)} <= {*shapes} and _is(f, shape, shapes))
+    yield from stored
+
+
+def _is(source: Source, shape: tuple[int, ...], shapes: Shapes) -> bool:
+    try:
+        return shape_of(source, shapes) == shape
+    except WeightError:
+        return False
 
 
 def packed(name: str, source: Source, layouts: Mapping[str, Layout]) -> Source:

@@ -215,6 +215,26 @@ TOWERS = (
         frames=2,
     ),
     Tiny(
+        arch="qwen3_vl",
+        model="Qwen3VLForConditionalGeneration",
+        settings={
+            "text_config": {
+                "model_type": "qwen3_vl_text", **TEXT, "num_hidden_layers": 2,
+                "rope_parameters": {
+                    "rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 1, 1],
+                    "mrope_interleaved": True,
+                },
+            },
+            "vision_config": {
+                "model_type": "qwen3_vl_vision", **_QWEN, "deepstack_visual_indexes": [0, 2],
+            },
+        },
+        merge=2,
+        calls=_QWEN_CALLS,
+        theirs=_qwen,
+        frames=2,
+    ),
+    Tiny(
         arch="kimi_k25",
         model="Kimi_K25ForConditionalGeneration",
         settings={
