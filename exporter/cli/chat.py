@@ -94,7 +94,7 @@ def talk(engine: "Engine", system: str | None, options: dict[str, Any], shown: S
         elif (line.split() or [""])[0] == "/image":
             show(engine, line.strip().removeprefix("/image").strip(), shown)
         elif line.strip():
-            said = [*messages, user(line, len(shown.waiting))]
+            said = [*messages, user(line, [picture.medium for picture in shown.waiting])]
             seen = [*pictures, *shown.waiting]
             given = options | {"images": seen or None, "conversation": conversation}
             if (text := answer(engine, said, given, help)) is not None:

@@ -182,12 +182,27 @@ def image_options(command: Command) -> Command:
     """Add the pictures of a prompt."""
     for option in (
         click.option("--max-pixels", type=int, help="Make pictures smaller that have more."),
+        click.option("--fps", type=float, help="Frames a second of the videos."),
+        click.option(
+            "--video",
+            type=PATH,
+            multiple=True,
+            metavar="PATH",
+            help="A folder of pictures, or an animated file. Repeatable.",
+        ),
         click.option(
             "--image", type=PATH, multiple=True, metavar="FILE", help="A picture. Repeatable."
         ),
     ):
         command = option(command)
     return command
+
+
+def of_images(given: dict[str, Any]) -> Any:
+    """Take the values of image_options but for max_pixels: a prompt that waits for its text."""
+    from lmcast.exporter.runtime.prepare import Pictured
+
+    return Pictured(None, given.pop("image"), given.pop("video"), given.pop("fps"))
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -214,17 +229,18 @@ def parse_ids(prompt: Any) -> list[int]:
     return [int(word) for word in words]
 
 
-def with_system(prompt: Any, system: str, images: Sequence[Any]) -> Any:
-    """Return a prompt, a text or a chat, as a chat behind a message of the system; images: those of
-    a text."""
+def with_system(prompt: Any, system: str, shown: Sequence[str] = ()) -> Any:
+    """Return a prompt, a text or a chat, as a chat behind a message of the system; shown: kinds of
+    what stands before a text."""
     from lmcast.exporter.runtime.chat import Chat, user
     from lmcast.exporter.runtime.prepare import Pictured
 
     if isinstance(prompt, Pictured):
-        return replace(prompt, prompt=with_system(prompt.prompt, system, prompt.images))
+        kinds = ["image"] * len(prompt.images) + ["video"] * len(prompt.videos)
+        return replace(prompt, prompt=with_system(prompt.prompt, system, kinds))
     if isinstance(prompt, list):
         raise click.UsageError("--system is for chats, not for token ids.")
-    chat = Chat([user(prompt, len(images))]) if isinstance(prompt, str) else prompt
+    chat = Chat([user(prompt, shown)]) if isinstance(prompt, str) else prompt
     return replace(chat, messages=[{"role": "system", "content": system}, *chat.messages])
 
 

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lmcast.exporter.cli.options import (
     chat_options,
     image_options,
     of_chat,
+    of_images,
     of_run,
     of_sampling,
     parse_ids,
@@ -41,7 +42,6 @@ def generate(
     engine: Path,
     prompt: str | None,
     file: Path | None,
-    image: tuple[Path, ...],
     ids: bool,
     system: str | None,
     max_new_tokens: int | None,
@@ -60,10 +60,12 @@ def generate(
     from lmcast.exporter.cli.chat import Shown, is_chat, talk
     from lmcast.exporter.progress import Terminal
     from lmcast.exporter.runtime.engine import load
+    from lmcast.exporter.runtime.prepare import shown
 
+    images, most_pixels = of_images(given), given.pop("max_pixels")
     chatting = is_chat(prompt, file, given["chat"], ids or as_json)
-    prompts = [] if chatting else read(prompt, file, ids, system, given["chat"], image)
-    chats, most_pixels = of_chat(given), given.pop("max_pixels")
+    prompts = [] if chatting else read(prompt, file, ids, system, given["chat"], images)
+    chats = of_chat(given)
     verifies = given.pop("verify")
     with Terminal().stage("hashing") if verifies else nullcontext():
         loaded = load(engine, **of_run(given), verify=verifies)
@@ -74,10 +76,9 @@ def generate(
         **chats,
     }
     if chatting:
-        shown = [loaded.picture(source, most_pixels) for source in image]
-        talk(loaded, system, options, Shown(shown, most_pixels))
+        talk(loaded, system, options, Shown(shown(loaded, images, most_pixels), most_pixels))
         return
-    options |= {"max_pixels": most_pixels, "images": image or None}
+    options["max_pixels"] = most_pixels
     if len(prompts) == 1 and not (as_json or ids):
         loaded.generate(prompts, **options, on_token=lambda _, piece: click.echo(piece, nl=False))
         click.echo()
@@ -95,14 +96,19 @@ def read(
     ids: bool,
     system: str | None,
     chat: bool | None,
-    images: tuple[Path, ...],
+    images: Any,
 ) -> list[Any]:
-    """Return the prompts of the command line, of a file or of standard input."""
+    """Return the prompts of the command line, of a file or of standard input.
+
+    images: a Pictured, for one that is not of a file.
+    """
     from lmcast.exporter.cli.chat import read_stdin
     from lmcast.exporter.runtime.generate import read_prompts
 
-    if images and file is not None:
-        raise click.UsageError('--image is for a PROMPT: a line of a .jsonl may have "images".')
+    if file is not None and (images.images or images.videos):
+        raise click.UsageError(
+            '--image and --video are for a PROMPT: a line of a .jsonl may have "images".'
+        )
     if prompt is not None and file is not None:
         raise click.UsageError("give either a PROMPT or --file, not both.")
     if system is not None and (ids or chat is False):
@@ -113,8 +119,10 @@ def read(
     if prompts == [None] or prompt == "-":
         prompts = [read_stdin()]
     if ids:
-        return [parse_ids(p) for p in prompts]
-    return prompts if system is None else [with_system(p, system, images) for p in prompts]
+        prompts = [parse_ids(p) for p in prompts]
+    if file is None:
+        prompts = [replace(images, prompt=p) for p in prompts]
+    return prompts if system is None else [with_system(p, system) for p in prompts]
 
 
 @click.command()

@@ -38,7 +38,6 @@ CHAT_KEYS = (
     "reasoning_effort",
     "chat_kwargs",
 )
-IMAGE = {"type": "image"}  # the part of a message that says where a picture stands
 # Marks where the last message ends. The space behind it tells whether the template trims.
 END_TAG = "LMCAST_CONTINUES_HERE "
 
@@ -161,18 +160,18 @@ class Chat:
         return templates[name]
 
 
-def user(text: str, images: int = 0) -> dict[str, Any]:
-    """Return the message of a user, with so many pictures before its text."""
-    parts = [*[IMAGE] * images, {"type": "text", "text": text}]
-    return {"role": "user", "content": parts if images else text}
+def user(text: str, shown: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the message of a user; shown: kinds of what stands before its text, as "image"."""
+    parts = [*({"type": kind} for kind in shown), {"type": "text", "text": text}]
+    return {"role": "user", "content": parts if shown else text}
 
 
-def as_chat(prompt: Any, given: Mapping[str, Any], images: int = 0) -> Chat | list[Any]:
-    """Return a prompt as a chat, where it is not a list of token ids; images: those of a text."""
+def as_chat(prompt: Any, given: Mapping[str, Any], shown: Sequence[str] = ()) -> Chat | list[Any]:
+    """Return a prompt as a chat, where it is not a list of token ids; shown: as of `user`."""
     if isinstance(prompt, Chat):
         return prompt.with_defaults(given)
     if isinstance(prompt, str):
-        return Chat.of([user(prompt, images)], given)
+        return Chat.of([user(prompt, shown)], given)
     items = list(prompt)
     return Chat.of(items, given) if items and isinstance(items[0], Mapping) else items
 

@@ -32,9 +32,11 @@ from lmcast.exporter.runtime.conversation import Conversation
 from lmcast.exporter.runtime.generate import Generated, generate
 from lmcast.exporter.runtime.images import Picture
 from lmcast.exporter.runtime.prepare import (
+    Frames,
     Pictures,
     Prepared,
     Prompts,
+    Rate,
     Source,
     no_tower,
     prepare,
@@ -215,7 +217,22 @@ class Engine:
     def picture(self, source: Source, max_pixels: Count | None = None) -> Picture:
         """Return a picture for the images of several calls: it is prepared, and its features are
         computed, once. max_pixels: make it smaller where it has more. Raises InputError."""
-        return source if isinstance(source, Picture) else self.tower.picture(source, max_pixels)
+        if isinstance(source, Picture):
+            if max_pixels is not None:
+                raise EngineError("max_pixels: a Picture is prepared already; give it to `picture`")
+            return source
+        return self.tower.picture(source, max_pixels)
+
+    @checked
+    def video(
+        self, source: Frames, fps: Rate | None = None, max_pixels: Count | None = None
+    ) -> Picture:
+        """Return a video for the images of calls, as `picture` does a picture.
+
+        source: a folder of pictures, an animated file or its bytes, or a list of pictures. fps:
+        frames a second; None: as an animated file says. Raises InputError.
+        """
+        return self.tower.video(source, fps, max_pixels)
 
     @checked
     def session(self, batch: Rows = 1) -> Session:

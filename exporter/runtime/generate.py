@@ -26,6 +26,7 @@ from lmcast.plugins.errors import InputError
 MOST_PROMPTS = 1 << 16  # rows of a session
 PROMPTS_BYTES = 64 << 20  # 64 MiB: far more prompts than one session takes
 LINE_BYTES = 16 << 20  # 16 MiB: more than a context of a million tokens holds
+KINDS = ("images", "videos")  # keys of a line that name files
 FILLER = 0  # the token fed to rows that have finished; what it gives is ignored
 
 
@@ -295,8 +296,8 @@ def parse_prompt(line: str, where: str, folder: Path) -> Read:
     """Return the prompt of one line of JSON.
 
     {"prompt": text or token ids}, or {"messages": [...]} with what CHAT_KEYS names beside; either
-    with "images": files, from `folder` on; or a text, a list of messages or a list of token ids by
-    itself.
+    with "images" and "videos": files, from `folder` on, and "fps" of the videos; or a text, a list
+    of messages or a list of token ids by itself.
     """
     try:
         value = strict_json.parse_value(line)
@@ -304,20 +305,26 @@ def parse_prompt(line: str, where: str, folder: Path) -> Read:
         raise GenerateError(f"{where}: is not JSON: {str(error) or 'nested too deeply'}") from error
     if not isinstance(value, dict):
         return parse_value(value, where)
-    if "images" in value:
-        images = find_images(value.pop("images"), where, folder)
-        return Pictured(parse_object(value, where), images)
-    return parse_object(value, where)
+    shown = {key: value.pop(key) for key in ("images", "videos", "fps") if key in value}
+    prompt = parse_object(value, where)
+    if not shown:
+        return prompt
+    shown |= {key: find_files(shown[key], where, key, folder) for key in KINDS if key in shown}
+    try:
+        return Pictured(prompt, **shown)
+    except InputError as error:
+        raise GenerateError(f"{where}: {error}") from None
 
 
-def find_images(names: Any, where: str, folder: Path) -> list[Path]:
-    """Return the files that "images" names; raises GenerateError where one is not there."""
+def find_files(names: Any, where: str, key: str, folder: Path) -> list[Path]:
+    """Return the files that "images" or "videos" names; raises GenerateError where one is not
+    there."""
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise GenerateError(f'{where}: "images" must be a list of files, not {names!r:.80}')
+        raise GenerateError(f'{where}: "{key}" must be a list of files, not {names!r:.80}')
     files = [folder / name for name in names]
     for file in files:
-        if not file.is_file():
-            raise GenerateError(f'{where}: "images": there is no file {str(file)!r:.200}')
+        if not file.is_file() and not (key == "videos" and file.is_dir()):
+            raise GenerateError(f'{where}: "{key}": there is no file {str(file)!r:.200}')
     return files
 
 
@@ -332,7 +339,7 @@ def parse_object(value: dict[str, Any], where: str) -> str | Chat | list[int]:
     accepted = CHAT_KEYS if "messages" in value else ()
     if unknown := sorted(value.keys() - {"prompt", "messages", *accepted}):
         what = "messages" if accepted else "prompt"
-        beside = f'"{what}" with {", ".join((*accepted, "images"))}'
+        beside = f'"{what}" with {", ".join((*accepted, *KINDS, "fps"))}'
         raise GenerateError(f"{where}: has {', '.join(unknown)}, which is not read; {beside} is")
     if accepted:
         try:

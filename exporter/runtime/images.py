@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Picture:
-    """A picture (a video, a sound) as one engine takes it; its features are computed once.
+    """A picture or a video as one engine takes it; its features are computed once.
 
     encoded: what its processor makes of it; the inputs of the tower go when it has run. rows: of
     features. digest: tells it from others. features: float rows,W; None before the tower has run.
@@ -33,6 +33,11 @@ class Picture:
     rows: int
     digest: bytes
     features: np.ndarray | None = None
+
+    @property
+    def medium(self) -> str:
+        """ "image" or "video"."""
+        return self.encoded[0].medium if self.encoded else "image"
 
     @classmethod
     def of(cls, encoded: "Sequence[Encoded]") -> "Picture":

@@ -1,5 +1,6 @@
 """Prompts in all their forms, with the pictures beside them, to token ids."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import numpy as np
 
 from lmcast.exporter.runtime.arrays import as_ids, within
-from lmcast.exporter.runtime.chat import IMAGE, Chat, Messages, TextError, as_chat, too_long
+from lmcast.exporter.runtime.chat import Chat, Messages, TextError, as_chat, too_long
 from lmcast.exporter.runtime.images import Images, Picture
+from lmcast.plugins.annotations import Range
 from lmcast.plugins.arguments import checked_fields
 from lmcast.plugins.errors import InputError
 
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
     from lmcast.exporter.runtime.engine import Engine
 
 TOKEN_CHARACTERS = 512  # of the longest token; those in use have 128 spaces, or 256
-# Other parts that would hold one, by their "type": of Chat Completions and of Responses.
-OTHER_IMAGES = ("image_url", "input_image")
+MEDIA = ("image", "video")  # the "type" of parts that say where one stands
+# Other parts that would hold one: of Chat Completions and of Responses.
+OTHERS = ("image_url", "input_image", "video_url", "input_video")
 
 
 class PilImage(Protocol):
@@ -29,7 +32,10 @@ class PilImage(Protocol):
     def convert(self) -> Any: ...
 
 
+Rate = Annotated[float, Range(0.001, 1000.0)]
+Video = str | PathLike[str] | bytes
 Source = str | PathLike[str] | bytes | np.ndarray | Picture | PilImage
+Frames = Video | Sequence[Source]
 PICTURES = (
     "paths, bytes of files, images of PIL, arrays uint8 [height, width, 3] or Pictures, one or"
     " several; for several prompts a list of these for each"
@@ -40,10 +46,19 @@ Pictures = Annotated[Source | Sequence[Source | Sequence[Source]] | None, PICTUR
 @checked_fields
 @dataclass(frozen=True)
 class Pictured:
-    """A prompt, in any form, and its pictures, in the order in which it names them."""
+    """A prompt, in any form, and its pictures and videos, in the order in which it names them.
+
+    videos: folders of pictures and animated files; fps: their frames a second, None: as files say.
+    """
 
     prompt: Any
-    images: Sequence[Source]
+    images: Sequence[Source] = ()
+    videos: Sequence[Video] = ()
+    fps: Rate | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not self.videos:
+            raise TextError("fps: is of videos, and there are none; leave it out")
 
 
 Prompt = str | Messages | Chat | Pictured | Sequence[int]
@@ -75,19 +90,19 @@ def prepare(
     # Known before a text is tokenized, which takes a hundred times its memory.
     most = engine.context * TOKEN_CHARACTERS
     given = pair(prompts, images)
-    pictures = [[engine.picture(source, max_pixels) for source in own] for _, own in given]
+    pictures = [shown(engine, one, max_pixels) for one in given]
     if max_pixels is not None and not any(pictures):
         raise TextError("max_pixels: is for pictures, and there are none; leave it out")
     ready, chats = [Prepared() for _ in given], dict[int, Chat]()
     texts: dict[int, str] = {}
-    for i, ((prompt, _), own) in enumerate(zip(given, pictures, strict=True)):
+    for i, (prompt, own) in enumerate(zip((one.prompt for one in given), pictures, strict=True)):
         if engine.has_tower:
             engine.tower.require_context(own, sum(p.rows for p in own), engine.context)
         if isinstance(prompt, str) and len(prompt) > most:
             raise too_long(most)
         if isinstance(prompt, str) and not chat:
             texts[i] = plain(engine, prompt, own)
-        elif isinstance(made := as_chat(prompt, chat_kwargs or {}, len(own)), Chat):
+        elif isinstance(made := as_chat(prompt, chat_kwargs or {}, kinds_of(own)), Chat):
             refuse_parts(engine, made, own)
             chats[i] = made
         else:
@@ -127,25 +142,39 @@ def plain(engine: "Engine", text: str, pictures: Sequence[Picture]) -> str:
     return engine.tower.expand(engine.tower.written(pictures) + text, pictures)
 
 
+def shown(engine: "Engine", one: Pictured, max_pixels: int | None) -> list[Picture]:
+    """Return the pictures of a prompt, and then its videos, as the tower takes them."""
+    pictures = [engine.picture(source, max_pixels) for source in one.images]
+    return pictures + [engine.video(source, one.fps, max_pixels) for source in one.videos]
+
+
+def kinds_of(pictures: Sequence[Picture]) -> list[str]:
+    """Return the kind of each: "image" or "video"."""
+    return [picture.medium for picture in pictures]
+
+
 def refuse_parts(engine: "Engine", chat: Chat, pictures: Sequence[Picture]) -> None:
     """Refuse a chat whose parts are not those of its pictures, and texts that look like one."""
-    count = 0
+    found: Counter[str] = Counter()
     for message in chat.messages:
         content = message.get("content")
         for part in content if isinstance(content, list | tuple) else ():
             kind = part.get("type") if isinstance(part, Mapping) else None
-            if kind in OTHER_IMAGES or (kind == "image" and dict(part) != IMAGE):
+            if kind in OTHERS or (kind in MEDIA and dict(part) != {"type": kind}):
                 raise TextError(
-                    f"messages: a part is {part!r:.80}; accepted: {IMAGE}, which says where a"
-                    " picture of `images` stands"
+                    f"messages: a part is {part!r:.80}; accepted: {{'type': 'image'}}, which says"
+                    " where a picture of `images` stands"
                 )
-            count += kind == "image"
-    if count and not engine.has_tower:
+            found.update([kind] if kind in MEDIA else [])
+    if found and not engine.has_tower:
         raise no_tower(engine)
-    if count != len(pictures):
-        raise TextError(
-            f"messages: {count} parts {IMAGE} and {len(pictures)} images; give one for each"
-        )
+    given = Counter(kinds_of(pictures))
+    for kind in MEDIA:
+        if found[kind] != given[kind]:
+            raise TextError(
+                f"messages: {found[kind]} parts {{'type': {kind!r}}} and {given[kind]} {kind}s are"
+                " given; give one for each"
+            )
     if engine.has_tower:
         told = (chat.messages, chat.tools, chat.documents, chat.variables)
         for text in texts_of(told):
@@ -176,25 +205,23 @@ def no_tower(engine: "Engine") -> InputError:
     return TextError(f"{where}: its model, {about.architecture}, reads text alone")
 
 
-def pair(prompts: Any, images: Any) -> list[tuple[Any, Sequence[Any]]]:
+def pair(prompts: Any, images: Any) -> list[Pictured]:
     """Return each prompt with its pictures; raises TextError where they are not of as many."""
-    listed = as_prompts(prompts)
-    own = [list(p.images) if isinstance(p, Pictured) else [] for p in listed]
-    plain = [p.prompt if isinstance(p, Pictured) else p for p in listed]
+    listed = [p if isinstance(p, Pictured) else Pictured(p) for p in as_prompts(prompts)]
     if images is None:
-        return list(zip(plain, own, strict=True))
-    if any(own):
+        return listed
+    if any(one.images or one.videos for one in listed):
         raise TextError("images: prompts have their own; give one of the two")
     given = list(images) if isinstance(images, list | tuple) else [images]
     nested = [isinstance(each, list | tuple) for each in given]
-    if not any(nested) and len(plain) == 1:
-        return [(plain[0], given)]
-    if not all(nested) or len(given) != len(plain):
+    if not any(nested) and len(listed) == 1:
+        given, nested = [given], [True]
+    if not all(nested) or len(given) != len(listed):
         raise TextError(
-            f"images: {len(plain)} prompts and {len(given)} images; give a list for each prompt,"
+            f"images: {len(listed)} prompts and {len(given)} images; give a list for each prompt,"
             " empty for none"
         )
-    return list(zip(plain, given, strict=True))
+    return [Pictured(one.prompt, own) for one, own in zip(listed, given, strict=True)]
 
 
 def as_prompts(prompts: Any) -> Sequence[Any]:

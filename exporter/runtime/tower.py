@@ -4,7 +4,6 @@ Letters: N pictures of one grid, M merged tokens, K patches of a token, F featur
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,16 @@ from lmcast.exporter.backends.runner import RunTower
 from lmcast.exporter.runtime.images import Images, Picture
 from lmcast.exporter.vision import prompts
 from lmcast.exporter.vision.errors import PictureError
-from lmcast.exporter.vision.processor import Encoded, Places, Processor
+from lmcast.exporter.vision.pictures import open_picture, open_video
+from lmcast.exporter.vision.processor import (
+    Encoded,
+    Places,
+    Processor,
+    capped,
+    encode,
+    encode_video,
+    require_medium,
+)
 
 # Of one call: as many pictures of one grid as have fewer, whose values take memory by their number.
 PATCHES = 4096
@@ -35,13 +43,24 @@ class Tower:
         source: a path, the bytes of a file, a PIL image or an array uint8 [height, width, 3].
         max_pixels: make it smaller where it would have more.
         """
-        from lmcast.exporter.vision.pictures import open_picture
-        from lmcast.exporter.vision.processor import encode
-
-        processor = self.processor
-        if max_pixels is not None:
-            processor = capped(processor, max_pixels)
+        processor = self._within(max_pixels)
         return Picture.of(encode(processor, [open_picture(source)]))
+
+    def video(
+        self, source: Any, fps: float | None = None, max_pixels: int | None = None
+    ) -> Picture:
+        """Return a video as the tower takes it; raises PictureError.
+
+        source: a folder of pictures, an animated file or its bytes, or a list of what `picture`
+        takes. fps: frames a second; None: as an animated file says.
+        """
+        require_medium(self.processor, "video")
+        processor = self._within(max_pixels)
+        return Picture.of(encode_video(processor, open_video(source, processor, fps)))
+
+    def _within(self, max_pixels: int | None) -> Processor:
+        """Return the processor with a limit of pixels; raises PictureError where it takes none."""
+        return self.processor if max_pixels is None else capped(self.processor, max_pixels)
 
     def see(self, pictures: Sequence[Picture]) -> None:
         """Compute the features of pictures that have none; one grid a call.
@@ -70,8 +89,9 @@ class Tower:
 
     def _features(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Return the features of each, float rows,W, from one call; all are of one grid."""
-        inputs = dict(encoded[0].inputs)
-        inputs["patches"] = np.concatenate([each.inputs["patches"] for each in encoded])
+        first, inputs = encoded[0].inputs, dict(encoded[0].inputs)
+        patches = next(iter(first))  # of N; the tables behind are of the grid
+        inputs[patches] = np.concatenate([each.inputs[patches] for each in encoded])
         outputs = np.concatenate(self._run(inputs), axis=-1)
         ends = np.cumsum([each.features for each in encoded])
         if len(outputs) != ends[-1]:
@@ -118,30 +138,15 @@ def encoded_of(pictures: Sequence[Picture]) -> list[Encoded]:
     return [each for picture in pictures for each in picture.encoded]
 
 
-def capped(processor: Processor, pixels: int) -> Processor:
-    """Return a processor that makes no picture of more pixels; raises PictureError where its
-    pictures are all of one size."""
-    from lmcast.exporter.vision import kinds
-
-    image = processor.image
-    cap = kinds.get(processor.kind).media["image"].capped
-    if cap is None:
-        raise PictureError(
-            f"max_pixels changes nothing: every picture of {processor.kind} becomes as many"
-            " tokens; leave it out"
-        )
-    return replace(processor, image=replace(image, sizes=cap(image.sizes, pixels)))
-
-
 def _portions(places: Sequence[int], encoded: Sequence[Encoded]) -> list[list[int]]:
     """Return the pictures of each call, all of one grid: PATCHES in all, or one picture."""
     portions: list[list[int]] = []
     room = 0
     for i in places:
-        count, tokens, patches = encoded[i].inputs["patches"].shape[:3]
-        if not portions or count * tokens * patches > room:
+        size = int(np.prod(next(iter(encoded[i].inputs.values())).shape[:3]))
+        if not portions or size > room:
             portions.append([])
             room = PATCHES
         portions[-1].append(i)
-        room -= count * tokens * patches
+        room -= size
     return portions

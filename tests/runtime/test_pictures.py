@@ -15,6 +15,7 @@ from tiny.pictures import LONGEST, MARKS, UNIT, pixels, tiny_mistral3
 
 from lmcast.exporter import Chat, Engine, export, load
 from lmcast.exporter.bench import bench
+from lmcast.exporter.cli import chat
 from lmcast.exporter.runtime import tower as towers
 from lmcast.exporter.runtime.generate import Generated
 from lmcast.exporter.runtime.images import Images
@@ -240,6 +241,42 @@ def test_the_command(made: Path, engine: Engine, lmcast):
     assert with_system[0]["image_tokens"] == [12, 2]
 
 
+def test_a_chat_at_a_terminal(made: Path, engine: Engine, lmcast, monkeypatch: pytest.MonkeyPatch):
+    """Pictures come with the next message, and stay; a wrong one is said, and nothing is lost."""
+    typed = ["what?", "/image", "/image none.png", "/image b.png", "and?", "hm", "/new", "what?"]
+    lines = iter(typed)
+
+    def type_line(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.chdir(made)
+    monkeypatch.setattr(chat, "is_terminal", lambda stream: True)
+    monkeypatch.setattr("builtins.input", type_line)
+    status, out, error = lmcast("generate", made / "engine", "--image", "a.png", "-n", 4)
+    assert status == 0
+    messages: list[Any] = []
+    expected, shown = "", [A]
+    for words, content in (("what?", [IMAGE]), ("and?", [IMAGE]), ("hm", []), ("/new", []),
+                           ("what?", [])):  # fmt: skip
+        if words == "/new":
+            messages, shown = [], []
+            continue
+        shown += [B] if words == "and?" else []
+        said = [*content, {"type": "text", "text": words}] if content else words
+        messages.append({"role": "user", "content": said})
+        (result,) = answer(engine, messages, images=shown or None)
+        messages.append({"role": "assistant", "content": result.text})
+        expected += f"{result.text}\n"
+    assert out == expected + "\n"
+    assert "/image FILE shows a picture with the next message" in error
+    assert "error: which file?" in error
+    assert "none.png" in error
+    assert "(2 tokens, with the next message)" in error
+
+
 def png(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(array).save(file, "png")
@@ -259,8 +296,8 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "of fewer prompts": (["a", "b"], [[A]], "images: 2 prompts and 1 images; give a list for each"),
     "given twice": (Pictured("a", [A]), [A], "images: prompts have their own; give one of the two"),
     "no part": ([{"role": "user", "content": "a"}], [A], "messages: 0 parts {'type': 'image'} and"),
-    "a part too many": (nested(IMAGE, TEXT, IMAGE), [A], "2 parts {'type': 'image'} and 1 images;"),
-    "a part without": (nested(IMAGE, TEXT), None, "1 parts {'type': 'image'} and 0 images; give"),
+    "a part too many": (nested(IMAGE, TEXT, IMAGE), [A], "and 1 images are given; give one"),
+    "a part without": (nested(IMAGE, TEXT), None, "and 0 images are given; give one"),
     "a part with a file": (nested({**IMAGE, "path": "a.png"}), [A], "messages: a part is {'t"),
     "another's part": (nested({"type": "image_url"}), [A], "says where a picture of `images`"),
     "a placeholder": ("what is [IMG]?", [A], "the chat contains '[IMG]', which stands for a pict"),
@@ -292,8 +329,11 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "too many with the answer": (
         ["engine", "what?", *["--image", "a.png"] * 4, "-n", "250"], "its pictures take 12, "
     ),
-    "of a file": (["engine", "--file", "p.jsonl", "--image", "a.png"], '--image is for a PROMPT'),
+    "of a file": (["engine", "--file", "p.jsonl", "--image", "a.png"], "--image and --video are"),
     "of a line": (["engine", "--file", "bad.jsonl"], 'bad.jsonl:1: "images": there is no file'),
+    "a video": (["engine", "what?", "--video", ".", "--fps", "2"], "this model takes no videos"),
+    "a rate alone": (["engine", "what?", "--fps", "2"], "fps: is of videos, and there are none"),
+    "a rate of none": (["engine", "what?", "--video", ".", "--fps", "0"], "fps is 0.0; accepted"),
     "no pictures": (["engine", "what?", "--max-pixels", "9"], "max_pixels: is for pictures, and"),
     "no pixels": (["engine", "what?", "--image", "a.png", "--max-pixels", "0"], "max_pixels is 0"),
 }  # fmt: skip

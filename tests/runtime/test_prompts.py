@@ -80,13 +80,15 @@ def test_images_lie_beside_the_file(tmp_path: Path):
         {"prompt": "what?", "images": files[:1]},
         {"messages": CHAT, "enable_thinking": False, "images": files[1:]},
         {"prompt": [5, 6], "images": []},
+        {"prompt": "so?", "videos": ["there"], "fps": 2},
     ]
     path = write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, lines)).encode())
-    first, second, third = read_prompts(path)
+    first, second, third, fourth = read_prompts(path)
     assert first == Pictured("what?", [tmp_path / "a.png"])
     chat = Chat(CHAT, variables={"enable_thinking": False})
     assert second == Pictured(chat, [tmp_path / "there/b.png", tmp_path / "a.png"])
     assert third == Pictured([5, 6], [])
+    assert fourth == Pictured("so?", videos=[tmp_path / "there"], fps=2.0)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_images_lie_beside_the_file(tmp_path: Path):
         (
             "a.jsonl",
             b'{"prompt": "a", "top_k": 3}',
-            ':1: has top_k, which is not read; "prompt" with images is',
+            ':1: has top_k, which is not read; "prompt" with images, vid',
         ),
         (
             "a.jsonl",
@@ -134,6 +136,13 @@ def test_images_lie_beside_the_file(tmp_path: Path):
             ':2: "images": there is no file .*b.x00',
         ),
         ("a.jsonl", b'{"prompt": "a", "images": ["."]}', ':1: "images": there is no file'),
+        ("a.jsonl", b'{"prompt": "a", "videos": ["b"]}', ':1: "videos": there is no file'),
+        ("a.jsonl", b'{"prompt": "a", "fps": 2}', ":1: fps: is of videos, and there are none"),
+        (
+            "a.jsonl",
+            b'{"prompt": "a", "videos": ["."], "fps": "2"}',
+            ":1: fps is '2'; accepted: a finite number from 0.001 to 1000",
+        ),
         ("a.jsonl", b'{"images": ["a.jsonl"]}', r":1: must be an object with either .* keys \[\]"),
         (
             "a.jsonl",
