@@ -39,12 +39,12 @@ def build(
         )
     request = plans_of.order(sms, source.context, sizes)
     with staged(engine, progress) as directory:
-        replaced = request.file
-        kept = {f.path: f.sha256 for f in source.manifest.files if f.path != replaced}
+        replaced = request.file, request.tower_file
+        kept = {f.path: f.sha256 for f in source.manifest.files if f.path not in replaced}
         for path in kept:
             carry(engine / path, directory / path)
         entry = plans_of.build(directory, fields, request, progress)
-        others = [plan for plan in fields.get("plans", []) if plan["file"] != replaced]
+        others = [plan for plan in fields.get("plans", []) if plan["file"] != request.file]
         plans = sorted([*others, entry], key=lambda plan: plan["file"])
         fields |= {"target": target, "plans": plans}
         write_manifest(directory, fields, kept)

@@ -120,7 +120,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     build: {"engine": PATHS, "target": TEXTS, **OF_PLAN, "progress": OBJECTS},
     Sizes: {
         **dict.fromkeys(("max_batch", "max_context", "max_tokens", "opt_batch"), COUNTS),
-        "opt_tokens": COUNTS, "widen": FLAGS,
+        "opt_tokens": COUNTS, "max_pixels": COUNTS, "widen": FLAGS,
     },
     bench: {
         "engine_dir": PATHS, "prompt_tokens": COUNTS, "new_tokens": COUNTS, "batch": COUNTS,

@@ -87,7 +87,7 @@ def of_run(given: dict[str, Any]) -> dict[str, Any]:
     return {"threads": threads} | {name: given.pop(name) for name in names}
 
 
-SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens", "widen")
+SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens", "max_pixels", "widen")
 
 
 def plan_options(command: Command) -> Command:
@@ -97,6 +97,9 @@ def plan_options(command: Command) -> Command:
             "--widen",
             is_flag=True,
             help="Few bits of a GGUF as plain numbers; of a plan, 4 as 8 where a GPU lacks them.",
+        ),
+        click.option(
+            "--max-pixels", type=int, help="Of a picture.  [default: as many as it is given]"
         ),
         click.option("--opt-tokens", type=int, help="Of a usual prompt.  [default: 128]"),
         click.option("--opt-batch", type=int, help="Usual rows of a call.  [default: 1]"),

@@ -154,6 +154,21 @@ class PlanRequest:
     opt_batch: Positive
     opt_tokens: Positive
     widen: bool = False  # plans of an earlier lmcast do not say
+    max_pixels: Positive | None = None  # of a picture; None: as many as the processor makes
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """The plan of a tower, beside that of a text. ranges: least, usual, most of each axis."""
+
+    file: FilePath
+    ranges: Mapping[str, tuple[Positive, Positive, Positive]]
+    operators: Mapping[str, Mapping[str, Count]]
+    bytes: Count = 0
+    # For people alone:
+    codes: Any = None
+    products: Any = None
+    fused: Any = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,7 @@ class PlanEntry:
     operators: Mapping[str, Mapping[str, Count]]
     in_place: tuple[Name, ...] = ()
     bytes: Count = 0
+    vision: TowerPlan | None = None
     # For people alone:
     cuda: Any = None
     codes: Any = None

@@ -17,7 +17,8 @@ BEST = ("plugin", "native", "body")
 
 def forms(graph: ir.Model, plugins: bool) -> Forms:
     """Return operator -> form -> number of calls, from the names of nodes, which begin with the
-    call's.
+    call's. What a definition itself says with an operator that has a kernel, as towers say
+    Attention, counts under that operator's name.
 
     'native': among its nodes is one that the runtime has a kernel for. 'body': only plain
     operators. 'plugin': the operator's own node is left, in a graph for which these are `plugins`;
@@ -31,6 +32,8 @@ def forms(graph: ir.Model, plugins: bool) -> Forms:
             own = plugins and node.domain == DOMAIN
             form = "plugin" if own else "native" if node.op_type in NATIVE else "body"
             calls[found[1], found[2]].add(form)
+        elif node.op_type in NATIVE:
+            calls[str(node.name), node.op_type].add("native")
     counted: dict[str, Counter[str]] = defaultdict(Counter)
     for (_, operator), found_forms in calls.items():
         counted[operator][next(best for best in BEST if best in found_forms)] += 1

@@ -165,6 +165,7 @@ class Handling:
     capped: (sizes, pixels) -> sizes that make no picture of more pixels; raises PictureError where
     the kind cannot.
     indices: (sizes, how many frames there are, how many a second) -> which are taken, int64.
+    fixed: whether the tower sees pictures of one size alone: the whole, tiles or crops.
     replaces: whether what a placeholder becomes also replaces what is `written` around it.
     """
 
@@ -173,6 +174,7 @@ class Handling:
     features: Callable[["Processor", int, int], int] | None = None
     capped: Callable[[Mapping[str, Any], int], dict[str, Any]] | None = None
     indices: Callable[[Mapping[str, Any], int, float], np.ndarray] | None = None
+    fixed: bool = False
     replaces: bool = False
 
 

@@ -56,6 +56,9 @@ WRONG = {
     "usual beyond a call": (
         SMS, {"max_tokens": 8, "opt_tokens": 9}, "--opt-tokens is 9; accepted: 1 to 8",
     ),
+    "pixels for a text": (
+        SMS, {"max_pixels": 1024}, "--max-pixels: this engine takes no pictures; leave it out",
+    ),
 }  # fmt: skip
 
 

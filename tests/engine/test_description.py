@@ -22,7 +22,10 @@ SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens")
 PLAN = {
     "file": "plans/p.plan", "library": "tensorrt_rtx 1", "bytes": 4, "in_place": ["layers.0.key"],
     "operators": {"moe_route": {"plugin": 1}}, "codes": None,
-    "request": {"target": "tensorrt-rtx", "sms": [89], "widen": False, **dict.fromkeys(SIZES, 1)},
+    "request": {"target": "tensorrt-rtx", "sms": [89], "widen": False, "max_pixels": 4,
+                **dict.fromkeys(SIZES, 1)},
+    "vision": {"file": "plans/v.plan", "ranges": {"M": [1, 4, 9]}, "bytes": 4,
+               "operators": {"Attention": {"native": 1}}},
 }  # fmt: skip
 STATE = {"name": "layers.0.key", "shape": ["B", 2, "C", 8], "dtype": "float32"}
 RESULT = {
@@ -93,7 +96,7 @@ def at(body: Any, path: tuple[Any, ...]) -> Any:
 
 WHOLE = "every file is as it was written"
 # Of files that no test changes: hashing them anew, each in threads, is most of what a row costs.
-CONTENTS = {"engine.onnx": b"graph", "plans/p.plan": b"plan"}
+CONTENTS = {"engine.onnx": b"graph", "plans/p.plan": b"plan", "plans/v.plan": b"plan"}
 HASHES = {path: hashlib.sha256(data).hexdigest() for path, data in CONTENTS.items()}
 
 # A value of each type, the edges of numbers, and what no name of a file looks like.
@@ -136,9 +139,14 @@ RIGHT: dict[str, list[Any]] = {
     "plans.0.library": NAME,
     "plans.0.operators": OBJECT,
     "plans.0.operators.moe_route": OBJECT,
+    "plans.0.request.max_pixels": ABSENT,
     "plans.0.request.sms": EMPTY,
     "plans.0.request.target": NAME,
     "plans.0.request.widen": FLAG,
+    "plans.0.vision": ABSENT,
+    "plans.0.vision.operators": OBJECT,
+    "plans.0.vision.operators.Attention": OBJECT,
+    "plans.0.vision.ranges": OBJECT,
     "recipe": ABSENT,
     "recipe.caches": OBJECT,
     "recipe.formats": OBJECT,

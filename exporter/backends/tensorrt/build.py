@@ -20,12 +20,14 @@ from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import libraries
 from lmcast.exporter.backends.tensorrt.formats import NUMBERS, onnx
 from lmcast.exporter.backends.tensorrt.plan import read_plan
-from lmcast.exporter.backends.tensorrt.request import Request, Sizes, resolve
+from lmcast.exporter.backends.tensorrt.request import Bounds, Request, Sizes, resolve
+from lmcast.exporter.backends.tensorrt.towers import ranges
 from lmcast.exporter.backends.tensorrt.worker import Job
+from lmcast.exporter.engine.description import Vision
 from lmcast.exporter.engine.names import ROOT
 from lmcast.exporter.progress import Progress
 from lmcast.exporter.vision.processor import Processor, features
-from lmcast.plugins import records
+from lmcast.plugins.records import read
 
 WORKER = Job.__module__
 # Of a build: tests/benchmarks/plans.py measures both, on two cores.
@@ -34,6 +36,7 @@ BASE_SECONDS, SECONDS_OF_LAYER = 5, 0.6
 # Weights that --widen makes twice as large, as engine.json names them.
 NARROW = [name for name, format in WEIGHTS.items() if NUMBERS[onnx(format.scheme.element)].wider]
 AHEAD = "visible_ends"  # the input by which tokens see others behind them
+OF_LIBRARY = ("library", "cuda", "in_place")  # facts that the text's plan says of both
 KEPT_LINES = 5  # of the output of a process before it ends
 
 
@@ -55,6 +58,9 @@ def build_plan(
     library aborts the process or the plan lacks a part.
     """
     layers, graph = fields["layers"], fields["graph"]
+    vision = _vision(fields)
+    if vision is None and request.max_pixels is not None:
+        raise BackendError("--max-pixels: this engine takes no pictures; leave it out")
     weights = weight_bytes(fields) + request.widen * weight_bytes(fields, NARROW)
     memory, seconds = estimate(weights, layers)
     require_memory(weights)
@@ -63,12 +69,25 @@ def build_plan(
         f"building a plan of {layers} layers and {weights / 1e9:.1f} GB of weights: about"
         f" {memory / 1e9:.1f} GB of memory and {seconds:.0f} s"
     )
-    path = engine / (file := request.file)
-    path.parent.mkdir(exist_ok=True)
     folder = ROOT if graph["weights"] == "link" else str(engine.absolute())
-    job = Job(str(engine / graph["file"]), folder, fields["architecture"], str(path), request)
-    facts = run(job, progress)
-    found = read_plan(path)
+    (engine / request.file).parent.mkdir(exist_ok=True)
+
+    def built(graph: str, file: str, axes: Mapping[str, Bounds] | None = None) -> dict[str, Any]:
+        given = str(engine / graph), folder, fields["architecture"], str(engine / file)
+        return {"file": file, **build_checked(Job(*given, request, axes), progress)}
+
+    entry = {"request": request.as_json(), **built(graph["file"], request.file)}
+    if vision is None:
+        return entry
+    axes = ranges(vision, request)
+    tower = {"ranges": axes, **built(vision.file, request.tower_file, axes)}
+    return entry | {"vision": {n: v for n, v in tower.items() if n not in OF_LIBRARY}}
+
+
+def build_checked(job: Job, progress: Progress) -> dict[str, Any]:
+    """Build a plan and read it; return the facts about it. Raises BackendError."""
+    request, facts = job.request, run(job, progress)
+    found = read_plan(Path(job.output))
     products = facts.pop("products")
     if request.target == "tensorrt-rtx":  # nobody has read a plan of the other library yet
         found.check(request, facts["operators"])
@@ -76,9 +95,14 @@ def build_plan(
         for problem in found.wider(facts["codes"]):
             progress.warn(problem)
     facts["products"] = dict(Counter(products.values()))
-    size = path.stat().st_size
-    asked = request.as_json()
-    return {"file": file, "request": asked, **facts, "bytes": size, "fused": dict(found.fused)}
+    size = Path(job.output).stat().st_size
+    return {**facts, "bytes": size, "fused": dict(found.fused)}
+
+
+def _vision(fields: Mapping[str, Any]) -> Vision | None:
+    """Return what engine.json says of the tower; None where it has none."""
+    said = fields.get("vision")
+    return None if said is None else read(Vision, json.loads(json.dumps(said)), "vision.")
 
 
 def weight_bytes(fields: Mapping[str, Any], formats: Collection[str] = ()) -> int:
@@ -108,7 +132,7 @@ def require_pictures(fields: Mapping[str, Any], request: Request) -> None:
     vision = fields.get("vision")
     if vision is None or AHEAD not in vision["text_inputs"]:
         return
-    tokens = features(records.read(Processor, vision["processor"]), 1, 1) or 0  # of any size
+    tokens = features(read(Processor, vision["processor"]), 1, 1) or 0  # of any size
     if request.max_tokens < tokens:
         raise BackendError(
             f"--max-tokens is {request.max_tokens}; a picture of this model has {tokens} tokens,"

@@ -21,7 +21,7 @@ from lmcast.exporter.engine.manifest import EngineError, Manifest
 from lmcast.exporter.engine.names import ENGINE_JSON
 from lmcast.exporter.engine.sealed import open_without_waiting
 
-SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens")
+SIZES = ("max_batch", "max_context", "max_tokens", "opt_batch", "opt_tokens", "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,16 @@ class Plan:
     plugins: tuple[str, ...]  # operators of ours in it that are plugins
     in_place: frozenset[str]  # states updated in place, beside those that TensorRT aliases
     widen: bool = False  # whether weights of 4 bits were stored as ones of 8
+    tower: str | None = None  # the file of the tower's plan, where the engine takes pictures
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A plan loaded in TensorRT, with the device it runs on."""
+    """A plan loaded in TensorRT, with the device it runs on. file: that of the text, or of the
+    tower."""
 
     plan: Plan
+    file: str
     directory: Path  # of its engine
     device: Cuda
     trt: ModuleType
@@ -58,18 +61,34 @@ class Loaded:
     def failed(self, what: str) -> BackendError:
         """Return the error that says what TensorRT does not do with the plan."""
         said = "; ".join(self.messages) or "nothing"
-        return BackendError(f"{self.plan.file}: {self.plan.library} {what}; it said: {said}")
+        return BackendError(f"{self.file}: {self.plan.library} {what}; it said: {said}")
 
 
 def load_plan(manifest: Manifest) -> Loaded:
     """Return the plan of an engine that fits this machine; raises InputError."""
     plan, device, trt = choose(manifest)
+    return _loaded(manifest, plan, plan.file, device, trt)
+
+
+def load_tower(manifest: Manifest) -> Loaded:
+    """Return that of its tower; raises InputError."""
+    plan, device, trt = choose(manifest)
+    if plan.tower is None:
+        raise BackendError(
+            f"{manifest.directory}: {plan.file} has no plan of the tower beside it:"
+            f" `{build_command(manifest.directory, plan)}` builds both"
+        )
+    return _loaded(manifest, plan, plan.tower, device, trt)
+
+
+def _loaded(manifest: Manifest, plan: Plan, file: str, device: Cuda, trt: ModuleType) -> Loaded:
+    """Return a file of a plan, loaded."""
     library, (logger, messages) = plugin_library(plan), _logger(trt)
     where, runtime = manifest.directory, trt.Runtime(logger)
-    loaded = Loaded(plan, where, device, trt, logger, messages, runtime)
+    loaded = Loaded(plan, file, where, device, trt, logger, messages, runtime)
     if library is not None:
         _load_plugins(trt, library)
-    engine = runtime.deserialize_cuda_engine(checked(manifest, plan))
+    engine = runtime.deserialize_cuda_engine(checked(manifest, file))
     if engine is None:
         raise loaded.failed(f"does not take it (`{loaded.rebuild()}` builds it again)")
     return replace(loaded, engine=engine)
@@ -136,18 +155,21 @@ def plugin_library(plan: Plan) -> str | None:
 def _plan(item: PlanEntry, manifest: Manifest) -> Plan:
     asked = item.request
     known = asked.target in libraries.LIBRARIES and asked.sms
-    if not known or item.file not in {file.path for file in manifest.files}:
+    files = [item.file, *([] if item.vision is None else [item.vision.file])]
+    if not known or not {*files} <= {file.path for file in manifest.files}:
         raise EngineError(
             f"{manifest.directory / ENGINE_JSON}: plans has {item.file} for {asked.target} and SMs"
             f" {list(asked.sms)}; accepted: a listed file, {', '.join(libraries.LIBRARIES)}, and at"
             " least one SM: build it again"
         )
     plugins = tuple(sorted(name for name, forms in item.operators.items() if "plugin" in forms))
-    sizes = {name: getattr(asked, name) for name in SIZES}
+    sizes = {name: size for name in SIZES if (size := getattr(asked, name)) is not None}
     in_place = frozenset(item.in_place)
+    tower = item.vision.file if item.vision is not None else None
     return Plan(
-        item.file, asked.target, asked.sms, sizes, item.library, plugins, in_place, asked.widen
-    )
+        item.file, asked.target, asked.sms, sizes, item.library, plugins, in_place, asked.widen,
+        tower,
+    )  # fmt: skip
 
 
 def _library(plan: Plan, build: str) -> ModuleType:
@@ -179,10 +201,10 @@ def _kinds(plans: list[Plan]) -> str:
     )
 
 
-def checked(manifest: Manifest, plan: Plan) -> mmap.mmap:
+def checked(manifest: Manifest, name: str) -> mmap.mmap:
     """Return the bytes of a plan, which is native code: only what engine.json has the hash of."""
-    (listed,) = (file for file in manifest.files if file.path == plan.file)
-    path = manifest.directory / plan.file
+    (listed,) = (file for file in manifest.files if file.path == name)
+    path = manifest.directory / name
     try:
         with open(path, "rb", opener=open_without_waiting) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,6 +28,7 @@ class Sizes:
     max_tokens: Count | None = None  # of one call; a longer prompt goes in several
     opt_batch: Count = 1
     opt_tokens: Count | None = None  # of a usual prompt
+    max_pixels: Count | None = None  # of one picture; where the engine takes pictures
     widen: bool = False  # store weights of 4 bits as ones of 8 where an SM lacks them
 
     def asked(self) -> list[str]:
@@ -47,6 +48,7 @@ class Request:
     opt_batch: int
     opt_tokens: int  # the usual number of tokens of a prompt
     widen: bool = False  # store weights of 4 bits as ones of 8 where an SM lacks them
+    max_pixels: int | None = None  # of one picture; None: as many as the engine makes of one
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self) | {"sms": list(self.sms)}
@@ -54,7 +56,16 @@ class Request:
     @property
     def file(self) -> str:
         """The path of the plan inside an engine: plans/tensorrt-rtx-sm89-sm120.plan."""
-        return f"plans/{'-'.join((self.target, *(f'sm{sm}' for sm in self.sms)))}.plan"
+        return f"plans/{self._name}.plan"
+
+    @property
+    def tower_file(self) -> str:
+        """That of the tower's plan, where the engine takes pictures."""
+        return f"plans/{self._name}-vision.plan"
+
+    @property
+    def _name(self) -> str:
+        return "-".join((self.target, *(f"sm{sm}" for sm in self.sms)))
 
     @property
     def here(self) -> bool:
@@ -86,7 +97,7 @@ def resolve(target: str, sms: tuple[int, ...], context: int, sizes: Sizes) -> Re
     batch = _within("max-batch", sizes.max_batch, 1, MOST_BATCH)
     usual = _within("opt-batch", sizes.opt_batch, 1, batch)
     tokens = _within("opt-tokens", sizes.opt_tokens, min(USUAL_TOKENS, most), most)
-    return Request(target, sms, batch, capacity, most, usual, tokens, sizes.widen)
+    return Request(target, sms, batch, capacity, most, usual, tokens, sizes.widen, sizes.max_pixels)
 
 
 def _within(name: str, asked: int | None, usual: int, most: int) -> int:

@@ -115,7 +115,7 @@ class Runner:
         with self.gpu.active():
             size = max(engine.device_memory_size_v2, ALIGNED)
             self._scratch = self.gpu.empty((size,), "uint8")
-            self._configs = _configs(loaded.trt, engine)
+            self._configs = contexts(loaded.trt, engine)
             self._prompt = self._context(PROMPT)
         self._idle: list[Any] = []  # contexts of sessions that have ended
 
@@ -281,7 +281,7 @@ class Runner:
             raise self._loaded.failed(f"has {engine.num_optimization_profiles} profiles, not 2")
 
 
-def _configs(trt: ModuleType, engine: Any) -> tuple[Any, Any]:
+def contexts(trt: ModuleType, engine: Any) -> tuple[Any, Any]:
     """Return what contexts are made with: of steps, and of prompts.
 
     TensorRT for RTX compiles kernels as it meets shapes. Those of a step must be there when it is

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,7 @@ from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import caches, formats, libraries, low_precision
 from lmcast.exporter.backends.tensorrt.embed import embed, load_plugins
 from lmcast.exporter.backends.tensorrt.parser_library import provide_parser_library
-from lmcast.exporter.backends.tensorrt.request import Request
+from lmcast.exporter.backends.tensorrt.request import Bounds, Request
 from lmcast.exporter.graph.operator_forms import forms
 from lmcast.exporter.passes.inline_parts import inline_parts
 from lmcast.graphs import archs
@@ -47,6 +47,12 @@ class Job:
     architecture: str
     output: str
     request: Request
+    # Of a tower: least, usual and most of its axes. None: a text's, which the request has.
+    axes: Mapping[str, Bounds] | None = None
+
+    @property
+    def profiles(self) -> Sequence[Mapping[str, Bounds]]:
+        return self.request.profiles if self.axes is None else [self.axes]
 
     def as_json(self) -> str:
         return json.dumps(asdict(self))
@@ -146,13 +152,13 @@ def parser_errors(parser: Any) -> str:
     return "; ".join(found[:3]) + more
 
 
-def configure(build: Build, builder: Any, graph: ir.Model) -> Any:
+def configure(build: Build, builder: Any, graph: ir.Model, job: Job) -> Any:
     """Return the builder's settings: profiles, SMs, and full precision for fp32."""
     trt, request = build.trt, build.request
     config = builder.create_builder_config()
     config.progress_monitor = build.monitor()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: parity is held to it
-    for ranges in request.profiles:
+    for ranges in job.profiles:
         profile = builder.create_optimization_profile()
         for value in graph.graph.inputs:
             assert value.shape is not None
@@ -209,7 +215,7 @@ def run(job: Job, tell: Tell) -> dict[str, Any]:
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
     held = parse(build, parser, graph, job)
-    config = configure(build, builder, graph)
+    config = configure(build, builder, graph, job)
     write(build, builder, network, config, Path(job.output))
     del held
     return {

@@ -142,7 +142,7 @@ KIND = Kind(
     name="gemma3",
     models=("gemma3",),
     read=read_files,
-    media={"image": Handling(Sizes, encode, features)},
+    media={"image": Handling(Sizes, encode, features, fixed=True)},
     marks=("begin", "end"),
     positions=visible_ends,
 )

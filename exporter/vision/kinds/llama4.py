@@ -182,5 +182,5 @@ KIND = Kind(
     name="llama4",
     models=("llama4",),
     read=read_files,
-    media={"image": Handling(Sizes, encode, features, capped)},
+    media={"image": Handling(Sizes, encode, features, capped, fixed=True)},
 )
