@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmcast.graphs.blocks.deepstack import Deepstack
 from lmcast.graphs.blocks.norm import widen
 from lmcast.graphs.blocks.step import (
     ENDS,
@@ -18,6 +17,7 @@ from lmcast.graphs.blocks.step import (
     IMAGE_INPUTS,
     ROPE_POSITIONS,
     ROWS,
+    Deepstack,
     Handoff,
     Images,
     Mixer,
@@ -190,9 +190,8 @@ class Decoder(nn.Module):
             self.deep = Handoff(features, State(ROWS, ("B", "T"), torch.int64))
             if deep > len(self.layers):
                 raise ValueError(f"{len(self.layers)} layers do not take {deep} features each")
-            for index in range(deep):
-                first = (1 + index) * width
-                cast(Layer, self.layers[index]).deep = Deepstack(self.deep, first)
+            for i in range(deep):
+                cast(Layer, self.layers[i]).deep = Deepstack(self.deep, (1 + i) * width)
         for table in self.tables() if ROPE_POSITIONS in taken else ():
             table.see()
         if ENDS in taken:

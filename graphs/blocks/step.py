@@ -175,3 +175,23 @@ def embedded(embed: nn.Module, input_ids: Tensor, images: Images) -> Tensor:
         out: Tensor = embed(input_ids, *given)
         return out
     return placed(embed(input_ids), *given)
+
+
+class Deepstack(nn.Module):
+    """`x + features[rows]` where pictures stand, x where there is text (arXiv 2406.04334).
+
+    images: hands over features, whose numbers from `first` on are these, and rows; a call without
+    pictures hands over nothing.
+    """
+
+    def __init__(self, images: Handoff, first: int):
+        super().__init__()
+        self.images, self.first = images, first
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        if not step.holds(self.images):
+            return x
+        features, rows = step.take(self.images)
+        own = features[:, self.first : self.first + x.shape[-1]]
+        added = F.embedding(rows.clamp(min=0), own.to(x.dtype))  # B,T,H
+        return x + torch.where((rows < 0)[..., None], 0.0, added)
