@@ -1,6 +1,7 @@
 """What texts take of pictures, against Hugging Face on the same features; whole and in pieces."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,8 +29,12 @@ CASES = {
     "gemma3/untied": (ENDS,),
     "qwen3_5_text/plain": (ROPE_POSITIONS,),
     "qwen3_5_moe_text/plain": (ROPE_POSITIONS,),
+    "qwen3_vl/bias": (ROPE_POSITIONS,),
+    "qwen3_vl_moe/a dense layer, gelu": (ROPE_POSITIONS,),
     "mistral3/mistral, untied": (),
 }
+# Layers that add features of their own.
+DEEP = {"qwen3_vl/bias": 2, "qwen3_vl_moe/a dense layer, gelu": 2}
 BY_CASE = pytest.mark.parametrize("name", CASES)
 # Tokens of each row in each call; none ends within a picture. Rows are padded.
 CALLS = {
@@ -75,7 +80,7 @@ def given(width: int) -> Given:
 def text_of(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     config, tensors = read(directory)
     found = graphs.defined(config, tensors, text_only=True)
-    found.model.see(found.config.hidden_size, *CASES[name])
+    found.model.see(found.config.hidden_size, *CASES[name], deep=DEEP.get(name, 0))
     fill(found, found.model, tensors.__getitem__, dtype)
     return found.model
 
@@ -86,15 +91,20 @@ def theirs(name: str, directory: Path, dtype: torch.dtype = torch.float32) -> Te
     model = oracle_model(case(name), directory, dtype)
     x = model.get_input_embeddings()
     width = x.weight.shape[1]
-    batch = given(width)
+    batch = given(width * (1 + DEEP.get(name, 0)))
     seen = batch.images[ROWS] >= 0
     embedded = x(batch.ids)
-    embedded[seen] = batch.images[FEATURES].to(dtype)
+    first, *deep = batch.images[FEATURES].to(dtype).split(width, -1)
+    embedded[seen] = first
     how: dict[str, Any] = {}
     if ENDS in CASES[name]:
         how["token_type_ids"] = seen.long()
     if ROPE_POSITIONS in CASES[name]:
         how["position_ids"] = batch.images[ROPE_POSITIONS].permute(2, 0, 1)
+    if deep:
+        how |= {"visual_pos_masks": seen, "deepstack_visual_embeds": deep}
+        text = model.model.language_model
+        return model.lm_head(text(inputs_embeds=embedded, use_cache=False, **how)[0])
     logits: Tensor = model(inputs_embeds=embedded, use_cache=False, **how).logits
     return logits
 
@@ -168,6 +178,30 @@ def test_a_text_is_what_it_was(name: str, checkpoint: Any):
     lengths = torch.zeros(len(ids), dtype=torch.int64)
     states, counts = model.empty_states(len(ids), TOKENS), torch.full_like(lengths, TOKENS)
     assert torch.equal(model.step(ids, lengths, counts, states, images)[0], model(ids))
+
+
+@torch.no_grad()
+def test_features_of_every_layer_count(checkpoint: Any):
+    model = text_of("qwen3_vl/bias", checkpoint(case("qwen3_vl/bias")))
+    batch, width = given(model.image_width), model.image_width // 3
+    lengths = torch.zeros(len(batch.ids), dtype=torch.int64)
+    states = model.empty_states(len(batch.ids), TOKENS)
+
+    def run(features: Tensor) -> Tensor:
+        images = {name: batch.images[name] for name in model.image_inputs} | {FEATURES: features}
+        return model.step(batch.ids, lengths, lengths + TOKENS, states, images)[0]
+
+    whole = batch.images[FEATURES]
+    for depth in range(3):
+        without = whole.clone()
+        without[:, depth * width : (1 + depth) * width] = 0
+        assert gap(run(without), run(whole)) > 0.1, depth
+
+
+def test_more_features_than_layers_are_refused(checkpoint: Any):
+    model = text_of("qwen3_vl/bias", checkpoint(case("qwen3_vl/bias")))
+    with pytest.raises(ValueError, match=r"layers do not take 9 features each"):
+        deepcopy(model).see(8, deep=9)
 
 
 def test_towers_say_what_their_texts_take():
