@@ -115,15 +115,24 @@ def ignored(kind: str, source: Checkpoint, folder: Path) -> str | None:
     now, before = read_whole(source.path).metadata, read_whole(first).metadata
     spaces = [f"{now['general.architecture']}."]
     spaces += ["tokenizer."] * (source.texts.tokenizer is not None)
+    told = (*NEUTRAL, head_width(now))  # what is so without a key, too; others are refused there
     other = [
         key for key, value in now.items()
         if key.startswith(tuple(spaces)) and key not in OPEN
         and not same(of_all_layers(value), of_all_layers(before.get(key)))
-        and (key in before or value not in NEUTRAL)
+        and (key in before or value not in told)
     ]  # fmt: skip
     if not other or summary(source) != summary(open_checkpoint(first)):
         return None
     return f"{', '.join(sorted(other))} changed, and nothing else"
+
+
+def head_width(metadata: dict[str, Any]) -> int | None:
+    """Return the numbers of a head, of which a file may say that all are rotated."""
+    at = metadata["general.architecture"]
+    sizes = (metadata.get(f"{at}.{key}") for key in ("embedding_length", "attention.head_count"))
+    width, heads = map(of_all_layers, sizes)
+    return width // heads if type(width) is type(heads) is int and heads else None
 
 
 def of_all_layers(value: Any) -> Any:
