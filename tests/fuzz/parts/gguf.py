@@ -132,13 +132,15 @@ def head_width(metadata: dict[str, Any]) -> int | None:
     at = metadata["general.architecture"]
     sizes = (metadata.get(f"{at}.{key}") for key in ("embedding_length", "attention.head_count"))
     width, heads = map(of_all_layers, sizes)
-    return width // heads if type(width) is type(heads) is int and heads else None
+    return int(width // heads) if type(width) is type(heads) is float and heads else None
 
 
 def of_all_layers(value: Any) -> Any:
-    """Return the one number that a list says of every layer."""
+    """Return the one number that a list says of every layer; a whole one is the float, too."""
+    if type(value) is int and abs(value) < 1 << 53:
+        return float(value)
     alike = isinstance(value, list) and value and all(same(each, value[0]) for each in value)
-    return value[0] if alike and type(value[0]) is int else value
+    return float(value[0]) if alike and type(value[0]) is int else value
 
 
 def summary(source: Checkpoint) -> Any:
