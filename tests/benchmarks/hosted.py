@@ -4,13 +4,15 @@
         [--threads 1] [--tokens 128] [--work DIRECTORY]
 
 Both are open in one process and take turns, step by step, so that a machine that others use slows
-both. Each round is a new process, in which the other is opened first: where memory lies changes a
-step by a tenth. Printed are ratios of speeds, ours to theirs: medians, and in brackets the range of
-the rounds; by the clock, and by CPU seconds, which with one thread are of the work alone.
+both. Which is opened first changes a step by a tenth, for where memory lies then, so each round is
+two new processes, one for each order, and its ratio the geometric mean of theirs. Printed are
+ratios of speeds, ours to theirs: medians, and in brackets the range of the rounds; by the clock,
+and by CPU seconds, which with one thread are of the work alone.
 """
 
 import argparse
 import json
+import math
 import os
 import time
 from functools import partial
@@ -40,16 +42,25 @@ def main() -> None:
         model, work = MODELS[name], options.work / name
         paths = {each: str(model.prepare(work, each, python)) for each in NAMES}
         given = {"threads": options.threads, "tokens": options.tokens}
-        found = []
-        for number in range(options.rounds):
-            ordered = {each: paths[each] for each in NAMES[:: -1 if number % 2 else 1]}
-            found.append(children.run("hosted", "compare", python, paths=ordered, **given).result)
+        found = [both(paths, python, **given) for _ in range(options.rounds)]
         rows = [
             [what, *(spread([each[what][i] for each in found]) for i in (0, 1))]
             for what in ("prefill", "decode")
         ]
         print(f"\n{model.title}, {options.tokens} tokens and {NEW_TOKENS} steps")
         print(children.table(["ours to theirs", "by the clock", "by CPU seconds"], rows))
+
+
+def both(paths: dict[str, str], python: str, **given: int) -> dict[str, list[float]]:
+    """Return the ratios of a round."""
+    one, other = (
+        children.run("hosted", "compare", python, paths=ordered, **given).result
+        for ordered in (paths, dict(reversed(paths.items())))
+    )
+    return {
+        what: [math.sqrt(a * b) for a, b in zip(one[what], other[what], strict=True)]
+        for what in one
+    }
 
 
 def compare(paths: dict[str, str], threads: int, tokens: int) -> dict[str, list[float]]:
