@@ -88,8 +88,7 @@ def export(
     dtype: None: lossless. weights: None: linked if possible. parity: prove it if it runs here.
     inert, untie, text_only: as for `define`. context: None: of config.json. full_check: read all
     linked weights, None: up to 8 GiB. tokenizer: False for ids alone. widen: few bits of GGUF.
-    clients: for others. force: replace another's. Raises InputError, CheckFailed: none is written.
-    """
+    clients: for others. force: replace another's. Raises InputError, CheckFailed: none written."""
     (made_for := targets.get(target)).require_options(sms, sizes, activations)
     source, identities = opened(checkpoint, revision, tokenizer, progress)
     found = understand(source, inert, tokenizer, untie, text_only)

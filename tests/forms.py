@@ -75,7 +75,7 @@ def first_cases() -> list[Case]:
 def traced(checkpoint: Path, dtype: str) -> ir.Model:
     """Return the portable graph of a checkpoint, without its weights."""
     source = open_checkpoint(checkpoint)
-    found = pipeline.understand(source, (), tokenizer=False)
+    found = pipeline.understand(source, (), tokenizer=False, text_only=True)
     return cast.trace(found, source, DTYPES[dtype])
 
 

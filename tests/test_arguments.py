@@ -67,7 +67,8 @@ OF_PLAN = {"sms": SMS, "sizes": OBJECTS}
 REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     export: {
         "checkpoint": PATHS, "output": PATHS, "target": TEXTS, "dtype": WORDS, "weights": WORDS,
-        "parity": FLAGS, "inert": NAMES, "untie": FLAGS, "revision": TEXTS, "context": COUNTS,
+        "parity": FLAGS, "inert": NAMES, "untie": FLAGS,
+        "text_only": FLAGS, "revision": TEXTS, "context": COUNTS,
         "full_check": FLAGS[:4], "tokenizer": FLAGS, "matformer": SOME_PATHS,
         "recipe": SOME_PATHS, "activations": WORDS, **OF_PLAN, "widen": FLAGS,
         "clients": FLAGS, "force": FLAGS, "progress": OBJECTS,
@@ -128,6 +129,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     },
     inspect_path: {
         "path": PATHS, "batch": COUNTS, "context": COUNTS, "inert": NAMES, "untie": FLAGS,
+        "text_only": FLAGS,
         "revision": TEXTS,
         "progress": OBJECTS,
     },
@@ -160,10 +162,11 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     load_eager: {"checkpoint": PATHS, "dtype": DTYPES, "untie": FLAGS},
     define: {
         "config": MAPPINGS, "shapes": [*MAPPINGS, {"a": 3}, {"a": [1.0]}, {"a": "3"}],
-        "inert": NAMES, "dtypes": [*MAPPINGS, {"a": "float32"}], "untie": FLAGS,
+        "inert": NAMES, "dtypes": [*MAPPINGS, {"a": "float32"}], "untie": FLAGS, "text_only": FLAGS,
     },
     defined: {
-        "config": MAPPINGS, "tensors": [*MAPPINGS, {"a": (3, 4)}], "inert": NAMES, "untie": FLAGS,
+        "config": MAPPINGS, "tensors": [*MAPPINGS, {"a": (3, 4)}], "inert": NAMES,
+        "untie": FLAGS, "text_only": FLAGS,
     },
 }  # fmt: skip
 # What stands for arguments that are not looked at: no path of these is there.

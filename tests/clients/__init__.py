@@ -106,7 +106,7 @@ def given(case: Case, checkpoint: Path, folder: Path) -> Given:
     stated = [part.get("eos_token_id") for part in (config, config.get("text_config", {}))]
     if not any(isinstance(id, int) for id in stated):
         (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": END}))
-    export(checkpoint, folder, weights="copy", tokenizer=False, parity=False)
+    export(checkpoint, folder, "cpu", None, "copy", False, tokenizer=False, text_only=True)
     engine = Engine(folder, threads=1)
     # Rows that outgrow a length of LongRoPE begin anew, which no other program does.
     beyond = max(engine.manifest.about.graph.anew_beyond, default=0)

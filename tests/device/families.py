@@ -32,10 +32,10 @@ def write(checkpoint: Path, place: Path, sm: int) -> None:
 
     engine = export(
         checkpoint, place / "engine", "cuda", DTYPE, "copy",
-        parity=False, tokenizer=False, sms=(sm,),
+        parity=False, tokenizer=False, text_only=True, sms=(sm,),
     )  # fmt: skip
     source, _ = identified(checkpoint)
-    found, kind = understand(source, (), False), DTYPES[DTYPE].torch
+    found, kind = understand(source, (), False, text_only=True), DTYPES[DTYPE].torch
     vocab, (row, *_) = engine.vocab_size, drawn(engine.vocab_size, PROMPT + STEPS)
     rows = decided_rows((found, found), source, [row, row[::-1]], vocab, kind)
     first, second = rows

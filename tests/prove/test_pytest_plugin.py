@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 # The plugin of pytest. -------------------------------------------------------------------------
 
 ITEMS = ["hashes", "tokenizer", "chat template", "generation"]
-ITEMS += ["prefill", "step by step", "ragged batch", "exact"]
+ITEMS += ["prefill", "step by step", "ragged batch", "exact", "features", "with pictures"]
 
 
 def rewritten(engine: Path) -> None:
