@@ -12,6 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from files.fp8 import RAGGED, blocks, in_fp8
+from files.rounded import round_weights
+from safetensors.torch import load_file, save_file
 from tiny.llama import write_json
 from tiny.pictures import pixels, tiny_mistral3, tower_shapes
 
@@ -255,3 +258,35 @@ def test_what_is_not_understood_is_refused_with_the_way_out(what: str, tmp_path:
     assert "--text-only" in str(refused.value)
     assert os.listdir(tmp_path) == ["checkpoint"]
     export(tmp_path / "checkpoint", tmp_path / "engine", parity=False, text_only=True)
+
+
+def test_a_recipe_quantizes_the_text_alone(made: Path, tmp_path: Path):
+    def choose(name: str, weight: torch.nn.Parameter) -> str | None:
+        return "int8" if name.endswith(("ffn.gate.weight", "ffn.up.weight")) else None
+
+    recipe = round_weights(made / "checkpoint", tmp_path / "recipe", choose)
+    engine = export(made / "checkpoint", tmp_path / "engine", recipe=recipe)
+    quantized = engine.manifest.about.weights
+    assert sum(each.tensors for name, each in quantized.items() if name != "float32") == 4
+    assert np.array_equal(features(engine), features(Engine(made / "packed")))
+    told = {one["scenario"]: one for one in (engine.summary().parity or {})["results"]}
+    assert told[FEATURES]["passed"]
+    assert told[PICTURES]["passed"]
+
+
+# Lists name modules as the classes of tools had them, not as files do.
+LISTED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+
+
+def test_a_text_in_fp8_has_its_tower_beside_it(made: Path, tmp_path: Path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(made / "checkpoint", folder)
+    packed, _ = in_fp8(load_file(folder / "model.safetensors"), RAGGED)
+    save_file(packed, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    section = blocks(RAGGED, modules_to_not_convert=LISTED)
+    write_json(folder / "config.json", {**config, "quantization_config": section})
+    engine = export(folder, tmp_path / "engine")
+    assert engine.manifest.about.weights.keys() == {"e4m3 24x20", "float32"}
+    assert (engine.summary().parity or {})["passed"]
+    assert np.array_equal(features(engine), features(Engine(made / "packed")))
