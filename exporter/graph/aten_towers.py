@@ -132,7 +132,7 @@ def cumsum(g: Lowering, node: fx.Node, x: fx.Node, axis: int) -> ir.Value:
     return g.op("CumSum", [operand_of(g, x, dtype), g.constant(axis)])
 
 
-OF_SIZES = {
+OF_SIZES: dict[Any, str] = {
     operator.add: "Add",
     operator.sub: "Sub",
     operator.mul: "Mul",

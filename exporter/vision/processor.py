@@ -5,17 +5,19 @@ N pictures (tiles, crops, frame pairs) of one grid, M merged tokens, K patches o
 of a patch, T tokens of a prompt.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import numpy as np
 
 from lmcast.exporter.vision.errors import PictureError
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.records import Count, Name, Pattern, RecordError, read
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # engine.json is read without numpy
+    import numpy as np
+
     from lmcast.exporter.vision.files import ProcessorFiles
     from lmcast.exporter.vision.positions import Piece
 
@@ -170,8 +172,8 @@ class Handling:
     """
 
     sizes: type
-    encode: Callable[["Processor", Any], list[Encoded]]
-    features: Callable[["Processor", int, int], int] | None = None
+    encode: Callable[[Processor, Any], list[Encoded]]
+    features: Callable[[Processor, int, int], int] | None = None
     capped: Callable[[Mapping[str, Any], int], dict[str, Any]] | None = None
     indices: Callable[[Mapping[str, Any], int, float], np.ndarray] | None = None
     fixed: bool = False
@@ -190,10 +192,10 @@ class Kind:
 
     name: str
     models: tuple[str, ...]
-    read: Callable[["ProcessorFiles"], Processor]
+    read: Callable[[ProcessorFiles], Processor]
     media: Mapping[str, Handling]
     marks: tuple[str, ...] = ()
-    positions: Callable[[Places, "Sequence[Piece]", int, int], Places] | None = None
+    positions: Callable[[Places, Sequence[Piece], int, int], Places] | None = None
 
 
 @dataclass(frozen=True)
@@ -241,8 +243,10 @@ def joined(encoded: Sequence[Encoded]) -> dict[str, np.ndarray]:
     The first input has the axis N, patches, pixels or frames of sound; the tables after it are the
     same of all.
     """
+    from numpy import concatenate
+
     first, *tables = encoded[0].inputs
-    together = np.concatenate([each.inputs[first] for each in encoded])
+    together = concatenate([each.inputs[first] for each in encoded])
     return {first: together, **{name: encoded[0].inputs[name] for name in tables}}
 
 
