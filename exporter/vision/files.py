@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
-from lmcast.exporter.checkpoint.processors import WHOLE
+from lmcast.exporter.checkpoint.processors import PICTURES, WHOLE
 from lmcast.exporter.vision.processor import Medium, Pixels, Processor
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.records import RecordError, convert, fields_of
@@ -244,4 +244,7 @@ def read_processor(model_type: str, config: Any, texts: "Texts", audio: Any = No
         has_tokenizer=tokenizer is not None,
         audio=audio,
     )
-    return kind.read(files)
+    try:
+        return kind.read(files)
+    except RecordError as error:  # numbers that are right one by one, and not together
+        raise CheckpointError(f"{WHOLE} or {PICTURES}: {error}") from None

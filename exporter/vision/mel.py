@@ -7,8 +7,9 @@ from typing import Annotated
 import numpy as np
 
 from lmcast.plugins.annotations import Range
+from lmcast.plugins.records import RecordError
 
-Size = Annotated[int, Range(1, 1 << 20)]
+Size = Annotated[int, Range(1, 1 << 16)]
 Hertz = Annotated[float, Range(1.0, 1e6)]
 
 
@@ -23,17 +24,28 @@ class Mel:
     frame: Size
     hop: Size
     fft: Size
-    bands: Size
+    bands: Annotated[int, Range(1, 1 << 10)]
     low: Hertz
     high: Hertz
     floor: Annotated[float, Range(1e-12, 1.0)]
     emphasis: Annotated[float, Range(0.0, 1.0)]
     multiple: Size
 
+    def __post_init__(self) -> None:
+        if self.fft < self.frame or not self.low < self.high <= self.rate:
+            raise RecordError(
+                f"fft {self.fft}, low {self.low}, high {self.high}: accepted: {self.frame} or more,"
+                f" and ascending up to {self.rate}"
+            )
+
     def count(self, samples: int) -> int:
         """Return how many frames a sound has."""
         full = -(-samples // self.multiple) * self.multiple
         return max((full - self.frame - 1) // self.hop + 1, 0)
+
+    def most(self, frames: int) -> int:
+        """Return the samples of the longest sound of at most so many frames."""
+        return (frames * self.hop + self.frame) // self.multiple * self.multiple
 
 
 def frames(mel: Mel, samples: np.ndarray) -> np.ndarray:

@@ -25,18 +25,17 @@ from lmcast.exporter.vision.processor import Clip, Processor, frame_indices
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Formats that pictures come in; others of Pillow's are of old, or run other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
-)  # fmt: skip
+# Formats that pictures come in. Others of Pillow's are of old, run other programs, or, as TIFF, are
+# decoded by a library that holds a dozen more and writes to standard error itself.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "AVIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".avif")
 MOST_BYTES = 1 << 28  # of a file
 MOST_PIXELS = 1 << 26  # of a picture; each takes three bytes once decoded
 MOST_VIDEO_PIXELS = 1 << 33  # of all frames of an animated file, each of which must be decoded
 # What Pillow raises for damaged files: each of its formats has some of its own.
 DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, LookupError, TypeError,
-    ArithmeticError, AttributeError, NotImplementedError, MemoryError,
+    ArithmeticError, AttributeError, RuntimeError, MemoryError,
 )  # fmt: skip
 
 
@@ -147,12 +146,19 @@ def _require_few(width: int, height: int, name: str, limit: int) -> None:
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """Say of what Pillow raises that a file is damaged, and keep what it warns of to itself."""
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except PictureError:
         raise
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise PictureError(
+            f"{name}: has more than {most} pixels; accepted: up to {MOST_PIXELS}; make it smaller"
+        ) from None
     except DAMAGED as error:
         raise PictureError(f"{name}: cannot be decoded, so it is damaged: {error}") from None
 
@@ -167,11 +173,6 @@ def _opened(data: bytes, name: str, limit: int) -> "Image":
         except UnidentifiedImageError:
             raise PictureError(
                 f"{name}: is no picture in a format that is read: {', '.join(FORMATS)}; convert it"
-            ) from None
-        except Image.DecompressionBombError:
-            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-            raise PictureError(
-                f"{name}: has more than {most} pixels; accepted: up to {limit}; make it smaller"
             ) from None
     _require_few(*image.size, name, limit)
     return image

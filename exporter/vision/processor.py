@@ -21,7 +21,13 @@ if TYPE_CHECKING:  # engine.json is read without numpy
     from lmcast.exporter.vision.files import ProcessorFiles
     from lmcast.exporter.vision.positions import Piece
 
-Side = Annotated[int, Range(1, 1 << 20)]  # pixels of a side, or a count of patches
+# Bounds far above any processor's, and low enough that no picture of one takes all memory.
+Side = Annotated[int, Range(1, 1 << 13)]  # pixels of a side
+Patch = Annotated[int, Range(1, 256)]  # pixels of a patch's side
+Merge = Annotated[int, Range(1, 16)]  # patches of a token's side
+Several = Annotated[int, Range(1, 1 << 10)]  # tiles, crops, frames
+Many = Annotated[int, Range(1, 1 << 20)]  # patches, tokens
+Least = Annotated[int, Range(1, 1 << 26)]  # pixels that a picture is enlarged to
 Ratio = Annotated[float, Range(1.0, 1e6)]
 Rate = Annotated[float, Range(1e-3, 1e6)]  # a second
 PixelCount = Annotated[int, Range(1, 1 << 40)]
@@ -299,6 +305,12 @@ def require_shape(height: int, width: int) -> None:
             f"a picture of {width}x{height} is more than {MOST_ASPECT} times as long as it is wide;"
             " cut it"
         )
+
+
+def require_whole(side: int, unit: int) -> None:
+    """Refuse sizes of which a side is not whole tokens; raises RecordError."""
+    if side % unit:
+        raise RecordError(f"side is {side}; accepted: a multiple of patch * merge, {unit}")
 
 
 def changed(processor: Processor, medium: MediumName, **sizes: Any) -> Processor:

@@ -30,6 +30,8 @@ def open_sound(source: Any, rate: int) -> np.ndarray:
         with wave.open(io.BytesIO(data or b"")) as file:
             channels, width, found = file.getnchannels(), file.getsampwidth(), file.getframerate()
             count = file.getnframes()
+            if width > 4:
+                raise ValueError(f"samples of {8 * width} bits")
             raw = file.readframes(count)
     except (wave.Error, EOFError, ValueError, RuntimeError, struct.error) as error:
         said = str(error) or "it ends early"

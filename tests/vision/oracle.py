@@ -5,7 +5,9 @@ In a process of its own, because transformers asks only once whether torchvision
 `stand_in` stands in.
 """
 
+import io
 import sys
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,16 @@ def video(count: int, height: int, width: int) -> np.ndarray:
 def sound(count: int) -> np.ndarray:
     noise = np.random.default_rng(count).normal(0, 0.05, count)
     return (0.4 * np.sin(np.arange(count) / 9) + noise).astype(np.float32)
+
+
+def wav(samples: np.ndarray, rate: int = 16000, channels: int = 1, width: int = 2) -> bytes:
+    made = io.BytesIO()
+    with wave.open(made, "wb") as to:
+        to.setnchannels(channels)
+        to.setsampwidth(width)
+        to.setframerate(rate)
+        to.writeframes(samples.tobytes())
+    return made.getvalue()
 
 
 def image_id(config: dict[str, Any]) -> int:

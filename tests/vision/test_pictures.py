@@ -2,7 +2,6 @@
 
 import io
 import struct
-import wave
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+from oracle import wav
 from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
@@ -49,7 +49,7 @@ def moving(kind: str = "GIF", **how: Any) -> bytes:
 
 
 AS_OPENED = {  # by convert_to_rgb, which transformers calls on images that a program has opened
-    **{kind: file(IMAGE, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")},
+    **{kind: file(IMAGE, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "AVIF")},
     "CMYK": file(IMAGE.convert("CMYK"), "JPEG"),
     "a palette": file(IMAGE.convert("P")),
     "a palette with a transparent colour": file(IMAGE.convert("P"), transparency=3),
@@ -98,10 +98,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "PostScript": (file(IMAGE, "EPS"), "is no picture in a format that is read"),
     "a large one": (bomb(9000), "has 9000x9000 pixels; accepted: up to 67108864"),
     "a bomb": (bomb(30000), "has more than 178956970 pixels; accepted: up to 67108864"),
-    "32 bits": (file(Image.fromarray(np.ones((3, 4), np.float32)), "TIFF"), "values of 32 bits"),
+    "32 bits": (Image.fromarray(np.ones((3, 4), np.float32)), "has values of 32 bits (mode F)"),
+    "TIFF": (file(IMAGE, "TIFF"), "is no picture in a format that is read"),
     **{
         f"{kind} cut short": (file(IMAGE, kind)[:-300], "cannot be decoded, so it is damaged")
-        for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
+        for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "PPM")
     },
     "no file": (Path("/no/such.png"), "/no/such.png: cannot be opened: No such file"),
     "a folder": ("/", "is a directory"),
@@ -189,32 +190,36 @@ def test_videos_refused(name: str) -> None:
     assert message in str(caught.value)
 
 
-def wav(samples: np.ndarray, rate: int = 16000, channels: int = 1, width: int = 2) -> bytes:
-    made = io.BytesIO()
-    with wave.open(made, "wb") as to:
-        to.setnchannels(channels)
-        to.setsampwidth(width)
-        to.setframerate(rate)
-        to.writeframes(samples.tobytes())
-    return made.getvalue()
-
-
 def test_sounds() -> None:
     values = np.array([0, 1 << 14, -(1 << 15), 100], "<i2")
     expected = values.astype(np.float32) / (1 << 15)
     wide = np.pad(values.view(np.uint8).reshape(-1, 2), ((0, 0), (1, 0)))
-    for data in (wav(values), wav(wide, width=3), wav(values.astype("<i4") << 16, width=4)):
+    for data in (
+        wav(values),
+        wav(wide, width=3),
+        wav(values.astype("<i4") << 16, width=4),
+    ):
         np.testing.assert_array_equal(open_sound(data, 16000), expected)
     bytes_of = np.array([128, 255, 0], np.uint8)
     assert open_sound(wav(bytes_of, width=1), 16000).tolist() == [0, 127 / 128, -1]
-    assert open_sound(wav(values, channels=2), 16000).tolist() == [0.25, (100 / 32768 - 1) / 2]
+    assert open_sound(wav(values, channels=2), 16000).tolist() == [
+        0.25,
+        (100 / 32768 - 1) / 2,
+    ]
 
 
 SOUNDS_REFUSED = {
-    "another rate": (wav(np.zeros(9, "<i2"), 44100), "has 44100 samples a second; accepted: 16000"),
+    "another rate": (
+        wav(np.zeros(9, "<i2"), 44100),
+        "has 44100 samples a second; accepted: 16000",
+    ),
     "no WAV": (b"OggS", "is no WAV file of plain PCM"),
     "cut short": (wav(np.zeros(99, "<i2"))[:-9], "ends 9 bytes early; it is damaged"),
     "nothing": (b"", "is no WAV file of plain PCM (it ends early)"),
+    "samples of 64 bits": (
+        wav(np.zeros(9, "<i2")).replace(b"\2\0\x10\0data", b"\x10\0\x80\0data"),
+        "no WAV file of plain PCM (samples of",
+    ),
     "floats of 64 bits": (np.zeros(9), "is an array of float64 [9]; accepted: finite float32"),
 }
 

@@ -10,7 +10,19 @@ from lmcast.exporter.checkpoint.processors import PICTURES
 from lmcast.exporter.vision.files import PixelKeys, ProcessorFiles, pixels, require_equal
 from lmcast.exporter.vision.patches import numbers, patches, places
 from lmcast.exporter.vision.positions import visible_ends
-from lmcast.exporter.vision.processor import Encoded, Handling, Kind, Processor, Ratio, Side
+from lmcast.exporter.vision.processor import (
+    Encoded,
+    Handling,
+    Kind,
+    Many,
+    Merge,
+    Patch,
+    Processor,
+    Ratio,
+    Several,
+    Side,
+    require_whole,
+)
 from lmcast.exporter.vision.resize import resize
 from lmcast.plugins.records import read
 
@@ -32,12 +44,15 @@ class Sizes:
     """
 
     side: Side
-    patch: Side
-    merge: Side
+    patch: Patch
+    merge: Merge
     pan_and_scan: bool = False
     min_crop: Side = 256
-    max_crops: Side = 4
+    max_crops: Several = 4
     min_ratio: Ratio = 1.2
+
+    def __post_init__(self) -> None:
+        require_whole(self.side, self.patch * self.merge)
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Keys:
 class OwnKeys:
     """Keys of processor_config.json."""
 
-    image_seq_length: Side = 256
+    image_seq_length: Many = 256
 
 
 def read_files(files: ProcessorFiles) -> Processor:

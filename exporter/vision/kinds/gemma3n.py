@@ -13,10 +13,19 @@ from lmcast.exporter.vision import mel
 from lmcast.exporter.vision.errors import PictureError
 from lmcast.exporter.vision.files import PixelKeys, ProcessorFiles, pixels, require_equal
 from lmcast.exporter.vision.patches import numbers
-from lmcast.exporter.vision.processor import Encoded, Handling, Kind, Medium, Processor, Side
+from lmcast.exporter.vision.processor import (
+    Encoded,
+    Handling,
+    Kind,
+    Many,
+    Medium,
+    Processor,
+    Several,
+    Side,
+)
 from lmcast.exporter.vision.resize import resize
 from lmcast.plugins.annotations import Range
-from lmcast.plugins.records import read
+from lmcast.plugins.records import RecordError, read
 
 PIXELS = 48  # of a token's side: the tower halves sides four times, and pools three by three
 MULTIPLE = 128  # of samples, which transformers fills a sound up to
@@ -28,7 +37,11 @@ class Sizes:
     """side: pixels of a resized picture's side. tokens: of a picture."""
 
     side: Side
-    tokens: Side
+    tokens: Many
+
+    def __post_init__(self) -> None:
+        if math.isqrt(self.tokens) ** 2 != self.tokens:
+            raise RecordError(f"tokens are {self.tokens}; accepted: a square")
 
 
 @dataclass(frozen=True)
@@ -37,12 +50,14 @@ class AudioSizes:
     sound of any length, of which those beyond its frames take no features."""
 
     mel: Mapping[str, Any]
-    most: Side
-    stride: Side
-    tokens: Side
+    most: Many
+    stride: Several
+    tokens: Many
 
     def __post_init__(self) -> None:
-        read(mel.Mel, dict(self.mel), "mel.")
+        made = read(mel.Mel, dict(self.mel), "mel.")
+        if made.count(self.most) > self.tokens * self.stride:
+            raise RecordError(f"tokens are {self.tokens}; accepted: as many as {self.most} samples")
 
 
 @dataclass(frozen=True)
@@ -57,16 +72,16 @@ class AudioKeys:
     """Keys of the feature extractor. Lengths in samples are what it has made of those in ms, and
     not read again."""
 
-    feature_size: Side = 128
+    feature_size: Several = 128
     sampling_rate: Literal[16000] = 16000
     padding_side: Literal["right"] = "right"
     padding_value: Annotated[float, Range(0.0, 0.0)] = 0.0
     return_attention_mask: bool = True
     frame_length_ms: mel.Hertz = 32.0
     hop_length_ms: mel.Hertz = 10.0
-    frame_length: Side | None = None
-    hop_length: Side | None = None
-    fft_length: Side | None = None
+    frame_length: Many | None = None
+    hop_length: Many | None = None
+    fft_length: Many | None = None
     min_frequency: mel.Hertz = 125.0
     max_frequency: mel.Hertz = 7600.0
     preemphasis: Annotated[float, Range(1e-6, 1.0)] = 0.97
@@ -83,8 +98,8 @@ class AudioKeys:
 class OwnKeys:
     """Keys of processor_config.json."""
 
-    image_seq_length: Side = 256
-    audio_seq_length: Side = 188
+    image_seq_length: Many = 256
+    audio_seq_length: Many = 188
 
 
 def names(*keys: type) -> set[str]:
@@ -149,12 +164,9 @@ def read_audio(files: ProcessorFiles, tokens: int) -> Medium:
         multiple=MULTIPLE,
     )
     steps = [stride[0] for stride in tower.sscp_conv_stride_size]
-    sizes = AudioSizes(
-        mel=vars(how),
-        most=MOST_SECONDS * keys.sampling_rate,
-        stride=math.prod(steps) * tower.conf_reduction_factor,
-        tokens=tokens,
-    )
+    stride = math.prod(steps) * tower.conf_reduction_factor
+    most = min(MOST_SECONDS * keys.sampling_rate, how.most(tokens * stride))
+    sizes = AudioSizes(mel=vars(how), most=most, stride=stride, tokens=tokens)
     medium = files.medium(
         files.token("audio_token", "<audio_soft_token>"), config.audio_token_id, sizes, None
     )
@@ -182,8 +194,8 @@ def encode_audio(processor: Processor, samples: np.ndarray) -> list[Encoded]:
     seconds = len(samples) / how.rate
     if len(samples) > sizes.most:
         raise PictureError(
-            f"the sound has {seconds:.1f} seconds; this model takes {sizes.most // how.rate} at"
-            " most: cut it"
+            f"the sound has {seconds:.1f} seconds; this model takes"
+            f" {sizes.most / how.rate:.1f} at most: cut it"
         )
     if not how.count(len(samples)):
         raise PictureError(f"the sound has {seconds:.3f} seconds, which is not a single frame")

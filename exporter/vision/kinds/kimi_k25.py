@@ -26,10 +26,13 @@ from lmcast.exporter.vision.processor import (
     Encoded,
     Handling,
     Kind,
+    Many,
     Medium,
+    Merge,
+    Patch,
     Processor,
     Rate,
-    Side,
+    Several,
 )
 from lmcast.exporter.vision.resize import resize_frames
 from lmcast.plugins.records import read
@@ -45,25 +48,25 @@ class Sizes:
     pixels of a patch's side. merge: patches of a token's side. rows, columns: of the grid of
     positions."""
 
-    patches: Side
-    side: Side
-    patch: Side
-    merge: Side
-    rows: Side
-    columns: Side
+    patches: Many
+    side: Many
+    patch: Patch
+    merge: Merge
+    rows: Several
+    columns: Several
 
 
 @dataclass(frozen=True)
 class VideoSizes:
     """As Sizes, of every frame. frames: of a clip. rate: of frames that are taken, None: all."""
 
-    patches: Side
-    side: Side
-    patch: Side
-    merge: Side
-    rows: Side
-    columns: Side
-    frames: Side
+    patches: Many
+    side: Many
+    patch: Patch
+    merge: Merge
+    rows: Several
+    columns: Several
+    frames: Several
     rate: Rate | None
 
 
@@ -71,21 +74,21 @@ class VideoSizes:
 class Keys:
     """Keys of the image processor."""
 
-    size: Mapping[str, Side] | None = None
-    max_patches: Side = 16384
-    patch_size: Side = 14
-    merge_size: Side = 2
+    size: Mapping[str, Many] | None = None
+    max_patches: Many = 16384
+    patch_size: Patch = 14
+    merge_size: Merge = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoKeys:
     """Keys of the video processor."""
 
-    size: Mapping[str, Side] | None = None
-    max_patches: Side = 4096
-    patch_size: Side = 14
-    merge_size: Side = 2
-    temporal_patch_size: Side = 4
+    size: Mapping[str, Many] | None = None
+    max_patches: Many = 4096
+    patch_size: Patch = 14
+    merge_size: Merge = 2
+    temporal_patch_size: Several = 4
     fps: Rate = 2.0
     do_sample_frames: bool = True
 
@@ -94,12 +97,12 @@ class VideoKeys:
 class HubKeys:
     """Keys of media_proc_cfg, of the code beside the weights on the Hub."""
 
-    in_patch_limit: Side
-    in_patch_limit_each_frame: Side
-    patch_limit_on_one_side: Side
-    patch_size: Side
-    merge_kernel_size: Side
-    temporal_merge_kernel_size: Side
+    in_patch_limit: Many
+    in_patch_limit_each_frame: Many
+    patch_limit_on_one_side: Many
+    patch_size: Patch
+    merge_kernel_size: Merge
+    temporal_merge_kernel_size: Several
     sample_fps: Rate
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]

@@ -12,7 +12,18 @@ from lmcast.exporter.vision.errors import PictureError
 from lmcast.exporter.vision.files import PixelKeys, ProcessorFiles, pixels, require_equal
 from lmcast.exporter.vision.patches import VALUES, patches, places
 from lmcast.exporter.vision.patches import numbers as in_float32
-from lmcast.exporter.vision.processor import Encoded, Handling, Kind, Pixels, Processor, Side
+from lmcast.exporter.vision.processor import (
+    Encoded,
+    Handling,
+    Kind,
+    Merge,
+    Patch,
+    Pixels,
+    Processor,
+    Several,
+    Side,
+    require_whole,
+)
 from lmcast.exporter.vision.resize import resize
 from lmcast.plugins.records import read
 
@@ -27,10 +38,13 @@ class Sizes:
     merge: patches of a token's side. enlarge: whether to fill the largest canvas that fits."""
 
     side: Side
-    tiles: Side
-    patch: Side
-    merge: Side
+    tiles: Several
+    patch: Patch
+    merge: Merge
     enlarge: bool
+
+    def __post_init__(self) -> None:
+        require_whole(self.side, self.patch * self.merge)
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Keys:
     """Keys of the image processor."""
 
     size: Mapping[str, Side] | None = None
-    max_patches: Side = 16
+    max_patches: Several = 16
     resize_to_max_canvas: bool = False
 
 
@@ -46,7 +60,7 @@ class Keys:
 class OwnKeys:
     """Keys of processor_config.json; prompts have these texts whatever it says."""
 
-    patch_size: Side = 14
+    patch_size: Patch = 14
     pixel_shuffle_ratio: float = 0.5
     fake_image_token: Literal["<|image|>"] = "<|image|>"
     image_token: Literal["<|image|>"] = "<|image|>"

@@ -16,7 +16,16 @@ from lmcast.exporter.vision.files import (
     require_equal,
 )
 from lmcast.exporter.vision.patches import numbers, patches, places
-from lmcast.exporter.vision.processor import Encoded, Handling, Kind, Mark, Processor, Side
+from lmcast.exporter.vision.processor import (
+    Encoded,
+    Handling,
+    Kind,
+    Mark,
+    Merge,
+    Patch,
+    Processor,
+    Side,
+)
 from lmcast.exporter.vision.resize import resize
 from lmcast.plugins.records import read
 
@@ -30,8 +39,8 @@ class Sizes:
     patch's side. merge: patches of a token's side."""
 
     longest: Side
-    patch: Side
-    merge: Side
+    patch: Patch
+    merge: Merge
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,8 @@ class Keys:
 class OwnKeys:
     """Keys of processor_config.json."""
 
-    patch_size: Side = 16
-    spatial_merge_size: Side = 1
+    patch_size: Patch = 16
+    spatial_merge_size: Merge = 1
     image_token: Mark = "[IMG]"
     image_break_token: Mark = "[IMG_BREAK]"
     image_end_token: Mark = "[IMG_END]"

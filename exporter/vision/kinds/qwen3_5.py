@@ -24,11 +24,15 @@ from lmcast.exporter.vision.processor import (
     Encoded,
     Handling,
     Kind,
+    Least,
+    Many,
     Medium,
+    Merge,
+    Patch,
     PixelCount,
     Processor,
     Rate,
-    Side,
+    Several,
 )
 from lmcast.exporter.vision.resize import resize, resize_frames
 from lmcast.plugins.records import read
@@ -45,12 +49,12 @@ class Sizes:
     """least, most: pixels of a picture. patch: of a patch's side. merge: patches of a token's side.
     frames: that a patch covers. table: side of the grid of positions."""
 
-    least: PixelCount
+    least: Least
     most: PixelCount
-    patch: Side
-    merge: Side
-    frames: Side
-    table: Side
+    patch: Patch
+    merge: Merge
+    frames: Several
+    table: Several
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,16 @@ class VideoSizes:
     """As Sizes, with least and most of all frames. rate: frames a second that are taken, None: all;
     fewest, most_frames: how many at least and at most. frame_tokens: most of a frame, None: any."""
 
-    least: PixelCount
+    least: Least
     most: PixelCount
-    patch: Side
-    merge: Side
-    frames: Side
-    table: Side
+    patch: Patch
+    merge: Merge
+    frames: Several
+    table: Several
     rate: Rate | None
-    fewest: Side
-    most_frames: Side
-    frame_tokens: Side | None
+    fewest: Many
+    most_frames: Many
+    frame_tokens: Many | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +79,11 @@ class Keys:
     """Keys of the image processor."""
 
     size: Mapping[str, PixelCount] | None = None
-    min_pixels: PixelCount | None = None
+    min_pixels: Least | None = None
     max_pixels: PixelCount | None = None
-    patch_size: Side = 14
-    temporal_patch_size: Side = 2
-    merge_size: Side = 2
+    patch_size: Patch = 14
+    temporal_patch_size: Several = 2
+    merge_size: Merge = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +91,15 @@ class VideoKeys:
     """Keys of the video processor."""
 
     size: Mapping[str, PixelCount] | None = None
-    patch_size: Side = 16
-    temporal_patch_size: Side = 2
-    merge_size: Side = 2
+    patch_size: Patch = 16
+    temporal_patch_size: Several = 2
+    merge_size: Merge = 2
     fps: Rate = 2.0
     do_sample_frames: bool = True
-    min_frames: Side = 4
-    max_frames: Side = 768
+    min_frames: Many = 4
+    max_frames: Many = 768
     cap_pixels_per_frame: bool = False
-    max_video_tokens: Side = 768
+    max_video_tokens: Many = 768
 
 
 @dataclass(frozen=True)

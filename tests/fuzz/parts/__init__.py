@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fuzz.trial import Part
 
-# Parts compare by what other tests do: fake_tensorrt, fuzz_configs.
-sys.path += [str(Path(__file__).parents[2] / room) for room in ("backends", "graphs")]
+# Parts compare by what other tests do: fake_tensorrt, fuzz_configs, oracle.
+sys.path += [str(Path(__file__).parents[2] / room) for room in ("backends", "graphs", "vision")]
 
 PARTS: dict[str, Part] = {
     path.stem: vars(import_module(f"fuzz.parts.{path.stem}"))["PART"]
