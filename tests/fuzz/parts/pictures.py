@@ -114,7 +114,9 @@ class Pictures(Kinds):
 
 def _same(path: Path, kind: Files) -> bool:
     good = kind.folder / path.name
-    return good.exists() and path.is_file() and digest(good) == digest(path)
+    if not (good.exists() and path.is_file() and path.stat().st_size == good.stat().st_size):
+        return False
+    return digest(good) == digest(path)
 
 
 def _encoded(processor: Processor) -> str | None:
