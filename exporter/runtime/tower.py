@@ -20,6 +20,7 @@ from lmcast.exporter.vision.processor import (
     capped,
     encode,
     encode_video,
+    joined,
     require_medium,
 )
 
@@ -89,10 +90,7 @@ class Tower:
 
     def _features(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Return the features of each, float rows,W, from one call; all are of one grid."""
-        first, inputs = encoded[0].inputs, dict(encoded[0].inputs)
-        patches = next(iter(first))  # of N; the tables behind are of the grid
-        inputs[patches] = np.concatenate([each.inputs[patches] for each in encoded])
-        outputs = np.concatenate(self._run(inputs), axis=-1)
+        outputs = np.concatenate(self._run(joined(encoded)), axis=-1)
         ends = np.cumsum([each.features for each in encoded])
         if len(outputs) != ends[-1]:
             raise PictureError(
