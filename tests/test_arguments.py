@@ -80,7 +80,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     Engine.prepare: {
         "prompts": PROMPTS, "images": IMAGES, "chat": FLAGS[:4], "chat_kwargs": MAPPINGS,
     },
-    Engine.picture: {"source": [*IMAGES, [np.zeros((1, 1, 3))]], "max_pixels": COUNTS},
+    Engine.picture: {"source": [*IMAGES, [np.zeros((1, 1, 3))]], "max_pixels": COUNTS, "crops": FLAGS},
     Engine.generate: {
         "prompts": PROMPTS, "max_new_tokens": COUNTS, "sampling": WORDS,
         "stop": [3, b"x", [3], [b"x"], {"x": 1}, None], "chat": FLAGS[:4],

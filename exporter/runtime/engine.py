@@ -214,14 +214,21 @@ class Engine:
         return self.target.run_tower(self.manifest, loading)
 
     @checked
-    def picture(self, source: Source, max_pixels: Count | None = None) -> Picture:
+    def picture(
+        self, source: Source, max_pixels: Count | None = None, crops: bool = False
+    ) -> Picture:
         """Return a picture for the images of several calls: it is prepared, and its features are
-        computed, once. max_pixels: make it smaller where it has more. Raises InputError."""
+        computed, once.
+
+        max_pixels: make it smaller where it has more. crops: show a long one in crops, too, where
+        the model takes such (Gemma 3). Raises InputError.
+        """
         if isinstance(source, Picture):
-            if max_pixels is not None:
-                raise EngineError("max_pixels: a Picture is prepared already; give it to `picture`")
+            if max_pixels is not None or crops:
+                said = "crops" if max_pixels is None else "max_pixels"
+                raise EngineError(f"{said}: a Picture is prepared already; give it to `picture`")
             return source
-        return self.tower.picture(source, max_pixels)
+        return self.tower.picture(source, max_pixels, crops)
 
     @checked
     def video(

@@ -22,6 +22,7 @@ from lmcast.exporter.vision.processor import (
     encode_video,
     joined,
     require_medium,
+    with_crops,
 )
 
 # Of one call: as many pictures of one grid as have fewer, whose values take memory by their number.
@@ -38,13 +39,15 @@ class Tower:
     def __init__(self, processor: Processor, run: RunTower):
         self.processor, self._run = processor, run
 
-    def picture(self, source: Any, max_pixels: int | None = None) -> Picture:
+    def picture(self, source: Any, max_pixels: int | None = None, crops: bool = False) -> Picture:
         """Return a picture as the tower takes it; raises PictureError.
 
         source: a path, the bytes of a file, a PIL image or an array uint8 [height, width, 3].
-        max_pixels: make it smaller where it would have more.
+        max_pixels: make it smaller where it would have more. crops: show a long one in crops, too.
         """
         processor = self._within(max_pixels)
+        if crops:
+            processor = with_crops(processor)
         return Picture.of(encode(processor, [open_picture(source)]))
 
     def video(

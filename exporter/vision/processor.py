@@ -321,6 +321,16 @@ def changed(processor: Processor, medium: MediumName, **sizes: Any) -> Processor
     return replace(processor, **other)
 
 
+def with_crops(processor: Processor) -> Processor:
+    """Return a processor that also shows long pictures in crops ("pan and scan").
+
+    Raises PictureError for a model that was not trained so.
+    """
+    if "pan_and_scan" not in processor.image.sizes:
+        raise PictureError("crops: this model is shown a picture whole, or in tiles; leave it out")
+    return changed(processor, "image", pan_and_scan=True)
+
+
 def _handling(processor: Processor, medium: MediumName) -> Handling:
     from lmcast.exporter.vision import kinds
 

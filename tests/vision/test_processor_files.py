@@ -168,6 +168,21 @@ def test_capped(kind: str) -> None:
     assert max(counts) <= most < max(vision.features(found, *shape) for shape in shapes)
 
 
+def test_crops_where_a_model_takes_them() -> None:
+    wide = oracle.picture(256, 1024)
+    for kind in kinds.NAMES:
+        found = kinds.get(kind).read(files(kind))
+        if kind == "gemma3":
+            (whole,), (cropped,) = (
+                vision.encode(each, [wide]) for each in (found, vision.with_crops(found))
+            )
+            assert cropped.features == 5 * whole.features
+            assert cropped.text.count(whole.text) == 5
+        else:
+            with pytest.raises(PictureError, match="crops: this model is shown a picture whole"):
+                vision.with_crops(found)
+
+
 QWEN = kinds.get("qwen3_5").read(files("qwen3_5"))
 KIMI = kinds.get("kimi_k25").read(files("kimi_k25", token_id=lambda text: (
     None if text == oracle.KIMI_VIDEO else oracle.IDS.get(text)
