@@ -194,4 +194,4 @@ class Deepstack(nn.Module):
         features, rows = step.take(self.images)
         own = features[:, self.first : self.first + x.shape[-1]]
         added = F.embedding(rows.clamp(min=0), own.to(x.dtype))  # B,T,H
-        return x + torch.where((rows < 0)[..., None], 0.0, added)
+        return torch.where((rows < 0)[..., None], x, x + added)
