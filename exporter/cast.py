@@ -12,7 +12,7 @@ from lmcast.exporter import passes
 from lmcast.exporter.activations import settle
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import DType
-from lmcast.exporter.engine.names import MODEL, VISION, VISION_FILES
+from lmcast.exporter.engine.names import MODEL, TOWERS, own_files
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
 from lmcast.exporter.graph.context import set_context
@@ -24,7 +24,7 @@ from lmcast.exporter.targets import Target
 from lmcast.exporter.weights.attach import attach
 from lmcast.exporter.weights.made import place_made
 from lmcast.exporter.weights.place import Placement
-from lmcast.graphs import OF_TOWER, Definition
+from lmcast.graphs import Definition, of_tower
 
 
 def trace(found: Definition, source: Checkpoint, format: DType) -> ir.Model:
@@ -33,11 +33,13 @@ def trace(found: Definition, source: Checkpoint, format: DType) -> ir.Model:
     return assemble(model, capture(model))
 
 
-def trace_tower(found: Definition, source: Checkpoint, format: DType) -> ir.Model | None:
-    """Return that of its tower, None without one."""
-    if found.tower is None:
-        return None
-    return tower_graph(found.tower.shape_for(format.torch, _dtypes(source)), OF_TOWER)
+def trace_towers(found: Definition, source: Checkpoint, format: DType) -> dict[str, ir.Model]:
+    """Return those of its towers, by name."""
+    dtypes = _dtypes(source)
+    return {
+        name: tower_graph(tower.shape_for(format.torch, dtypes), of_tower(name))
+        for name, tower in found.towers.items()
+    }
 
 
 def _dtypes(source: Checkpoint) -> dict[str, torch.dtype]:
@@ -63,18 +65,19 @@ def cast(
     sms, hashes = tuple(fields.get("sms", ())), dict(placement.hashes)
     with progress.stage("tracing"):
         found.model.limit(fields["context"])
-        graphs = Graphs(trace(found, source, format), trace_tower(found, source, format))
+        graphs = Graphs(trace(found, source, format), trace_towers(found, source, format))
         set_context(graphs.text, fields["context"])
         anew, whole = found.anew_beyond(fields["context"]), found.same_up_to or 0
         require(graphs.text, anew_beyond=anew, whole_beyond=whole)
-        for graph, file, own in zip(graphs, (MODEL, VISION), ("", VISION_FILES), strict=False):
+        files = {MODEL: graphs.text, **{TOWERS[name]: g for name, g in graphs.towers.items()}}
+        for file, graph in files.items():
             attach(graph, found.weights, placement, source, directory)
             require(graph, **target.carried.requires)
             passes.run(graph, target.carried.passes())
             if graph is graphs.text:
                 settle(graph, activations)
             target.embed(graph, sms)
-            hashes |= place_made(graph, directory, own)
+            hashes |= place_made(graph, directory, own_files(file))
             data = ir.to_proto(graph).SerializeToString(deterministic=True)
             (directory / file).write_bytes(data)
     return graphs, replace(placement, hashes=hashes)

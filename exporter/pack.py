@@ -20,7 +20,7 @@ from lmcast.exporter.clients.names import Program
 from lmcast.exporter.clients.write import FIELD
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX
 from lmcast.exporter.engine.manifest import EngineError, changed_sources, write_manifest
-from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT, SIGNATURE, VISION, WEIGHTS
+from lmcast.exporter.engine.names import ENGINE_JSON, GRAPHS, ROOT, SIGNATURE, WEIGHTS
 from lmcast.exporter.engine.output import check_apart, check_outside, check_replaced
 from lmcast.exporter.engine.staging import carry, staged
 from lmcast.exporter.progress import Progress, silent
@@ -147,7 +147,7 @@ def contain(
     engine, fields = source.directory, dict(source.manifest.fields)
     # Those within a graph and the engine stay there: machine code, and what passes have made.
     own = {file.path for file in source.manifest.files}
-    graphs = {file: ir.load(engine / file) for file in (MODEL, VISION) if file in own}
+    graphs = {file: ir.load(engine / file) for file in GRAPHS if file in own}
     all_weights = (v for graph in graphs.values() for v in graph.graph.initializers.values())
     weights = [value for value in all_weights if is_linked(value, own)]
     entries = ordered(map(_entry, weights))

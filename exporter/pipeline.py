@@ -26,7 +26,7 @@ from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.checkpoint.tokenizers import KINDS
 from lmcast.exporter.clients.finish import finish
 from lmcast.exporter.dtypes import COMPUTED, DType, computed
-from lmcast.exporter.engine.contract import describe, vision_contract
+from lmcast.exporter.engine.contract import describe, tower_contracts
 from lmcast.exporter.engine.manifest import read_manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, PARITY
 from lmcast.exporter.engine.output import check_output
@@ -102,7 +102,7 @@ def export(
         placed = place_weights(kept, raw, format, mode, made_for, where, full_check, progress)
         made, placed = cast(kept, raw, made_for, format, placed, where, own, activations, progress)
         fields = own | describe(found, source, target, format, placed, made, identities)
-        fields |= vision_contract(made, found, processor) | chosen(made.text, activations)
+        fields |= tower_contracts(made, found, processor) | chosen(made.text, activations)
         fields |= write_texts(source, where, identities, found.config.vocab_size, progress)
         fields |= made_for.compile(where, fields, plan, progress)
         proof = partial(prove, where, found, source, format, made_for, plan, progress)
@@ -160,7 +160,8 @@ def processor_of(found: Definition, source: Checkpoint) -> Processor | None:
             " prepared; add one of them, or pass --text-only for an engine that takes text alone"
         )
     try:
-        return read_processor(found.arch.name, found.tower.config, source.texts)
+        heard = None if found.sounds is None else found.sounds.config
+        return read_processor(found.arch.name, found.tower.config, source.texts, heard)
     except CheckpointError as error:
         raise CheckpointError(
             f"{source.path}: {error}; or pass --text-only for an engine that takes text alone"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import entry_points
 from os import PathLike
 from typing import Annotated, Any, Protocol
@@ -12,12 +13,20 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lmcast.graphs import archs
-from lmcast.graphs.archs.multimodal import TIE, Multimodal, as_stored, seeing
+from lmcast.graphs.archs.multimodal import TIE, Multimodal, as_stored
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.decoder import Decoder
+from lmcast.graphs.blocks.tower import Tower
 from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys
-from lmcast.graphs.definition import OF_TOWER, Definition, Model, TowerDefinition
+from lmcast.graphs.definition import (
+    PICTURES,
+    SOUNDS,
+    Definition,
+    Model,
+    TowerDefinition,
+    of_tower,
+)
 from lmcast.graphs.layouts.catalogue import take
 from lmcast.graphs.layouts.tensors import Found, Tensors
 from lmcast.graphs.towers.record import TowerArch
@@ -28,8 +37,8 @@ from lmcast.plugins.arguments import checked
 from lmcast.plugins.errors import InputError
 
 __all__ = [
-    "OF_TOWER", "ConfigError", "Definition", "TowerDefinition", "WeightError", "define", "defined",
-    "fill", "load",
+    "ConfigError", "Definition", "TowerDefinition", "WeightError", "define", "defined", "fill",
+    "load", "of_tower",
 ]  # fmt: skip
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -71,13 +80,17 @@ def define(
     beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
     beside += tuple(quantized.beside)
     binding = bind(model, table, shapes, beside, quantized.layouts)
-    if reading.tower is None:
-        return Definition(arch, typed, model, binding)
-    kind, own = reading.tower
-    with _or_text_only():
-        tower = _on_meta(lambda c: kind.build(c, typed), own, f"{arch.name}: config.json: ")
-        bound = kind.bind(own, tower, shapes, quantized.layouts, quantized.beside)
-    return Definition(arch, typed, model, binding, TowerDefinition(kind, own, tower, bound))
+    towers = {}
+    for called, (kind, own) in reading.towers.items():
+        with _or_text_only():
+            tower = _on_meta(partial(_tower, kind, typed), own, f"{arch.name}: config.json: ")
+            bound = kind.bind(own, tower, shapes, quantized.layouts, quantized.beside)
+        towers[called] = TowerDefinition(kind, own, tower, bound)
+    return Definition(arch, typed, model, binding, towers)
+
+
+def _tower(kind: TowerArch, text: Any, config: Any) -> Tower:
+    return kind.build(config, text)
 
 
 _DRAWS = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_)
@@ -133,14 +146,14 @@ def _or_text_only() -> Iterator[None]:
 class _Reading:
     """What a config.json says.
 
-    arch, config: of the text. within: the path of its keys. tower: its kind and its Config.
+    arch, config: of the text. within: the path of its keys. towers: by name, kinds and Configs.
     """
 
     arch: Arch
     config: Any
     quantized: Found
     within: str
-    tower: tuple[TowerArch, Any] | None
+    towers: Mapping[str, tuple[TowerArch, Any]]
 
 
 def _read(
@@ -159,16 +172,18 @@ def _read(
         ignored = {*inert, *unread}
         try:
             arch, within = archs.get(name), ""
-            multimodal, tower = isinstance(arch, Multimodal), None
+            multimodal, towers = isinstance(arch, Multimodal), dict[str, tuple[TowerArch, Any]]()
             quantized, raw = take(name, config, tensors, multimodal, at_any_value(ignored))
             if isinstance(arch, Multimodal):
                 shapes = quantized.shapes(tensors.shapes)
-                if arch.tower is not None and not text_only:
-                    with _or_text_only():
-                        kind = arch.tower.as_stored(shapes)
-                        tower = kind, kind.read(raw, name, ignored)
-                arch, raw, within = *arch.text(raw, shapes, ignored), "text_config."
-                arch = seeing(arch, *tower) if tower else arch
+                kinds = {} if text_only else {PICTURES: arch.tower, SOUNDS: arch.audio}
+                for called, kind in kinds.items():
+                    if kind is not None:
+                        with _or_text_only():
+                            stored = kind.as_stored(shapes)
+                            towers[called] = stored, stored.read(raw, name, ignored)
+                of_text = arch.text(raw, shapes, ignored, tuple(towers.values()))
+                arch, raw, within = *of_text, "text_config."
             text, typed = arch, arch.read(raw, ignored, within)
         except UnreadKeys as error:
             if error.keys.keys() <= ignored:
@@ -184,7 +199,7 @@ def _read(
         beside = any(not key.startswith("text_config.") for key in unread)
         way_out = TEXT_ONLY if beside and multimodal and not text_only else ""
         raise ConfigError(f"{name}: {UnreadKeys('config.json: ', unread)}{way_out}")
-    return _Reading(text, typed, quantized, within, tower)
+    return _Reading(text, typed, quantized, within, towers)
 
 
 def untied(config: Any, within: str = "") -> Any:

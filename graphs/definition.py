@@ -1,7 +1,7 @@
 """What a checkpoint means: its models on meta, and where each of their weights comes from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from lmcast.graphs.archs.record import Arch
 from lmcast.graphs.blocks.decoder import Decoder, TiedHead
 from lmcast.graphs.blocks.moe import MoE
+from lmcast.graphs.blocks.multimodal_embedder import HardTokens
 from lmcast.graphs.blocks.rope import Rope
 from lmcast.graphs.blocks.tower import Tower
 from lmcast.graphs.config.reading import ConfigError
@@ -18,13 +19,20 @@ from lmcast.graphs.towers.record import TowerArch
 from lmcast.graphs.weights.bind import Binding
 from lmcast.graphs.weights.sources import tensors_of
 
-OF_TOWER = "vision."  # how the names of a tower's parameters begin among all of a definition
+PICTURES, SOUNDS = "vision", "audio"  # what towers are called
 Model = TypeVar("Model", bound=nn.Module)
+
+
+def of_tower(name: str, parameter: str = "") -> str:
+    """Return what a parameter of a tower is called among all of a definition; without one, how they
+    begin."""
+    return f"{name}.{parameter}"
 
 
 @dataclass(frozen=True)
 class TowerDefinition:
-    """What of a checkpoint makes features of pictures: as a Definition, for the text beside it."""
+    """What of a checkpoint makes features of pictures, or of sounds: as a Definition, for the text
+    beside it."""
 
     arch: TowerArch
     config: Any
@@ -44,13 +52,23 @@ class TowerDefinition:
 @dataclass(frozen=True)
 class Definition:
     """What a checkpoint means: its architecture, config, model on meta, and where each weight comes
-    from; and its tower, None where it takes text alone."""
+    from; and its towers by name, PICTURES and SOUNDS, none where it takes text alone."""
 
     arch: Arch
     config: Any
     model: Decoder
     binding: Binding
-    tower: TowerDefinition | None = None
+    towers: Mapping[str, TowerDefinition] = field(default_factory=dict)
+
+    @property
+    def tower(self) -> TowerDefinition | None:
+        """The tower that sees pictures."""
+        return self.towers.get(PICTURES)
+
+    @property
+    def sounds(self) -> TowerDefinition | None:
+        """The tower that hears sounds."""
+        return self.towers.get(SOUNDS)
 
     def shape_for(self, dtype: torch.dtype, stored: Mapping[str, torch.dtype]) -> Decoder:
         """Return the model on meta, computing in `dtype`; `stored`: the dtypes of the tensors."""
@@ -58,24 +76,26 @@ class Definition:
 
     @property
     def weights(self) -> Binding:
-        """Where all weights come from: those of the text, and behind OF_TOWER of the tower."""
-        if self.tower is None:
-            return self.binding
-        text, tower = self.binding, self.tower.binding
-        read = {*tower.tensors(), *(copy for copy, _ in tower.copies)}
-        return Binding(
-            {**text.sources, **{OF_TOWER + name: one for name, one in tower.sources.items()}},
-            (*text.copies, *tower.copies),
-            tuple(name for name in text.ignored if name not in read),
-            text.wide | {OF_TOWER + name for name in tower.wide},
-            (*text.zeros, *tower.zeros),
-        )
+        """Where all weights come from: those of the text, and behind 'vision.' and 'audio.' those
+        of towers."""
+        whole = self.binding
+        for name, tower in self.towers.items():
+            own = tower.binding
+            read = {*own.tensors(), *(copy for copy, _ in own.copies)}
+            whole = Binding(
+                {**whole.sources, **{of_tower(name, p): s for p, s in own.sources.items()}},
+                (*whole.copies, *own.copies),
+                tuple(tensor for tensor in whole.ignored if tensor not in read),
+                whole.wide | {of_tower(name, p) for p in own.wide},
+                (*whole.zeros, *own.zeros),
+            )
+        return whole
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters, by the names of `weights`."""
         found = dict(self.model.named_parameters())
-        if self.tower is not None:
-            found |= {OF_TOWER + name: p for name, p in self.tower.model.named_parameters()}
+        for name, tower in self.towers.items():
+            found |= {of_tower(name, path): p for path, p in tower.model.named_parameters()}
         return found
 
     @property
@@ -104,7 +124,7 @@ class Definition:
         """The number of parameters that one token is multiplied with.
 
         Of the experts, those it is routed to; the embedding, of which a token reads one row, counts
-        only where it is also the head.
+        only where it is also the head; what rows of other models' ids are made with does not.
         """
         heads = {id(m.embed) for m in self.model.modules() if isinstance(m, TiedHead)}
         count = self.parameters
@@ -115,6 +135,8 @@ class Definition:
                 count -= total // experts * (experts - module.router.top_k)
             elif isinstance(module, nn.Embedding) and id(module) not in heads:
                 count -= module.weight.numel()
+            elif isinstance(module, HardTokens):
+                count -= sum(p.numel() for p in module.into.parameters())
         return count
 
     @property

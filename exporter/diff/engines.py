@@ -18,6 +18,7 @@ from lmcast.exporter.engine.graph_file import read_graph
 from lmcast.exporter.engine.names import (
     GENERATION,
     GRAPH,
+    GRAPHS,
     MODEL,
     PARITY,
     SIGNATURE,
@@ -25,9 +26,9 @@ from lmcast.exporter.engine.names import (
     TEMPLATE,
     TEMPLATES,
     TOKENIZER,
-    VISION,
-    VISION_FILES,
+    TOWERS,
     WEIGHTS,
+    own_files,
 )
 from lmcast.exporter.progress import Progress, silent
 from lmcast.exporter.runtime.engine import Engine
@@ -128,7 +129,8 @@ def diff(before: Path, after: Path, progress: Progress = silent) -> Difference:
 
 def _graphs(engine: Engine) -> dict[str, ir.Model]:
     """Return the graphs of an engine by what they are called here: '' the one that all have."""
-    files = {"": MODEL} | ({VISION: VISION} if engine.manifest.about.vision else {})
+    held = (TOWERS[name] for name in TOWERS if engine.manifest.fields.get(name))
+    files = {"": MODEL} | {file: file for file in held}
     return {name: read_graph(engine.manifest, file) for name, file in files.items()}
 
 
@@ -158,7 +160,8 @@ def _weights(graphs: Mapping[str, ir.Model]) -> dict[str, ir.Value]:
 
 def _values(engine: Engine, graphs: Mapping[str, ir.Model]) -> dict[str, Any]:
     """Return the sections that are compared as values of JSON."""
-    contracts = {"": engine.manifest.fields["graph"], VISION: engine.manifest.fields.get("vision")}
+    fields = engine.manifest.fields
+    contracts = {"": fields["graph"], **{file: fields.get(n) for n, file in TOWERS.items()}}
     each = [(name, contracts[name] or {}, graph) for name, graph in graphs.items()]
     return {
         "formats": {
@@ -224,7 +227,7 @@ def _is_text(name: str) -> bool:
 def _fields(engine: Engine) -> dict[str, Any]:
     """Return the fields of engine.json that no other section has."""
     fields = json.loads(json.dumps(dict(engine.manifest.fields)))
-    for contract in (fields["graph"], fields.get("vision") or {}):
+    for contract in (fields["graph"], *(fields.get(name) or {} for name in TOWERS)):
         for name in ("onnxruntime", "opsets"):
             contract.pop(name, None)
     fields["graph"]["states"] = {s.pop("name"): s for s in fields["graph"]["states"]}
@@ -236,8 +239,8 @@ def _fields(engine: Engine) -> dict[str, Any]:
 
 def _other_files(engine: Engine) -> dict[str, str]:
     """Return the hashes of files that no other section has read, and of the signature."""
-    read = {MODEL, VISION, PARITY, GENERATION}
-    kinds = (STORED, GRAPH, f"{VISION_FILES}{GRAPH}")
+    read = {*GRAPHS, PARITY, GENERATION}
+    kinds = (STORED, *(f"{own_files(graph)}{GRAPH}" for graph in GRAPHS))
     weights = tuple(f"{WEIGHTS}/{kind}-" for kind in kinds)
     found = {
         file.path: file.sha256

@@ -11,13 +11,14 @@ from lmcast.exporter.checkpoint.hub import origin
 from lmcast.exporter.checkpoint.identity import SourceFile
 from lmcast.exporter.checkpoint.tensors import Checkpoint
 from lmcast.exporter.dtypes import COMPUTED, OF_ONNX, DType
-from lmcast.exporter.engine.names import MODEL, VISION
+from lmcast.exporter.engine.names import MODEL, TOWERS
 from lmcast.exporter.graph.graphs import Graphs
 from lmcast.exporter.graph.oldest_onnxruntime import oldest_onnxruntime, opsets
 from lmcast.exporter.graph.requirements import requirements
 from lmcast.exporter.vision.processor import Processor
 from lmcast.exporter.weights.place import Placement
 from lmcast.graphs import Definition
+from lmcast.graphs.definition import PICTURES
 from lmcast.graphs.weights.quantized_parts import parameter_of
 
 PAST = ".past"  # how inputs that are states end
@@ -80,26 +81,26 @@ def count_weights(graphs: Graphs, placement: Placement) -> dict[str, dict[str, i
     return counted
 
 
-def vision_contract(
+def tower_contracts(
     graphs: Graphs, found: Definition, processor: Processor | None
 ) -> dict[str, Any]:
-    """Return the field of engine.json about the graph of a tower; none where there is none."""
-    graph, tower = graphs.vision, found.tower
-    if graph is None or tower is None or processor is None:
-        return {}
-    required = requirements(graph)
-    vision = {
-        "file": VISION,
-        **_ends(graph),
-        "text_inputs": list(found.model.image_inputs),
-        "processor": asdict(processor),
-        "parameters": tower.parameters,
-        "optimized": required.optimized,
-        "folded": required.folded,
-        "onnxruntime": oldest_onnxruntime(graph),
-        "opsets": opsets(graph),
-    }
-    return {"vision": vision}
+    """Return the fields of engine.json about the graphs of towers, none where there are none."""
+    fields: dict[str, Any] = {}
+    for name, graph in graphs.towers.items():
+        required = requirements(graph)
+        fields[name] = {
+            "file": TOWERS[name],
+            **_ends(graph),
+            "parameters": found.towers[name].parameters,
+            "optimized": required.optimized,
+            "folded": required.folded,
+            "onnxruntime": oldest_onnxruntime(graph),
+            "opsets": opsets(graph),
+        }
+    if processor is not None:
+        given = {"text_inputs": list(found.model.image_inputs), "processor": asdict(processor)}
+        fields[PICTURES] |= given
+    return fields
 
 
 def _ends(graph: ir.Model) -> dict[str, list[Any]]:

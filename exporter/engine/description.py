@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from lmcast.exporter.engine.names import GraphFile, VisionFile
+from lmcast.exporter.engine.names import AudioFile, GraphFile, VisionFile
 from lmcast.exporter.vision.processor import Processor
 from lmcast.plugins.annotations import Range
 from lmcast.plugins.records import (
@@ -84,25 +84,40 @@ class Graph:
     opsets: Mapping[str, Positive] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Vision:
-    """The graph of the tower, and how pictures become what it takes.
+@dataclass(frozen=True, kw_only=True)
+class TowerGraph:
+    """The graph of a tower.
 
-    text_inputs: what the text's graph takes of pictures, besides what every graph takes.
     parameters: of the tower, which Description.parameters does not count.
     optimized, folded, onnxruntime, opsets: as of a Graph.
     """
 
-    file: VisionFile
     inputs: tuple[tuple[Name, tuple[Name, ...]], ...]
     outputs: tuple[tuple[Name, tuple[Name, ...]], ...]
-    text_inputs: tuple[Name, ...]
-    processor: Processor
     parameters: Positive
     optimized: bool
     folded: bool = False
     onnxruntime: Annotated[str, Pattern(r"(\d+\.\d+)?", "a version")] = ""
     opsets: Mapping[str, Positive] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision(TowerGraph):
+    """The graph of the tower that sees pictures, and how they become what it takes; sounds, too.
+
+    text_inputs: what the text's graph takes of pictures, besides what every graph takes.
+    """
+
+    file: VisionFile
+    text_inputs: tuple[Name, ...]
+    processor: Processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audio(TowerGraph):
+    """The graph of the tower that hears sounds."""
+
+    file: AudioFile
 
 
 @dataclass(frozen=True)
@@ -224,6 +239,7 @@ class Description:
     # Other programs -> why there are no files for one; '' where there are, {} where not asked for.
     clients: Mapping[str, str] = field(default_factory=dict)
     vision: Vision | None = None  # None: it takes text alone
+    audio: Audio | None = None  # None: it takes no sounds
 
     def __post_init__(self) -> None:
         if (self.graph.weights == "link") != bool(self.linked):

@@ -7,7 +7,7 @@ from lmcast.exporter.engine.names import MODEL, ROOT
 
 
 def read_graph(manifest: Manifest, file: str = MODEL) -> ir.Model:
-    """Return a graph of an engine, MODEL or VISION; no weight of it is read.
+    """Return a graph of an engine, one of GRAPHS; no weight of it is read.
 
     What a linked one points at is named by its absolute path, in the engine itself too.
     """

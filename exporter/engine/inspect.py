@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ class Inspection:
     recipe: dict[str, Any] | None = None  # that an engine was made with, as MadeWith
     chat_templates: tuple[str, ...] = ()  # names, "default" among them as a rule
     tower: dict[str, int] | None = None  # its parameters, and the tokens of a square picture
+    audio: int | None = None  # parameters of the tower that hears sounds
     ignored: tuple[str, ...] = ()
     left_out: str = ""  # the same in short
     clients: dict[str, str] | None = None  # other programs, as Description has them
@@ -113,7 +115,8 @@ class Inspection:
     def _tower(self) -> list[str]:
         if self.tower is None:
             return []
-        lines = [f"pictures      {self.tower['parameters']:,} parameters besides"]
+        lines = [] if self.audio is None else [f"sounds        {self.audio:,} parameters besides"]
+        lines += [f"pictures      {self.tower['parameters']:,} parameters besides"]
         if SQUARE in self.tower:
             lines.append(f"              {self.tower[SQUARE]:,} tokens for {SIDE} x {SIDE} pixels")
         return lines
@@ -208,6 +211,7 @@ def _engine(path: Path, batch: int, context: int | None) -> Inspection:
         tower=None
         if about.vision is None
         else _tower(about.vision.parameters, about.vision.processor),
+        audio=None if about.audio is None else about.audio.parameters,
     )
 
 
@@ -240,12 +244,11 @@ def _checkpoint(
     weights = count_weights(stored, found.weights)
     plain = [name for name in weights if name in COMPUTED] or ["float32"]
     format = max(plain, key=lambda name: weights.get(name, {"bytes": 0})["bytes"])
+    carried = (state for states in found.model.states() for state in states)
     states: list[State] = [
-        (list(s.shape), of_torch(s.dtype).name if s.dtype else format)
-        for carried in found.model.states()
-        for s in carried
+        (list(s.shape), of_torch(s.dtype).name if s.dtype else format) for s in carried
     ]
-    tokens = _tokens(context, found.context)
+    tokens, sounds = _tokens(context, found.context), found.sounds
     return Inspection(
         path=str(path),
         kind="checkpoint",
@@ -264,6 +267,7 @@ def _checkpoint(
         hub=origin(source.path),
         chat_templates=tuple(sorted(source.texts.chat_templates)),
         tower=_tower_of(found, source),
+        audio=None if sounds is None else sounds.parameters,
         ignored=found.weights.ignored,
         left_out=found.left_out,
     )
@@ -281,10 +285,10 @@ def _tower_of(found: "Definition", source: "Checkpoint") -> dict[str, int] | Non
 
     if found.tower is None:
         return None
-    texts, known = source.texts, (found.arch.name, found.tower.config)
-    return _tower(
-        found.tower.parameters, read_processor(*known, texts) if texts.processors else None
-    )
+    texts, own = source.texts, found.tower.config
+    heard = None if found.sounds is None else found.sounds.config
+    read = partial(read_processor, found.arch.name, own, texts, heard)
+    return _tower(found.tower.parameters, read() if texts.processors else None)
 
 
 def _tokens(asked: int | None, longest: int) -> int:

@@ -8,9 +8,12 @@ RECIPE_JSON = "recipe.json"  # in a recipe
 SIGNATURE = "model.sig"  # of all the others, engine.json too, so that no list can hold it
 GraphFile = Literal["engine.onnx"]  # model.onnx is what other programs look for
 VisionFile = Literal["vision.onnx"]
+AudioFile = Literal["audio.onnx"]
 MODEL: str = get_args(GraphFile)[0]
 VISION: str = get_args(VisionFile)[0]
-VISION_FILES = "vision-"  # how the names of files of weights begin that it alone reads
+AUDIO: str = get_args(AudioFile)[0]
+TOWERS = {"vision": VISION, "audio": AUDIO}  # by the name of the tower, and of its field
+GRAPHS = (MODEL, *TOWERS.values())
 PARITY = "parity.json"
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"  # the default; others by name, as transformers stores them
@@ -23,19 +26,25 @@ STORED, GRAPH, KERNELS = "model", "graph", "kernels"  # the first, of both graph
 ROOT = "/"  # a graph names linked weights by their absolute path without it
 
 
+def own_files(graph: str) -> str:
+    """Return how names of files of weights begin that a graph alone reads."""
+    return "" if graph == MODEL else f"{graph.partition('.')[0]}-"
+
+
 def is_read_whole(path: str) -> bool:
     """Whether a file is a graph, machine code or a text: what is read in full wherever it is
     used, however large. A tokenizer.json of 30 MB is hashed in a fiftieth of a second."""
-    texts = (MODEL, VISION, PARITY, TOKENIZER, TEMPLATE, GENERATION)
-    code = tuple(f"{WEIGHTS}/{graph}{KERNELS}-" for graph in ("", VISION_FILES))
+    texts = (*GRAPHS, PARITY, TOKENIZER, TEMPLATE, GENERATION)
+    code = tuple(f"{WEIGHTS}/{own_files(graph)}{KERNELS}-" for graph in GRAPHS)
     return path in texts or path.startswith((f"{TEMPLATES}/", *code))
 
 
 def is_read_by(path: str, graph: str) -> bool:
-    """Whether a file of weights may hold some of a graph, MODEL or VISION."""
-    own = path.removeprefix(f"{WEIGHTS}/")
-    of_vision = own.startswith(VISION_FILES)
-    return own != path and (own.startswith(f"{STORED}-") or of_vision == (graph == VISION))
+    """Whether a file of weights may hold some of a graph, one of GRAPHS."""
+    name = path.removeprefix(f"{WEIGHTS}/")
+    others = tuple(own_files(other) for other in GRAPHS if other not in (MODEL, graph))
+    own = name.startswith(own_files(graph)) and not name.startswith(others)
+    return name != path and (own or name.startswith(f"{STORED}-"))
 
 
 def templates(paths: Iterable[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from lmcast.exporter.engine.names import MODEL, is_read_by
 def own_weights(manifest: Manifest, graph: str = MODEL) -> dict[str, np.ndarray]:
     """Return those of a graph by name, without reading them; raises EngineError for a damaged file.
 
-    graph: MODEL or VISION. Of an engine that is not linked, those of the other are among them.
+    graph: one of GRAPHS. Of an engine that is not linked, those of the others are among them.
     """
     found: dict[str, np.ndarray] = {}
     for file in manifest.files:

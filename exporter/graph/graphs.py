@@ -1,17 +1,17 @@
 """The graphs of one engine."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """The graph of the text, and that of the tower: None where the engine takes text alone."""
+    """The graph of the text, and those of towers by name: none of an engine for text alone."""
 
     text: ir.Model
-    vision: ir.Model | None = None
+    towers: Mapping[str, ir.Model] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[ir.Model]:
-        yield from (graph for graph in (self.text, self.vision) if graph is not None)
+        yield from (self.text, *self.towers.values())

@@ -137,6 +137,7 @@ class Engine:
             activations=about.activations,
             clients=dict(about.clients),
             tower=None if about.vision is None else about.vision.parameters,
+            audio=None if about.audio is None else about.audio.parameters,
         )
 
     def _parity(self) -> dict[str, Any] | None:

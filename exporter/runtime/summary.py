@@ -24,12 +24,14 @@ class Summary:
     activations: str = ""  # as engine.json has it
     clients: Mapping[str, str] = field(default_factory=dict)  # the same
     tower: int | None = None  # parameters of what takes pictures
+    audio: int | None = None  # of what takes sounds
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def _tower(self) -> str:
-        return f" and {self.tower:,} for pictures" if self.tower else ""
+        said = f" and {self.tower:,} for pictures" if self.tower else ""
+        return said + (f" and {self.audio:,} for sounds" if self.audio else "")
 
     def text(self) -> str:
         """Return a few lines; the last says whether the engine stands alone."""

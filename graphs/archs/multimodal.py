@@ -1,16 +1,17 @@
 """Multimodal checkpoints, and texts taken out of them: finding the text model and its tensors."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from lmcast.graphs.archs.record import Arch
+from lmcast.graphs.blocks.altup import Spread
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.older_spellings import with_theta
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys, refuse_unread
 from lmcast.graphs.towers.record import TowerArch
-from lmcast.graphs.weights.bind import moved, root_of
+from lmcast.graphs.weights.bind import Table, moved, root_of
 from lmcast.graphs.weights.quantized import Shapes, WeightError
 from lmcast.graphs.weights.text_names import HUB, MODULES, Layout
 
@@ -19,6 +20,10 @@ MARKS: Mapping[Layout | None, tuple[str, ...]] = {
     HUB: ("language_model.",),
     MODULES: ("model.language_model.",),
 }
+
+
+# Kinds of towers, and the Config of each.
+Towers = Sequence[tuple[TowerArch, Any]]
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,18 @@ class Multimodal:
     beside: tuple[str, ...]  # modules of the other models
     tied: bool  # whether Hugging Face ties where config.json is silent and no head is stored
     tower: TowerArch | None = None  # the model of images that is built; None where none is
+    audio: TowerArch | None = None  # that of sound, likewise
 
     def text(
-        self, config: Mapping[str, Any], shapes: Shapes, inert: Collection[str] = ()
+        self,
+        config: Mapping[str, Any],
+        shapes: Shapes,
+        inert: Collection[str] = (),
+        towers: Towers = (),
     ) -> tuple[Arch, dict[str, Any]]:
         """Return how the text of a checkpoint is read and built, and its config.
 
+        towers: those whose features it takes.
         Raises ConfigError for what is wrong around text_config, WeightError for mixed names.
         """
         at = "config.json: "
@@ -77,6 +88,8 @@ class Multimodal:
             raise ConfigError(f"{self.name}: {error}") from None
         text = self.texts[kind]
         arch = replace(laid_out(text.arch, layout, self.beside), name=self.name)
+        if towers:
+            arch = seeing(arch, towers, layout)
         return arch, {**text.defaults, **with_theta(raw, text.theta), TIE: tie}
 
     def _layout(self, shapes: Shapes) -> Layout:
@@ -104,16 +117,29 @@ class Multimodal:
         return self.tied and not stored
 
 
-def seeing(arch: Arch, tower: TowerArch, own: Any) -> Arch:
-    """Return a text architecture whose model takes the features of pictures that a tower of this
-    Config gives."""
+def seeing(arch: Arch, towers: Towers, layout: Layout) -> Arch:
+    """Return a text architecture whose model takes features of towers, of the text's width, and
+    embeds the ids that are theirs."""
+    own = [(tower.tokens, config) for tower, config in towers if tower.tokens is not None]
+    tables = [tower.token_weights for tower, _ in towers if tower.tokens is not None]
 
     def build(config: Any) -> Decoder:
         model = arch.build(config)
-        model.see(config.hidden_size, *tower.text_inputs, deep=tower.depth(own))
+        inputs = [name for tower, _ in towers for name in tower.text_inputs]
+        deep = max(tower.depth(of_tower) for tower, of_tower in towers)
+        model.see(config.hidden_size, *inputs, deep=deep)
+        for tokens, of_tower in own:
+            cast(Spread, model.embed).others.append(tokens(of_tower, config))
         return model
 
-    return replace(arch, build=build)
+    def weights(config: Any) -> Table:
+        table = dict(arch.table(config))
+        for number, of_tower in enumerate(tables):
+            stored = moved(of_tower, lambda name: layout.beside + name)
+            table |= {f"embed.others.{number}.{ours}": entry for ours, entry in stored.items()}
+        return table
+
+    return replace(arch, build=build, weights=weights)
 
 
 def as_stored(arch: Arch, config: Any, shapes: Shapes) -> Arch:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmcast.graphs.blocks.norm import UnitNorm, WideRMSNorm
+from lmcast.graphs.weights.bind import Table
 
 
 class SoftTokens(nn.Module):
@@ -42,3 +43,12 @@ class HardTokens(nn.Module):
         rows = self.into(self.embedding.weight)  # V,H
         own = (input_ids - self.first).clamp(0, rows.shape[0] - 1)
         return torch.where((input_ids < self.first)[..., None], x, F.embedding(own, rows))
+
+
+def hard_weights(module: str) -> Table:
+    """Return the weight table of HardTokens; module: of the checkpoint."""
+    return {
+        "embedding": f"{module}.embedding",
+        "into.norm": f"{module}.hard_embedding_norm",
+        "into.project": f"{module}.embedding_projection",
+    }

@@ -20,7 +20,7 @@ from lmcast.graphs.blocks.convolution import (
     MultiQueryAttention,
     SameConv,
 )
-from lmcast.graphs.blocks.multimodal_embedder import SoftTokens
+from lmcast.graphs.blocks.multimodal_embedder import HardTokens, SoftTokens, hard_weights
 from lmcast.graphs.blocks.tower import Tower, TowerPart
 from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.config.reading import Count, Positive, Size
@@ -142,6 +142,13 @@ class Merger(TowerPart):
         return y
 
 
+def tokens(c: Config, text: Any) -> HardTokens:
+    """Return the ids around pictures: text: a Config with hidden_size."""
+    v = c.vision_config
+    own = v.vocab_offset, v.vocab_size, v.hidden_size
+    return HardTokens(*own, text.hidden_size, v.rms_norm_eps)
+
+
 def build(c: Config, text: Any) -> Tower:
     """text: a Config with hidden_size."""
     v = c.vision_config
@@ -228,6 +235,7 @@ TOWER = TowerArch(
     modules=("vision_tower", "embed_vision"),
     weights=WEIGHTS,
     inert=at_any_value(INERT.split()),
-    # The rows of tokens that stand beside pictures: the text model reads them.
-    beside=("embed_vision.embedding", "embed_vision.hard_embedding_norm"),
+    beside=("embed_vision.embedding", "embed_vision.hard_embedding_norm"),  # of tokens
+    tokens=tokens,
+    token_weights=hard_weights("embed_vision"),
 )

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torch import nn
+
 from lmcast.graphs.blocks.tower import Tower
 from lmcast.graphs.config.inert import Inert, at_any_value
 from lmcast.graphs.config.reading import ConfigError, UnreadKeys, parse, without
@@ -31,6 +33,9 @@ class TowerArch:
     text_inputs: what the text takes of pictures besides features and rows, as Decoder.see does.
     depth: Config -> how many of the text's first layers add features of their own.
     forms: the same tower stored in another way, by how only names of that way begin.
+    tokens: of ids that are its own, among those of the text: the Config, and that of the text -> a
+        module that embeds them anew, `(input_ids B,T, x B,T,H) -> x`; None where there are none.
+    token_weights: the weight table of that.
     """
 
     name: str
@@ -44,6 +49,8 @@ class TowerArch:
     text_inputs: tuple[str, ...] = ()
     depth: Callable[[Any], int] = lambda _: 0
     forms: Mapping[str, "TowerArch"] = field(default_factory=dict)
+    tokens: Callable[[Any, Any], nn.Module] | None = None
+    token_weights: Table = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmcast.graphs.blocks.conformer import ConformerBlock, LightConv, NearAttention, Subsampling
-from lmcast.graphs.blocks.multimodal_embedder import SoftTokens
+from lmcast.graphs.blocks.multimodal_embedder import HardTokens, SoftTokens, hard_weights
 from lmcast.graphs.blocks.tower import Tower, TowerPart
 from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.config.reading import Count, Layers, Positive, Size
@@ -95,6 +95,22 @@ class Merger(TowerPart):
         return y
 
 
+def tokens(c: Config, text: Any) -> HardTokens:
+    """Return the ids around sounds; text: a Config with hidden_size and vocab_size.
+
+    Raises ValueError where the text's last id, which fills up short sounds, is not the last of
+    these.
+    """
+    a = c.audio_config
+    if a.vocab_offset + a.vocab_size != text.vocab_size:
+        raise ValueError(
+            f"vocab_size is {text.vocab_size}, and ids of audio_config are {a.vocab_size} from"
+            f" {a.vocab_offset} on; accepted: ids that end there, too"
+        )
+    own = a.vocab_offset, a.vocab_size, a.hidden_size
+    return HardTokens(*own, text.hidden_size, a.rms_norm_eps)
+
+
 def build(c: Config, text: Any) -> Tower:
     """text: a Config with hidden_size."""
     a = c.audio_config
@@ -167,6 +183,7 @@ TOWER = TowerArch(
     modules=("audio_tower", "embed_audio"),
     weights=WEIGHTS,
     inert=at_any_value(INERT.split()),
-    # The rows of tokens that stand beside sound: the text model reads them.
-    beside=("embed_audio.embedding", "embed_audio.hard_embedding_norm"),
+    beside=("embed_audio.embedding", "embed_audio.hard_embedding_norm"),  # of tokens
+    tokens=tokens,
+    token_weights=hard_weights("embed_audio"),
 )

@@ -32,7 +32,7 @@ from lmcast.exporter.prove.parity import parity
 from lmcast.exporter.prove.scenarios import FEATURES, PICTURES
 from lmcast.exporter.runtime.images import Picture
 from lmcast.exporter.runtime.session import Session
-from lmcast.graphs import OF_TOWER, Definition, defined
+from lmcast.graphs import Definition, defined, of_tower
 from lmcast.plugins.errors import InputError
 
 PARAMETERS = sum(math.prod(shape) for shape in tower_shapes().values())
@@ -74,7 +74,7 @@ def external(engine: Path, file: str) -> dict[str, str]:
 
 def test_weights_of_both_graphs_are_placed_together(made: Path, found: Definition):
     assert found.tower is not None
-    own = {OF_TOWER + name for name, _ in found.tower.model.named_parameters()}
+    own = {of_tower("vision", name) for name, _ in found.tower.model.named_parameters()}
     for kind, file in (("linked", "checkpoint/model.safetensors"), ("packed", "packed/weights/")):
         text, vision = (external(made / kind, graph) for graph in (MODEL, VISION))
         assert own == set(vision), "all are where they were stored: no layout needs a copy"

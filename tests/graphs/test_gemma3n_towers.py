@@ -37,17 +37,9 @@ def filled(arch: TowerArch, raw: dict[str, Any], hidden: int, tensors: dict[str,
 def drawn() -> dict[str, Tensor]:
     """All tensors of the tower of pictures, and those of tokens beside pictures."""
     _, tower = built(mobilenet_v5.TOWER, pictures.CONFIG, pictures.HIDDEN)
-    found = {"model.embed_vision.embedding.weight": torch.zeros(4, 2048).double()}
-    for name, parameter in tower.named_parameters():
-        stored = f"model.{stored_as(name)}"
-        found[stored] = pictures.drawn(stored, tuple(parameter.shape))
-    return found
-
-
-def stored_as(name: str) -> str:
-    """Return what the table says of a parameter: weights are drawn by what it should be."""
-    module, _, leaf = name.rpartition(".")
-    return f"{mobilenet_v5.WEIGHTS[module]}.{leaf}"
+    shapes = pictures.stored(mobilenet_v5.TOWER, tower)
+    found = {name: pictures.drawn(name, shape) for name, shape in shapes.items()}
+    return found | {"model.embed_vision.embedding.weight": torch.zeros(4, 2048)}
 
 
 @torch.no_grad()

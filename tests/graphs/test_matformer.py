@@ -93,7 +93,8 @@ def theirs(directory: Path, given: dict[str, Any], kept: list[int]) -> torch.nn.
 def understood(directory: Path) -> Definition:
     config = json.loads((directory / "config.json").read_text())
     tensors = load_file(directory / "model.safetensors")
-    return define(config, {name: tuple(t.shape) for name, t in tensors.items()})
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return define(config, shapes, text_only=True)
 
 
 def ours(directory: Path, given: dict[str, Any], dtype: torch.dtype = torch.float32) -> Decoder:

@@ -163,9 +163,11 @@ def defined(
     config: dict[str, Any],
     tensors: dict[str, Tensor],
     untie: bool = False,
-    text_only: bool = True,
+    text_only: bool | None = None,
 ) -> Definition:
-    return graphs.defined(config, tensors, untie=untie, text_only=text_only)
+    """text_only: None: but where the text embeds ids of pictures by tables of their tower."""
+    alone = config.get("model_type") != "gemma3n" if text_only is None else text_only
+    return graphs.defined(config, tensors, untie=untie, text_only=alone)
 
 
 def ours(

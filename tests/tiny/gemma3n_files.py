@@ -1,27 +1,23 @@
 """Gemma 3n's multimodal files around its text model.
 
 Hugging Face's multimodal class needs timm to be built at all; its text path is the text class with
-the same config, which is the oracle here.
+the same config, and the embedders of ids that are of pictures and sound, which are the oracle here.
 """
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-OTHERS = {  # two of each other model, named as on the hub
-    "model.vision_tower.timm_model.conv_stem.conv.weight": (4, 3, 3, 3),
-    "model.vision_tower.timm_model.conv_stem.bn.weight": (4,),
-    "model.audio_tower.subsample_conv_projection.conv_0.conv.weight": (4, 1, 3, 3),
-    "model.audio_tower.conformer.0.norm.weight": (4,),
-    "model.embed_vision.embedding.weight": (5, 4),
-    "model.embed_vision.embedding_projection.weight": (32, 4),
-    "model.embed_audio.embedding.weight": (5, 4),
-    "model.embed_audio.embedding_projection.weight": (32, 4),
-}
+from lmcast.graphs.towers import mobilenet_v5, usm
+from tiny.mobilenet_v5 import stored
+
+TOWERS = {"vision_tower.": mobilenet_v5.TOWER, "audio_tower.": usm.TOWER}
+EMBEDDERS = ("embed_vision", "embed_audio")
 
 
 def model(settings: dict[str, Any], untied: bool = False) -> Any:
@@ -38,13 +34,42 @@ def model(settings: dict[str, Any], untied: bool = False) -> Any:
     return Gemma3nForCausalLM(config).eval()
 
 
+def embedder(settings: dict[str, Any], name: str) -> Any:
+    """Return what Hugging Face embeds ids of pictures or of sound with."""
+    from transformers import Gemma3nAudioConfig, Gemma3nTextConfig, Gemma3nVisionConfig
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nMultimodalEmbedder
+
+    key = name.replace("embed", "").strip("_") + "_config"
+    config = (Gemma3nAudioConfig if "audio" in name else Gemma3nVisionConfig)(**settings[key])
+    text = Gemma3nTextConfig.from_dict(settings["text_config"])
+    return Gemma3nMultimodalEmbedder(config, text).eval()
+
+
+def towers(settings: dict[str, Any]) -> dict[str, Tensor]:
+    """Return zeros for the tensors of the towers, which no text reads."""
+    text = SimpleNamespace(hidden_size=settings["text_config"]["hidden_size"])
+    found = {}
+    for prefix, arch in TOWERS.items():
+        with torch.device("meta"):
+            tower = arch.build(arch.read(settings, "gemma3n"), text)
+        named = stored(arch, tower)
+        found |= {
+            n: torch.zeros(shape) for n, shape in named.items() if n.startswith(f"model.{prefix}")
+        }
+    return found
+
+
 def write(settings: dict[str, Any], directory: Path, seed: int) -> Path:
     """Write config.json and model.safetensors, the same for the same seed."""
     from tiny import randomise
 
     made = model(settings)
     randomise(made, seed)
-    tensors = {name: torch.zeros(shape) for name, shape in OTHERS.items()}
+    tensors = towers(settings)
+    for number, name in enumerate(EMBEDDERS):
+        other = embedder(settings, name)
+        randomise(other, seed + 1 + number)
+        tensors |= {f"model.{name}.{n}": p.detach() for n, p in other.named_parameters()}
     for name, parameter in made.named_parameters():
         trunk = f"model.language_model.{name.removeprefix('model.')}"
         tensors[trunk if name.startswith("model.") else name] = parameter.detach().contiguous()
@@ -58,18 +83,28 @@ def logits(directory: Path, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Return B,T,V for ids B,T."""
     from safetensors.torch import load_file
 
-    tensors = {
-        name.replace("model.language_model.", "model."): tensor
-        for name, tensor in load_file(directory / "model.safetensors").items()
-        if name not in OTHERS
-    }
+    settings = json.loads((directory / "config.json").read_text())
+    every = load_file(directory / "model.safetensors")
+    text = "model.language_model."
+    tensors = {n.replace(text, "model."): t for n, t in every.items() if n.startswith(text)}
+    tensors |= {n: t for n, t in every.items() if n == "lm_head.weight"}
     # As from_pretrained: a head that is stored, and another than the embedding, is used.
     head, embedding = (tensors.get(f"{n}.weight") for n in ("lm_head", "model.embed_tokens"))
     untied = head is not None and not torch.equal(head, embedding)
-    made = model(json.loads((directory / "config.json").read_text()), untied)
+    made = model(settings, untied)
     missing, unexpected = made.load_state_dict(tensors, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}
     made.tie_weights()
+    made.to(dtype)
     with torch.no_grad():
-        return made.to(dtype)(ids, use_cache=False).logits
+        x = made.get_input_embeddings()(ids)
+        for name in EMBEDDERS:
+            other = embedder(settings, name)
+            own = {n.removeprefix(f"model.{name}."): t for n, t in every.items() if name in n}
+            other.load_state_dict(own)
+            first = other.vocab_offset
+            taken = other.to(dtype)(input_ids=ids.clamp(first, first + other.vocab_size - 1))
+            x = torch.where((ids >= first)[..., None], taken, x)
+        more = made.model.get_per_layer_inputs(ids)
+        return made(inputs_embeds=x, per_layer_inputs=more, use_cache=False).logits

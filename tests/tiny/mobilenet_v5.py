@@ -5,6 +5,7 @@ The features were computed by timm in fp64. Where timm and torchvision are insta
 """
 
 import math
+import re
 import zlib
 from typing import Any
 
@@ -12,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lmcast.graphs.blocks.tower import Tower
+from lmcast.graphs.towers.record import TowerArch
 
 HIDDEN = 6  # of the text
 MULTIPLIER, RESOLUTION = 0.04, 2
@@ -41,6 +45,26 @@ FEATURES: list[list[float]] = [
     [1.5239835061, 0.9385346975, 0.7106368064, 0.2497985698, -1.2827610420, 0.7639706747],
     [1.3731546836, 0.6480096042, 0.5451894989, 0.6409067855, -1.5744075777, 0.7125098482],
 ]
+
+
+def stored(arch: TowerArch, tower: Tower) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a tower's tensors by the names that its weight table has for them."""
+    assert isinstance(arch.weights, dict)
+    found = {}
+    for name, parameter in tower.named_parameters():
+        number = next(iter(re.findall(r"\.(\d+)(?=\.|$)", name)), "")
+        plain = name.replace(f".{number}", ".{i}", 1) if number else name
+        for known in (name, plain):
+            module, _, leaf = known.rpartition(".")
+            if known in arch.weights:
+                entry = arch.weights[known].tensor
+            elif module in arch.weights:
+                entry = f"{arch.weights[module]}.{leaf}"
+            else:
+                continue
+            break
+        found["model." + entry.replace("{i}", number)] = tuple(parameter.shape)
+    return found
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
