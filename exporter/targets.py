@@ -291,7 +291,7 @@ def _tensorrt(name: str, about: str) -> Target:
         refuse=_tensorrt_refuses,
         prepare=_prepare_tensorrt,
         run=_run_tensorrt,
-        run_tower=_late("onnxruntime_tower", "open_tower"),
+        run_tower=_late("tensorrt.tower_runner", "open_tower"),
         plans=Plans(order, compiled),
         options=frozenset({"sms", "sizes"}),
         loads=frozenset({"portable"}),

@@ -4,6 +4,10 @@ before: Reshape(x, Concat(Shape(x)[0], [4], Shape(q)[2], Shape(x)[3]))
 after:  Reshape(x, [0, 4, -1, 0])
 before: Expand(x, Concat(Shape(q)[0], [4], Shape(q)[2], [1])), of x [1, 4, 1, 1]
 after:  Expand(x, Shape(Unsqueeze(input_ids, [1, 3])))
+before: Expand(x, Concat(Shape(patches)[0], [1], [1])), of a tower
+after:  Expand(x, Shape(Squeeze(Slice(patches), [3])))
+before: Reshape(x, Concat(Shape(patches)[:3], [32])), which splits an axis into two of unknown size
+after:  Reshape(x, Shape(Expand(Slice(patches), [1, 1, 1, 32])))
 """
 
 import onnx_ir as ir
@@ -12,8 +16,6 @@ from onnx_ir.passes.common import ShapeInferencePass
 from lmcast.exporter.passes.rewrite import constant, insert, nodes_of
 
 INT64 = ir.DataType.INT64
-ROWS, TOKENS = "B", "T"  # axes as inputs of graphs name them
-HAVE = {(ROWS, TOKENS): "input_ids", (ROWS,): "cache_lengths"}
 Sizes = list[int | str]
 
 
@@ -69,7 +71,8 @@ def _reshape(model: ir.Model, node: ir.Node) -> bool:
         same = axis < len(own) and own[axis] == size
         plain.append(size if isinstance(size, int) else 0 if same else -1)
     if plain.count(-1) > 1:
-        return False
+        named = [o if size == 0 else size for size, o in zip(sizes, [*own, *sizes], strict=False)]
+        return _as_like(model, node, [size for size in named if size is not None])
     made = constant(model, node, plain, INT64, f"{node.name}.sizes")
     node.replace_input_with(1, made)
     return True
@@ -81,13 +84,43 @@ def _expand(model: ir.Model, node: ir.Node) -> bool:
     if sizes is None or x is None or x.shape is None or len(x.shape) > len(sizes):
         return False
     own = [1] * (len(sizes) - len(x.shape)) + list(x.shape)
-    names = tuple(size for size in sizes if isinstance(size, str))
     other = [i for i, size in enumerate(sizes) if isinstance(size, int)]
-    if names not in HAVE or any(sizes[i] not in (1, own[i]) for i in other):
+    if any(sizes[i] not in (1, own[i]) for i in other):
         return False
-    given = next(value for value in model.graph.inputs if value.name == HAVE[names])
-    axes = constant(model, node, other, INT64, f"{node.name}.axes")
-    (like,) = insert(model, node, "Unsqueeze", [given, axes], name=f"{node.name}.like")
-    (made,) = insert(model, node, "Shape", [like], name=f"{node.name}.sizes")
-    node.replace_input_with(1, made)
+    return _as_like(model, node, [1 if isinstance(size, int) else size for size in sizes])
+
+
+def _as_like(model: ir.Model, node: ir.Node, sizes: Sizes) -> bool:
+    """Give a node the sizes of a value that is made of an input which has the named axes."""
+    names = [size for size in sizes if isinstance(size, str)]
+    able = [value for value in model.graph.inputs if _has(value, names)]
+    if not able:
+        return False
+    value = min(able, key=lambda value: len(value.shape or ()))
+    name = f"{node.name}.like"
+
+    def numbers(what: str, given: list[int]) -> ir.Value:
+        return constant(model, node, given, INT64, f"{name}.{what}")
+
+    def write(op_type: str, x: ir.Value, *given: ir.Value) -> ir.Value:
+        (out,) = insert(model, node, op_type, [x, *given], name=f"{name}.{op_type}")
+        return out
+
+    axes = [i for i, size in enumerate(value.shape or ()) if str(size) not in names]
+    if axes:
+        ends = numbers("first", [0] * len(axes)), numbers("end", [1] * len(axes))
+        value = write("Slice", value, *ends, numbers("cut", axes))
+        value = write("Squeeze", value, numbers("gone", axes))
+    if added := [i for i, size in enumerate(sizes) if isinstance(size, int)]:
+        value = write("Unsqueeze", value, numbers("axes", added))
+    plain = [size if isinstance(size, int) else 1 for size in sizes]
+    if any(size != 1 for size in plain):
+        value = write("Expand", value, numbers("wide", plain))
+    node.replace_input_with(1, write("Shape", value))
     return True
+
+
+def _has(value: ir.Value, names: list[str]) -> bool:
+    """Whether the axes of a value have these names, in this order, beside others."""
+    own = [str(size) for size in value.shape or () if str(size) in names]
+    return bool(names) and own == names

@@ -263,6 +263,11 @@ def features(processor: Processor, height: int, width: int) -> int:
     return count(processor, height, width)
 
 
+def is_fixed(processor: Processor) -> bool:
+    """Whether the tower sees pictures of one size alone, each of `features(processor, 1, 1)`."""
+    return _handling(processor, "image").fixed
+
+
 def frame_indices(processor: Processor, count: int, rate: float) -> np.ndarray:
     """Return which of a video's frames are taken, int64, of `count` that are shown at a rate.
 

@@ -17,6 +17,8 @@ import numpy as np
 from fake_driver import STREAM, Driver
 
 from lmcast.exporter.backends import onnxruntime
+from lmcast.exporter.backends.onnxruntime_tower import open_tower
+from lmcast.exporter.backends.runner import Loading
 from lmcast.exporter.engine.manifest import read_manifest, write_manifest
 
 VERSION = "1.7.1.116"
@@ -136,6 +138,32 @@ class ICudaEngine:
         return self.contexts[-1]
 
 
+class TowerPlan(ICudaEngine):
+    """A plan for the tower of that engine; ranges: least, usual and most of its axes."""
+
+    num_optimization_profiles = 1
+
+    def __init__(self, text: dict[str, Any], logger: ILogger):
+        manifest = read_manifest(Path(text["directory"]))
+        self.text, self.logger, self.vision = text, logger, manifest.about.vision
+        assert self.vision is not None
+        self.session = open_tower(manifest, Loading(threads=1))._session
+        self.contexts: list[IExecutionContext] = []
+        self.kinds = {v.name: v.type for v in (*self.session.get_inputs(), *self.outputs())}
+        ENGINES.append(self)
+
+    def sizes(self, profile: int) -> dict[str, tuple[int, int]]:
+        return {axis: (least, most) for axis, (least, _, most) in self.text["ranges"].items()}
+
+    def axes(self, name: str) -> list[Any]:
+        return list(dict(self.vision.inputs)[name])
+
+    def create_execution_context(self, how: Any) -> "IExecutionContext":
+        assert isinstance(how, IRuntimeConfig)
+        self.contexts.append(TowerContext(self, how))
+        return self.contexts[-1]
+
+
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine, config: IRuntimeConfig | None):
         self.engine, self.config = engine, config
@@ -242,6 +270,28 @@ class IExecutionContextRtx(IExecutionContext):
         return self.engine.capturable
 
 
+class TowerContext(IExecutionContextRtx):
+    """A context of a tower, whose outputs have a row for each token."""
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        if name in self.shapes:
+            return self.shapes[name]
+        (width,) = (v.shape[-1] for v in self.engine.outputs() if v.name == name)
+        count, tokens = self.shapes["patches"][:2]
+        return count * tokens, width
+
+    def check_overlaps(self) -> None:
+        spans = list(self.spans(list(self.engine.kinds)).values())
+        assert all(a.stop <= b.start or b.stop <= a.start for a in spans for b in spans if a != b)
+
+    def compute(self) -> None:
+        kinds, session = self.engine.kinds, self.engine.session
+        feed = {v.name: self.view(v.name, kinds).copy() for v in session.get_inputs()}
+        names = [v.name for v in self.engine.outputs()]
+        for name, value in zip(names, session.run(names, feed), strict=True):
+            self.view(name, kinds)[...] = value
+
+
 class Runtime:
     def __init__(self, logger: ILogger):
         self.logger = logger
@@ -251,7 +301,8 @@ class Runtime:
         if not text.startswith(b"{"):
             self.logger.log(ILogger.Severity.ERROR, "magic tag\nis wrong")
             return None
-        return ICudaEngine(json.loads(text), self.logger)
+        known = json.loads(text)
+        return (TowerPlan if "ranges" in known else ICudaEngine)(known, self.logger)
 
 
 class IPluginRegistry:
@@ -303,5 +354,7 @@ def add_plan(
     text = {"directory": str(source), "request": request, "aliased": aliased}
     (to / "plans").mkdir()
     (to / "plans/p.plan").write_text(json.dumps(text | {"in_place": made["in_place"]}))
+    if (tower := made.get("vision")) is not None:
+        (to / tower["file"]).write_text(json.dumps(text | {"ranges": tower["ranges"]}))
     write_manifest(to, fields | {"target": request["target"], "plans": [made]})
     return to

@@ -36,7 +36,7 @@ from lmcast.plugins.plugin import DOMAIN
 CASES = {**OTHER_CASES, **ATTENTION_CASES, **CUDA_CASES, **FEW_BITS_CASES, **TOWER_CASES}
 PLUMBING = {"Constant", "Cast", "Shape", "Squeeze", "ReduceMax", "Sub"}
 # One row: GroupQueryAttention takes several tokens behind held ones in one row alone.
-SIZES = {"B": 1, "T": 3, "C": 12, None: 6}
+SIZES = {"B": 1, "T": 3, "C": 12, None: 6, "N": 2, "M": 3, "K": 4}
 
 
 def parse(text: str, folder: Path) -> ir.Model:

@@ -29,6 +29,13 @@ def rows(count: int = 4, groups: int = 4, cap: float = 0.0) -> str:
     return ROWS.format(h=count, g=groups, n=count * 16, k=groups * 16, cap=cap)
 
 
+SPREAD = """(float[N,M,K,6] patches, float[1,M,5] x) => (float[N,M,5] y) {
+    pictures = Shape <start = 0, end = 1> (patches) one = Constant <value_ints = [1]> ()
+    sizes = Concat <axis = 0> (pictures, one, one) y = Expand (x, sizes) }"""
+CUT = """(float[N,M,K,6] patches, float[N,12,5] x) => (float[N,M,K,5] y) {
+    both = Shape <start = 1, end = 3> (patches) same = Constant <value_ints = [0]> ()
+    five = Constant <value_ints = [5]> () sizes = Concat <axis = 0> (same, both, five)
+    y = Reshape (x, sizes) }"""
 SPLIT = ["Reshape", "Transpose"] * 4
 PLAIN = [
     *["Concat", "Reshape"] * 4, "Transpose", "MatMul", "MatMul", "Mul", "Softmax", "CastLike",
@@ -59,6 +66,12 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     ),
     "multi_head_attention, not of heads that are split": (
         "multi_head_attention", heads(), 0, [*SPLIT, ATTENTION],
+    ),
+    "sizes_by_shape, of pictures": (
+        "sizes_by_shape", SPREAD, 1, ["Concat", "Slice", "Unsqueeze", "Expand"],
+    ),
+    "sizes_by_shape, an axis that splits into two": (
+        "sizes_by_shape", CUT, 1, ["Concat", "Slice", "Unsqueeze", "Expand", "Reshape"],
     ),
     "fused_attention, no mask": (
         "fused_attention", heads("float16"), 1, [*SPLIT, ATTENTION],

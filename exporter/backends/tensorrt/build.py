@@ -26,7 +26,7 @@ from lmcast.exporter.backends.tensorrt.worker import Job
 from lmcast.exporter.engine.description import Vision
 from lmcast.exporter.engine.names import ROOT
 from lmcast.exporter.progress import Progress
-from lmcast.exporter.vision.processor import Processor, features
+from lmcast.exporter.vision.processor import features
 from lmcast.plugins.records import read
 
 WORKER = Job.__module__
@@ -64,7 +64,7 @@ def build_plan(
     weights = weight_bytes(fields) + request.widen * weight_bytes(fields, NARROW)
     memory, seconds = estimate(weights, layers)
     require_memory(weights)
-    require_pictures(fields, request)
+    require_pictures(vision, request)
     progress.say(
         f"building a plan of {layers} layers and {weights / 1e9:.1f} GB of weights: about"
         f" {memory / 1e9:.1f} GB of memory and {seconds:.0f} s"
@@ -127,12 +127,11 @@ def require_memory(weights: int) -> None:
         )
 
 
-def require_pictures(fields: Mapping[str, Any], request: Request) -> None:
+def require_pictures(vision: Vision | None, request: Request) -> None:
     """Refuse calls that hold no picture, where its tokens see each other: they are of one call."""
-    vision = fields.get("vision")
-    if vision is None or AHEAD not in vision["text_inputs"]:
+    if vision is None or AHEAD not in vision.text_inputs:
         return
-    tokens = features(read(Processor, vision["processor"]), 1, 1) or 0  # of any size
+    tokens = features(vision.processor, 1, 1)  # of any size
     if request.max_tokens < tokens:
         raise BackendError(
             f"--max-tokens is {request.max_tokens}; a picture of this model has {tokens} tokens,"

@@ -5,14 +5,12 @@ Letters: N pictures of one grid, M merged tokens of each, K patches of a token.
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt.request import Bounds, Request
 from lmcast.exporter.engine.description import Vision
-from lmcast.exporter.vision import kinds
 from lmcast.exporter.vision.errors import PictureError
-from lmcast.exporter.vision.processor import Processor
+from lmcast.exporter.vision.processor import capped, features, is_fixed
 
 PATCHES = 4096  # of a call, where pictures are small enough for several: memory goes with them
 USUAL = 256  # tokens: 512 x 512 pixels, in most families
@@ -28,32 +26,20 @@ def ranges(vision: Vision, request: Request) -> Mapping[str, Bounds]:
     """
     processor = vision.processor
     if request.max_pixels is not None:
-        processor = _capped(processor, request.max_pixels)
-    handling = kinds.get(processor.kind).media["image"]
-    most = request.max_context  # no row holds a larger picture
-    least, usual = 1, min(USUAL, most)
-    if handling.fixed and handling.features is not None:
-        least = usual = most = handling.features(processor, 1, 1)
-    elif handling.features is not None:
-        square = handling.features(processor, SIDE, SIDE)
-        # Oblong pictures may become a row and a column more, by rounding.
-        most = min(most, square + 2 * math.isqrt(square) + 1)
-        usual = min(usual, most)
+        try:
+            processor = capped(processor, request.max_pixels)
+        except PictureError as error:
+            raise BackendError(f"--max-pixels: {error}; leave it out") from None
+    if is_fixed(processor):
+        least = usual = most = features(processor, 1, 1)
+    else:
+        square = features(processor, SIDE, SIDE)
+        # Oblong pictures may become a row and a column more, by rounding; and no row holds one that
+        # is larger than it.
+        most = min(request.max_context, square + 2 * math.isqrt(square) + 1)
+        least, usual = 1, min(USUAL, most)
     axes = vision.inputs[0][1]  # N,M,K,E; of a convolutional tower N, channels, rows, columns
     merged = int(axes[2]) if axes[1] == "M" and axes[2].isdecimal() else MERGED[1]
     pictures = max(1, PATCHES // (usual * merged))
     known = {"N": (1, 1, pictures), "M": (least, usual, most), "K": MERGED}
     return {axis: bounds for axis, bounds in known.items() if axis in axes}
-
-
-def _capped(processor: Processor, pixels: int) -> Processor:
-    """Return a processor that makes no picture of more pixels."""
-    image, cap = processor.image, kinds.get(processor.kind).media["image"].capped
-    if cap is None:
-        raise BackendError(
-            f"--max-pixels: every picture of {processor.kind} becomes as many tokens; leave it out"
-        )
-    try:
-        return replace(processor, image=replace(image, sizes=cap(image.sizes, pixels)))
-    except PictureError as error:
-        raise BackendError(f"--max-pixels: {error}") from None
