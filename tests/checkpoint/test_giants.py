@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import giants
 import onnx
@@ -16,13 +17,21 @@ BY_NAME = pytest.mark.parametrize("name", giants.GIANTS)
 UNITS = {"B": 10**9, "T": 10**12}
 
 
+def text(name: str) -> dict[str, Any]:
+    """Return the config of a giant's text."""
+    config = giants.GIANTS[name][0]
+    return config.get("text_config", config)
+
+
 def layers(name: str) -> int:
     """Return how many layers have every kind that there is, and two at least."""
-    config = giants.GIANTS[name][0]
+    config = text(name)
     full = config.get("linear_attn_config", {}).get("full_attn_layers", [1])[0]
     attention = config.get("hybrid_override_pattern", "*").index("*") + 1
     interval = config.get("full_attention_interval", 1)
-    return max(config.get("first_k_dense_replace", 1) + 1, full, attention, interval)
+    types = config.get("layer_types", [""])
+    kinds = max(types.index(kind) for kind in set(types)) + 1
+    return max(config.get("first_k_dense_replace", 1) + 1, full, attention, interval, kinds)
 
 
 def short(count: int, published: str) -> set[str]:
@@ -38,8 +47,12 @@ def test_parameters_are_the_published_ones(name: str, tmp_path: Path):
     giants.make(name, tmp_path / name)
     _, _, total, active = giants.GIANTS[name]
     found = inspect(tmp_path / name)
-    assert total in short(found.parameters - giants.UNCOUNTED.get(name, 0), total)
-    assert active in short(found.active_parameters, active)
+    tower = (found.tower or {"parameters": 0})["parameters"]
+    assert bool(tower) == ("vision_config" in giants.GIANTS[name][0])
+    assert total in short(found.parameters + tower - giants.UNCOUNTED.get(name, 0), total)
+    embeddings = text(name)["vocab_size"] * text(name)["hidden_size"]
+    counted = embeddings if name in giants.EMBEDDED else 0
+    assert active in short(found.active_parameters + counted, active)
 
 
 @BY_NAME
@@ -51,11 +64,18 @@ def test_linked_export_points_at_every_byte(name: str, tmp_path: Path):
     engine = export(tmp_path / name, tmp_path / "engine", "onnx", **options)
     config, tensors, *_ = giants.GIANTS[name]
     expected = sum(map(giants.size, tensors(giants.cut(config, layers(name)))))
-    model = onnx.load(engine.directory / "engine.onnx", load_external_data=False)
-    assert len(model.graph.initializer) < 100  # thousands if every expert were three of them
+    text_graph, *towers = (
+        onnx.load(engine.directory / file, load_external_data=False)
+        for file in ("engine.onnx", "vision.onnx")
+        if (engine.directory / file).exists()
+    )
+    assert bool(towers) == ("vision_config" in config)
+    # Thousands if every expert were three of them.
+    assert len(text_graph.graph.initializer) < 120
     linked = {
         (fields["location"], fields["offset"]): int(fields["length"])
-        for weight in model.graph.initializer
+        for graph in (text_graph, *towers)
+        for weight in graph.graph.initializer
         for fields in [{entry.key: entry.value for entry in weight.external_data}]
     }
     assert sum(linked.values()) == expected

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from giants import pictures
 from giants.hybrids import (
     KIMI_LINEAR_48B,
     NEMOTRON_3_NANO,
@@ -149,7 +150,15 @@ GIANTS = {
     "Qwen3-Next-80B-A3B": (QWEN3_NEXT_80B, qwen3_next, "80B", "3B"),
     "Kimi-Linear-48B-A3B": (KIMI_LINEAR_48B, kimi_linear, "48B", "3B"),
     "Nemotron-3-Nano-30B-A3B": (NEMOTRON_3_NANO, nemotron_h, "31.6B", "3.2B"),
+    "gemma-3-27b": (pictures.GEMMA_3_27B, pictures.gemma3, "27B", "27B"),
+    "Mistral-Small-3.1-24B": (pictures.MISTRAL_SMALL_31, pictures.mistral3, "24B", "24B"),
+    "Llama-4-Scout-17B-16E": (pictures.LLAMA_4_SCOUT, pictures.llama4, "109B", "17B"),
+    "Qwen3.5-397B-A17B": (pictures.QWEN35_397B, pictures.qwen35_moe, "397B", "17B"),
+    "Kimi-K2.5": (pictures.KIMI_K25, pictures.kimi_k25, "1T", "32B"),
 }
+
+# Embeddings, of which a token reads a row, are among the active parameters that their makers count.
+EMBEDDED = ("Mistral-Small-3.1-24B", "Llama-4-Scout-17B-16E", "Qwen3.5-397B-A17B")
 
 # Parameters that are in the files but, by the arithmetic, not in what is published: of the 49.1B of
 # Kimi Linear, the embeddings and the head.
@@ -159,7 +168,9 @@ UNCOUNTED = {
 
 
 def cut(config: dict[str, Any], layers: int) -> dict[str, Any]:
-    """Return a config of the first layers alone."""
+    """Return a config of the first layers alone, with the whole of a tower."""
+    if "text_config" in config:
+        return {**config, "text_config": cut(config["text_config"], layers)}
     shorter: dict[str, Any] = {"num_hidden_layers": layers}
     for key in ("layer_types", "hybrid_override_pattern"):
         if key in config:
@@ -190,6 +201,9 @@ def write(
     """Write a checkpoint of these tensors, likewise."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
+    for file, all_of in (("preprocessor", pictures.PROCESSORS), ("processor", pictures.OWN)):
+        if (known := all_of.get(config["model_type"])) is not None:
+            (directory / f"{file}_config.json").write_text(json.dumps(known))
     shards: list[list[Tensor]] = [[]]
     room = SHARD
     for tensor_name, dtype, shape in tensors:

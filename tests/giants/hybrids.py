@@ -156,9 +156,9 @@ def qwen3_next(c: dict[str, Any]) -> Iterator[Tensor]:
     for i in range(c["num_hidden_layers"]):
         at = f"model.layers.{i}"
         if (i + 1) % c["full_attention_interval"]:
-            yield from _of(f"{at}.linear_attn", _delta_net(c))
+            yield from _of(f"{at}.linear_attn", delta_net(c))
         else:
-            yield from _of(f"{at}.self_attn", _gated_attention(c))
+            yield from _of(f"{at}.self_attn", gated_attention(c))
         gates: Shapes = {
             "gate.weight": (c["num_experts"], dim),
             "shared_expert_gate.weight": (1, dim),
@@ -172,24 +172,27 @@ def qwen3_next(c: dict[str, Any]) -> Iterator[Tensor]:
     yield "lm_head.weight", "BF16", (c["vocab_size"], dim)
 
 
-def _delta_net(c: dict[str, Any]) -> Shapes:
+def delta_net(c: dict[str, Any], apart: bool = False) -> Shapes:
+    """apart: as Qwen3.5 has its inputs, one matrix each."""
     dim, heads, value_width = (
         c[key] for key in ("hidden_size", "linear_num_value_heads", "linear_value_head_dim")
     )
     keys = c["linear_num_key_heads"] * c["linear_key_head_dim"]
     values = heads * value_width
+    rows = {"ba": 2 * heads, "qkvz": 2 * keys + 2 * values}
+    if apart:
+        rows = {"a": heads, "b": heads, "qkv": 2 * keys + values, "z": values}
     return {
         "A_log": (heads,),
         "conv1d.weight": (2 * keys + values, 1, c["linear_conv_kernel_dim"]),
         "dt_bias": (heads,),
-        "in_proj_ba.weight": (2 * heads, dim),
-        "in_proj_qkvz.weight": (2 * keys + 2 * values, dim),
+        **{f"in_proj_{name}.weight": (count, dim) for name, count in rows.items()},
         "norm.weight": (value_width,),
         "out_proj.weight": (dim, values),
     }
 
 
-def _gated_attention(c: dict[str, Any]) -> Shapes:
+def gated_attention(c: dict[str, Any]) -> Shapes:
     dim, head = c["hidden_size"], c["head_dim"]
     queries, keys = c["num_attention_heads"] * head, c["num_key_value_heads"] * head
     return {
