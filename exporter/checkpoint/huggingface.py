@@ -1,6 +1,7 @@
 """Directories of safetensors, one file or an index and its shards: Hugging Face's and Mistral's."""
 
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,6 +12,7 @@ from lmcast.exporter.checkpoint.mistral import (
     PARAMS,
     hugging_face_config,
     hugging_face_tensors,
+    processor_files,
 )
 from lmcast.exporter.checkpoint.mistral import SINGLE as CONSOLIDATED
 from lmcast.exporter.checkpoint.safetensors_header import read_header
@@ -70,7 +72,10 @@ def open_directory(path: Path, progress: Progress = silent) -> Checkpoint:
             f"{EMBEDDING}: this is a model of sentence-transformers, made to embed texts; what is"
             " read is its language model, whose logits are of the next token"
         )
-    return Checkpoint(folder.root, config, tensors, read_texts(folder))
+    texts = read_texts(folder)
+    if data is None and not texts.processors:
+        texts = replace(texts, processors=processor_files(config))
+    return Checkpoint(folder.root, config, tensors, texts)
 
 
 def _quantized(folder: Folder, config: dict[str, Any]) -> dict[str, Any]:

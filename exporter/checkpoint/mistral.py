@@ -1,5 +1,5 @@
 """Mistral's own format of Mistral Large 3 and Small 4, params.json and its names of tensors, shown
-as the Hugging Face checkpoint (mistral4) that it is the same model as."""
+as the Hugging Face checkpoint (mistral4, beside a tower mistral3) that it is the same model as."""
 
 import dataclasses
 import re
@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmcast.exporter.checkpoint.errors import CheckpointError
+from lmcast.exporter.checkpoint.processors import PICTURES, WHOLE
 from lmcast.exporter.checkpoint.tensors import StoredTensor
 from lmcast.graphs.config.reading import ConfigError, Count, Experts, Layers, Positive, Size, parse
 from lmcast.graphs.layouts.catalogue import KEY
+from lmcast.graphs.towers.pixtral import ENCODER
+from lmcast.graphs.weights.text_names import HUB
 
 PARAMS = "params.json"
 SINGLE = "consolidated.safetensors"
@@ -111,10 +114,10 @@ def hugging_face_config(raw: Mapping[str, Any], shown: Path) -> dict[str, Any]:
             " and latent attention are all that is read in this format; give the checkpoint of"
             " another model in Hugging Face's, the directory with config.json"
         )
-    vision = raw.get("vision_encoder")
+    vision = raw.get(ENCODER)
     if not isinstance(vision, dict | None):
-        raise CheckpointError(f"{at}vision_encoder is {vision!r:.80}; accepted: an object")
-    own = {key: value for key, value in raw.items() if key != "vision_encoder"}
+        raise CheckpointError(f"{at}{ENCODER} is {vision!r:.80}; accepted: an object")
+    own = {key: value for key, value in raw.items() if key != ENCODER}
     packed = own.get("quantization")
     if isinstance(packed, dict) and "quant_method" in packed:
         del own["quantization"]  # in the words of Hugging Face, not Mistral's
@@ -129,7 +132,34 @@ def hugging_face_config(raw: Mapping[str, Any], shown: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     config = _config(params, at)
+    if vision:
+        config = _around(config, vision)
     return config if packed is None else {**config, KEY: packed}
+
+
+def _around(text: dict[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the multimodal model; its tower reads `vision` in Mistral's words."""
+    outer = {key: text.pop(key) for key in (KEY, "architectures") if key in text}
+    return {
+        **outer,
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "model_type": "mistral3",
+        "text_config": text,
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        ENCODER: dict(vision),
+    }
+
+
+def processor_files(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what Hugging Face's files would say of the pictures of such a config; nothing of a
+    text, nor where the tower says no sizes and is refused for it."""
+    vision = config.get(ENCODER, {})
+    longest = vision.get("max_image_size") or vision.get("image_size")
+    sizes = {key: vision.get(key) for key in ("patch_size", "spatial_merge_size")}
+    if longest is None or None in sizes.values():
+        return {}
+    how = {"image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": longest}}
+    return {PICTURES: how, WHOLE: sizes}
 
 
 def _refuse_unread(raw: Mapping[str, Any], cls: type, at: str, within: str = "") -> None:
@@ -285,6 +315,8 @@ def hugging_face_tensors(tensors: Tensors, config: Mapping[str, Any], shown: Pat
                 f"{stored.file}: tensor {name!r} is of a quantized weight, but {shown} has no"
                 " quantization"
             )
+        if theirs != name and "text_config" in config:
+            theirs = HUB(theirs)
         found[theirs] = dataclasses.replace(stored, name=theirs)
     return found
 

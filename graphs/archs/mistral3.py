@@ -1,6 +1,6 @@
-"""Mistral Small 3.1 and 3.2, Ministral 3: the text of mistral or ministral3 beside Pixtral."""
+"""Mistral Small 3.1 to 4, Large 3, Ministral 3: the text of one of three families, and Pixtral."""
 
-from lmcast.graphs.archs import ministral3, mistral
+from lmcast.graphs.archs import ministral3, mistral, mistral4
 from lmcast.graphs.archs.multimodal import Multimodal, Text
 from lmcast.graphs.config.inert import at_any_value
 from lmcast.graphs.towers import pixtral
@@ -16,8 +16,9 @@ ARCH = Multimodal(
         "ministral3": Text(
             ministral3.ARCH, {**SIZES, "vocab_size": 131072, "num_hidden_layers": 34}
         ),
+        "mistral4": Text(mistral4.ARCH, {}),
     },
-    inert=at_any_value(("image_token_id", *pixtral.TOWER.keys)),
+    inert=at_any_value(("image_token_id", pixtral.ENCODER, *pixtral.TOWER.keys)),
     beside=pixtral.TOWER.modules,
     tied=True,
     tower=pixtral.TOWER,

@@ -3,6 +3,7 @@ a learned merge of patches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from lmcast.graphs.blocks.ffn import ACTIVATIONS, ActivationName, GatedMLP
 from lmcast.graphs.blocks.norm import RMSNorm
 from lmcast.graphs.blocks.patch_attention import PatchAttention, PatchRope, frequencies
-from lmcast.graphs.blocks.rope import rotate
+from lmcast.graphs.blocks.rope import Rotation, rotate, rotate_pairs
 from lmcast.graphs.blocks.tower import PatchEmbed, Tower, TowerLayer, TowerPart, tower_inputs
 from lmcast.graphs.config.older_spellings import axial_rope, renamed
-from lmcast.graphs.config.reading import ConfigError, Count, Layers, Size
+from lmcast.graphs.config.reading import ConfigError, Count, Layers, Positive, Size, parse
 from lmcast.graphs.config.rope_parameters import AxialRope
 from lmcast.graphs.towers.record import TowerArch
 from lmcast.graphs.weights.bind import Table
@@ -111,15 +112,16 @@ def _rope(width: int, theta: float) -> PatchRope:
     return PatchRope(torch.cat([own[0::2], still]), torch.cat([still, own[1::2]]))
 
 
-def build(c: Config, text: Any) -> Tower:
-    """text: a Config with hidden_size and rms_norm_eps."""
+def build(rotation: Rotation, c: Config, text: Any) -> Tower:
+    """rotation: of the pairs of a head as they are stored. text: a Config with hidden_size and
+    rms_norm_eps."""
     v = c.vision_config
     dim, patch, merged = v.hidden_size, v.patch_size, c.spatial_merge_size**2
 
     def layer() -> TowerLayer:
         return TowerLayer(
             pre_attention=RMSNorm(dim, EPS),
-            attention=PatchAttention(dim, v.num_attention_heads, rotation=rotate),
+            attention=PatchAttention(dim, v.num_attention_heads, rotation=rotation),
             pre_ffn=RMSNorm(dim, EPS),
             ffn=GatedMLP(dim, v.intermediate_size, act=v.hidden_act),
         )
@@ -153,12 +155,84 @@ WEIGHTS: Table = {
     "merger.down": "multi_modal_projector.linear_2",
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class VisionEncoder:
+    """The vision_encoder of Mistral's own params.json."""
+
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    patch_size: Size
+    spatial_merge_size: Size
+    rope_theta: Positive
+    adapter_bias: bool
+    mm_projector_id: Literal["patch_merge"]
+    add_pre_mm_projector_layer_norm: Literal[True]
+    num_channels: Literal[3] = 3
+    image_size: Size = 1540
+    max_image_size: Size | None = None
+    image_token_id: Count = 10
+    image_break_token_id: Count = 12
+    image_end_token_id: Count = 13
+
+
+def of_params(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with a vision_encoder in Hugging Face's words."""
+    out = dict(raw)
+    encoder = out.pop(ENCODER, None)
+    if not isinstance(encoder, Mapping):
+        raise ConfigError(f"config.json: {ENCODER} is {encoder!r:.80}; accepted: an object")
+    v = parse(VisionEncoder, encoder, f"config.json: {ENCODER}.")
+    return {
+        **out,
+        "image_token_index": v.image_token_id,
+        "multimodal_projector_bias": v.adapter_bias,
+        "spatial_merge_size": v.spatial_merge_size,
+        "vision_config": {
+            "hidden_size": v.hidden_size,
+            "intermediate_size": v.intermediate_size,
+            "num_hidden_layers": v.num_hidden_layers,
+            "num_attention_heads": v.num_attention_heads,
+            "image_size": v.max_image_size or v.image_size,
+            "patch_size": v.patch_size,
+            "hidden_act": "silu",
+            "rope_parameters": {"rope_theta": v.rope_theta},
+        },
+    }
+
+
+ENCODER = "vision_encoder"
+OWN_LAYERS = f"{ENCODER}.transformer.layers.{{i}}"
+OWN = TowerArch(  # Mistral's own format, which has queries and keys in pairs
+    name="pixtral",
+    config=Config,
+    build=partial(build, rotate_pairs),
+    modules=(ENCODER, "pre_mm_projector_norm", "patch_merger", "vision_language_adapter"),
+    weights={
+        "embed": f"{ENCODER}.patch_conv",
+        "embed.norm": f"{ENCODER}.ln_pre",
+        "blocks.{i}.pre_attention": f"{OWN_LAYERS}.attention_norm",
+        "blocks.{i}.pre_ffn": f"{OWN_LAYERS}.ffn_norm",
+        **{f"blocks.{{i}}.attention.{x}": f"{OWN_LAYERS}.attention.w{x}" for x in "qkvo"},
+        "blocks.{i}.ffn.gate": f"{OWN_LAYERS}.feed_forward.w1",
+        "blocks.{i}.ffn.up": f"{OWN_LAYERS}.feed_forward.w3",
+        "blocks.{i}.ffn.down": f"{OWN_LAYERS}.feed_forward.w2",
+        "merger.norm": "pre_mm_projector_norm",
+        "merger.merge": "patch_merger.merging_layer",
+        "merger.up": "vision_language_adapter.w_in",
+        "merger.down": "vision_language_adapter.w_out",
+    },
+    tidy=of_params,
+)
 TOWER = TowerArch(
     name="pixtral",
     config=Config,
-    build=build,
+    build=partial(build, rotate),
     modules=("vision_tower", "multi_modal_projector"),
     weights=WEIGHTS,
     tidy=tidy,
     beside=beside,
+    forms={f"{ENCODER}.": OWN},
 )

@@ -13,14 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import gap
-from tiny.towers import TEXT, TOWERS, Grid, Tiny
+from tiny.towers import TEXT, TOWERS, Tiny, tables
 from torch import Tensor
 
 from lmcast.exporter import passes
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.graph.lowering import PARTS
 from lmcast.exporter.graph.tower import tower_graph
-from lmcast.exporter.vision.patches import places, taps
 from lmcast.graphs import WeightError, archs
 from lmcast.graphs.archs.multimodal import Multimodal
 from lmcast.graphs.blocks.tower import Tower
@@ -92,20 +91,6 @@ def features(tiny: Tiny, config: dict[str, Any], tower: Tower, call: int) -> Ten
     given = {"patches": tiny.patches(tiny.pixels(count, grid)), **tables(tiny, config, grid)}
     found: Tensor = tower(**{name: given[name] for name in tower.inputs})
     return found
-
-
-def tables(tiny: Tiny, config: dict[str, Any], grid: Grid) -> dict[str, Tensor]:
-    """Return what a tower takes besides patches."""
-    found = places(grid, tiny.merge)
-    vision = config["vision_config"]
-    if "num_position_embeddings" in vision:
-        found |= taps(grid, tiny.merge, (5, 5), "linear")
-    if "pos_emb_height" in vision:
-        found |= taps(grid, tiny.merge, (5, 5), "cubic")
-    out = {name: torch.from_numpy(table) for name, table in found.items()}
-    frames = torch.arange(grid[0]) + int(grid[0] > 1)  # 0 is that of a picture
-    out["frames"] = frames.repeat_interleave(tiny.merge**2).expand_as(out["rows"])
-    return out
 
 
 @BY_TINY

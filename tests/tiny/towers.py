@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmcast.exporter.vision.patches import places, taps
+
 Grid = tuple[int, int, int]  # frames, and rows and columns of patches
 TEXT = {
     "vocab_size": 97,
@@ -135,6 +137,20 @@ def _kimi(model: Any, pixels: Tensor) -> Tensor:
 
 def _of(model: Any) -> Tiny:
     return next(tiny for tiny in TOWERS if tiny.arch == model.config.model_type)
+
+
+def tables(tiny: Tiny, config: dict[str, Any], grid: Grid) -> dict[str, Tensor]:
+    """Return what towers of this config may take besides patches."""
+    found = places(grid, tiny.merge)
+    vision = config.get("vision_config", {})
+    if "num_position_embeddings" in vision:
+        found |= taps(grid, tiny.merge, (5, 5), "linear")
+    if "pos_emb_height" in vision:
+        found |= taps(grid, tiny.merge, (5, 5), "cubic")
+    out = {name: torch.from_numpy(table) for name, table in found.items()}
+    frames = torch.arange(grid[0]) + int(grid[0] > 1)  # 0 is that of a picture
+    out["frames"] = frames.repeat_interleave(tiny.merge**2).expand_as(out["rows"])
+    return out
 
 
 _QWEN = {
