@@ -97,7 +97,14 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     Text.chat: {"messages": MESSAGES},
     Text.chats: {"chats": CHATS, "most": COUNTS},
     Text.rendered: {"chats": CHATS, "most": COUNTS},
-    Pictured: {"prompt": [], "images": [*IMAGES[:-1], "a.png", b"", [[b""]], None]},
+    Engine.video: {
+        "source": [3, None, True, [3], [[b""]], object()], "fps": [0, *SHARES[1:]],
+        "max_pixels": COUNTS,
+    },
+    Pictured: {
+        "prompt": [], "images": [*IMAGES[:-1], "a.png", b"", [[b""]], None],
+        "videos": [*IMAGES[:-1], "a.png", b"", [["a.png"]], None], "fps": [0, *SHARES[1:]],
+    },
     Chat: {
         "messages": MESSAGES, "tools": LISTS, "documents": LISTS, "template": TEXTS,
         "continue_final_message": [0, 1, None, [], b"content", np.bool_(True)],

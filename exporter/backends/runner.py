@@ -19,7 +19,7 @@ INPUTS: Mapping[str, tuple[str, ...]] = {
     "logit_rows": ("B", "R"),
 }
 Shaped = tuple[str, tuple[int, ...], str]  # a state's name, sizes and dtype
-# A loaded tower: its inputs by name, float32 and int64 -> its outputs, float32 F,H each.
+# A loaded tower: its inputs by name, float32 and int64 -> its outputs, float32: features F,W.
 RunTower = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
 
 

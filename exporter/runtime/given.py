@@ -1,7 +1,6 @@
 """What a call of a text graph is given by token: ids, and what pictures add to them.
 
-Letters: B rows, T tokens, F features, W numbers of each: H, the width of the text, for every graph
-input that takes features.
+Letters: B rows, T tokens, F features, W numbers of each.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Pictures in a prompt: which tokens they stand at, and what a text graph is given of them.
 
-Letters: B rows, T tokens, F features, H the width of the text, W numbers of a feature: H for every
-graph input that takes features.
+Letters: B rows, T tokens, F features, W numbers of each: the width of the text, and as many for
+each layer that takes features of its own.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmcast.exporter.backends.images import Taken, without
+from lmcast.exporter.backends.images import FEATURES, Taken, without
 from lmcast.exporter.backends.runner import SessionError
 from lmcast.exporter.runtime.arrays import within
 from lmcast.exporter.runtime.given import IDS, ROPE_POSITIONS, ROWS, VISIBLE_ENDS, Given
@@ -172,9 +172,9 @@ class Inputs:
     taken: Taken
 
     @property
-    def widths(self) -> dict[str, int]:
-        """H of each input that takes features, by name."""
-        return {name: int(axes[1]) for name, axes in self.taken.items() if axes[0] == "F"}
+    def width(self) -> int:
+        """W."""
+        return int(self.taken[FEATURES][1])
 
     def fill(
         self, ids: np.ndarray, counts: np.ndarray, images: Any, before: np.ndarray, turn: np.ndarray
@@ -192,10 +192,10 @@ class Inputs:
                 raise SessionError("images: the graph of this session takes no pictures")
             return Given({IDS: ids})
         texts = without(self.taken, before, ids.shape[1])
-        filled = {IDS: ids.copy()} | {n: a for n, a in texts.items() if n not in self.widths}
+        filled = {IDS: ids.copy()} | {n: a for n, a in texts.items() if n != FEATURES}
         if ROPE_POSITIONS in filled:
             filled[ROPE_POSITIONS] = filled[ROPE_POSITIONS] + turn[:, None, None]
-        tables = [np.zeros((0, sum(self.widths.values())), np.float32)]
+        tables = [np.zeros((0, self.width), np.float32)]
         for b, seen in enumerate(listed):
             if seen is None:
                 continue
@@ -232,22 +232,17 @@ class Inputs:
     def _table(self, seen: Images, where: str) -> np.ndarray:
         """Return the features of a row's pictures; raises SessionError for those of another
         model."""
-        found, width = seen.features(), sum(self.widths.values())
-        if found.ndim != 2 or found.shape[1] != width:
+        found = seen.features()
+        if found.ndim != 2 or found.shape[1] != self.width:
             raise SessionError(
-                f"{where}: features are {list(found.shape)}; accepted: [features, {width}]"
+                f"{where}: features are {list(found.shape)}; accepted: [features, {self.width}]"
             )
         return found
 
     def of_call(self, given: Given) -> dict[str, np.ndarray]:
         """Return the inputs of one call by name, contiguous."""
         inputs = {name: np.ascontiguousarray(array) for name, array in given.by_token.items()}
-        at = 0
-        for name, width in self.widths.items():
-            assert given.features is not None
-            inputs[name] = np.ascontiguousarray(given.features[:, at : at + width])
-            at += width
-        return inputs
+        return inputs if given.features is None else inputs | {FEATURES: given.features}
 
 
 def as_images(images: Any, rows: int) -> Sequence[Images | None]:

@@ -1,6 +1,6 @@
 """The tower of an engine: pictures to the tokens of a prompt, and to what a text graph takes.
 
-Letters: N pictures of one grid, M merged tokens, K patches of a token, F features of width H.
+Letters: N pictures of one grid, F features, W numbers of each.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,6 @@ from lmcast.exporter.vision.processor import (
     encode_video,
     joined,
     require_medium,
-    with_crops,
 )
 
 # Of one call: as many pictures of one grid as have fewer, whose values take memory by their number.
@@ -32,22 +31,20 @@ PATCHES = 4096
 class Tower:
     """What an engine with a tower does with pictures.
 
-    processor: how they are prepared. run: the graph of the tower, inputs by name -> its outputs,
-    float F,H each; it is loaded when first called.
+    processor: how they are prepared. run: the graph of the tower, inputs by name -> its one output,
+    float F,W; it is loaded when first called.
     """
 
     def __init__(self, processor: Processor, run: RunTower):
         self.processor, self._run = processor, run
 
-    def picture(self, source: Any, max_pixels: int | None = None, crops: bool = False) -> Picture:
+    def picture(self, source: Any, max_pixels: int | None = None) -> Picture:
         """Return a picture as the tower takes it; raises PictureError.
 
         source: a path, the bytes of a file, a PIL image or an array uint8 [height, width, 3].
-        max_pixels: make it smaller where it would have more. crops: show a long one in crops, too.
+        max_pixels: make it smaller where it would have more.
         """
         processor = self._within(max_pixels)
-        if crops:
-            processor = with_crops(processor)
         return Picture.of(encode(processor, [open_picture(source)]))
 
     def video(
@@ -93,7 +90,7 @@ class Tower:
 
     def _features(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Return the features of each, float rows,W, from one call; all are of one grid."""
-        outputs = np.concatenate(self._run(joined(encoded)), axis=-1)
+        (outputs,) = self._run(joined(encoded))
         ends = np.cumsum([each.features for each in encoded])
         if len(outputs) != ends[-1]:
             raise PictureError(

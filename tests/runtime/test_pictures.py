@@ -1,6 +1,7 @@
 """Pictures through an engine: prompts with them, batches, turns, files; and what is refused."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lmcast.exporter.runtime import tower as towers
 from lmcast.exporter.runtime.images import Images
 from lmcast.exporter.runtime.prepare import Pictured
 from lmcast.exporter.runtime.tower import Tower
+from lmcast.exporter.vision.processor import Medium, Pixels, Processor
 from lmcast.plugins.errors import InputError
 
 CLOSE = 1e-5  # fp32 sums in another order, of logits near 1
@@ -172,6 +174,41 @@ def test_pictures_of_one_grid_are_one_call(engine: Engine, monkeypatch: pytest.M
     for one, other in zip(same, alone, strict=True):
         np.testing.assert_allclose(one.features, other.features, atol=CLOSE)
         assert all(not each.inputs for each in one.encoded), "what is no longer needed is dropped"
+
+
+QWEN: dict[str, Any] = {"least": 64, "most": 1600, "patch": 4, "merge": 2, "frames": 2, "table": 4}
+OF_VIDEO = {"most": 99999, "rate": None, "fewest": 4, "most_frames": 768, "frame_tokens": None}
+
+
+def test_a_video_is_a_picture_of_frames(tmp_path: Path):
+    """With a stand-in for the tower of a model that takes them."""
+    pixel = Pixels("bicubic", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    image = Medium("[P]", "<[P]>", "[P]", 5, QWEN, pixel)
+    video = Medium("[V]", "<[V]>", "[V]", 6, QWEN | OF_VIDEO, pixel)
+    processor = Processor("qwen3_5", image, video, marks={"start": "<", "end": ">"})
+    calls: list[tuple[int, ...]] = []
+
+    def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        calls.append(inputs["patches"].shape[:3])
+        return [np.ones((calls[-1][0] * calls[-1][1], 3), np.float32)]
+
+    tower, frames = Tower(processor, run), [pixels(16, 24, seed) for seed in range(6)]
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"{i}.png")
+    seen = tower.video(tmp_path, 2.0)
+    assert seen.digest == tower.video(frames, 2.0).digest != tower.video(frames[::-1], 2.0).digest
+    assert (seen.medium, seen.rows) == ("video", 3 * 6)
+    tower.see([seen, tower.picture(frames[0])])
+    assert calls == [(3, 6, 4), (1, 6, 4)], "pairs of frames attend to themselves"
+    text = tower.expand("a" + tower.written([seen]), [seen])
+    assert text.count("[V]") == 18
+    assert text.count("seconds>") == 3
+    ids = [6 if mark == "[V]" else 0 for mark in re.findall(r"\[V\]|.", text)]
+    _, images = tower.place(ids, [seen])
+    assert images.tokens == (18,)
+    assert images.rope_positions is not None
+    fewer = tower.video(frames, 2.0, max_pixels=64)
+    assert fewer.rows < seen.rows
 
 
 def test_smaller_pictures(pictured: Path, engine: Engine, lmcast):
