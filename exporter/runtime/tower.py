@@ -4,6 +4,7 @@ Letters: N pictures of one grid, F features, W numbers of each.
 """
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,12 @@ class Tower:
         source: a path, the bytes of a file, a PIL image or an array uint8 [height, width, 3].
         max_pixels: make it smaller where it would have more.
         """
-        processor = self._within(max_pixels)
-        return Picture.of(encode(processor, [open_picture(source)]))
+        processor, pixels = self._within(max_pixels), open_picture(source)
+        try:
+            return Picture.of(encode(processor, [pixels]))
+        except PictureError as error:  # which of several it is
+            named = isinstance(source, str | PathLike)
+            raise PictureError(f"{source}: {error}" if named else str(error)) from None
 
     def video(
         self, source: Any, fps: float | None = None, max_pixels: int | None = None
