@@ -81,7 +81,7 @@ class Target:
         Of plans, the request says that.
     prepare: import what the engine's runner needs; return the GPU at hand, None for the CPU.
     run: load the graph or the plan of an engine; raises InputError where it cannot run here.
-    run_tower: the same of the tower of one that takes pictures.
+    run_tower: the same of a tower, by the name of its file.
     plans: how plans are compiled; None where the engine's own graph is run.
     options: those that change something for it.
     loads: those of a load that do, or say what is done anyway.
@@ -101,7 +101,7 @@ class Target:
     absent: "Callable[[Manifest], str]" = lambda manifest: ""
     prepare: "Callable[[Manifest], Cuda | None]"
     run: "Callable[[Manifest, Loading], Runner]"
-    run_tower: "Callable[[Manifest, Loading], RunTower]"
+    run_tower: "Callable[[Manifest, Loading, str], RunTower]"
     plans: Plans | None = None
     options: frozenset[Option] = frozenset()
     loads: frozenset[Loads] = frozenset()

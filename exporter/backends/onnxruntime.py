@@ -16,7 +16,7 @@ from lmcast.exporter.backends.large_pages import in_large_pages
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.backends.runner import Loading, Shaped
 from lmcast.exporter.dtypes import COMPUTED, DTYPES
-from lmcast.exporter.engine.description import Description, Graph, Vision
+from lmcast.exporter.engine.description import Description, Graph, TowerGraph
 from lmcast.exporter.engine.manifest import EngineError, Manifest
 from lmcast.exporter.engine.names import ENGINE_JSON, MODEL, ROOT
 from lmcast.exporter.engine.own_weights import own_weights
@@ -201,7 +201,7 @@ def _padded(state: Shaped) -> int:
     return -(-math.prod(shape) * DTYPES[dtype].bytes // ALIGNED) * ALIGNED
 
 
-def session_options(manifest: Manifest, graph: Graph | Vision) -> ort.SessionOptions:
+def session_options(manifest: Manifest, graph: Graph | TowerGraph) -> ort.SessionOptions:
     """Return what is asked of ONNX Runtime for a graph of an engine, whatever runs it."""
     options = ort.SessionOptions()
     # Errors reach the user as exceptions; the runtime's own log would print them again.
@@ -219,7 +219,7 @@ def session_options(manifest: Manifest, graph: Graph | Vision) -> ort.SessionOpt
     # Planning which values may share memory takes time by the square of the number of those of
     # unknown size (ONNX Runtime 1.31: 3 s for four layers of 128 experts), and saves nothing: of
     # the values of the experts most are empty.
-    options.enable_mem_reuse = isinstance(graph, Vision) or not graph.split_experts
+    options.enable_mem_reuse = isinstance(graph, TowerGraph) or not graph.split_experts
     # A memory pattern is a second place for the values of calls: a prompt of 1,024 tokens of
     # SmolLM2-135M peaks at 329 MB without, at 363 with it, at the same speed. It begins with room
     # for all weights, although they are mapped: a model larger than memory fails to load.

@@ -23,32 +23,30 @@ from lmcast.exporter.engine.manifest import Manifest
 from lmcast.exporter.engine.names import ENGINE_JSON
 
 
-def open_tower(manifest: Manifest, loading: Loading) -> "Tower":
-    """Return the tower of an engine, loaded for this CPU; raises InputError where it cannot run."""
+def open_tower(manifest: Manifest, loading: Loading, file: str) -> "Tower":
+    """Return a tower of an engine, VISION or AUDIO, loaded for this CPU; raises InputError where it
+    cannot run."""
     require_kernels(manifest.about.dtype)
-    vision = manifest.about.vision
-    assert vision is not None
-    options = session_options(manifest, vision)
+    options = session_options(manifest, manifest.about.tower(file))
     if loading.threads is not None:
         options.intra_op_num_threads = loading.threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.disable_prepacking", "01"[not loading.prepack])
     # Called now and then: what its values take is given back between calls.
     options.enable_cpu_mem_arena = False
-    session = opened(manifest, None, options, ["CPUExecutionProvider"], vision.file)
-    return Tower(manifest, session)
+    session = opened(manifest, None, options, ["CPUExecutionProvider"], file)
+    return Tower(manifest, session, file)
 
 
 class Tower:
     """A loaded graph; raises BackendError for another one than engine.json describes."""
 
-    def __init__(self, manifest: Manifest, session: ort.InferenceSession):
-        vision = manifest.about.vision
-        assert vision is not None
-        self._session, self._path = session, manifest.directory / vision.file
+    def __init__(self, manifest: Manifest, session: ort.InferenceSession, file: str):
+        tower = manifest.about.tower(file)
+        self._session, self._path = session, manifest.directory / file
         given, made = session.get_inputs(), session.get_outputs()
         found = {value.name: [str(n) for n in value.shape] for value in (*given, *made)}
-        wanted = {name: list(axes) for name, axes in (*vision.inputs, *vision.outputs)}
+        wanted = {name: list(axes) for name, axes in (*tower.inputs, *tower.outputs)}
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) != wanted.get(name):
                 raise BackendError(
@@ -57,7 +55,7 @@ class Tower:
                     " again"
                 )
         self._kinds = {value.name: DTYPES[NAMED[value.type]].numpy for value in given}
-        self._outputs = [name for name, _ in vision.outputs]
+        self._outputs = [name for name, _ in tower.outputs]
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the outputs, float32 F,H each; inputs: float32 and int64, by name."""

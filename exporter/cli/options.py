@@ -187,6 +187,13 @@ def image_options(command: Command) -> Command:
         click.option("--max-pixels", type=int, help="Make pictures smaller that have more."),
         click.option("--fps", type=float, help="Frames a second of the videos."),
         click.option(
+            "--audio",
+            type=PATH,
+            multiple=True,
+            metavar="FILE",
+            help="A sound: a WAV file at the model's rate. Repeatable.",
+        ),
+        click.option(
             "--video",
             type=PATH,
             multiple=True,
@@ -205,7 +212,8 @@ def of_images(given: dict[str, Any]) -> Any:
     """Take the values of image_options but for max_pixels: a prompt that waits for its text."""
     from lmcast.exporter.runtime.prepare import Pictured
 
-    return Pictured(None, given.pop("image"), given.pop("video"), given.pop("fps"))
+    images, videos, sounds = (given.pop(name) for name in ("image", "video", "audio"))
+    return Pictured(None, images, videos, sounds, given.pop("fps"))
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -240,6 +248,7 @@ def with_system(prompt: Any, system: str, shown: Sequence[str] = ()) -> Any:
 
     if isinstance(prompt, Pictured):
         kinds = ["image"] * len(prompt.images) + ["video"] * len(prompt.videos)
+        kinds += ["audio"] * len(prompt.sounds)
         return replace(prompt, prompt=with_system(prompt.prompt, system, kinds))
     if isinstance(prompt, list):
         raise click.UsageError("--system is for chats, not for token ids.")

@@ -105,9 +105,10 @@ def read(
     from lmcast.exporter.cli.chat import read_stdin
     from lmcast.exporter.runtime.generate import read_prompts
 
-    if file is not None and (images.images or images.videos):
+    if file is not None and (images.images or images.videos or images.sounds):
         raise click.UsageError(
-            '--image and --video are for a PROMPT: a line of a .jsonl may have "images".'
+            "--image, --video and --audio are for a PROMPT: a line of a .jsonl may have"
+            ' "images", "videos" and "sounds".'
         )
     if prompt is not None and file is not None:
         raise click.UsageError("give either a PROMPT or --file, not both.")

@@ -241,6 +241,11 @@ class Description:
     vision: Vision | None = None  # None: it takes text alone
     audio: Audio | None = None  # None: it takes no sounds
 
+    def tower(self, file: str) -> TowerGraph:
+        """Return what is said of the graph of a tower; KeyError where there is none."""
+        found: dict[str, TowerGraph] = {t.file: t for t in (self.vision, self.audio) if t}
+        return found[file]
+
     def __post_init__(self) -> None:
         if (self.graph.weights == "link") != bool(self.linked):
             raise RecordError(

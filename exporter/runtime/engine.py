@@ -23,7 +23,7 @@ from lmcast.exporter.engine.manifest import (
     read_parity,
     verify,
 )
-from lmcast.exporter.engine.names import GENERATION, PARITY, TOKENIZER, templates
+from lmcast.exporter.engine.names import AUDIO, GENERATION, PARITY, TOKENIZER, VISION, templates
 from lmcast.exporter.engine.sealed import Problem
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.arrays import as_ids
@@ -37,6 +37,7 @@ from lmcast.exporter.runtime.prepare import (
     Prepared,
     Prompts,
     Rate,
+    Sound,
     Source,
     no_tower,
     prepare,
@@ -207,12 +208,21 @@ class Engine:
         vision = self.manifest.about.vision
         if vision is None:
             raise no_tower(self)
-        return Tower(vision.processor, lambda inputs: self._run_tower(inputs))
+        return Tower(
+            vision.processor,
+            lambda inputs: self._run_tower(inputs),
+            lambda inputs: self._run_audio(inputs),
+        )
 
     @cached_property
     def _run_tower(self) -> RunTower:
         loading = Loading(self.threads, self._prepack, self.exact)
-        return self.target.run_tower(self.manifest, loading)
+        return self.target.run_tower(self.manifest, loading, VISION)
+
+    @cached_property
+    def _run_audio(self) -> RunTower:
+        loading = Loading(self.threads, self._prepack, self.exact)
+        return self.target.run_tower(self.manifest, loading, AUDIO)
 
     @checked
     def picture(
@@ -241,6 +251,15 @@ class Engine:
         frames a second; None: as an animated file says. Raises InputError.
         """
         return self.tower.video(source, fps, max_pixels)
+
+    @checked
+    def sound(self, source: Sound) -> Picture:
+        """Return a sound for the images of calls, as `picture` does a picture.
+
+        source: a WAV file, its bytes, or float32 [samples], at the rate of the model. Raises
+        InputError.
+        """
+        return self.tower.sound(source)
 
     @checked
     def session(self, batch: Rows = 1) -> Session:

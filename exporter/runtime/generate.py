@@ -26,7 +26,7 @@ from lmcast.plugins.errors import InputError
 MOST_PROMPTS = 1 << 16  # rows of a session
 PROMPTS_BYTES = 64 << 20  # 64 MiB: far more prompts than one session takes
 LINE_BYTES = 16 << 20  # 16 MiB: more than a context of a million tokens holds
-KINDS = ("images", "videos")  # keys of a line that name files
+KINDS = ("images", "videos", "sounds")  # keys of a line that name files
 FILLER = 0  # the token fed to rows that have finished; what it gives is ignored
 
 
@@ -296,8 +296,8 @@ def parse_prompt(line: str, where: str, folder: Path) -> Read:
     """Return the prompt of one line of JSON.
 
     {"prompt": text or token ids}, or {"messages": [...]} with what CHAT_KEYS names beside; either
-    with "images" and "videos": files, from `folder` on, and "fps" of the videos; or a text, a list
-    of messages or a list of token ids by itself.
+    with what KINDS names: files, from `folder` on, and "fps" of the videos; or a text, a list of
+    messages or a list of token ids by itself.
     """
     try:
         value = strict_json.parse_value(line)
@@ -305,7 +305,7 @@ def parse_prompt(line: str, where: str, folder: Path) -> Read:
         raise GenerateError(f"{where}: is not JSON: {str(error) or 'nested too deeply'}") from error
     if not isinstance(value, dict):
         return parse_value(value, where)
-    shown = {key: value.pop(key) for key in ("images", "videos", "fps") if key in value}
+    shown = {key: value.pop(key) for key in (*KINDS, "fps") if key in value}
     prompt = parse_object(value, where)
     if not shown:
         return prompt
@@ -317,8 +317,7 @@ def parse_prompt(line: str, where: str, folder: Path) -> Read:
 
 
 def find_files(names: Any, where: str, key: str, folder: Path) -> list[Path]:
-    """Return the files that "images" or "videos" names; raises GenerateError where one is not
-    there."""
+    """Return the files that a key of KINDS names; raises GenerateError where one is not there."""
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise GenerateError(f'{where}: "{key}" must be a list of files, not {names!r:.80}')
     files = [folder / name for name in names]

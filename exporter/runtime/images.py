@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Picture:
-    """A picture or a video as one engine takes it; its features are computed once.
+    """A picture, a video or a sound as one engine takes it; its features are computed once.
 
     encoded: what its processor makes of it; the inputs of the tower go when it has run. rows: of
     features. digest: tells it from others. features: float rows,W; None before the tower has run.
@@ -36,7 +36,7 @@ class Picture:
 
     @property
     def medium(self) -> str:
-        """ "image" or "video"."""
+        """ "image", "video" or "audio"."""
         return self.encoded[0].medium if self.encoded else "image"
 
     @classmethod

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from lmcast.exporter.runtime.engine import Engine
 
 TOKEN_CHARACTERS = 512  # of the longest token; those in use have 128 spaces, or 256
-MEDIA = ("image", "video")  # the "type" of parts that say where one stands
+MEDIA = ("image", "video", "audio")  # the "type" of parts that say where one stands
 # Other parts that would hold one: of Chat Completions and of Responses.
-OTHERS = ("image_url", "input_image", "video_url", "input_video")
+OTHERS = ("image_url", "input_image", "video_url", "input_video", "input_audio")
 
 
 class PilImage(Protocol):
@@ -35,6 +35,7 @@ class PilImage(Protocol):
 Rate = Annotated[float, Range(0.001, 1000.0)]
 Video = str | PathLike[str] | bytes
 Source = str | PathLike[str] | bytes | np.ndarray | Picture | PilImage
+Sound = str | PathLike[str] | bytes | np.ndarray
 Frames = Video | Sequence[Source]
 PICTURES = (
     "paths, bytes of files, images of PIL, arrays uint8 [height, width, 3] or Pictures, one or"
@@ -46,14 +47,17 @@ Pictures = Annotated[Source | Sequence[Source | Sequence[Source]] | None, PICTUR
 @checked_fields
 @dataclass(frozen=True)
 class Pictured:
-    """A prompt, in any form, and its pictures and videos, in the order in which it names them.
+    """A prompt, in any form, and its pictures, videos and sounds, in the order in which it names
+    those of each kind.
 
     videos: folders of pictures and animated files; fps: their frames a second, None: as files say.
+    sounds: WAV files.
     """
 
     prompt: Any
     images: Sequence[Source] = ()
     videos: Sequence[Video] = ()
+    sounds: Sequence[Sound] = ()
     fps: Rate | None = None
 
     def __post_init__(self) -> None:
@@ -143,13 +147,14 @@ def plain(engine: "Engine", text: str, pictures: Sequence[Picture]) -> str:
 
 
 def shown(engine: "Engine", one: Pictured, max_pixels: int | None) -> list[Picture]:
-    """Return the pictures of a prompt, and then its videos, as the tower takes them."""
+    """Return the pictures of a prompt, then its videos, then its sounds, as towers take them."""
     pictures = [engine.picture(source, max_pixels) for source in one.images]
-    return pictures + [engine.video(source, one.fps, max_pixels) for source in one.videos]
+    pictures += [engine.video(source, one.fps, max_pixels) for source in one.videos]
+    return pictures + [engine.sound(source) for source in one.sounds]
 
 
 def kinds_of(pictures: Sequence[Picture]) -> list[str]:
-    """Return the kind of each: "image" or "video"."""
+    """Return the kind of each: "image", "video" or "audio"."""
     return [picture.medium for picture in pictures]
 
 
@@ -210,7 +215,7 @@ def pair(prompts: Any, images: Any) -> list[Pictured]:
     listed = [p if isinstance(p, Pictured) else Pictured(p) for p in as_prompts(prompts)]
     if images is None:
         return listed
-    if any(one.images or one.videos for one in listed):
+    if any(one.images or one.videos or one.sounds for one in listed):
         raise TextError("images: prompts have their own; give one of the two")
     given = list(images) if isinstance(images, list | tuple) else [images]
     nested = [isinstance(each, list | tuple) for each in given]

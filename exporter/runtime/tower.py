@@ -1,4 +1,4 @@
-"""The tower of an engine: pictures to the tokens of a prompt, and to what a text graph takes.
+"""The towers of an engine: pictures to the tokens of a prompt, and to what a text graph takes.
 
 Letters: N pictures of one grid, F features, W numbers of each.
 """
@@ -20,10 +20,12 @@ from lmcast.exporter.vision.processor import (
     Processor,
     capped,
     encode,
+    encode_audio,
     encode_video,
     joined,
     require_medium,
 )
+from lmcast.exporter.vision.sounds import open_sound
 
 # Of one call: as many pictures of one grid as have fewer, whose values take memory by their number.
 PATCHES = 4096
@@ -32,12 +34,12 @@ PATCHES = 4096
 class Tower:
     """What an engine with a tower does with pictures.
 
-    processor: how they are prepared. run: the graph of the tower, inputs by name -> its one output,
-    float F,W; it is loaded when first called.
+    processor: how they are prepared. see, hear: the graphs of the towers of pictures and of sounds,
+    inputs by name -> the one output of each, float F,W; they are loaded when first called.
     """
 
-    def __init__(self, processor: Processor, run: RunTower):
-        self.processor, self._run = processor, run
+    def __init__(self, processor: Processor, see: RunTower, hear: RunTower | None = None):
+        self.processor, self._see, self._hear = processor, see, hear
 
     def picture(self, source: Any, max_pixels: int | None = None) -> Picture:
         """Return a picture as the tower takes it; raises PictureError.
@@ -64,6 +66,17 @@ class Tower:
         processor = self._within(max_pixels)
         return Picture.of(encode_video(processor, open_video(source, processor, fps)))
 
+    def sound(self, source: Any) -> Picture:
+        """Return a sound as its tower takes it; raises PictureError.
+
+        source: the path of a WAV file, its bytes, or float32 [samples], at the rate of the model.
+        """
+        require_medium(self.processor, "audio")
+        audio = self.processor.audio
+        assert audio is not None
+        rate = audio.sizes["mel"]["rate"]
+        return Picture.of(encode_audio(self.processor, open_sound(source, rate)))
+
     def _within(self, max_pixels: int | None) -> Processor:
         """Return the processor with a limit of pixels; raises PictureError where it takes none."""
         return self.processor if max_pixels is None else capped(self.processor, max_pixels)
@@ -88,19 +101,21 @@ class Tower:
             features = np.concatenate(own)
             if not np.isfinite(features).all():
                 raise PictureError(
-                    "a picture's features hold NaN or Inf, so the tower's computation overflowed;"
-                    " export with --dtype float32"
+                    "features hold NaN or Inf, so the tower's computation overflowed; export with"
+                    " --dtype float32"
                 )
             picture.seen(features)
 
     def _features(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Return the features of each, float rows,W, from one call; all are of one grid."""
-        (outputs,) = self._run(joined(encoded))
+        run = self._hear if encoded[0].medium == "audio" else self._see
+        assert run is not None, "an engine whose processor takes sounds has a tower for them"
+        (outputs,) = run(joined(encoded))
         ends = np.cumsum([each.features for each in encoded])
         if len(outputs) != ends[-1]:
             raise PictureError(
                 f"the tower gives {len(outputs)} features, and {ends[-1]} tokens wait for some:"
-                " vision.onnx is not of this engine; export again"
+                " its graph is not of this engine; export again"
             )
         return np.split(outputs, ends[:-1])
 

@@ -32,7 +32,7 @@ from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.backends.runner import Loading, SessionError, Shaped
 from lmcast.exporter.dtypes import DTYPES
 from lmcast.exporter.engine.manifest import Manifest
-from lmcast.exporter.engine.names import MODEL, VISION
+from lmcast.exporter.engine.names import MODEL
 from lmcast.plugins.errors import InputError
 
 MOST_GRAPHS = 64  # of an engine: each keeps memory of the driver's; steps beyond run without
@@ -74,18 +74,20 @@ def open_runner(manifest: Manifest, loading: Loading) -> "Runner":
     return Runner(manifest, prepare(manifest), loading.model)
 
 
-def open_tower(manifest: Manifest, loading: Loading) -> "Tower":
-    """Return the tower of an engine, loaded on the GPU; raises InputError where it cannot be."""
-    return Tower(manifest, prepare(manifest))
+def open_tower(manifest: Manifest, loading: Loading, file: str) -> "Tower":
+    """Return a tower of an engine, VISION or AUDIO, loaded on the GPU; raises InputError where it
+    cannot be."""
+    return Tower(manifest, prepare(manifest), file)
 
 
 class Tower:
     """A loaded tower. Its inputs and outputs are copied there and back by ONNX Runtime."""
 
-    def __init__(self, manifest: Manifest, gpu: Cuda):
+    def __init__(self, manifest: Manifest, gpu: Cuda, file: str):
         self._gpu, self._manifest = gpu, manifest
         with gpu.active():
-            self._run = onnxruntime_tower.Tower(manifest, _loaded(manifest, gpu, None, VISION))
+            session = _loaded(manifest, gpu, None, file)
+            self._run = onnxruntime_tower.Tower(manifest, session, file)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the outputs, float32 F,H each; inputs: float32 and int64, by name."""
@@ -96,8 +98,8 @@ class Tower:
             if not any(words in str(error) for words in NO_MEMORY):
                 raise
             raise OutOfMemory(
-                f"a picture needs more memory than this GPU ({self._gpu.name}) has free: make it"
-                " smaller"
+                f"a picture or sound needs more memory than this GPU ({self._gpu.name}) has free:"
+                " make it smaller"
             ) from None
 
 
@@ -306,7 +308,7 @@ class Runner:
 def _loaded(
     manifest: Manifest, gpu: Cuda, model: bytes | None, file: str = MODEL
 ) -> ort.InferenceSession:
-    """Return a graph, MODEL or VISION, on the GPU; raises BackendError."""
+    """Return a graph, one of GRAPHS, on the GPU; raises BackendError."""
     path = manifest.directory / file
     # What CUDA refuses is said there, once more or where it is no error: by no session's own log.
     ort.set_default_logger_severity(FATAL)
@@ -329,7 +331,7 @@ def _loaded(
 def _provider(manifest: Manifest, gpu: Cuda, file: str) -> tuple[ort.SessionOptions, list[Any]]:
     """Return the options of a session, and its provider with its own."""
     about = manifest.about
-    seen = about.vision if file == VISION else None
+    seen = None if file == MODEL else about.tower(file)
     options = session_options(manifest, seen or about.graph)
     # A node without a kernel for GPUs would be run by the CPU, with copies there and back.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
