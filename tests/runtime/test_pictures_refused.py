@@ -74,7 +74,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "too many with the answer": (
         ["engine", "what?", *["--image", "a.png"] * 4, "-n", "250"], "its pictures take 12, "
     ),
-    "of a file": (["engine", "--file", "p.jsonl", "--image", "a.png"], "--image and --video are"),
+    "of a file": (["engine", "--file", "p.jsonl", "--image", "a.png"], "--video and --audio are"),
     "of a line": (["engine", "--file", "bad.jsonl"], 'bad.jsonl:1: "images": there is no file'),
     "a video": (["engine", "what?", "--video", ".", "--fps", "2"], "this model takes no videos"),
     "a rate alone": (["engine", "what?", "--fps", "2"], "fps: is of videos, and there are none"),
