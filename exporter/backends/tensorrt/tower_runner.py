@@ -7,22 +7,29 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lmcast.exporter.backends import onnxruntime_tower
 from lmcast.exporter.backends.cuda import Array, OutOfMemory
 from lmcast.exporter.backends.gpu_call import ALIGNED
-from lmcast.exporter.backends.runner import Loading, SessionError
+from lmcast.exporter.backends.runner import Loading, RunTower, SessionError
 from lmcast.exporter.backends.tensorrt.plans import Loaded, load_tower
 from lmcast.exporter.backends.tensorrt.runner import NAMED, contexts
 from lmcast.exporter.dtypes import COMPUTED
 from lmcast.exporter.engine.description import Vision
 from lmcast.exporter.engine.manifest import Manifest
+from lmcast.exporter.engine.names import AUDIO
 
 Given = Mapping[str, np.ndarray]
 PROFILE = 0  # the only one
 KINDS = dict.fromkeys(("patches", "pixels", "weights"), "float32")  # the others are int64
 
 
-def open_tower(manifest: Manifest, loading: Loading) -> "Tower":
-    """Return the plan of an engine's tower that fits this machine, loaded; raises InputError."""
+def open_tower(manifest: Manifest, loading: Loading, file: str) -> RunTower:
+    """Return the plan of an engine's tower that fits this machine, loaded; raises InputError.
+
+    Of sounds there is none: their graph is run on the CPU.
+    """
+    if file == AUDIO:
+        return onnxruntime_tower.open_tower(manifest, loading, file)
     vision, loaded = manifest.about.vision, load_tower(manifest)
     assert vision is not None
     try:
