@@ -136,7 +136,7 @@ class Definition:
             elif isinstance(module, nn.Embedding) and id(module) not in heads:
                 count -= module.weight.numel()
             elif isinstance(module, HardTokens):
-                count -= sum(p.numel() for p in module.into.parameters())
+                count -= sum(p.numel() for p in module.parameters())
         return count
 
     @property

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lmcast.graphs.blocks.norm import UnitNorm, WideRMSNorm
 from lmcast.graphs.weights.bind import Table
+from lmcast.graphs.weights.sources import View
 
 
 class SoftTokens(nn.Module):
@@ -35,12 +36,12 @@ class HardTokens(nn.Module):
     def __init__(self, first: int, vocab: int, dim: int, hidden_size: int, eps: float):
         super().__init__()
         self.first = first
-        self.embedding = nn.Embedding(vocab, dim)
+        self.weight = nn.Parameter(torch.empty(vocab, dim))
         self.into = SoftTokens(dim, hidden_size, eps)
 
     def forward(self, input_ids: Tensor, x: Tensor) -> Tensor:
         """input_ids B,T int64; x B,T,H: their embeddings in the text's own table -> B,T,H."""
-        rows = self.into(self.embedding.weight)  # V,H
+        rows = self.into(self.weight)  # V,H
         own = (input_ids - self.first).clamp(0, rows.shape[0] - 1)
         return torch.where((input_ids < self.first)[..., None], x, F.embedding(own, rows))
 
@@ -48,7 +49,7 @@ class HardTokens(nn.Module):
 def hard_weights(module: str) -> Table:
     """Return the weight table of HardTokens; module: of the checkpoint."""
     return {
-        "embedding": f"{module}.embedding",
+        "weight": View(f"{module}.embedding.weight"),
         "into.norm": f"{module}.hard_embedding_norm",
         "into.project": f"{module}.embedding_projection",
     }
