@@ -26,7 +26,7 @@ from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.images import Images, Picture
 from lmcast.exporter.vision import kinds
 from lmcast.exporter.vision.positions import Piece
-from lmcast.exporter.vision.processor import Encoded, Places, Processor, encode
+from lmcast.exporter.vision.processor import Encoded, Places, Processor, encode, encode_audio
 from lmcast.graphs import Definition
 
 SIDE = 256  # pixels of a picture that tokens are taken of
@@ -36,6 +36,7 @@ ROWS: tuple[tuple[int | tuple[int, int], ...], ...] = (
     (3, (2, 3), 2, (1, 2), 4),
     ((2, 2), 5),
 )
+SAMPLES = (5000, 16000)  # of sounds
 DRAWN = 4  # times, where rounding decides what is computed of the tokens of before
 
 
@@ -54,18 +55,22 @@ def compare_pictures(
 
 
 def compare_features(engine: Engine, found: Definition, source: Checkpoint) -> Result:
-    """Compare what the tower makes of a few pictures."""
+    """Compare what the tower makes of a few pictures, and that of sounds of a few."""
     about = engine.manifest.about
     assert about.vision is not None
     assert found.tower is not None
     format = DTYPES[about.dtype]
-    given = drawn_pictures(about.vision.processor)
-    calls = [one.inputs for one in given]
-    exact, near = (
-        _by_place(tower_pass(found.tower, source, calls, dtype))
-        for dtype in (torch.float64, format.torch)
-    )
-    begin, pictures = perf_counter(), [Picture.of([one]) for one in given]
+    given = [(found.tower, drawn_pictures(about.vision.processor))]
+    if found.sounds is not None:
+        given.append((found.sounds, drawn_sounds(about.vision.processor)))
+
+    def eager(dtype: torch.dtype) -> Logits:
+        calls = [(tower, [one.inputs for one in own]) for tower, own in given]
+        each = [tower_pass(tower, source, inputs, dtype) for tower, inputs in calls]
+        return _by_place([features for own in each for features in own])
+
+    exact, near = eager(torch.float64), eager(format.torch)
+    begin, pictures = perf_counter(), [Picture.of([one]) for _, own in given for one in own]
     engine.tower.see(pictures)
     seconds = perf_counter() - begin
     features = [torch.from_numpy(p.features) for p in pictures if p.features is not None]
@@ -92,6 +97,13 @@ def drawn_pictures(processor: Processor) -> list[Encoded]:
         grid = (number, 1, count)  # one that no other has: each is a call of its own
         found.append(replace(whole, grid=grid, inputs=own, features=pictures * count))
     return found
+
+
+def drawn_sounds(processor: Processor) -> list[Encoded]:
+    """Return sounds of several lengths, of noise; the same on every machine."""
+    rng = np.random.Generator(np.random.PCG64(1))
+    noise = (rng.standard_normal(samples, np.float32) for samples in SAMPLES)
+    return [one for sound in noise for one in encode_audio(processor, sound)]
 
 
 def _by_place(each: Sequence[torch.Tensor]) -> Logits:
