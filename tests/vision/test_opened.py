@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
+from lmcast.exporter.extras import remedy
 from lmcast.exporter.vision.errors import PictureError
 from lmcast.exporter.vision.pictures import open_picture, open_video
 from lmcast.exporter.vision.processor import Medium, Pixels, Processor, encode, encode_video
@@ -89,6 +91,16 @@ def test_arrays_are_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(file(IMAGE))
     for path in (tmp_path / "a.bin", str(tmp_path / "a.bin")):
         np.testing.assert_array_equal(open_picture(path), PICTURE)
+
+
+def test_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = file(IMAGE)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "PIL"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    np.testing.assert_array_equal(open_picture(PICTURE), PICTURE)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        open_picture(data)
+    assert "pip install 'lmcast[vision]'" in str(remedy(caught.value))
 
 
 PNG = file(IMAGE)
