@@ -1,6 +1,7 @@
 """What transformers makes of pictures, videos and sounds, written by a process of its own.
 
-python oracle.py FOLDER: a directory for each case with the files of its processor and oracle.npz.
+python oracle.py FOLDER: a directory for each case with the files of its processor and oracle.npz,
+and sizes.npz, of `size_rules`.
 In a process of its own, because transformers asks only once whether torchvision is there, for which
 `stand_in` stands in.
 """
@@ -279,5 +280,8 @@ def make(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE / "stand_in"))
+    from size_rules import sizes
+
     for name in CASES:
         make(name, Path(sys.argv[1]) / name)
+    np.savez(Path(sys.argv[1]) / "sizes.npz", **sizes())

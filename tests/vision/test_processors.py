@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import oracle
 import pytest
+import size_rules
 import torch
 from tokenizers import Tokenizer
 from tower_configs import configs
@@ -19,6 +21,7 @@ from lmcast.exporter.checkpoint.texts import read_texts
 from lmcast.exporter.vision import kinds, prompts
 from lmcast.exporter.vision import processor as vision
 from lmcast.exporter.vision.files import read_processor
+from lmcast.exporter.vision.kinds import kimi_k25, llama4, mistral3, qwen3_5
 from lmcast.exporter.vision.processor import Clip, Encoded, Processor
 from lmcast.plugins import records
 
@@ -121,6 +124,36 @@ def test_processors(folder: Path, name: str) -> None:
             assert (at.image_rows >= 0).sum() + filled == (types > 0).sum()
             assert (types[0][at.image_rows >= 0] > 0).all()
         assert at.image_rows.max() + 1 == sum(each.features for each in made)
+
+
+LLAMA = llama4.Sizes(size_rules.TILE, 16, 14, 2, False)
+KIMI = kimi_k25.Sizes(size_rules.PATCHES, size_rules.SIDE, 14, 2, 64, 64)
+QWEN = qwen3_5.VideoSizes(*size_rules.VIDEOS, 16, 2, 2, 48, 2.0, 4, 768, None)
+
+
+def canvas(sizes: llama4.Sizes, height: int, width: int) -> list[int]:
+    return [count * sizes.side for count in llama4.canvas(sizes, height, width)]
+
+
+# Rule -> (height, width, frames) -> height and width.
+RULES: dict[str, Callable[[int, int, int], Any]] = {
+    "mistral3": lambda h, w, n: mistral3.resized(mistral3.Sizes(size_rules.EDGE, 14, 2), h, w),
+    "llama4, canvas": lambda h, w, n: canvas(LLAMA, h, w),
+    "llama4, enlarged": lambda h, w, n: canvas(replace(LLAMA, enlarge=True), h, w),
+    "llama4, picture": lambda h, w, n: llama4.fitted(LLAMA, (h, w), llama4.canvas(LLAMA, h, w)),
+    "qwen3_5": lambda h, w, n: qwen3_5.resized((h, w), 32, *size_rules.PICTURES),
+    "qwen3_5, video": lambda h, w, n: qwen3_5.resized_frames(QWEN, (h, w), n),
+    "kimi_k25": lambda h, w, n: kimi_k25.resized(KIMI, h, w),
+    "kimi_k25, filled": lambda h, w, n: kimi_k25.filled(KIMI, *kimi_k25.resized(KIMI, h, w)),
+}
+
+
+def test_sizes_of_many_shapes(folder: Path) -> None:
+    theirs = dict(np.load(folder / "sizes.npz"))
+    assert theirs.keys() == RULES.keys()
+    for rule, size in RULES.items():
+        for shape, expected in zip(size_rules.SHAPES, theirs[rule].tolist(), strict=True):
+            assert list(size(*shape)) == expected, (rule, shape)
 
 
 FLAT = {"image_processor": "", "feature_extractor": "", "video_processor": "video_"}
