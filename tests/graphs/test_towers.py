@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import gap
+from tiny import HUB_NAMES, gap
 from tiny.towers import TEXT, TOWERS, Tiny, tables
 from torch import Tensor
 
@@ -60,10 +60,7 @@ def hub_name(arch: str, name: str) -> str:
     """Return a name that Hugging Face writes as files of the hub have it."""
     if arch == "gemma3" and name.startswith("vision_tower."):
         return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-    if arch == "kimi_k25":  # some names come back changed
-        name = name.removeprefix("model.") if "mm_projector" in name else name
-        return name.replace("vision_tower.encoder.patch_embed.", "vision_tower.patch_embed.")
-    return name
+    return HUB_NAMES[arch](name) if arch in HUB_NAMES else name
 
 
 def built(kind: TowerArch, config: dict[str, Any], family: str = "mistral3") -> Tower:

@@ -64,6 +64,7 @@ TEMPERED = {**SCALED, "original_max_position_embeddings": 8, "llama_4_scaling_be
 def on_the_hub(name: str) -> str:
     """Return the name of a tensor of Kimi K2.5 on the hub, of that which save_pretrained writes."""
     name = name.replace("language_model.model.blocks.", "language_model.model.layers.")
+    name = name.replace("vision_tower.encoder.patch_embed.", "vision_tower.patch_embed.")
     return name.removeprefix("model.") if name.startswith("model.mm_projector.") else name
 
 

@@ -6,6 +6,7 @@ from tiny import gemma3n as tiny_gemma3n
 from tiny import gemma3n_files
 from tiny.configs import FAR, PLAIN, SIZES, YARN
 from tiny.family import Family
+from tiny.latents import MLA, TEMPERED
 
 TOWER: dict[str, Any] = {
     "hidden_size": 24,
@@ -142,8 +143,16 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
             **_text("ministral3", rope_parameters=SCALED, tie_word_embeddings=True),
             "multimodal_projector_bias": True,
         },
+        "mistral4, untied": {
+            **PIXTRAL,
+            "text_config": {
+                **SIZES, **MLA, "model_type": "mistral4", "rope_parameters": TEMPERED,
+                "tie_word_embeddings": False,
+            },
+            "tie_word_embeddings": False,
+        },
     },
-}
+}  # fmt: skip
 
 RELEASED: dict[str, dict[str, dict[str, Any]]] = {
     "gemma3": {
