@@ -9,8 +9,8 @@ from lmcast.exporter import Engine
 from lmcast.exporter.prove import corpus
 from lmcast.exporter.runtime import chat
 from lmcast.exporter.runtime.chat import Chat, TextError, render_chats
-from lmcast.exporter.runtime.engine import TOKEN_CHARACTERS
 from lmcast.exporter.runtime.generate import LINE_BYTES, GenerateError, read_prompts
+from lmcast.exporter.runtime.prepare import TOKEN_CHARACTERS
 
 CONTEXT = 8
 
@@ -50,8 +50,8 @@ def test_a_line_of_a_corpus_is_bounded(tmp_path: Path):
 
 
 def test_a_text_that_no_context_holds_is_refused_before_it_is_tokenized():
-    engine = Engine.__new__(Engine)
-    engine.context = CONTEXT
+    engine = Engine.__new__(type("Text", (Engine,), {"has_tower": False}))
+    engine.context, engine.vocab_size = CONTEXT, 128
     vars(engine)["chat_templates"] = {}
     vars(engine)["text"] = Counting()
     most = CONTEXT * TOKEN_CHARACTERS

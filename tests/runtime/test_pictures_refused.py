@@ -33,9 +33,9 @@ def nested(*parts: Any) -> list[dict[str, Any]]:
 
 REFUSED: dict[str, tuple[Any, Any, str]] = {
     "no file": ("what?", "none.png", "none.png"),
-    "no picture": ("what?", b"not a picture", ""),
-    "half a picture": ("what?", png(A)[:-60], ""),
-    "too long": ("what?", np.zeros((1, 300, 3), np.uint8), "is more than 200 times as long as it is"),
+    "no picture": ("what?", b"not a picture", "is no picture in a format that is read"),
+    "half a picture": ("what?", png(A)[:-60], "is damaged"),
+    "too long": ("what?", np.zeros((1, 300, 3), np.uint8), "more than 200 times as long"),
     "a number": ("what?", 3, "images is 3; accepted: paths, bytes of files, images of PIL"),
     "of several prompts": (["a", "b"], [A, B], "images: 2 prompts and 2 images; give a list for"),
     "of fewer prompts": (["a", "b"], [[A]], "images: 2 prompts and 1 images; give a list for each"),
