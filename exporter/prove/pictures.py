@@ -36,7 +36,7 @@ ROWS: tuple[tuple[int | tuple[int, int], ...], ...] = (
     (3, (2, 3), 2, (1, 2), 4),
     ((2, 2), 5),
 )
-SAMPLES = (5000, 16000)  # of sounds
+SAMPLES = (5000, 12000)  # of sounds
 DRAWN = 4  # times, where rounding decides what is computed of the tokens of before
 
 

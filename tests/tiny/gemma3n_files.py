@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 from lmcast.graphs.towers import mobilenet_v5, usm
-from tiny.mobilenet_v5 import stored
+from tiny.mobilenet_v5 import drawn, stored
 
 TOWERS = {"vision_tower.": mobilenet_v5.TOWER, "audio_tower.": usm.TOWER}
 EMBEDDERS = ("embed_vision", "embed_audio")
@@ -46,16 +47,15 @@ def embedder(settings: dict[str, Any], name: str) -> Any:
 
 
 def towers(settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Return zeros for the tensors of the towers, which no text reads."""
+    """Return the tensors of the towers, which no text reads."""
     text = SimpleNamespace(hidden_size=settings["text_config"]["hidden_size"])
     found = {}
     for prefix, arch in TOWERS.items():
         with torch.device("meta"):
             tower = arch.build(arch.read(settings, "gemma3n"), text)
-        named = stored(arch, tower)
-        found |= {
-            n: torch.zeros(shape) for n, shape in named.items() if n.startswith(f"model.{prefix}")
-        }
+        shapes = stored(arch, tower)
+        own = (name for name in shapes if name.startswith(f"model.{prefix}"))
+        found |= {name: drawn(name, shapes[name]).float() for name in own}
     return found
 
 
@@ -108,3 +108,36 @@ def logits(directory: Path, ids: Tensor, dtype: torch.dtype) -> Tensor:
             x = torch.where((ids >= first)[..., None], taken, x)
         more = made.model.get_per_layer_inputs(ids)
         return made(inputs_embeds=x, per_layer_inputs=more, use_cache=False).logits
+
+
+CHARACTERS = ["\n", *map(chr, range(32, 109))]
+MARKS = {
+    80: "<start_of_image>",
+    81: "<start_of_audio>",
+    86: "<end_of_image>",
+    87: "<image_soft_token>",
+    91: "<end_of_audio>",
+    92: "<audio_soft_token>",
+}
+
+
+def write_texts(folder: Path) -> None:
+    """Write a tokenizer of characters, and what says how pictures and sounds are prepared."""
+    tokens = {0: "<s>", 1: "</s>", **dict(enumerate(CHARACTERS, 2)), **MARKS}
+    vocabulary = {tokens.get(i, f"<unused{i}>"): i for i in range(97)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(["<s>", "</s>", *MARKS.values()])
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    files: dict[str, dict[str, Any]] = {
+        "tokenizer_config.json": {"bos_token": "<s>", "eos_token": "</s>"},
+        "preprocessor_config.json": {
+            "image_processor_type": "SiglipImageProcessor",
+            "feature_extractor_type": "Gemma3nAudioFeatureExtractor",
+            "do_normalize": False,
+            "size": {"height": 96, "width": 96},
+        },
+        "processor_config.json": {"image_seq_length": 4, "audio_seq_length": 6},
+    }
+    for name, said in files.items():
+        (folder / name).write_text(json.dumps(said))

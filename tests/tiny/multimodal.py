@@ -56,7 +56,7 @@ GEMMA_3N: dict[str, Any] = {
         "vocab_offset": 91,
         "vocab_size": 6,
     },
-    "audio_soft_tokens_per_image": 188,
+    "audio_soft_tokens_per_image": 6,
     "audio_token_id": 92,
     "boa_token_id": 81,
     "boi_token_id": 80,
