@@ -149,14 +149,14 @@ class Run:
                 unquantized = copy.deepcopy(final)
                 self._quantize_head()
             sizes = {variant: self._bytes(joined(self.recipes(variant))) for variant in VARIANTS}
-            sizes["reference"] = weight_bytes(self.found, self.source)
+            sizes["reference"] = weight_bytes(self.found.binding, self.source)
             others = {"kept": self.kept[1], "base": self.base}
             return compare((self.reference[1], unquantized), others, final, sizes)
 
     def _bytes(self, recipe: Recipe) -> int:
         """Return the bytes of all weights where some are as a recipe says."""
         shapes = {name: tuple(p.shape) for name, p in self.found.model.named_parameters()}
-        rest = weight_bytes(self.found, self.source)
+        rest = weight_bytes(self.found.binding, self.source)
         for name, scheme in recipe.weights.items():
             stored = tensors_of(self.found.binding.sources[name])
             rest += scheme.bytes(shapes[name])

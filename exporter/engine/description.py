@@ -251,6 +251,11 @@ class Description:
             raise RecordError(
                 f"graph.weights is {self.graph.weights}, and linked lists {len(self.linked)} files"
             )
+        taken = {name for name, _ in self.graph.inputs}
+        if self.vision and (absent := set(self.vision.text_inputs) - taken):
+            raise RecordError(
+                f"vision.text_inputs has {min(absent)}, which is none of graph.inputs"
+            )
 
 
 @dataclass(frozen=True)

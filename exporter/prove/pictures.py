@@ -51,7 +51,13 @@ def compare_pictures(
     if engine.manifest.about.vision is None:
         return
     yield compare_features(engine, plain, source)
-    yield compare_rows(engine, plain, rough, source)
+    if engine.session(1).context >= min(map(tokens_of, ROWS)):
+        yield compare_rows(engine, plain, rough, source)
+
+
+def tokens_of(row: Sequence[int | tuple[int, int]]) -> int:
+    """Return how many tokens one of ROWS has."""
+    return sum(part if isinstance(part, int) else part[0] * part[1] for part in row)
 
 
 def compare_features(engine: Engine, found: Definition, source: Checkpoint) -> Result:

@@ -25,6 +25,7 @@ from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.weights.recipe_files import recipe_of
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
+from lmcast.graphs.weights.bind import Binding
 from lmcast.plugins.annotations import Count
 from lmcast.plugins.arguments import checked
 
@@ -67,7 +68,7 @@ def quality(
     files = recipe_of(engine, about.recipe, recipe, identities, progress) if recipe else None
     with progress.stage("reading text"):
         ids = _chunks(loaded, source, data, math.ceil(tokens / chunk), chunk)
-    with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:
+    with progress.stage("running the checkpoint", weight_bytes(found.binding, source)) as step:
         reference = begin(unrounded(found), source, ids, step)
         alone = begin(*files.take(found, source), ids) if files else None
         layers = run_layers(len(found.model.layers), reference, alone)
@@ -79,7 +80,7 @@ def quality(
                 expected = final(reference.hidden[row], at[None])[0]
                 compared.add(row, int(at[0]), expected, logits[at])
     bytes = sum(stored.bytes for stored in about.weights.values())
-    return compared.measured(bytes, weight_bytes(found, source), layers)
+    return compared.measured(bytes, weight_bytes(found.weights, source), layers)
 
 
 def eager_quality(
@@ -108,13 +109,13 @@ def eager_quality(
             for at in torch.arange(ids.shape[1]).split(POSITIONS):
                 expected = expect(reference.hidden[row], at[None])[0]
                 compared.add(row, int(at[0]), expected, give(measured.hidden[row], at[None])[0])
-    sizes = weight_bytes(other, other_source), weight_bytes(found, source)
+    sizes = weight_bytes(other.weights, other_source), weight_bytes(found.weights, source)
     return compared.measured(*sizes, layers)
 
 
-def weight_bytes(found: Definition, source: Checkpoint) -> int:
-    """Return the stored size of the tensors that a definition reads."""
-    return sum(source.tensors[tensor].nbytes for tensor in found.binding.tensors())
+def weight_bytes(binding: Binding, source: Checkpoint) -> int:
+    """Return the stored size of the tensors that parameters are made of."""
+    return sum(source.tensors[tensor].nbytes for tensor in binding.tensors())
 
 
 def _own(found: Definition) -> Definition:
@@ -128,7 +129,8 @@ def _definition(engine: Engine, source: Checkpoint) -> Definition:
     The engine may come from a quantized copy of the checkpoint, with another config.json.
     """
     about = engine.manifest.about
-    found = defined(source.config, source.tensors, about.inert, about.untie, text_only=True)
+    alone = about.vision is None
+    found = defined(source.config, source.tensors, about.inert, about.untie, text_only=alone)
     if about.matformer is not None:
         found = sliced(found, about.matformer)
     for what, theirs, ours in (

@@ -70,7 +70,7 @@ def measure_again(
     quantized model, at a time.
     """
     ids = torch.tensor(quality.ids)
-    with progress.stage("running the checkpoint", weight_bytes(found, source)) as step:
+    with progress.stage("running the checkpoint", weight_bytes(found.binding, source)) as step:
         reference = begin(unrounded(found), source, ids, step)
         eager = begin(*files.take(found, source), ids)
         run_layers(len(found.model.layers), reference, None, eager)
