@@ -80,7 +80,9 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     Engine.prepare: {
         "prompts": PROMPTS, "images": IMAGES, "chat": FLAGS[:4], "chat_kwargs": MAPPINGS,
     },
-    Engine.picture: {"source": [*IMAGES, [np.zeros((1, 1, 3))]], "max_pixels": COUNTS, "crops": FLAGS},
+    Engine.picture: {
+        "source": [*IMAGES, [np.zeros((1, 1, 3))]], "max_pixels": COUNTS, "crops": FLAGS,
+    },
     Engine.generate: {
         "prompts": PROMPTS, "max_new_tokens": COUNTS, "sampling": WORDS,
         "stop": [3, b"x", [3], [b"x"], {"x": 1}, None], "chat": FLAGS[:4],
@@ -104,6 +106,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     Pictured: {
         "prompt": [], "images": [*IMAGES[:-1], "a.png", b"", [[b""]], None],
         "videos": [*IMAGES[:-1], "a.png", b"", [["a.png"]], None], "fps": [0, *SHARES[1:]],
+        "sounds": [*IMAGES[:-1], "a.wav", b"", [["a.wav"]], None],
     },
     Chat: {
         "messages": MESSAGES, "tools": LISTS, "documents": LISTS, "template": TEXTS,

@@ -294,3 +294,17 @@ def changed_sources(
             entry = FileEntry(item.path, item.size, item.sha256)
             problems += _wrong(directory, [entry], advance)
     return problems
+
+
+def changes(manifest: Manifest, whole: bool) -> list[Problem]:
+    """Return what differs from the manifest as far as sizes, times and the hashes of small files
+    tell, or those of all do.
+
+    Of linked files whose hash is recorded, the bytes then count and not the time.
+    """
+    problems = verify(manifest.directory, quick=True)
+    if not whole:
+        return problems
+    hashed = {file.path for file in manifest.linked if file.sha256 is not None}
+    unhashed = [problem for problem in problems if problem.path not in hashed]
+    return unhashed + verify(manifest.directory, times=False)

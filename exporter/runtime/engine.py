@@ -17,14 +17,13 @@ from lmcast.exporter.engine.description import Graph
 from lmcast.exporter.engine.manifest import (
     EngineError,
     Manifest,
+    changes,
     read_file,
     read_manifest,
     read_object,
     read_parity,
-    verify,
 )
 from lmcast.exporter.engine.names import AUDIO, GENERATION, PARITY, TOKENIZER, VISION, templates
-from lmcast.exporter.engine.sealed import Problem
 from lmcast.exporter.engine.staging import recover
 from lmcast.exporter.runtime.arrays import as_ids
 from lmcast.exporter.runtime.chat import as_template
@@ -368,20 +367,6 @@ class Engine:
         if any(one.images is not None for one in ready):
             raise EngineError("prompts: some have pictures; Engine.prepare returns those too")
         return [one.ids for one in ready]
-
-
-def changes(manifest: Manifest, whole: bool) -> list[Problem]:
-    """Return what differs from the manifest as far as sizes, times and the hashes of small files
-    tell, or those of all do.
-
-    Of linked files whose hash is recorded, the bytes then count and not the time.
-    """
-    problems = verify(manifest.directory, quick=True)
-    if not whole:
-        return problems
-    hashed = {file.path for file in manifest.linked if file.sha256 is not None}
-    unhashed = [problem for problem in problems if problem.path not in hashed]
-    return unhashed + verify(manifest.directory, times=False)
 
 
 @checked

@@ -24,6 +24,7 @@ from lmcast.exporter.vision.processor import (
     encode_video,
     joined,
     require_medium,
+    with_crops,
 )
 from lmcast.exporter.vision.sounds import open_sound
 
@@ -41,13 +42,16 @@ class Tower:
     def __init__(self, processor: Processor, see: RunTower, hear: RunTower | None = None):
         self.processor, self._see, self._hear = processor, see, hear
 
-    def picture(self, source: Any, max_pixels: int | None = None) -> Picture:
+    def picture(self, source: Any, max_pixels: int | None = None, crops: bool = False) -> Picture:
         """Return a picture as the tower takes it; raises PictureError.
 
         source: a path, the bytes of a file, a PIL image or an array uint8 [height, width, 3].
-        max_pixels: make it smaller where it would have more.
+        max_pixels: make it smaller where it would have more. crops: show a long one in crops, too.
         """
-        processor, pixels = self._within(max_pixels), open_picture(source)
+        processor = self._within(max_pixels)
+        if crops:
+            processor = with_crops(processor)
+        pixels = open_picture(source)
         try:
             return Picture.of(encode(processor, [pixels]))
         except PictureError as error:  # which of several it is
