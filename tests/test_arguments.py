@@ -83,6 +83,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
     Engine.picture: {
         "source": [*IMAGES, [np.zeros((1, 1, 3))]], "max_pixels": COUNTS, "crops": FLAGS,
     },
+    Engine.sound: {"source": [3, None, True, [3], ["a.wav"], object()]},
     Engine.generate: {
         "prompts": PROMPTS, "max_new_tokens": COUNTS, "sampling": WORDS,
         "stop": [3, b"x", [3], [b"x"], {"x": 1}, None], "chat": FLAGS[:4],
