@@ -154,7 +154,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "engine": PATHS, "against": PATHS, "prompts": SOME_PATHS, "tokens": COUNTS,
         "bisect": FLAGS, "progress": OBJECTS, "portable": FLAGS, "recipe": SOME_PATHS,
         "revision": TEXTS, "quality": FLAGS, "exact": FLAGS, "baseline": SOME_PATHS,
-        "layers": FLAGS, "client": WORDS,
+        "layers": FLAGS, "client": WORDS, "images": [3, "a.png", b"", [[b""]], None],
     },
     diff: {"before": PATHS, "after": PATHS, "progress": OBJECTS},
     quality: {

@@ -33,6 +33,8 @@ from lmcast.plugins.arguments import checked
               help="A --json report of before: what has become worse fails.")  # fmt: skip
 @click.option("--client", type=click.Choice(CLIENTS),
               help="Run the graph of another program, and that where it is installed.")  # fmt: skip
+@click.option("--image", "images", type=PATH, multiple=True, metavar="FILE",
+              help="A picture for the tower. Repeatable. Default: drawn ones.")  # fmt: skip
 @click.option("--bisect", is_flag=True, help="On failure, find the first layer that diverges.")
 @click.option("--quality", is_flag=True, help="Hold its KL, too, against what its recipe records.")
 @json_file

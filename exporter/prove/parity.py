@@ -34,7 +34,7 @@ from lmcast.exporter.prove.compare import compare
 from lmcast.exporter.prove.decided import decided_rows
 from lmcast.exporter.prove.parity_report import TIMES, Report, Result
 from lmcast.exporter.prove.picked import Picked, pick
-from lmcast.exporter.prove.pictures import compare_pictures
+from lmcast.exporter.prove.pictures import compare_pictures, prepared
 from lmcast.exporter.prove.recorded import measure_again, recorded
 from lmcast.exporter.prove.references import (
     LONG,
@@ -63,6 +63,7 @@ from lmcast.exporter.prove.texts import compare_texts
 from lmcast.exporter.prove.through import CLIENTS, Through
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.generate import read_prompts
+from lmcast.exporter.vision.processor import Encoded
 from lmcast.exporter.weights.recipe_files import RecipeFiles, recipe_of
 from lmcast.graphs import Definition, defined
 from lmcast.graphs.matformer import sliced
@@ -81,6 +82,7 @@ def check(
     tokens: int = SHORT,
     widest: int = SHORT,
     client: str | None = None,
+    shown: Sequence[Encoded] = (),
 ) -> Report:
     """Run the engine in each way a session can, and compare with the eager definition.
 
@@ -91,6 +93,7 @@ def check(
     Where inputs of products are rounded to low precision, by a recipe or by kernels, eager rounds
     them too, and its error from fp64, which does not, bounds the engine's. That all else is right
     is shown by the same graph without rounding: 'exact'. client: of CLIENTS: its graph is run.
+    shown: pictures for the tower; none: drawn.
     """
     windows = {s.window for carried in found.model.states() for s in carried if s.window}
     lengths = [w + PAST_WINDOW for w in windows if w <= widest]
@@ -115,7 +118,7 @@ def check(
         reference = refer()
     results = tuple(_results(engine, reference, rows, format.name, client))
     if client is None:  # no program gives a text pictures
-        results += tuple(compare_pictures(engine, plain, rough, source))
+        results += tuple(compare_pictures(engine, plain, rough, source, shown))
     longest = max(map(len, rows))
     beyond = longest > max(windows) if windows else None
     subject = subject_of(engine, prompts)
@@ -177,7 +180,11 @@ def shows_inner_values(engine: Engine) -> bool:
     return not engine.runs_plan and engine.target.machine_code is None
 
 
-def _check_options(engine: Engine, prompts: Path | None, tokens: int | None, bisect: bool) -> None:
+def _check_options(
+    engine: Engine, prompts: Path | None, tokens: int | None, bisect: bool, both: bool
+) -> None:
+    if both:
+        raise EngineError("baseline and image: a baseline is of drawn pictures; give one of them")
     if prompts is not None and tokens is not None:
         raise EngineError("tokens is the length of drawn prompts; leave it out, or the prompts")
     if bisect and engine.runs_plan:
@@ -194,7 +201,7 @@ def _check_options(engine: Engine, prompts: Path | None, tokens: int | None, bis
         raise EngineError(f"tokens is {tokens}; accepted: 1 to {engine.context}")
 
 
-def _check_client(client: str | None, given: Mapping[str, bool]) -> None:
+def _check_client(client: str | None, **given: bool) -> None:
     """Refuse options for the engine's own graph, where another program's is run."""
     for name in given if client is not None else ():
         if given[name]:
@@ -292,6 +299,7 @@ def parity(
     baseline: Path | None = None,
     layers: bool = False,
     client: Annotated[str, OneOf(CLIENTS)] | None = None,
+    images: Sequence[Path] = (),
 ) -> Report:
     """Compare an engine directory, and its texts, with the checkpoint it was made from.
 
@@ -301,17 +309,16 @@ def parity(
     what it has lost with the recipe's record. baseline: a report of before, which says by default
     how many tokens; what has become worse fails. layers: say what each layer is off by, where a
     graph shows it. client: run the graph of another program, and that itself where it is installed.
-    Raises InputError where they do not belong together.
+    images: for the tower; none: drawn. Raises InputError where they do not belong together.
     """
-    _check_client(client, {"bisect": bisect, "quality": quality, "exact": exact})
+    _check_client(client, bisect=bisect, quality=quality, exact=exact, image=bool(images))
     loaded = Engine(engine, portable=portable, exact=exact)
-    _check_options(loaded, prompts, tokens, bisect)
-    before = read_baseline(baseline) if baseline else None
+    _check_options(loaded, prompts, tokens, bisect, bool(baseline and images))
+    before, shown = read_baseline(baseline) if baseline else None, prepared(loaded, images)
     source, identities, found = _made_from(loaded, against, revision, progress)
     files = recipe_of(engine, loaded.manifest.about.recipe, recipe, identities, progress)
     unquantized, lost = (found, source), recorded(loaded, files) if quality else None
-    if files is not None:
-        found, source = files.take(found, source)
+    found, source = files.take(found, source) if files is not None else (found, source)
     found.model.limit(loaded.context)
     rows = loaded.encode(read_prompts(prompts, MOST_PROMPTS)) if prompts else None
     _check_rows(loaded, found, max(map(len, rows)) if rows else tokens or 0)
@@ -320,7 +327,7 @@ def parity(
     length = tokens or (before.tokens if before else LONG)
     with progress.stage("comparing"):
         texts = compare_texts(loaded, source, identities)
-        report = check(loaded, found, source, rows, length, WIDEST_WINDOW, client)
+        report = check(loaded, found, source, rows, length, WIDEST_WINDOW, client, shown)
         given = rows or drawn(loaded.vocab_size, report.tokens)
         report = replace(report, texts=texts, picked=_picked(report, loaded, client, given))
         report = _inner(report, loaded, found, source, given[0], bisect, layers and not client)

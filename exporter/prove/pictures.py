@@ -9,6 +9,7 @@ Letters: B rows, T tokens, N pictures of one grid, M merged tokens, F features, 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -25,6 +26,7 @@ from lmcast.exporter.prove.scenarios import FEATURES, PICTURES
 from lmcast.exporter.runtime.engine import Engine
 from lmcast.exporter.runtime.images import Images, Picture
 from lmcast.exporter.vision import kinds
+from lmcast.exporter.vision.pictures import open_picture
 from lmcast.exporter.vision.positions import Piece
 from lmcast.exporter.vision.processor import Encoded, Places, Processor, encode, encode_audio
 from lmcast.graphs import Definition
@@ -41,16 +43,21 @@ DRAWN = 4  # times, where rounding decides what is computed of the tokens of bef
 
 
 def compare_pictures(
-    engine: Engine, plain: Definition, rough: Definition, source: Checkpoint
+    engine: Engine,
+    plain: Definition,
+    rough: Definition,
+    source: Checkpoint,
+    shown: Sequence[Encoded] = (),
 ) -> Iterator[Result]:
     """Run an engine's tower, and rows with pictures; nothing where it takes text alone.
 
     plain: what fp64 computes; rough: what eager computes in the engine's format, with the rounding
-    of a recipe. Raises PictureError for features that are not finite.
+    of a recipe. shown: pictures for the tower; none: drawn. Raises PictureError for features that
+    are not finite.
     """
     if engine.manifest.about.vision is None:
         return
-    yield compare_features(engine, plain, source)
+    yield compare_features(engine, plain, source, shown)
     if engine.session(1).context >= min(map(tokens_of, ROWS)):
         yield compare_rows(engine, plain, rough, source)
 
@@ -60,13 +67,20 @@ def tokens_of(row: Sequence[int | tuple[int, int]]) -> int:
     return sum(part if isinstance(part, int) else part[0] * part[1] for part in row)
 
 
-def compare_features(engine: Engine, found: Definition, source: Checkpoint) -> Result:
+def prepared(engine: Engine, files: Sequence[Path]) -> list[Encoded]:
+    """Return pictures in files as an engine's tower takes them; raises InputError."""
+    return encode(engine.tower.processor, [open_picture(file) for file in files]) if files else []
+
+
+def compare_features(
+    engine: Engine, found: Definition, source: Checkpoint, shown: Sequence[Encoded] = ()
+) -> Result:
     """Compare what the tower makes of a few pictures, and that of sounds of a few."""
     about = engine.manifest.about
     assert about.vision is not None
     assert found.tower is not None
     format = DTYPES[about.dtype]
-    given = [(found.tower, drawn_pictures(about.vision.processor))]
+    given = [(found.tower, list(shown) or drawn_pictures(about.vision.processor))]
     if found.sounds is not None:
         given.append((found.sounds, drawn_sounds(about.vision.processor)))
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from files.fp8 import RAGGED, blocks, in_fp8
 from files.rounded import round_weights
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny.llama import write_json
 from tiny.pictures import pixels, tiny_mistral3, tower_shapes
@@ -290,3 +291,22 @@ def test_a_text_in_fp8_has_its_tower_beside_it(made: Path, tmp_path: Path):
     assert engine.manifest.about.weights.keys() == {"e4m3 24x20", "float32"}
     assert (engine.summary().parity or {})["passed"]
     assert np.array_equal(features(engine), features(Engine(made / "packed")))
+
+
+def test_parity_takes_pictures_in_files(made: Path, tmp_path: Path, lmcast: Any):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file, size in zip(files, [(20, 30), (9, 8)], strict=True):
+        Image.fromarray(pixels(*size)).save(file)
+    report = parity(made / "packed", made / "checkpoint", tokens=12, images=files)
+    told = {result.scenario: result for result in report.results}
+    assert told[FEATURES].positions == 12 + 2  # of 24x32 and 16x8 pixels, each 8x8 a token
+    assert report.passed
+    given = ("--against", made / "checkpoint", "--image", files[0])
+    for engine, more, named in (
+        ("text", (), "takes no pictures"),
+        ("packed", ("--client", "hub"), "client and image"),
+        ("packed", ("--image", tmp_path / "none.png"), "none.png"),
+    ):
+        status, _, error = lmcast("parity", made / engine, *given, *more)
+        assert status == 2
+        assert named in error
