@@ -17,6 +17,7 @@ from lmcast.exporter.backends.images import FEATURES, WITHOUT
 from lmcast.exporter.clients.contract import CAPACITY, Contract, Held, Port, given, zeros
 from lmcast.exporter.engine.description import State
 from lmcast.exporter.graph.requirements import requirements
+from lmcast.exporter.passes.attention_ahead import never_ahead
 from lmcast.exporter.passes.latents_by_length import latents_of_one_head
 from lmcast.exporter.passes.total_length import NAME as TOTAL
 from lmcast.exporter.passes.total_length import give_total
@@ -37,12 +38,13 @@ def adapt(graph: ir.Model, states: Sequence[State], contract: Contract) -> ir.Mo
 
 
 def held_by(graph: ir.Model, states: Sequence[State]) -> list[Held]:
-    """Return the states of a graph; latents have one head from now on, where their bodies can, and
-    windows of the kernel of attention are full.
+    """Return the states of a graph; attention is causal from now on, as programs give no pictures,
+    latents have one head, where their bodies can, and windows of its kernel are full.
 
     The latter changes nothing but memory, as it looks at the last tokens of a cache of all, and
     takes rows of different length, which it refuses in a ring. Bodies take them in rings, too.
     """
+    never_ahead(graph)
     latents_of_one_head(graph)
     keep_all(graph, widest=0)
     pasts = {str(value.name): value for value in graph.graph.inputs}

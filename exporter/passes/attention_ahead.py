@@ -16,7 +16,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from lmcast.exporter.passes.rewrite import MICROSOFT, written
+from lmcast.exporter.passes.remove_unused import remove_unused
+from lmcast.exporter.passes.rewrite import MICROSOFT, nodes_of, replace, written
 from lmcast.plugins.onnx_builder import Attribute, Builder, DataType, Value
 from lmcast.plugins.plugin import REGISTRY
 
@@ -67,3 +68,26 @@ def either(
         return op.branch(condition, fused, ahead)
 
     return written(model, node, write, condition, *kernel, *node.inputs)
+
+
+def never_ahead(model: ir.Model) -> int:
+    """Take the kernel in all calls, for a caller that gives no pictures; return how often."""
+    changes = 0
+    for node in nodes_of(model, "If"):
+        taken = node.attributes["then_branch"].as_graph()
+        if not any(inner.op_type == "GroupQueryAttention" for inner in taken):
+            continue
+        made, inner = list(taken.outputs), list(taken)
+        taken.outputs.clear()
+        taken.remove(inner)
+        for each in inner:
+            each.name = f"{node.name}.{each.name}"
+        model.graph.insert_before(node, inner)
+        for each in node.attributes["else_branch"].as_graph():  # which uses values no longer
+            for place in range(len(each.inputs)):
+                each.replace_input_with(place, None)
+        replace(model, node, made)
+        changes += 1
+    if changes:
+        remove_unused(model)
+    return changes

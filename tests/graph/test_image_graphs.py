@@ -18,6 +18,7 @@ from lmcast.exporter.backends.onnxruntime import value_of
 from lmcast.exporter.graph.assemble import assemble
 from lmcast.exporter.graph.capture import capture
 from lmcast.exporter.graph.context import set_context
+from lmcast.exporter.passes.attention_ahead import never_ahead
 from lmcast.exporter.targets import TARGETS
 from lmcast.graphs.blocks.decoder import Decoder
 from lmcast.graphs.blocks.step import ROWS
@@ -134,3 +135,12 @@ def test_steps_and_texts_take_the_causal_kernel(checkpoint: Any):
         assert [inner.op_type for inner in taken] == ["GroupQueryAttention"]
         assert "Attention" in [inner.op_type for inner in other]
     assert len({node.inputs[0] for node in found}) == 1, "asked once in a call"
+    # Programs that give no pictures get the kernel alone, and states that nothing else reads.
+    assert never_ahead(graph) == len(model.layers) and not never_ahead(graph)
+    left = [node.op_type for node in graph.graph]
+    assert "If" not in left and left.count("GroupQueryAttention") == len(model.layers)
+    assert "visible_ends" not in {v.name for node in graph.graph for v in node.inputs if v}
+    pasts = [value for value in graph.graph.inputs if str(value.name).endswith(".past")]
+    assert pasts and all(len(value.uses()) == 1 for value in pasts)
+    names = [node.name for node in graph.graph]
+    assert len(set(names)) == len(names)
