@@ -113,7 +113,7 @@ def show(engine: "Engine", file: str, shown: Shown) -> None:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
         return
     shown.waiting.append(picture)
-    click.echo(f"({picture.rows} tokens, with the next message)", err=True)
+    click.echo(f"({picture.tokens} tokens, with the next message)", err=True)
 
 
 def answer(

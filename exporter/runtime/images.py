@@ -36,8 +36,13 @@ class Picture:
 
     @property
     def medium(self) -> str:
-        """ "image", "video" or "audio"."""
+        """What it is: image, video or audio."""
         return self.encoded[0].medium if self.encoded else "image"
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of a prompt stand for it; of a sound some have no features."""
+        return sum(each.tokens for each in self.encoded) if self.encoded else self.rows
 
     @classmethod
     def of(cls, encoded: "Sequence[Encoded]") -> "Picture":
@@ -100,10 +105,8 @@ class Images:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """How many tokens stand for each picture."""
-        ends = np.cumsum([0, *(picture.rows for picture in self.pictures)])
-        stands = self.image_rows[:, None]
-        return tuple(((stands >= ends[:-1]) & (stands < ends[1:])).sum(axis=0).tolist())
+        """How many tokens of a prompt stand for each picture."""
+        return tuple(picture.tokens for picture in self.pictures)
 
     def features(self) -> np.ndarray:
         """Return float F,W: the features of all pictures; those that have none see the tower."""

@@ -101,7 +101,7 @@ def prepare(
     texts: dict[int, str] = {}
     for i, (prompt, own) in enumerate(zip((one.prompt for one in given), pictures, strict=True)):
         if engine.has_tower:
-            engine.tower.require_context(own, sum(p.rows for p in own), engine.context)
+            engine.tower.require_context(own, sum(p.tokens for p in own), engine.context)
         if isinstance(prompt, str) and len(prompt) > most:
             raise too_long(most)
         if isinstance(prompt, str) and not chat:
