@@ -98,15 +98,20 @@ TURNS = (
 )  # fmt: skip
 
 
-def heads(more: str | None = ALWAYS, order: str = "qkv", lifted: bool = False) -> str:
+def heads(
+    more: str | None = ALWAYS, order: str = "qkv", lifted: bool = False, plain: bool = False
+) -> str:
     """Return an attention to products with weights of 4 bits.
 
     more: how its angles are scaled, None for no rotation. order: of the weights in their file.
     lifted: with scales that are computed, and something added to the numbers of each block.
+    plain: with weights in fp32 instead.
     """
     sizes = {name: HEADS[name][0] for name in order}
     own = [given("uint8", f"{n}c", 256, rows, 2, 8) for n, rows in sizes.items()]
     own += [given("float", f"{n}{'h' * lifted}s", 64, rows * 2) for n, rows in sizes.items()]
+    if plain:
+        own = [given("float", f"{n}c", 16, rows, 32) for n, rows in sizes.items()]
     names = {n: f"{n}0" if more and n != "v" else HEADS[n][1] for n in "qkv"}
     nodes = ""
     if lifted:
@@ -117,6 +122,9 @@ def heads(more: str | None = ALWAYS, order: str = "qkv", lifted: bool = False) -
             " sums = ReduceSum <keepdims = 0> (blocks, inner) "
         )
     for n, name in names.items():
+        if plain:
+            nodes += f"{name} = com.microsoft.FusedMatMul <transB = 1> (x, {n}c) "
+            continue
         nodes += (
             f"{n}s = Neg ({n}hs) {n}l = Abs ({n}m) "
             * lifted
@@ -188,6 +196,15 @@ CASES: dict[str, tuple[str, str, int, list[str]]] = {
     ),
     "packed_attention, without a rotation": (
         "packed_attention", heads(None), 1, ["GroupQueryAttention", "MatMulNBits"],
+    ),
+    "packed_attention, of plain weights": (
+        "packed_attention", heads(plain=True), 1,
+        ["GroupQueryAttention", "FusedMatMul", "Identity", *TURNED],
+    ),
+    "packed_attention, of plain weights that lie apart": (
+        "packed_attention", heads(order="kqv", plain=True), 0,
+        ["GroupQueryAttention", *["FusedMatMul"] * 3, *["RotaryEmbedding"] * 2, "Identity",
+         *TURNED],
     ),
     "packed_attention, by the length of a row": (
         "packed_attention", heads(BY_LENGTH), 0,
