@@ -83,6 +83,7 @@ def define(
     towers = {}
     for called, (kind, own) in reading.towers.items():
         with _or_text_only():
+            kind.require_stored(own, shapes)
             tower = _on_meta(partial(_tower, kind, typed), own, f"{arch.name}: config.json: ")
             bound = kind.bind(own, tower, shapes, quantized.layouts, quantized.beside)
         towers[called] = TowerDefinition(kind, own, tower, bound)

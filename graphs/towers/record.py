@@ -13,6 +13,7 @@ from lmcast.graphs.weights.bind import Binding, Entry, Table, WeightError, bind,
 from lmcast.graphs.weights.quantized import Layout, Shapes
 from lmcast.graphs.weights.sources import View
 
+DEPTHS = ("num_hidden_layers", "depth")
 OF_TEXT = ("text_config", "tie_word_embeddings")
 MODEL = "model."  # what Hugging Face's modules since 4.52 are named below
 
@@ -84,6 +85,23 @@ class TowerArch:
         own = tuple(f"{before}{module}." for before in ("", MODEL) for module in self.modules)
         return [name for name in names if name.startswith(own)]
 
+    def require_stored(self, config: Any, shapes: Shapes) -> None:
+        """Raise WeightError where no tensor of the tower is stored, ConfigError where there are
+        fewer than layers, so that none is built of a damaged number."""
+        own = self.stored(shapes)
+        if not own:
+            raise WeightError(
+                f"no tensor of {' or '.join(self.modules)} is stored, but config.json is of a model"
+                " with such a tower"
+            )
+        of_tower = vars(config).get("vision_config")
+        for key, layers in ({} if of_tower is None else vars(of_tower)).items():
+            if key in DEPTHS and layers > len(own):
+                raise ConfigError(
+                    f"config.json: vision_config.{key} is {layers}, but the checkpoint has"
+                    f" {len(own)} tensors of the tower"
+                )
+
     def bind(
         self,
         config: Any,
@@ -99,11 +117,6 @@ class TowerArch:
         for one of the tower's that nothing reads, and for names in two layouts.
         """
         own = self.stored(shapes)
-        if not own:
-            raise WeightError(
-                f"no tensor of {' or '.join(self.modules)} is stored, but config.json is of a model"
-                " with a vision tower; give --text-only for the text alone"
-            )
         prefix = _prefix(own)
         table = self.weights(config) if callable(self.weights) else self.weights
         spare = self.beside(config) if callable(self.beside) else self.beside

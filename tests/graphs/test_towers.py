@@ -20,7 +20,7 @@ from lmcast.exporter import passes
 from lmcast.exporter.backends.ort import ort
 from lmcast.exporter.graph.lowering import PARTS
 from lmcast.exporter.graph.tower import tower_graph
-from lmcast.graphs import WeightError, archs
+from lmcast.graphs import ConfigError, WeightError, archs, define
 from lmcast.graphs.archs.multimodal import Multimodal
 from lmcast.graphs.blocks.tower import Tower
 from lmcast.graphs.towers.record import TowerArch
@@ -74,8 +74,9 @@ def built(kind: TowerArch, config: dict[str, Any], family: str = "mistral3") -> 
 def filled(arch: str, config: dict[str, Any], tensors: Tensors) -> Tower:
     """Return a tower with weights from these tensors."""
     own = kind(arch).as_stored(tensors)
-    tower = built(own, config, arch)
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    own.require_stored(own.read(config, arch), shapes)
+    tower = built(own, config, arch)
     binding = own.bind(own.read(config, arch), tower, shapes)
     tower = tower.to_empty(device="cpu")
     for name, parameter in tower.named_parameters():
@@ -174,7 +175,7 @@ WRONG_TENSORS: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
     ),
     "none is stored": (
         "gemma3", lambda t: {"language_model.model.norm.weight": torch.ones(20)},
-        r"no tensor of vision_tower or multi_modal_projector is stored.*--text-only",
+        r"no tensor of vision_tower or multi_modal_projector is stored, but config.json",
     ),
     "in two layouts": (
         "llama4", lambda t: {**t, "model.vision_model.extra": torch.ones(1)},
@@ -221,3 +222,12 @@ def test_a_graph_has_each_part_once_and_computes_the_same(tiny, made):
             given |= tables(tiny, config, grid)
             (got,) = session.run(None, {name: given[name].numpy() for name in tower.inputs})
             assert gap(torch.from_numpy(got), features(tiny, config, tower, call)) <= FP32
+
+
+@pytest.mark.parametrize(("arch", "key"), [("gemma3", "num_hidden_layers"), ("qwen3_5", "depth")])
+def test_more_layers_than_tensors_are_refused_before_they_are_built(arch, key, made):
+    (tiny,) = (tiny for tiny in TOWERS if tiny.arch == arch)
+    _, config, tensors = made(tiny)
+    config = {**config, "vision_config": {**config["vision_config"], key: 4096}}
+    with pytest.raises(ConfigError, match=rf"vision_config.{key} is 4096, but the checkpoint has"):
+        define(config, {name: tuple(t.shape) for name, t in tensors.items()})
