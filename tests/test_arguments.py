@@ -105,7 +105,7 @@ REFUSED: dict[Callable[..., Any], dict[str, list[Any]]] = {
         "max_pixels": COUNTS,
     },
     Pictured: {
-        "prompt": [], "images": [*IMAGES[:-1], "a.png", b"", [[b""]], None],
+        "prompt": PROMPTS, "images": [*IMAGES[:-1], "a.png", b"", [[b""]], None],
         "videos": [*IMAGES[:-1], "a.png", b"", [["a.png"]], None], "fps": [0, *SHARES[1:]],
         "sounds": [*IMAGES[:-1], "a.wav", b"", [["a.wav"]], None],
     },

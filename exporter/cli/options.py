@@ -213,7 +213,7 @@ def of_images(given: dict[str, Any]) -> Any:
     from lmcast.exporter.runtime.prepare import Pictured
 
     images, videos, sounds = (given.pop(name) for name in ("image", "video", "audio"))
-    return Pictured(None, images, videos, sounds, given.pop("fps"))
+    return Pictured("", images, videos, sounds, given.pop("fps"))
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")

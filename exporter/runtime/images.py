@@ -89,13 +89,16 @@ class Images:
     see: Callable[[Sequence[Picture]], None] | None = None
 
     def __post_init__(self) -> None:
-        tokens = np.shape(self.image_rows)[:1]
+        listed = isinstance(self.pictures, tuple)
+        if not listed or not all(isinstance(each, Picture) for each in self.pictures):
+            raise SessionError(f"pictures is {shown(self.pictures)}; accepted: a tuple of Pictures")
+        tokens = getattr(self.image_rows, "shape", ())[:1]
         wanted = {ROWS: tokens, VISIBLE_ENDS: tokens, ROPE_POSITIONS: (*tokens, 3)}
         for name, shape in wanted.items():
             array = getattr(self, name)
             if array is None and name != ROWS:
                 continue
-            if not isinstance(array, np.ndarray) or not array.size:
+            if not isinstance(array, np.ndarray) or not array.size or not tokens:
                 raise SessionError(f"{name} is {shown(array)}; accepted: an array, not empty")
             if array.shape != shape or array.dtype != np.int64:
                 found = f"{array.dtype} {list(array.shape)}"

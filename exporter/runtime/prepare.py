@@ -44,6 +44,9 @@ PICTURES = (
 Pictures = Annotated[Source | Sequence[Source | Sequence[Source]] | None, PICTURES]
 
 
+Words = str | Messages | Chat | Sequence[int]
+
+
 @checked_fields
 @dataclass(frozen=True)
 class Pictured:
@@ -54,7 +57,7 @@ class Pictured:
     sounds: WAV files.
     """
 
-    prompt: Any
+    prompt: Words
     images: Sequence[Source] = ()
     videos: Sequence[Video] = ()
     sounds: Sequence[Sound] = ()
@@ -65,7 +68,7 @@ class Pictured:
             raise TextError("fps: is of videos, and there are none; leave it out")
 
 
-Prompt = str | Messages | Chat | Pictured | Sequence[int]
+Prompt = Words | Pictured
 Prompts = Annotated[
     Sequence[Prompt] | Prompt,
     "texts, lists of messages, Chats or lists of token ids, one or several",
@@ -94,12 +97,12 @@ def prepare(
     # Known before a text is tokenized, which takes a hundred times its memory.
     most = engine.context * TOKEN_CHARACTERS
     given = pair(prompts, images)
-    pictures = [shown(engine, one, max_pixels) for one in given]
+    pictures = [shown(engine, beside, max_pixels) for _, beside in given]
     if max_pixels is not None and not any(pictures):
         raise TextError("max_pixels: is for pictures, and there are none; leave it out")
     ready, chats = [Prepared() for _ in given], dict[int, Chat]()
     texts: dict[int, str] = {}
-    for i, (prompt, own) in enumerate(zip((one.prompt for one in given), pictures, strict=True)):
+    for i, ((prompt, _), own) in enumerate(zip(given, pictures, strict=True)):
         if engine.has_tower:
             engine.tower.require_context(own, sum(p.tokens for p in own), engine.context)
         if isinstance(prompt, str) and len(prompt) > most:
@@ -165,6 +168,8 @@ def refuse_parts(engine: "Engine", chat: Chat, pictures: Sequence[Picture]) -> N
         content = message.get("content")
         for part in content if isinstance(content, list | tuple) else ():
             kind = part.get("type") if isinstance(part, Mapping) else None
+            if not isinstance(kind, str):
+                continue  # for the template to say
             if kind in OTHERS or (kind in MEDIA and dict(part) != {"type": kind}):
                 raise TextError(
                     f"messages: a part is {part!r:.80}; accepted: {{'type': 'image'}}, which says"
@@ -210,12 +215,16 @@ def no_tower(engine: "Engine") -> InputError:
     return TextError(f"{where}: its model, {about.architecture}, reads text alone")
 
 
-def pair(prompts: Any, images: Any) -> list[Pictured]:
-    """Return each prompt with its pictures; raises TextError where they are not of as many."""
-    listed = [p if isinstance(p, Pictured) else Pictured(p) for p in as_prompts(prompts)]
+def pair(prompts: Any, images: Any) -> list[tuple[Any, Pictured]]:
+    """Return each prompt, and what is shown beside it, whose own prompt does not count.
+
+    Raises TextError where pictures are not of as many prompts.
+    """
+    none = Pictured("")
+    listed = [(p.prompt, p) if isinstance(p, Pictured) else (p, none) for p in as_prompts(prompts)]
     if images is None:
         return listed
-    if any(one.images or one.videos or one.sounds for one in listed):
+    if any(own.images or own.videos or own.sounds for _, own in listed):
         raise TextError("images: prompts have their own; give one of the two")
     given = list(images) if isinstance(images, list | tuple) else [images]
     nested = [isinstance(each, list | tuple) for each in given]
@@ -226,7 +235,7 @@ def pair(prompts: Any, images: Any) -> list[Pictured]:
             f"images: {len(listed)} prompts and {len(given)} images; give a list for each prompt,"
             " empty for none"
         )
-    return [Pictured(one.prompt, own) for one, own in zip(listed, given, strict=True)]
+    return [(prompt, Pictured("", own)) for (prompt, _), own in zip(listed, given, strict=True)]
 
 
 def as_prompts(prompts: Any) -> Sequence[Any]:

@@ -90,7 +90,7 @@ class Tower:
 
         Raises PictureError for features that are not finite.
         """
-        unseen = {id(p): p for p in pictures if p.features is None}
+        unseen = {id(p): p for p in pictures if p.features is None and p.encoded}
         parts = [(p, part) for p in unseen.values() for part in p.encoded]
         alike: dict[Any, list[int]] = {}
         for i, (_, part) in enumerate(parts):
