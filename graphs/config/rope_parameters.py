@@ -1,6 +1,6 @@
 """The `rope_parameters` of a config.json: which keys each rope_type needs and may have."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 from lmcast.graphs.config.inert import Inert
@@ -36,10 +36,10 @@ class RopeParameters:
         for name in needs:
             if getattr(self, name) is None:
                 raise ValueError(f"rope_type {self.rope_type!r} needs {name}, which is missing")
-        for field in fields(RopeParameters):  # not those that a subclass adds
+        for key in fields(RopeParameters):  # not those that a subclass adds
             known = {*needs, *allows, *ALWAYS}
-            if field.name not in known and getattr(self, field.name) is not None:
-                raise ValueError(f"{field.name} means nothing to rope_type {self.rope_type!r}")
+            if key.name not in known and getattr(self, key.name) is not None:
+                raise ValueError(f"{key.name} means nothing to rope_type {self.rope_type!r}")
         if self.rope_type == "yarn" and self.rope_theta <= 1:
             raise ValueError(f"rope_type 'yarn' needs rope_theta above 1, not {self.rope_theta}")
 
@@ -123,9 +123,9 @@ class TemperedRope(FullRope):
 
 @dataclass(frozen=True, kw_only=True)
 class AxialRope:
-    """Of a vision tower, whose patches have places on two axes."""
+    """Of a vision tower, whose patches have places on two axes; files say so, or "default"."""
 
-    rope_type: Literal["axial"] = "axial"
+    rope_type: Literal["axial", "default"] = field(default="axial", compare=False)
     rope_theta: Positive = 10000.0
 
 

@@ -14,7 +14,8 @@ from lmcast.graphs.blocks.patch_attention import PatchAttention, PatchRope, freq
 from lmcast.graphs.blocks.rope import rotate_pairs
 from lmcast.graphs.blocks.tower import Tower, TowerLayer, TowerPart, tower_inputs
 from lmcast.graphs.config.older_spellings import axial_rope, renamed
-from lmcast.graphs.config.reading import Count, Layers, Positive, Size
+from lmcast.graphs.config.reading import Count, Layers, Size
+from lmcast.graphs.config.rope_parameters import AxialRope
 from lmcast.graphs.towers.record import TowerArch
 from lmcast.graphs.weights.bind import Table
 from lmcast.graphs.weights.sources import View
@@ -23,14 +24,6 @@ from lmcast.plugins.annotations import Range
 EPS = 1e-5  # of every norm, whatever norm_eps says
 GELU: Literal["gelu"] = "gelu"  # of every feed-forward, whatever hidden_act says
 MERGED = 4  # two by two
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rope:
-    """What turns patches on two axes; Hugging Face writes "default" and reads the theta alone."""
-
-    rope_type: Literal["default"] = "default"
-    rope_theta: Positive = 10000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +40,7 @@ class VisionConfig:
     pixel_shuffle_ratio: Annotated[float, Range(0.5, 0.5)] = 0.5
     projector_input_dim: Size = 4096
     projector_output_dim: Size = 4096
-    rope_parameters: Rope = field(default_factory=Rope)
+    rope_parameters: AxialRope = field(default_factory=AxialRope)
 
     @property
     def side(self) -> int:

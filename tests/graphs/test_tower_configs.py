@@ -51,6 +51,21 @@ REAL: dict[str, tuple[str, Raw, int, int]] = {
         },
         5120, 438958080,
     ),
+    "mistralai/Devstral-Small-2-24B-Instruct-2512": (
+        "mistral3",
+        {
+            "image_token_index": 10, "multimodal_projector_bias": False,
+            "projector_hidden_act": "gelu", "spatial_merge_size": 2, "vision_feature_layer": -1,
+            "vision_config": {
+                "attention_dropout": 0.0, "head_dim": 64, "hidden_act": "silu",
+                "hidden_size": 1024, "image_size": 1540, "initializer_range": 0.02,
+                "intermediate_size": 4096, "model_type": "pixtral", "num_attention_heads": 16,
+                "num_channels": 3, "num_hidden_layers": 24, "patch_size": 14,
+                "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+            },
+        },
+        5120, 438958080,
+    ),
     "meta-llama/Llama-4-Scout-17B-16E": (
         "llama4",
         {
@@ -134,6 +149,11 @@ ALIKE: dict[str, tuple[str, Raw, Raw]] = {
         vision(rope_theta=500.0),
         vision(rope_parameters={"rope_type": "axial", "rope_theta": 500.0}),
     ),
+    "a type that transformers takes for axial": (
+        "mistral3",
+        vision(rope_theta=500.0),
+        vision(rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+    ),
     "theta of Llama 4": (
         "llama4",
         vision(**LLAMA4, rope_theta=500.0),
@@ -198,7 +218,7 @@ REFUSED: dict[str, tuple[str, Raw, str]] = {
     "channels": ("mistral3", vision(num_channels=4), r"vision_config.num_channels is 4"),
     "a rope that is not axial": (
         "mistral3", vision(rope_parameters={"rope_type": "yarn"}),
-        r"vision_config.rope_parameters.rope_type is 'yarn'; implemented: 'axial'",
+        r"vision_config.rope_parameters.rope_type is 'yarn'; implemented: 'axial', 'default'",
     ),
     "two thetas": (
         "mistral3",
