@@ -1,6 +1,7 @@
 """Directories of safetensors, one file or an index and its shards: Hugging Face's and Mistral's."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -73,9 +74,17 @@ def open_directory(path: Path, progress: Progress = silent) -> Checkpoint:
             " read is its language model, whose logits are of the next token"
         )
     texts = read_texts(folder)
-    if data is None and not texts.processors:
-        texts = replace(texts, processors=processor_files(config))
+    if not texts.processors and (data is None or "vision_config" in config):
+        said = config if data is None else _beside(folder)
+        texts = replace(texts, processors=processor_files(said))
     return Checkpoint(folder.root, config, tensors, texts)
+
+
+def _beside(folder: Folder) -> Mapping[str, Any]:
+    """Return what Mistral's own file says beside a config.json: of Mistral Small 3.2 it alone tells
+    how pictures are prepared."""
+    data = folder.read(PARAMS, CONFIG_BYTES)
+    return {} if data is None else parse_object(data, folder.root / PARAMS)
 
 
 def _quantized(folder: Folder, config: dict[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,9 @@ def _around(text: dict[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
 def processor_files(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return what Hugging Face's files would say of the pictures of such a config; nothing of a
     text, nor where the tower says no sizes and is refused for it."""
-    vision = config.get(ENCODER, {})
+    vision = config.get(ENCODER)
+    if not isinstance(vision, Mapping):
+        return {}
     longest = vision.get("max_image_size") or vision.get("image_size")
     sizes = {key: vision.get(key) for key in ("patch_size", "spatial_merge_size")}
     if longest is None or None in sizes.values():

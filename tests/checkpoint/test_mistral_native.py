@@ -13,12 +13,15 @@ from files.mistral import LENGTH, PARAMS, ROPE, fill, in_fp8, native, oracle, wr
 from files.quantized import compressed
 from safetensors.torch import save_file
 from tiny import gap, prompt
+from tiny.pictures import tiny_mistral3
 from tiny.towers import TOWERS, tables
 from torch import Tensor
 
 from lmcast import graphs
 from lmcast.exporter import export
 from lmcast.exporter.checkpoint import CheckpointError, open_checkpoint
+from lmcast.exporter.checkpoint.processors import PICTURES, WHOLE
+from lmcast.exporter.pipeline import processor_of
 from lmcast.exporter.prove.parity import parity
 from lmcast.graphs import ConfigError, WeightError, define, defined, load
 
@@ -245,6 +248,27 @@ def test_its_tower_is_hugging_faces(tmp_path):
     files = source.texts.processors
     assert files["preprocessor_config.json"]["size"] == {"longest_edge": 32}
     assert files["processor_config.json"] == {"patch_size": 4, "spatial_merge_size": 2}
+
+
+def test_pictures_of_a_config_of_hugging_face_are_as_mistrals_own_says(tmp_path: Path):
+    """Mistral Small 3.2 has no other file that tells of them; where there is one, it counts."""
+    tiny_mistral3(tmp_path)
+    files = {n: json.loads((tmp_path / n).read_text()) for n in (PICTURES, WHOLE)}
+    (tmp_path / "params.json").write_text(
+        json.dumps({"vision_encoder": {**ENCODER, "patch_size": 9}})
+    )
+    assert open_checkpoint(tmp_path).texts.processors == files
+    for name in files:
+        (tmp_path / name).unlink()
+    (tmp_path / "params.json").write_text(json.dumps({"vision_encoder": ENCODER}))
+    source = open_checkpoint(tmp_path)
+    found = defined(source.config, source.tensors)
+    processor = processor_of(found, source)
+    assert processor is not None
+    assert processor.image.sizes == {"longest": 32, "patch": 4, "merge": 2}
+    (tmp_path / "params.json").unlink()
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json is missing"):
+        processor_of(found, open_checkpoint(tmp_path))
 
 
 WRONG_ENCODERS = {
