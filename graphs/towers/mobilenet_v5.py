@@ -91,11 +91,15 @@ class Arguments:
 class VisionConfig:
     model_type: Literal["gemma3n_vision"] = "gemma3n_vision"
     architecture: Literal["mobilenetv5_300m_enc"] = "mobilenetv5_300m_enc"
-    model_args: Arguments = Arguments()
+    model_args: Arguments | None = None
     hidden_size: Literal[2048] = 2048
     rms_norm_eps: Positive = 1e-6
     vocab_size: Size = 128
     vocab_offset: Count = 262144
+
+    @property
+    def arguments(self) -> Arguments:
+        return self.model_args or Arguments()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,7 @@ class Config:
     vision_config: VisionConfig = VisionConfig()
 
     def __post_init__(self) -> None:
-        side = self.vision_config.model_args.msfa_output_resolution
+        side = self.vision_config.arguments.msfa_output_resolution
         if self.vision_soft_tokens_per_image != side * side:
             raise ValueError(
                 f"vision_soft_tokens_per_image is {self.vision_soft_tokens_per_image}; accepted:"
@@ -152,7 +156,7 @@ def tokens(c: Config, text: Any) -> HardTokens:
 def build(c: Config, text: Any) -> Tower:
     """text: a Config with hidden_size."""
     v = c.vision_config
-    arguments = v.model_args
+    arguments = v.arguments
     side = arguments.msfa_output_resolution
     pixels = side * POOLS * SHRINKS
     stem = max(STEM, arguments.channels(STEM))

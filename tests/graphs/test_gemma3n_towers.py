@@ -71,6 +71,24 @@ def test_channels_of_a_multiplier_are_those_of_timm(multiplier: float):
     assert tuple(widths) == CHANNELS[multiplier]
 
 
+def test_released_towers_have_as_many_parameters():
+    """By timm's mobilenetv5_300m_enc, and by Hugging Face's class; either with a norm and a map."""
+    from transformers import Gemma3nAudioConfig
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder
+
+    with torch.device("meta"):
+        encoder = Gemma3nAudioEncoder(Gemma3nAudioConfig())
+    heard = sum(parameter.numel() for parameter in encoder.parameters())
+    released = {"do_pooling": True, "label_names": ["LABEL_0", "LABEL_1"], "model_args": None}
+    for arch, raw, own, width in (
+        (mobilenet_v5.TOWER, vision(**released), 294_126_912, 2048),
+        (usm.TOWER, audio(), heard, 1536),
+    ):
+        _, tower = built(arch, raw, 2048)
+        found = sum(parameter.numel() for parameter in tower.parameters())
+        assert found == own + width + 2048 * width
+
+
 def vision(**settings: Any) -> dict[str, Any]:
     return {"vision_config": settings}
 
