@@ -4,13 +4,14 @@ before: Range(0, Squeeze(Shape(ids)), 1)
 after:  Slice([0, 1, 2, ...], [0], Shape(ids), [0])
 
 Range takes scalars from the host, which ONNX Runtime makes of a size by a node on the CPU; Slice
-takes the size as Shape gives it. No range is longer than the context and as much padding again.
+takes the size as Shape gives it. No range is longer than the context and as much padding again; of
+a tower, whose ranges nothing bounds, none is sliced.
 """
 
 import numpy as np
 import onnx_ir as ir
 
-from lmcast.exporter.graph.context import context
+from lmcast.exporter.graph.context import context, is_text
 from lmcast.exporter.passes.rewrite import constant, insert, nodes_of, replace
 
 INT64 = ir.DataType.INT64
@@ -19,7 +20,7 @@ NUMBERS = "numbers"  # the weight with all of them
 
 def sliced_ranges(model: ir.Model) -> int:
     changes = 0
-    for node in nodes_of(model, "Range"):
+    for node in nodes_of(model, "Range") if is_text(model) else ():
         start, limit, step = node.inputs
         size = _size(limit)
         if size is None or (_number(start), _number(step)) != (0, 1):

@@ -20,6 +20,7 @@ from lmcast.exporter.backends import onnxruntime
 from lmcast.exporter.backends.onnxruntime_tower import open_tower
 from lmcast.exporter.backends.runner import Loading
 from lmcast.exporter.engine.manifest import read_manifest, write_manifest
+from lmcast.exporter.engine.names import VISION
 
 VERSION = "1.7.1.116"
 SCRATCH = 3000  # bytes that a call needs beside its states
@@ -147,7 +148,7 @@ class TowerPlan(ICudaEngine):
         manifest = read_manifest(Path(text["directory"]))
         self.text, self.logger, self.vision = text, logger, manifest.about.vision
         assert self.vision is not None
-        self.session = open_tower(manifest, Loading(threads=1))._session
+        self.session = open_tower(manifest, Loading(threads=1), VISION)._session
         self.contexts: list[IExecutionContext] = []
         self.kinds = {v.name: v.type for v in (*self.session.get_inputs(), *self.outputs())}
         ENGINES.append(self)

@@ -12,10 +12,13 @@ import pytest
 import torch
 import tower_graphs
 from fake_cuda import libraries
+from onnx import parser
 from plan_builder import Builder
 from tiny.towers import TOWERS, Tiny
 
 from lmcast.exporter import passes
+from lmcast.exporter.backends.cuda_provider import kernels
+from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt import build
 from lmcast.exporter.backends.tensorrt.plan import read_plan
 from lmcast.exporter.backends.tensorrt.request import Sizes, resolve
@@ -86,6 +89,16 @@ def test_plans(tiny: Tiny, files, builder: Builder, tmp_path: Path, monkeypatch)
     found = read_plan(tmp_path / "plan")
     assert found.sms == SMS and dict(found.fused) == {"_gemm_mha_v2": count}
     assert not found.plugins
+
+
+def test_convolutions_are_refused_on_a_gpu():
+    text = """<ir_version: 11, opset_import: ["" : 24]>
+        g (float16[N,3,8,8] pixels, float16[4,3,3,3] w) => (float16[N,4,6,6] y) {
+        y = Conv (pixels, w) }"""
+    graph = ir.from_proto(parser.parse_model(text))
+    passes.run(graph, passes.CUDA)
+    with pytest.raises(BackendError, match=r"convolutions, which .* cuDNN; give --text-only, or"):
+        kernels.embed(graph, (90,))
 
 
 @pytest.mark.skipif(libraries.compiler() is None, reason="no C++ compiler")

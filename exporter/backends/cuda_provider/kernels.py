@@ -64,6 +64,7 @@ def embed(graph: ir.Model, sms: tuple[int, ...]) -> None:
     fit.
     """
     refuse_low_precision(graph, sms)
+    refuse_convolutions(graph)
     nodes = [node for node in graph.graph if node.domain == DOMAIN]
     if not nodes:
         return
@@ -118,6 +119,16 @@ def refuse_low_precision(graph: ir.Model, sms: tuple[int, ...]) -> None:
         raise BackendError(
             f"target cuda: {what}; give a checkpoint or a recipe without it, or --target cpu or"
             " tensorrt-rtx"
+        )
+
+
+def refuse_convolutions(graph: ir.Model) -> None:
+    """Refuse those of towers; raises BackendError. ONNX Runtime's run by cuDNN, which no text needs
+    and lmcast does not install."""
+    if any(node.op_type == "Conv" for node in graph.graph):
+        raise BackendError(
+            "target cuda: the model of pictures or of sounds has convolutions, which ONNX Runtime"
+            " leaves to cuDNN; give --text-only, or --target cpu or tensorrt-rtx"
         )
 
 
