@@ -249,8 +249,7 @@ def pixels_of(name: str, patches: Any, grid: tuple[int, int, int]) -> dict[str, 
     return {"pixel_values": whole, "image_sizes": torch.tensor([whole.shape[-2:]])}
 
 
-# What is in a table, and its unit: the peak of memory, of private memory, and of that beyond what is
-# there when all is loaded.
+# What is in a table, and its unit: private memory, and of that what calls take when all is loaded.
 MEASURED = {"encode": 1.0, "encode CPU": 1.0, "prompt": 1.0, "prompt CPU": 1.0, "rss": MB,
             "private": MB, "more": MB}  # fmt: skip
 WHO: dict[str, tuple[str, dict[str, Any]]] = {
