@@ -192,3 +192,13 @@ def in_fp8(tensors: dict[str, Tensor], activations: bool) -> dict[str, Tensor]:
         if activations:
             found[f"{module}.qscale_act"] = torch.tensor(0.02)
     return found
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """Return PARAMS with other values; objects are merged, and None in them removes a key."""
+    out = deepcopy(PARAMS)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(out.get(key), dict):
+            value = {k: v for k, v in (out[key] | value).items() if v is not None}
+        out[key] = value
+    return {key: value for key, value in out.items() if value is not None}
