@@ -23,7 +23,7 @@ def tower_pass(
 ) -> list[Tensor]:
     """Return the features F,H of each call in a dtype; every weight is read once."""
     tower = found.model.to("meta")
-    given = [{name: torch.from_numpy(array) for name, array in call.items()} for call in calls]
+    given = [{name: _tensor(array) for name, array in call.items()} for call in calls]
 
     def inputs(part: nn.Module) -> list[list[Tensor]]:
         return [[call[name] for name in cast(TowerPart, part).takes] for call in given]
@@ -52,3 +52,8 @@ def tower_pass(
     with filled(tower.merger) as merger:
         each = zip(hidden, kept, inputs(merger), strict=True)
         return [merger(x, *before, *own) for x, before, own in each]
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """Return the numbers; PyTorch warns of those that cannot be written to, as views of fewer."""
+    return torch.from_numpy(np.require(array, requirements="W"))

@@ -246,8 +246,9 @@ class Engine:
     ) -> Picture:
         """Return a video for the images of calls, as `picture` does a picture.
 
-        source: a folder of pictures, an animated file or its bytes, or a list of pictures. fps:
-        frames a second; None: as an animated file says. Raises InputError.
+        source: a folder of pictures, an animated file or its bytes, a list of pictures, or an array
+        uint8 [frames, height, width, 3]. fps: frames a second; None: as an animated file says.
+        Raises InputError.
         """
         return self.tower.video(source, fps, max_pixels)
 

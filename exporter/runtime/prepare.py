@@ -36,7 +36,7 @@ Rate = Annotated[float, Range(0.001, 1000.0)]
 Video = str | PathLike[str] | bytes
 Source = str | PathLike[str] | bytes | np.ndarray | Picture | PilImage
 Sound = str | PathLike[str] | bytes | np.ndarray
-Frames = Video | Sequence[Source]
+Frames = Video | np.ndarray | Sequence[Source]
 PICTURES = (
     "paths, bytes of files, images of PIL, arrays uint8 [height, width, 3] or Pictures, one or"
     " several; for several prompts a list of these for each"

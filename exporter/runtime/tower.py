@@ -63,8 +63,9 @@ class Tower:
     ) -> Picture:
         """Return a video as the tower takes it; raises PictureError.
 
-        source: a folder of pictures, an animated file or its bytes, or a list of what `picture`
-        takes. fps: frames a second; None: as an animated file says.
+        source: a folder of pictures, an animated file or its bytes, a list of what `picture`
+        takes, or uint8 [frames, height, width, 3]. fps: frames a second; None: as an animated file
+        says.
         """
         require_medium(self.processor, "video")
         processor = self._within(max_pixels)

@@ -59,14 +59,20 @@ def open_video(
     """Return the frames of a video that a model takes, each decoded when it is asked for.
 
     source: a folder of pictures, in the order of their names, numbers in them by value; an animated
-    file, or its bytes; or a list of what `open_picture` takes. rate: frames a second; None: as an
-    animated file says. Raises PictureError as `open_picture`, and where nothing says a rate.
+    file, or its bytes; a list of what `open_picture` takes, or uint8 [frames, H, W, 3].
+    rate: frames a second; None: as an animated file says. Raises PictureError as `open_picture`,
+    and where nothing says a rate.
     """
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         source, name = _files(Path(source)), os.fspath(source)
     else:
         name = "the video"
-    if isinstance(source, list | tuple) or (isinstance(source, np.ndarray) and source.ndim == 4):
+    if isinstance(source, np.ndarray) and (source.ndim != 4 or source.dtype != np.uint8):
+        raise PictureError(
+            f"{name} is an array of {source.dtype} {list(source.shape)}; accepted: uint8 [frames,"
+            " height, width, 3]"
+        )
+    if isinstance(source, list | tuple | np.ndarray):
         used = _rate(rate, name)
         chosen = frame_indices(processor, len(source), used)
         return _clip(chosen, used, lambda i: open_picture(source[i], limit))

@@ -34,6 +34,11 @@ PixelCount = Annotated[int, Range(1, 1 << 40)]
 Share = Annotated[float, Range(1e-6, 1e6)]
 Mark = Annotated[str, Pattern(r"(?s).+", "a text")]
 MediumName = Literal["image", "video", "audio"]
+WORDS: Mapping[MediumName, tuple[str, str]] = {
+    "image": ("picture", "pictures"),
+    "video": ("video", "videos"),
+    "audio": ("sound", "sounds"),
+}
 
 
 @dataclass(frozen=True)
@@ -292,7 +297,8 @@ def capped(processor: Processor, most_pixels: int) -> Processor:
         cap = _handling(processor, name).capped
         if cap is None:
             raise PictureError(
-                f"this model takes {name}s of one size, which a limit of pixels cannot change"
+                f"this model takes {WORDS[name][1]} of one size, which a limit of pixels cannot"
+                " change"
             )
         found[name] = replace(medium, sizes=cap(medium.sizes, most_pixels))
     return replace(processor, **found)
@@ -345,9 +351,8 @@ def _handling(processor: Processor, medium: MediumName) -> Handling:
 def require_medium(processor: Processor, medium: MediumName) -> None:
     """Refuse what a model does not take; raises PictureError."""
     if processor.medium(medium) is None:
-        plural = {"image": "pictures", "video": "videos", "audio": "sounds"}
-        takes = ", ".join(plural[name] for name in processor.media)
-        raise PictureError(f"this model takes no {plural[medium]}; it takes {takes}")
+        takes = ", ".join(WORDS[name][1] for name in processor.media)
+        raise PictureError(f"this model takes no {WORDS[medium][1]}; it takes {takes}")
 
 
 def _encoded(processor: Processor, medium: MediumName, given: Any) -> list[Encoded]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import cast
 
 import numpy as np
@@ -9,13 +10,7 @@ import numpy as np
 from lmcast.exporter.vision import kinds
 from lmcast.exporter.vision.errors import PictureError
 from lmcast.exporter.vision.positions import Piece
-from lmcast.exporter.vision.processor import Encoded, MediumName, Places, Processor
-
-WORDS: dict[MediumName, tuple[str, str]] = {
-    "image": ("picture", "pictures"),
-    "video": ("video", "videos"),
-    "audio": ("sound", "sounds"),
-}
+from lmcast.exporter.vision.processor import WORDS, Encoded, MediumName, Places, Processor
 
 
 def counted(count: int, medium: MediumName) -> str:
@@ -108,7 +103,11 @@ def require_context(encoded: Sequence[Encoded], length: int, context: int) -> No
     if length <= context:
         return
     taken = [(group[0].medium, sum(e.tokens for e in group)) for group in groups(encoded)]
-    each = ", ".join(f"{WORDS[medium][0]} {count}" for medium, count in taken)
+    alike = [(*one, len(list(same))) for one, same in groupby(taken)]
+    each = ", ".join(
+        f"{counted(many, medium)} of {count} each" if many > 1 else f"{WORDS[medium][0]} {count}"
+        for medium, count, many in alike
+    )
     raise PictureError(
         f"the prompt has {length} tokens, of which {sum(count for _, count in taken)} are of what"
         f" is shown ({each}), and the context holds {context}; give fewer or smaller pictures, or a"

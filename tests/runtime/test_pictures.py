@@ -180,7 +180,7 @@ QWEN: dict[str, Any] = {"least": 64, "most": 1600, "patch": 4, "merge": 2, "fram
 OF_VIDEO = {"most": 99999, "rate": None, "fewest": 4, "most_frames": 768, "frame_tokens": None}
 
 
-def test_a_video_is_a_picture_of_frames(tmp_path: Path):
+def test_a_video_is_a_picture_of_frames(tmp_path: Path, engine: Engine):
     """With a stand-in for the tower of a model that takes them."""
     pixel = Pixels("bicubic", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     image = Medium("[P]", "<[P]>", "[P]", 5, QWEN, pixel)
@@ -198,6 +198,9 @@ def test_a_video_is_a_picture_of_frames(tmp_path: Path):
     seen = tower.video(tmp_path, 2.0)
     assert seen.digest == tower.video(frames, 2.0).digest != tower.video(frames[::-1], 2.0).digest
     assert (seen.medium, seen.rows) == ("video", 3 * 6)
+    assert seen.digest == tower.video(np.stack(frames), 2.0).digest
+    with pytest.raises(InputError, match="takes no videos"):
+        engine.video(np.stack(frames), 2.0)
     tower.see([seen, tower.picture(frames[0])])
     assert calls == [(3, 6, 4), (1, 6, 4)], "pairs of frames attend to themselves"
     text = tower.expand("a" + tower.written([seen]), [seen])

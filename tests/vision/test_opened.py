@@ -190,6 +190,7 @@ VIDEOS_REFUSED: dict[str, tuple[Any, float | None, str]] = {
     "a rate of 0": ([PICTURE], 0.0, "0.0 frames a second; accepted: more than 0"),
     "an image": (IMAGE, 2.0, "is no video; give a folder of pictures or an animated file"),
     "no frames": ([], 2.0, "the video has no frames"),
+    "an array of a picture": (PICTURE, 2.0, "[20, 30, 3]; accepted: uint8 [frames, height, width"),
     "damaged": (moving()[:-2000], 2.0, "cannot be decoded, so it is damaged"),
 }
 

@@ -155,7 +155,7 @@ def test_capped(kind: str) -> None:
     """A limit of pixels holds for any picture, or is refused where pictures are all of one size."""
     found = kinds.get(kind).read(files(kind))
     if kind in ("gemma3", "gemma3n"):
-        with pytest.raises(PictureError, match="takes images of one size"):
+        with pytest.raises(PictureError, match="takes pictures of one size"):
             vision.capped(found, 1000)
         return
     unit = 56 * 56 if kind == "llama4" else 28 * 28 if kind == "mistral3" else 64
@@ -166,6 +166,18 @@ def test_capped(kind: str) -> None:
     # longest of these is a single token wide, and Qwen's rule leaves it its length.
     most = {"llama4": 5 * 4, "kimi_k25": 8, "qwen3_5": 7}.get(kind, 4)
     assert max(counts) <= most < max(vision.features(found, *shape) for shape in shapes)
+
+
+@pytest.mark.parametrize("kind", kinds.NAMES)
+def test_the_longest_pictures_that_are_taken(kind: str) -> None:
+    """Sides that a rule rounds to nothing are a pixel."""
+    found = kinds.get(kind).read(files(kind))
+    for each in (
+        [found] if kind in ("gemma3", "gemma3n") else [found, vision.capped(found, 56 * 56)]
+    ):
+        for shape in ((1, 200), (200, 1), (1, 1)):
+            (made,) = vision.encode(each, [np.zeros((*shape, 3), np.uint8)])
+            assert made.features == vision.features(each, *shape) > 0
 
 
 def test_crops_where_a_model_takes_them() -> None:
@@ -269,6 +281,8 @@ def test_prompts_refused() -> None:
     with pytest.raises(PictureError, match=r"has 99 tokens, of which 6 are .* \(picture 6\)"):
         prompts.require_context(picture, 99, 64)
     prompts.require_context(picture, 64, 64)
+    with pytest.raises(PictureError, match=r"of which 18 are .* \(3 pictures of 6 each\)"):
+        prompts.require_context(picture * 3, 99, 64)
     mistral = kinds.get("mistral3").read(files("mistral3"))
     with pytest.raises(PictureError, match="this model takes no videos; it takes pictures"):
         vision.encode_video(mistral, CLIP)

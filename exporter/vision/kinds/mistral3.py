@@ -88,10 +88,14 @@ def longest_edge(section: Section, size: Mapping[str, int] | None) -> int:
 
 
 def resized(sizes: Sizes, height: int, width: int) -> tuple[int, int]:
-    """Return the pixels of a picture after resizing: rounded down, then up to whole tokens."""
+    """Return the pixels of a picture after resizing: rounded down, then up to whole tokens.
+
+    A side that rounds to nothing is a pixel: transformers fails, but only edges below 200 reach it.
+    """
     ratio = max(height, width) / sizes.longest
     if ratio > 1:
-        height, width = math.floor(height / ratio), math.floor(width / ratio)
+        height = max(math.floor(height / ratio), 1)
+        width = max(math.floor(width / ratio), 1)
     unit = sizes.patch * sizes.merge
     return ((height - 1) // unit + 1) * unit, ((width - 1) // unit + 1) * unit
 
