@@ -32,7 +32,7 @@ def write_card(
     path = directory / PARITY
     parity = read_parity(path) if path.exists() else None
     lines = ["---", *metadata(about, able, library), "---", "", *body(about, parity)]
-    lines += ["", "## Run it", "", *RUN[library](directory)]
+    lines += ["", "## Run it", "", *RUN[library](directory, about)]
     if library == OWN:
         lines += ["", *opened_by(about)]
     put((to or directory) / CARD, ("\n".join(lines) + "\n").encode())
@@ -42,7 +42,8 @@ def write_card(
 def metadata(about: Description, able: list[str], library: str) -> Iterator[str]:
     """Yield the lines of YAML that the Hub reads; a JSON text is one of YAML."""
     yield f"library_name: {library}"
-    yield "pipeline_tag: text-generation"
+    sees = library == OWN and about.vision is not None
+    yield f"pipeline_tag: {'image-text-to-text' if sees else 'text-generation'}"
     if about.hub is not None:
         yield f"base_model: {json.dumps(about.hub.repository)}"
         if few_bits(about):
@@ -63,6 +64,9 @@ def body(about: Description, parity: Parity | None) -> Iterator[str]:
     yield f"# {name}, an lmcast engine"
     yield ""
     yield f"{about.parameters:,} parameters, of which a token uses {about.active_parameters:,};"
+    for tower, what in ((about.vision, "pictures"), (about.audio, "sounds")):
+        if tower is not None:
+            yield f"{tower.parameters:,} for {what} besides;"
     yield f"rows of up to {about.context:,} tokens; computes in {about.dtype}, for {about.target}."
     if about.hub is not None:
         yield f"Made from revision `{about.hub.revision}` of `{about.hub.repository}`."
@@ -78,16 +82,20 @@ def opened_by(about: Description) -> Iterator[str]:
         if why := about.clients.get(contract.name):
             yield f"- not {contract.about}: {why}"
         elif contract.name in about.clients:
-            yield f"- {contract.about}: `{contract.graph}`"
+            of = "" if about.vision is None else ", for text alone"
+            yield f"- {contract.about}: `{contract.graph}`{of}"
 
 
-def by_lmcast(engine: Path) -> list[str]:
+def by_lmcast(engine: Path, about: Description) -> list[str]:
     say = "'Why is the sky blue?'" if (engine / TEMPLATE).exists() else "'Once upon a time'"
     given = say if (engine / TOKENIZER).exists() else "--ids 1,2,3"
-    return ["```bash", f"lmcast generate . {given}", "```"]
+    lines = [f"lmcast generate . {given}"]
+    if about.vision is not None and (engine / TOKENIZER).exists():
+        lines.append("lmcast generate . 'What is this?' --image cat.jpg")
+    return ["```bash", *lines, "```"]
 
 
-def by_transformers_js(engine: Path) -> list[str]:
+def by_transformers_js(engine: Path, about: Description) -> list[str]:
     return [
         "```js",
         "import { pipeline } from '@huggingface/transformers';",
@@ -98,7 +106,7 @@ def by_transformers_js(engine: Path) -> list[str]:
     ]
 
 
-RUN: Mapping[str, Callable[[Path], list[str]]] = {
+RUN: Mapping[str, Callable[[Path, Description], list[str]]] = {
     OWN: by_lmcast,
     "transformers.js": by_transformers_js,
 }

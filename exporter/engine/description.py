@@ -329,10 +329,14 @@ class Parity:
             raise RecordError("results is empty")
 
 
-def said_of(clients: Mapping[str, str]) -> list[str]:
-    """Return which other programs open an engine, and why others do not, a line for each reason."""
+def said_of(clients: Mapping[str, str], more: bool = False) -> list[str]:
+    """Return which other programs open an engine, and why others do not, a line for each reason.
+
+    more: whether it takes more than text, which they do not give it.
+    """
     able = ", ".join(name for name, why in clients.items() if not why)
-    lines = [f"other programs open it too: {able}"] if able else []
+    of = " for text alone" if more else ""
+    lines = [f"other programs open it too{of}: {able}"] if able else []
     for why in dict.fromkeys(filter(None, clients.values())):
         names = ", ".join(name for name, other in clients.items() if other == why)
         lines.append(f"not for {names}: {why}")

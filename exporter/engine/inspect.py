@@ -103,7 +103,8 @@ class Inspection:
             gpus = f" for {', '.join(f'SM{sm}' for sm in self.sms)}" if self.sms else ""
             kept = "linked" if self.linked else "self-contained"
             lines.append(f"target        {self.target}{gpus}, {kept}")
-        lines += [f"              {line}" for line in said_of(self.clients or {})]
+        clients = said_of(self.clients or {}, self.tower is not None)
+        lines += [f"              {line}" for line in clients]
         if self.hub:
             lines.append(f"from the Hub  {self.hub['repository']}, {self.hub['revision']}")
         lines += self._recipe()

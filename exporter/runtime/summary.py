@@ -75,4 +75,4 @@ class Summary:
         else:
             times = f"{self.bytes / self.of_checkpoint:.2f} times the checkpoint's"
             lines.append(f"{self.path}: {self.bytes:,} bytes, {times}, self-contained")
-        return "\n".join([*lines, *said_of(self.clients)])
+        return "\n".join([*lines, *said_of(self.clients, self.tower is not None)])

@@ -206,6 +206,11 @@ def test_other_programs_read_its_text(made: Path):
     report = parity(made / "packed", made / "checkpoint", client="hub", tokens=12)
     assert report.computes
     assert not {FEATURES, PICTURES} & {result.scenario for result in report.results}
+    assert "open it too for text alone: genai, hub" in inspect(made / "packed").text()
+    card = (made / "packed/README.md").read_text()
+    assert "pipeline_tag: image-text-to-text" in card
+    assert f"{PARAMETERS:,} for pictures besides" in card
+    assert "- ONNX Runtime GenAI: `genai.onnx`, for text alone" in card
 
 
 def test_text_alone(made: Path, lmcast: Any):
