@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "few ids": ([2, 2, 3, 4], [A], "the prompt has 2 tokens '[IMG]', and"),
     "ids without": ([2, 2, 3, 4], None, "the prompt has 2 tokens '[IMG]', and"),
     "beyond the context": (
-        "what?", [A] * 30, "(picture 12, picture 12, ",
+        "what?", [A] * 30, "(30 pictures of 12 each)",
     ),
 }  # fmt: skip
 
