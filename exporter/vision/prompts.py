@@ -137,7 +137,9 @@ def places(
     for id in dict.fromkeys(medium.id for medium in media.values()):
         own = [(i, each) for i, each in enumerate(encoded) if media[each.medium].id == id]
         named = {name: medium for name, medium in media.items() if medium.id == id}
-        at = np.flatnonzero(tokens == id)
+        # Fillers are in no text: there they have taken the place already, in ids that were placed.
+        fillers = [medium.filler for medium in named.values() if medium.filler is not None]
+        at = np.flatnonzero(np.isin(tokens, [id, *fillers]))
         if len(at) != (needed := sum(each.tokens for _, each in own)):
             plural = " and ".join(WORDS[name][1] for name in named)
             token = next(iter(named.values())).token
