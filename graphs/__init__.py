@@ -74,19 +74,19 @@ def define(
             f" but the checkpoint has {len(shapes)} tensors"
         )
     model = _on_meta(arch.build, typed, f"{arch.name}: config.json: {within}")
-    if not within:
-        arch = as_stored(arch, typed, shapes)
-    table = arch.table(typed)
-    beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
-    beside += tuple(quantized.beside)
-    binding = bind(model, table, shapes, beside, quantized.layouts)
-    towers = {}
+    towers = {}  # before the text, which has some of their weights, and has no other way out
     for called, (kind, own) in reading.towers.items():
         with _or_text_only():
             kind.require_stored(own, shapes)
             tower = _on_meta(partial(_tower, kind, typed), own, f"{arch.name}: config.json: ")
             bound = kind.bind(own, tower, shapes, quantized.layouts, quantized.beside)
         towers[called] = TowerDefinition(kind, own, tower, bound)
+    if not within:
+        arch = as_stored(arch, typed, shapes)
+    table = arch.table(typed)
+    beside = arch.modules_beside(typed, shapes) + spared(model, table, arch.spare, layers)
+    beside += tuple(quantized.beside)
+    binding = bind(model, table, shapes, beside, quantized.layouts)
     return Definition(arch, typed, model, binding, towers)
 
 

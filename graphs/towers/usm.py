@@ -173,7 +173,8 @@ WEIGHTS: Table = {
 
 INERT = """
 boi_token_id eoi_token_id image_token_id vision_config vision_soft_tokens_per_image
-audio_config.conf_attention_chunk_size
+audio_config.conf_attention_chunk_size audio_config.conf_positional_bias_size
+audio_config.sscp_conv_eps
 """
 
 TOWER = TowerArch(

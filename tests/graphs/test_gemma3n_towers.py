@@ -82,7 +82,7 @@ def test_released_towers_have_as_many_parameters():
     released = {"do_pooling": True, "label_names": ["LABEL_0", "LABEL_1"], "model_args": None}
     for arch, raw, own, width in (
         (mobilenet_v5.TOWER, vision(**released), 294_126_912, 2048),
-        (usm.TOWER, audio(), heard, 1536),
+        (usm.TOWER, audio(conf_positional_bias_size=256, sscp_conv_eps=1e-3), heard, 1536),
     ):
         _, tower = built(arch, raw, 2048)
         found = sum(parameter.numel() for parameter in tower.parameters())

@@ -194,8 +194,8 @@ def encode_audio(processor: Processor, samples: np.ndarray) -> list[Encoded]:
     seconds = len(samples) / how.rate
     if len(samples) > sizes.most:
         raise PictureError(
-            f"the sound has {seconds:.1f} seconds; this model takes"
-            f" {sizes.most / how.rate:.1f} at most: cut it"
+            f"the sound has {seconds:.3f} seconds; this model takes"
+            f" {sizes.most / how.rate:.3f} at most: cut it"
         )
     if not how.count(len(samples)):
         raise PictureError(f"the sound has {seconds:.3f} seconds, which is not a single frame")
