@@ -230,8 +230,13 @@ def of_sampling(given: dict[str, Any], generation: dict[str, Any]) -> Any:
     return sampling
 
 
-def parse_ids(prompt: Any) -> list[int]:
-    """Return the token ids of '1 15 27', or of a line that holds ids already."""
+def parse_ids(prompt: Any) -> Any:
+    """Return the token ids of '1 15 27', or of a line that holds ids already; with the pictures
+    that a line has beside them."""
+    from lmcast.exporter.runtime.prepare import Pictured
+
+    if isinstance(prompt, Pictured):
+        return replace(prompt, prompt=parse_ids(prompt.prompt))
     if isinstance(prompt, list):
         return prompt
     words = prompt.replace(",", " ").split() if isinstance(prompt, str) else []

@@ -10,7 +10,6 @@ import numpy as np
 
 IDS, ROWS = "input_ids", "image_rows"
 VISIBLE_ENDS, ROPE_POSITIONS = "visible_ends", "rope_positions"
-BY_TOKEN = (IDS, ROWS, VISIBLE_ENDS, ROPE_POSITIONS)  # graph inputs with an axis of tokens
 
 
 @dataclass(frozen=True)

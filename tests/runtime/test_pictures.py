@@ -242,6 +242,9 @@ def test_the_command(pictured: Path, engine: Engine, lmcast):
     assert [system["prompt"]] == [engine.prepare(chat, [A])[0].ids]
     ids = " ".join(map(str, want.prompt))
     assert command(lmcast, pictured, ids, "--ids", *a, *b) == [found]
+    line = {"prompt": list(want.prompt), "images": ["a.png", "b.png"]}
+    (pictured / "ids.jsonl").write_text(json.dumps(line))
+    assert command(lmcast, pictured, "--file", pictured / "ids.jsonl", "--ids") == [found]
     lines = [
         {"prompt": "what?", "images": ["a.png", "b.png"]},
         {"messages": chat[1:], "images": [str(pictured / "a.png")]},
