@@ -30,9 +30,10 @@ OPTIONS = {
 WHOLE = ("deepseek_v32", "gemma3n_text", "gpt_oss", "llama", "nemotron_h", "qwen3_next")
 
 
-# Families whose graph is another's: that of the text in their files, and those that are another's
-# record under a later name.
+# Families whose graph is another's: that of the text in their files, unless no file has that text
+# alone, and those that are another's record under a later name.
 FIRST = forms.first_cases()
+NEVER_ALONE = ("qwen3_vl", "qwen3_vl_moe")
 OUTER = [case for case in FIRST if "text_config" in case.settings]
 ARCHS = {case.architecture: archs.get(case.architecture) for case in FIRST if case not in OUTER}
 SAME = {
@@ -40,6 +41,7 @@ SAME = {
     for name in ARCHS
 }
 OWN = [case for case in FIRST if SAME.get(case.architecture) == case.architecture]
+OWN += [case for case in OUTER if case.architecture in NEVER_ALONE]
 
 
 @pytest.fixture(scope="module")

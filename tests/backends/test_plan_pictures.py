@@ -17,7 +17,9 @@ from lmcast.exporter.backends.gpu_call import Call, sizes_of
 from lmcast.exporter.backends.onnxruntime import BackendError
 from lmcast.exporter.backends.tensorrt.build import require_pictures
 from lmcast.exporter.backends.tensorrt.request import Request
+from lmcast.exporter.engine.description import Vision
 from lmcast.exporter.runtime.images import Images, Picture
+from lmcast.plugins.records import read
 
 WIDTH = 32
 # Of each row of a batch, text as n tokens and pictures as -n; the last is of text alone.
@@ -100,10 +102,13 @@ def test_a_plan_holds_a_picture_that_sees_itself(most: int, told: bool):
     processor = {"kind": "gemma3", "image": medium | {"pixels": pixels}}
     processor |= {"marks": {"begin": "<a>", "end": "<c>"}}
     request = Request("tensorrt-rtx", (89,), 1, 64, most, 1, most)
-    vision = {"text_inputs": ["image_features", "image_rows"], "processor": processor}
-    require_pictures({}, request)
-    require_pictures({"vision": vision}, request)  # of causal texts, pictures are cut anywhere
-    ahead = {"vision": vision | {"text_inputs": [*vision["text_inputs"], "visible_ends"]}}
+    taken = ["image_features", "image_rows"]
+    given = {"file": "vision.onnx", "inputs": [], "outputs": [], "parameters": 1}
+    given |= {"optimized": True, "text_inputs": taken, "processor": processor}
+    require_pictures(None, request)
+    # Of causal texts, pictures are cut anywhere.
+    require_pictures(read(Vision, given, "vision."), request)
+    ahead = read(Vision, given | {"text_inputs": [*taken, "visible_ends"]}, "vision.")
     if not told:
         return require_pictures(ahead, request)
     with pytest.raises(BackendError, match="--max-tokens is 3; a picture of this model has 4"):

@@ -144,7 +144,8 @@ def test_bench(both, monkeypatch):
     monkeypatch.setattr(bench, "READ_BYTES", 1 << 20)  # how fast memory is, is not looked at here
     planned, _ = both(LLAMA)
     request = {"directory": str(planned.directory), "threads": None, "prepack": False, "runs": 2,
-               "portable": False, "prompt_tokens": 5, "new_tokens": 4, "batch": 2}  # fmt: skip
+               "portable": False, "prompt_tokens": 5, "new_tokens": 4, "batch": 2,
+               "image": None}  # fmt: skip
     found = bench.measure(request)
     assert found["once"]["gpu"] == "Fake"
     assert found["once"]["peak_gpu"] > 4 * 2 * 64 * 2 * 8 * 4, "the states, at least"

@@ -63,7 +63,7 @@ SAME_KL = 1e-3
 def measured(checkpoint: Path, recipe: Path) -> float:
     """Return the divergence of what the files of a recipe make of a checkpoint."""
     source, identities = identified(checkpoint)
-    found = understand(source, (), tokenizer=False)
+    found = understand(source, (), tokenizer=False, text_only=True)  # as calibration takes it
     other = open_recipe(recipe, identities).take(found, source)
     return eager_quality(found, source, *other, sample()[1]).kl.value
 
@@ -94,7 +94,7 @@ def test_every_family(
     assert 0 < kl < 0.5
     assert measured(folder, tmp_path / "recipe") == pytest.approx(kl, rel=SAME_KL)
     # Whatever is a matrix is either quantized or listed.
-    model = understand(identified(folder)[0], (), tokenizer=False).model
+    model = understand(identified(folder)[0], (), tokenizer=False, text_only=True).model
     matrices = {name for name, p in model.named_parameters() if p.dim() >= 2}
     quantized = {record["name"] for record in report["weights"]}
     assert quantized | report["left"].keys() == matrices

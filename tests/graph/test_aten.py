@@ -284,10 +284,6 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         r"aten\.upsample_nearest2d.*no whole multiple",
     ),
     "cumsum of half": (lambda x: x.half().cumsum(1), r"aten\.cumsum\.default.*float16"),
-    "two sizes": (
-        lambda x: x[:, 1:].flatten(0, 1).unflatten(0, (x.shape[0], x.shape[1] - 1)),
-        r"at mixer",
-    ),
 }
 
 

@@ -14,9 +14,9 @@ from tiny import case, make
 from lmcast.exporter import export
 from lmcast.exporter.checkpoint import identified
 from lmcast.exporter.pipeline import understand
+from lmcast.exporter.prove.compare import compare
 from lmcast.exporter.prove.decided import decided_rows
 from lmcast.exporter.prove.junit import junit
-from lmcast.exporter.prove.parity import _compare
 from lmcast.exporter.prove.parity_report import TELLING, Report, Result
 from lmcast.exporter.prove.references import Reference, drawn, references, steps
 from lmcast.exporter.prove.scenarios import EXACT, PREFILL, RAGGED, STEPS
@@ -60,23 +60,23 @@ def test_logits_that_say_nothing_fail(name: str, made):
         assert reference.tells(FORMAT)
         right, random = reference.exact, np.random.default_rng(0)
         places = list(right)
-        allowed = _compare(way, right, reference, FORMAT).bound
+        allowed = compare(way, right, reference, FORMAT).bound
         noise = {at: x + random.uniform(-0.9, 0.9, x.shape) * allowed for at, x in right.items()}
-        assert _compare(way, noise, reference, FORMAT).problem(proven=False) is None
+        assert compare(way, noise, reference, FORMAT).problem(proven=False) is None
         for wrong in (
             {at: np.zeros_like(x) for at, x in right.items()},
             {at: right[places[i - 1]] for i, at in enumerate(places)},
             {at: other[way].exact[at] for at in places},
             {at: np.full_like(x, np.nan) for at, x in right.items()},
         ):
-            assert not _compare(way, wrong, reference, FORMAT).passed
+            assert not compare(way, wrong, reference, FORMAT).passed
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bound_that_says_nothing_is_refused_by_name(name: str, made):
     """Also right logits do not pass by it, of tokens that somebody gives."""
     before, _ = made(name)
-    results = tuple(_compare(way, ref.exact, ref, FORMAT) for way, ref in before.items())
+    results = tuple(compare(way, ref.exact, ref, FORMAT) for way, ref in before.items())
     report = Report(FORMAT, LENGTH, None, results)
     assert all(result.error == 0 for result in results) and not report.passed
     assert "vacuous: a bound of" in report.worst()
