@@ -31,7 +31,7 @@ def write_card(
         return False
     path = directory / PARITY
     parity = read_parity(path) if path.exists() else None
-    lines = ["---", *metadata(about, able, library), "---", "", *body(about, parity)]
+    lines = ["---", *metadata(about, able, library), "---", "", *body(about, parity, library)]
     lines += ["", "## Run it", "", *RUN[library](directory, about)]
     if library == OWN:
         lines += ["", *opened_by(about)]
@@ -58,14 +58,14 @@ def few_bits(about: Description) -> list[str]:
     return sorted(name for name in about.weights if name not in COMPUTED)
 
 
-def body(about: Description, parity: Parity | None) -> Iterator[str]:
+def body(about: Description, parity: Parity | None, library: str) -> Iterator[str]:
     """Yield the text: what the engine is, and how close it is."""
     name = about.architecture if about.hub is None else about.hub.repository
     yield f"# {name}, an lmcast engine"
     yield ""
     yield f"{about.parameters:,} parameters, of which a token uses {about.active_parameters:,};"
     for tower, what in ((about.vision, "pictures"), (about.audio, "sounds")):
-        if tower is not None:
+        if tower is not None and library == OWN:
             yield f"{tower.parameters:,} for {what} besides;"
     yield f"rows of up to {about.context:,} tokens; computes in {about.dtype}, for {about.target}."
     if about.hub is not None:

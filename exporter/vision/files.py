@@ -59,7 +59,7 @@ class Section:
             if name not in fields:
                 raise CheckpointError(
                     f"{self.at}{name} is {value!r:.80}, which nothing reads and might change"
-                    f" pixels; read are {', '.join(sorted(fields))}"
+                    f" pixels; read here are {', '.join(sorted(fields))}"
                 )
             values[name] = self.converted(fields[name][0], value, name)
         for name, (_, needed) in fields.items():
