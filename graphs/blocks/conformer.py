@@ -80,7 +80,8 @@ class Clamp(nn.Module):
         self.most = most
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(-self.most, self.most)
+        most = min(self.most, torch.finfo(x.dtype).max)  # of fp16, as Hugging Face has it
+        return x.clamp(-most, most)
 
 
 class HalfFeedForward(nn.Module):

@@ -11,6 +11,7 @@ from tiny import randomise
 from torch import Tensor
 
 from lmcast.graphs import ConfigError, WeightError
+from lmcast.graphs.blocks.conformer import Clamp
 from lmcast.graphs.blocks.tower import Tower
 from lmcast.graphs.towers import mobilenet_v5, usm
 from lmcast.graphs.towers.record import TowerArch
@@ -87,6 +88,16 @@ def test_released_towers_have_as_many_parameters():
         _, tower = built(arch, raw, 2048)
         found = sum(parameter.numel() for parameter in tower.parameters())
         assert found == own + width + 2048 * width
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_clamp_beyond_a_dtype_is_at_its_largest(dtype: torch.dtype):
+    """1e10, which released files say, is beyond fp16: Hugging Face takes its largest number."""
+    largest = torch.finfo(dtype).max
+    numbers = torch.tensor([-largest, -3.0, float("inf")], dtype=dtype)
+    wanted = numbers.clamp(-min(1e10, largest), min(1e10, largest))
+    assert Clamp(1e10)(numbers).equal(wanted)
+    assert Clamp(1e10)(numbers)[2].isfinite()
 
 
 def vision(**settings: Any) -> dict[str, Any]:
