@@ -136,10 +136,13 @@ class Runner:
         outputs: Sequence[str] = ("logits",),
         *,
         rows: slice = slice(None),
+        kept: Mapping[str, ort.OrtValue] | None = None,
     ) -> list[np.ndarray]:
         """Run once over these rows of the states, which are updated in place; return the named
-        outputs."""
+        outputs. kept: further inputs, which no call changes and none copies."""
         bound = self._bound(states, rows, outputs)
+        for name, value in (kept or {}).items():
+            bound.binding.bind_ortvalue_input(name, value)
         for name, array in inputs.items():
             memory, _ = bound.inputs.get(name, (None, None))
             if memory is not None and memory.shape == array.shape:

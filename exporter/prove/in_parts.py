@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from lmcast.exporter.backends.onnxruntime import Runner, States
+from lmcast.exporter.backends.onnxruntime import Runner, States, value_of
 from lmcast.exporter.backends.runner import Shaped
 from lmcast.exporter.prove.cut import LOGITS, Cut, Part
 from lmcast.exporter.prove.dequantized import dequantize
@@ -95,12 +95,13 @@ def _run(engine: Engine, graph: ir.Model, calls: Sequence[_Call], most: int) -> 
         shared = _outputs(runner(model), {n: pieces[n].rows for n in given}, part.shared)
         one = runner(cut.each(part, values[0] | shared))
         held: dict[_Held, States] = {}
+        kept = {name: value_of(array) for name, array in shared.items()}
         for call, have in zip(calls, values, strict=True):
             states = _states(one, part, call.states, held)
-            inputs = {name: have[name] for name in part.needs} | shared
-            got = one.run(inputs, states, part.gives, rows=call.rows)
+            inputs = {name: have[name] for name in part.needs}
+            got = one.run(inputs, states, part.gives, rows=call.rows, kept=kept)
             have |= dict(zip(part.gives, got, strict=True))
-        del one, shared, inputs, held, states  # before those of the next part are made
+        del one, shared, kept, inputs, held, states  # before those of the next part are made
         behind = {name for later in parts[number + 1 :] for name in later.needs}
         for have in values:
             for name in have.keys() - behind - {LOGITS}:
