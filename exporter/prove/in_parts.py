@@ -72,6 +72,7 @@ class _Calls(Runner):
         outputs: Sequence[str] = (LOGITS,),
         *,
         rows: slice = slice(None),
+        kept: Mapping[str, Any] | None = None,
     ) -> list[np.ndarray]:
         if self.logits is not None:
             return [next(self.logits)]
